@@ -1,0 +1,1 @@
+"""slm: an experiment framework for small language models."""
