@@ -5,7 +5,7 @@ A kind of tokenizer is a class with the methods of `Tokenizer` and two construct
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -32,10 +32,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One array of ids per text, equal to `encode` of each, on the library's own threads where it has them."""
+        """One int32 array of ids per text, equal to `encode` of each, on the library's own threads where it has
+        them."""
+        return [np.array(self.encode(text), dtype=np.int32) for text in texts]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Control ids have no text; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one id stands for, empty for a control id; their concatenation is the UTF-8 of `decode`."""
@@ -46,13 +49,31 @@ class Tokenizer(Protocol):
 
 def load(folder: Path) -> Tokenizer:
     """The tokenizer that `save` wrote into the folder."""
-    try:
-        kind = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["kind"]
-    except FileNotFoundError:
-        raise UserError(f"no tokenizer.json in {folder}; a saved tokenizer is a folder that holds one") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / 'tokenizer.json'} is damaged; delete the folder to build it again") from None
+    kind = read_settings(folder).get("kind")
     if kind not in KINDS:
         raise UserError(f"{folder} holds a tokenizer of kind {kind!r}; known are {', '.join(KINDS)}")
     module, name = KINDS[kind].split(":")
     return getattr(import_module(module), name).load(folder)
+
+
+def write_settings(folder: Path, settings: dict) -> None:
+    """tokenizer.json, in a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_settings(folder: Path) -> dict:
+    """The inverse of `write_settings`."""
+    try:
+        settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no tokenizer.json in {folder}; a saved tokenizer is a folder that holds one") from None
+    except ValueError:
+        raise damaged(folder, "tokenizer.json") from None
+    if not isinstance(settings, dict):
+        raise damaged(folder, "tokenizer.json")
+    return settings
+
+
+def damaged(folder: Path, file: str) -> UserError:
+    return UserError(f"{folder / file} is missing or damaged; delete the folder to build the tokenizer again")

@@ -1,0 +1,135 @@
+"""The one way from a checkpoint file to (model, tokenizer, step), and back to disk.
+
+A file is written beside its final name, flushed to the disk and renamed, so that a file with the final name is whole;
+its sha256 lies beside it, since a flipped bit would load without a word. Only plain types and tensors go in, and
+nothing else is ever read (weights_only), so a checkpoint cannot execute code.
+"""
+
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm import tokenizers
+from slm.errors import UserError
+from slm.model import GPT, GPTConfig
+from slm.tokenizers import Tokenizer
+
+FORMAT = 1
+STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint is for once training is over."""
+
+    model: GPT  # in eval mode
+    tokenizer: Tokenizer
+    step: int
+    config: dict[str, Any]  # the run's resolved configuration
+
+
+def description(model: GPTConfig, tokenizer_folder: Path, config: dict, run_id: str) -> dict[str, Any]:
+    """What a training adds to its checkpoints to make each sufficient on its own."""
+    files = {path.name: path.read_bytes() for path in sorted(tokenizer_folder.iterdir())}
+    return {"format": FORMAT, "model": asdict(model), "tokenizer": files, "config": config, "run_id": run_id}
+
+
+def save(checkpoint: dict[str, Any], path: Path):
+    """Atomic and durable: whatever happens, `path` is the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        # The digest first: a digest without its file harms nobody, a file without its digest would not be trusted.
+        write_text(digest_path(path), f"{file_digest(temporary)}  {path.name}\n")
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str):
+    """Atomic and durable, for the small files beside checkpoints."""
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The raw checkpoint, on the CPU. Raises UserError for what is missing, damaged or not ours."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; ckpt= takes a .ckpt file, a run folder, latest, last or best")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is not a checkpoint of slm: it is damaged, or holds more than tensors") from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError):
+        raise UserError(f"{path} is truncated or damaged; take another checkpoint of the run") from None
+    described = checkpoint.get("slm") if isinstance(checkpoint, dict) else None
+    if not isinstance(described, dict):
+        raise UserError(f"{path} is a checkpoint, but not one of slm")
+    if described["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {described['format']}, this program reads {FORMAT}")
+    return checkpoint
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
+    """Rebuilds model and tokenizer from the file alone."""
+    checkpoint = read(path)
+    described = checkpoint["slm"]
+    model = GPT(GPTConfig(**described["model"]))
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}, strict=True
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in described["tokenizer"].items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        tokenizer = tokenizers.load(Path(folder))
+    return Loaded(model.to(device).eval(), tokenizer, checkpoint["global_step"], described["config"])
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The step checkpoints of a folder, newest first. Whether they are intact, `verify` says."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := STEP_FILE.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def verify(path: Path) -> bool:
+    """True if the file's sha256 is the one that was written beside it."""
+    try:
+        return digest_path(path).read_text().split()[:1] == [file_digest(path)]
+    except OSError:
+        return False
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def sync_folder(folder: Path):
+    """Makes renames and new names in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

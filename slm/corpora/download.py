@@ -1,0 +1,44 @@
+"""Bytes from the network within a time limit, and onto the disk whole or not at all."""
+
+import os
+from concurrent.futures import Future
+from http.client import HTTPException
+from pathlib import Path
+from threading import Thread
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+
+def fetch(url: str, *, seconds: float) -> bytes:
+    """The body of a GET, in at most `seconds` altogether. Raises OSError, whose text says why, for every failure."""
+    body: Future[bytes] = Future()
+
+    def get() -> None:
+        try:
+            with urlopen(url, timeout=seconds) as response:
+                body.set_result(response.read())
+        except HTTPError as error:
+            error.close()
+            body.set_exception(OSError(f"HTTP {error.code} {error.reason}"))
+        except URLError as error:
+            body.set_exception(OSError(str(error.reason)))
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
+            body.set_exception(OSError(f"{type(error).__name__}: {error}"))
+
+    # A thread, as a socket's own timeout bounds neither the look-up of the name nor a byte now and then.
+    Thread(target=get, daemon=True).start()
+    try:
+        return body.result(timeout=seconds)
+    except TimeoutError:
+        raise OSError(f"no answer within {seconds:g} s") from None
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Readers and crashes see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,46 @@
+"""Tiny Shakespeare (Karpathy 2015, char-rnn): one text of 1,115,394 characters, a local file or downloaded once."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from slm.corpora import Split
+from slm.corpora.download import fetch, write_atomic
+from slm.corpora.text import Text
+from slm.errors import UserError
+
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+DOWNLOAD_SECONDS = 10.0
+
+
+class Shakespeare:
+    """`path`: your copy; None: `url`, kept in the folder `cache`. The first `train_ratio` of the text is train."""
+
+    def __init__(self, *, path: str | None, url: str, cache: str, train_ratio: float):
+        self.path = path
+        self.url = url
+        self.cache = cache
+        self.train_ratio = train_ratio
+
+    def documents(self, split: Split) -> Iterator[str]:
+        return self._text().documents(split)
+
+    def fingerprint(self) -> str:
+        return self._text().fingerprint()
+
+    def _text(self) -> Text:
+        path = self.path or str(self._downloaded())
+        return Text(path=path, separator=None, split="contiguous", train_ratio=self.train_ratio, seed=0)
+
+    def _downloaded(self) -> Path:
+        file = Path(self.cache) / "shakespeare" / "input.txt"
+        if not file.exists():
+            remedy = f"place the file at {file}, or give data.path=<file>"
+            try:
+                content = fetch(self.url, seconds=DOWNLOAD_SECONDS)
+            except OSError as error:
+                raise UserError(f"cannot download {self.url} ({error}): {remedy}") from error
+            if hashlib.sha256(content).hexdigest() != SHA256:
+                raise UserError(f"what came from {self.url} is not tiny Shakespeare (its sha256 differs): {remedy}")
+            write_atomic(file, content)
+        return file

@@ -1,0 +1,79 @@
+"""Windows over a token store, and the endless order in which training reads them.
+
+A window is context + 1 consecutive ids: inputs and, one further, targets. The order is an endless concatenation of
+seeded permutations, a pure function of (seed, position), so resuming the data is one integer.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from slm.corpora import Split
+from slm.data.store import TokenStore
+from slm.errors import UserError
+
+
+class Windows(Dataset):
+    """Every window of a split, side by side: window i starts at id i * context. The last, short one is left out."""
+
+    def __init__(self, store: TokenStore, split: Split, context: int):
+        self.shards, self.context = store.shards(split), context
+        self.starts = np.cumsum([0, *map(len, self.shards)])  # of each shard, in ids of the split
+        self.count = (int(self.starts[-1]) - 1) // context
+        if self.count < 1:
+            raise UserError(
+                f"the {split} split has {int(self.starts[-1]):,} tokens, fewer than one window of "
+                f"model.context={context} + 1; give more text or a smaller model.context"
+            )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Ids (context + 1,), int64."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Ids (B, context + 1), int64: what a DataLoader calls with the indices of a microbatch."""
+        rows = np.stack([self._window(index) for index in indices])
+        return torch.from_numpy(rows.astype(np.int64))
+
+    def _window(self, index: int) -> np.ndarray:
+        start = index * self.context
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        window = self.shards[shard][start - self.starts[shard] :][: self.context + 1]
+        while len(window) < self.context + 1:  # it goes on in the next shard
+            shard += 1
+            window = np.concatenate([window, self.shards[shard][: self.context + 1 - len(window)]])
+        return window
+
+
+class EndlessOrder(Sampler[int]):
+    """Window indices from global position `start` on, forever; rank r of `world` takes every world-th position.
+
+    All ranks together read the same windows per step whatever their number is.
+    """
+
+    def __init__(self, windows: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
+        self.windows, self.seed, self.start, self.rank, self.world = windows, seed, start, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._positions(), self.rank, None, self.world)
+
+    def _positions(self) -> Iterator[int]:
+        epoch, offset = divmod(self.start, self.windows)
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            yield from torch.randperm(self.windows, generator=generator)[offset:].tolist()
+            epoch, offset = epoch + 1, 0
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most `limit` of `total` indices, evenly spaced, always the same ones."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [index * total // limit for index in range(limit)]

@@ -1,0 +1,141 @@
+"""The interactive loop: a line in, a story out, settings changed by commands. Plain input() and print()."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from slm.errors import UserError
+from slm.generation.sampling import Sampler
+from slm.generation.stream import TextStream, check_count, encode_prompt, generate
+from slm.model import GPT
+from slm.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    sampler: Sampler
+    max_new_tokens: int
+    seed: int  # of the next story; each story adds 1
+
+    def __post_init__(self):
+        check_count("max_new_tokens", self.max_new_tokens)
+
+    def change(self, name: str, value: Any) -> "Settings":
+        if name in (field.name for field in fields(Sampler)):
+            return replace(self, sampler=replace(self.sampler, **{name: value}))
+        return replace(self, **{name: value})
+
+    def __str__(self) -> str:
+        values = {**asdict(self.sampler), "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        words = {None: "off", True: "on", False: "off"}
+        return " ".join(
+            f"{name}={value if type(value) in (int, float) else words[value]}" for name, value in values.items()
+        )
+
+
+def optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda word: None if word == "off" else parse(word)
+
+
+COMMANDS = {  # name -> how its value is read, an example
+    "temperature": (float, "0.8"),
+    "top_k": (optional(int), "50, or off"),
+    "top_p": (optional(float), "0.9, or off"),
+    "min_p": (optional(float), "0.05, or off"),
+    "repetition_penalty": (float, "1.1; 1 is off"),
+    "greedy": ({"on": True, "off": False}.__getitem__, "on, or off"),
+    "max_new_tokens": (int, "300"),
+    "seed": (int, "7"),
+}
+HELP = "\n".join(
+    [
+        "A line of text is the beginning of a story; an empty line leaves even that to the model.",
+        "Ctrl-C stops the story; at the prompt Ctrl-C, Ctrl-D or /quit leaves.",
+        *(f"  /{name} {example}" for name, (_, example) in COMMANDS.items()),
+        "  /reset to the settings at the start, /help",
+        "The seed grows by 1 after every story; /seed repeats one.",
+    ]
+)
+
+
+def chat(
+    model: GPT,
+    tokenizer: Tokenizer,
+    sampler: Sampler,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    stop_at_eos: bool = True,
+    loaded: str | None = None,
+):
+    """Reads lines until the user leaves. `loaded` says what the model is, for example its run and step."""
+    with contextlib.suppress(ImportError):  # absent on Windows
+        import readline  # noqa: F401  (gives input() line editing and a history)
+    settings = start = Settings(sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
+    print(dim("\n".join(filter(None, [loaded, str(settings), "/help lists the commands, /quit leaves"]))))
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            try:
+                line = input("> ")
+                if line.strip() == "/quit":
+                    return
+                if line.startswith("/"):
+                    settings = command(line, settings, start)
+                else:
+                    tell(model, tokenizer, line, settings, tokenizer.eos if stop_at_eos else None)
+                    settings = replace(settings, seed=settings.seed + 1)
+            except (UserError, UnicodeError) as error:
+                print(f"error: {error}")
+    print()
+
+
+def command(line: str, settings: Settings, start: Settings) -> Settings:
+    """The settings after a command, which prints them or the help. Raises UserError."""
+    name, _, word = line.strip().removeprefix("/").partition(" ")
+    if name == "help":
+        print(HELP)
+        return settings
+    if name == "reset":
+        settings = start
+    elif name in COMMANDS:
+        parse, example = COMMANDS[name]
+        try:
+            value = parse(word.strip())
+        except (ValueError, KeyError):
+            raise UserError(f"/{name} {word}: expected a value like {example}") from None
+        settings = settings.change(name, value)
+    else:
+        raise UserError(f"/{name} is no command; /help lists them")
+    print(dim(str(settings)))
+    return settings
+
+
+def tell(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos: int | None):
+    """Prints one story as it comes, until its end or Ctrl-C."""
+    text, tokens, began = TextStream(tokenizer), 0, time.perf_counter()
+    choices = {"sampler": settings.sampler, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
+    steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **choices)
+    print(prompt, end="", flush=True)
+    try:
+        with contextlib.closing(steps):
+            for [(_, token)] in steps:
+                print(visible(text.add(token)), end="", flush=True)
+                tokens += 1
+    except KeyboardInterrupt:
+        print(text.flush(), "[stopped]")
+    else:
+        print(text.flush())
+    seconds = time.perf_counter() - began
+    print(dim(f"{tokens} tokens, {tokens / seconds:,.0f} tokens/s, seed {settings.seed}"))
+
+
+def visible(text: str) -> str:
+    """Without the control characters by which a model's bytes could upset the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+def dim(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text

@@ -1,0 +1,186 @@
+"""Text from a model: prefill once, then one token per step for all rows in one forward pass.
+
+Prompts of different lengths share a batch without padding. All rows are read to the same length, first to that of
+the shortest prompt; from there a row that still has prompt is fed its own next id, and every other one what was
+sampled for it. So no mask is needed, and up to rounding each row computes what it would alone.
+
+A text may outgrow the context: when the cache is full, the newest half of the context is read anew, from position 0,
+and decoding goes on. A prompt longer than the context is cut where reading it token by token would have cut it.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from slm.errors import UserError
+from slm.generation.sampling import Sampler
+from slm.model import GPT, Cache
+from slm.tokenizers import Tokenizer
+
+MAX_ROWS = 64  # that `complete` decodes at once; each holds a cache of its own
+
+
+@dataclass(kw_only=True)
+class Row:
+    index: int
+    ids: list[int]  # the prompt, then what was generated
+    left: int  # tokens it may still generate
+    random: Random  # its own, so that its text depends neither on its companions nor on the global generators
+    stopped: bool = False
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids that stand for a document beginning with the prompt: in training every document follows an eos."""
+    return [tokenizer.eos, *tokenizer.encode(prompt)]
+
+
+def check_count(name: str, value: int):
+    if type(value) is not int or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number from 1")
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampler: Sampler,
+    max_new_tokens: int,
+    eos: int | None,
+    seed: int,
+    first_row: int = 0,
+) -> Iterator[list[tuple[int, int]]]:
+    """Yields, step by step, the new (row, token) pairs, never none; a row's last pair may hold eos.
+
+    A row stops after its eos (None: never) or its max_new_tokens. Its text is a function of the model, its prompt, the
+    sampler, the seed and its number, which counts from first_row. Prompts must not be empty (see `encode_prompt`).
+    The repetition penalty counts the whole prompt and text, but never the eos that would stop the row.
+    The model is in eval mode until the iterator ends or is closed.
+    """
+    check_count("max_new_tokens", max_new_tokens)
+    vocab_size = model.config.vocab_size
+    if not all(prompt and min(prompt) >= 0 and max(prompt) < vocab_size for prompt in prompts):
+        raise ValueError(f"a prompt must hold at least one id, and only ids below the vocabulary size {vocab_size}")
+    rows = [
+        Row(index=index, ids=list(prompt), left=max_new_tokens, random=Random(f"{seed}/{index}"))
+        for index, prompt in enumerate(prompts, first_row)
+    ]
+    return _steps(model, rows, sampler, eos)
+
+
+@torch.inference_mode()  # as a decorator it is left at every yield
+def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
+    weight = model.head.weight
+    cache = Cache(model.config, len(rows), device=weight.device, dtype=weight.dtype)
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=weight.device)
+    begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids that this step reads of every row
+    was_training = model.training
+    model.eval()
+    try:
+        while rows:
+            seen.scatter_(1, torch.tensor([row.ids[begin:end] for row in rows], device=weight.device), True)
+            if eos is not None:
+                seen[:, eos] = False
+            logits = _read(model, cache, rows, end)
+            new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
+            if new:
+                yield new
+            begin, end = end, end + 1
+            keep = [place for place, row in enumerate(rows) if not row.stopped]
+            if len(keep) < len(rows):
+                rows, seen, cache.store = [rows[place] for place in keep], seen[keep], cache.store[:, :, keep]
+    finally:
+        model.train(was_training)
+
+
+def window_start(end: int, context: int) -> int:
+    """Where the context begins when `end` ids are read: 0 until it is full, then on by half a context at a time."""
+    half = context - context // 2
+    return max(0, -(-(end - context) // half) * half)
+
+
+def _read(model: GPT, cache: Cache, rows: Sequence[Row], end: int) -> Tensor:
+    """Reads every row up to `end`, from the window's start if that has moved. Logits (B, V) after the last id."""
+    start = window_start(end, model.config.context)
+    if start + cache.length != end - 1:
+        cache.length = 0
+    tokens = torch.tensor([row.ids[start + cache.length : end] for row in rows], device=cache.store.device)
+    return model.head(model.features(tokens, cache)[:, -1])
+
+
+def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
+    """An id per row, meaningless where the row still has prompt; one transfer to the host."""
+    uniform = [row.random.random() if len(row.ids) == end else 0.0 for row in rows]
+    ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
+    ids, finite = torch.stack([ids, logits.isfinite().all(-1).long()]).tolist()
+    if not all(finite):
+        raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
+    return ids
+
+
+def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | None) -> list[tuple[int, int]]:
+    """Appends its token to every row that has been read to its end."""
+    new = []
+    for row, token in zip(rows, tokens):
+        if len(row.ids) == end:
+            row.ids.append(token)
+            row.left -= 1
+            row.stopped = token == eos or not row.left
+            new.append((row.index, token))
+    return new
+
+
+class TextStream:
+    """Token ids in, text out piece by piece, as soon as the bytes are whole characters. Invalid bytes become U+FFFD."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.token_bytes = tokenizer.token_bytes
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        return self.decoder.decode(self.token_bytes(token))
+
+    def flush(self) -> str:
+        """What is left of a character that never became whole."""
+        return self.decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    prompt: str
+    text: str  # what follows the prompt
+    tokens: int  # of the text; eos is not counted
+    finished: bool  # the model ended the text itself
+
+
+def complete(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    sampler: Sampler,
+    max_new_tokens: int,
+    seed: int,
+    num_samples: int = 1,
+    stop_at_eos: bool = True,
+) -> list[list[Completion]]:
+    """For every prompt its num_samples completions. Further prompts after it do not change them."""
+    check_count("num_samples", num_samples)
+    starts = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(num_samples)]
+    eos = tokenizer.eos if stop_at_eos else None
+    settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "eos": eos, "seed": seed}
+    texts = [[] for _ in starts]
+    for first in range(0, len(starts), MAX_ROWS):
+        for step in generate(model, starts[first : first + MAX_ROWS], first_row=first, **settings):
+            for row, token in step:
+                texts[row].append(token)
+    completions = []
+    for row, ids in enumerate(texts):
+        finished = ids[-1] == eos
+        ids = ids[:-1] if finished else ids
+        prompt, text = prompts[row // num_samples], tokenizer.decode(ids)
+        completions.append(Completion(prompt=prompt, text=text, tokens=len(ids), finished=finished))
+    return [completions[first : first + num_samples] for first in range(0, len(completions), num_samples)]

@@ -1,0 +1,76 @@
+"""Next-token cross-entropy from features, without ever holding the logits of a whole batch.
+
+The (N, V) float32 logits are the largest tensor of a small model's training step. Here they exist for a few rows at a
+time, and so does their gradient, which is computed in the same pass: nothing is computed twice.
+
+Shapes: N rows (batch times positions), C width, V vocabulary. Units: nats.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100  # a target that counts for nothing, as in torch
+
+
+def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per target of features (..., C) read out by weight (V, C). Targets (...) may hold IGNORE."""
+    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten())
+
+
+@torch.no_grad()
+def token_nats(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each target, in the shape of targets; 0 where it is IGNORE. For evaluation: no gradient."""
+    rows, flat = features.flatten(0, -2), targets.flatten()
+    nats = [F.cross_entropy((rows[c] @ weight.t()).float(), flat[c], reduction="none") for c in _chunks(rows, weight)]
+    return torch.cat(nats).view_as(targets)
+
+
+def bits_per_byte(nats: float, text_bytes: float) -> float:
+    """The loss that runs with different tokenizers may be compared by."""
+    return nats / math.log(2) / text_bytes
+
+
+def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Slices of rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
+    logits = 2**23 if rows.device.type == "cpu" else 2**27
+    size = max(64, logits // weight.size(0))
+    return (slice(start, start + size) for start in range(0, rows.size(0), size))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        with torch.autocast(device, enabled=False):
+            x, w = features.to(dtype), weight.to(dtype)
+            kept = (targets != IGNORE).unsqueeze(1)
+            total = torch.zeros((), device=x.device)
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+            for rows in _chunks(x, w):
+                target, counts = targets[rows].clamp(min=0).unsqueeze(1), kept[rows]
+                logits = x[rows] @ w.t()
+                log_sum = logits.float().logsumexp(1, keepdim=True)
+                total += ((log_sum - logits.gather(1, target)) * counts).sum()
+                if any(ctx.needs_input_grad):  # softmax minus one-hot; an infinite sum makes an ignored row zero
+                    error = logits.sub_(log_sum.masked_fill_(~counts, torch.inf).to(dtype)).exp_()
+                    error.scatter_add_(1, target, -counts.to(dtype))
+                    grad_x[rows] = error @ w
+                    grad_w += error.t() @ x[rows]
+        # sums, not means: the mean's factor would vanish in float16; it comes in with the loss scale in backward
+        count = kept.sum().clamp(min=1)
+        ctx.save_for_backward(grad_x, grad_w, count)
+        ctx.dtypes = features.dtype, weight.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        grad_x, grad_w, count = ctx.saved_tensors
+        scale = grad / count
+        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None

@@ -1,0 +1,239 @@
+"""A decoder-only transformer: everything that defines the function tokens -> logits, and nothing else.
+
+Pre-norm residual blocks as in GPT-2 (Radford et al., 2019), with the parts that later work put in their place as
+options. Training, sampling, counting and export live elsewhere.
+
+Shapes: B batch, T new positions, S cached plus new positions, C width, V vocabulary, H query heads, K key/value heads,
+D head_dim.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from slm.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),  # arXiv:2109.08668
+    "swiglu": F.silu,  # of the gate, arXiv:2002.05202
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What fixes the shape and the arithmetic of a model. Stored in every checkpoint."""
+
+    vocab_size: int
+    context: int  # most positions one forward pass may see
+    depth: int  # blocks
+    width: int  # of the residual stream
+    head_dim: int
+    kv_heads: int | None = None  # fewer than heads: grouped-query attention (arXiv:2305.13245); None: as many as heads
+    mlp_width: int | None = None  # None: 4 * width, or for swiglu about 8 / 3 * width, so that parameters are equal
+    positions: Literal["rope", "learned"]
+    norm: Literal["layernorm", "rmsnorm"]
+    mlp: Literal["gelu", "swiglu", "relu2"]
+    qk_norm: bool = False  # RMSNorm on queries and keys (arXiv:2302.05442)
+    bias: bool  # in linear layers and LayerNorm; the head never has one
+    dropout: float = 0.0  # on embeddings, attention weights and both residual branches
+    tied: bool  # one matrix embeds tokens and reads them out (arXiv:1608.05859)
+    rope_base: float = 10_000.0
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass to save memory
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context", "depth", "width", "head_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.head_dim:
+            below, above = self.width // self.head_dim * self.head_dim, -(-self.width // self.head_dim) * self.head_dim
+            fix = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"model.width={self.width} must be a multiple of model.head_dim={self.head_dim}; "
+                f"try model.width={fix}, or another model.head_dim"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UserError(f"model.kv_heads={self.kv_heads} must divide the {self.heads} heads (width / head_dim)")
+        if self.positions == "rope" and self.head_dim % 2:
+            raise UserError(f"model.head_dim={self.head_dim} must be even: model.positions=rope rotates pairs")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
+        for name, known in (("positions", POSITIONS), ("norm", NORMS), ("mlp", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"model.{name}={getattr(self, name)} is not one of {', '.join(known)}")
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return (self.kv_heads or self.heads) * self.head_dim
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the MLP's hidden layer."""
+        if self.mlp_width:
+            return self.mlp_width
+        return 32 * math.ceil(8 * self.width / 3 / 32) if self.mlp == "swiglu" else 4 * self.width
+
+
+POSITIONS = ("rope", "learned")
+NORMS: dict[str, Callable[[GPTConfig, int], nn.Module]] = {
+    "layernorm": lambda config, width: nn.LayerNorm(width, bias=config.bias),
+    "rmsnorm": lambda config, width: nn.RMSNorm(width, eps=1e-5),  # arXiv:1910.07467
+}
+
+
+class Cache:
+    """Keys and values of the positions already seen, two (B, K, context, D) per block. Whoever generates owns it."""
+
+    def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
+        heads = config.kv_width // config.head_dim
+        shape = config.depth, 2, batch, heads, config.context, config.head_dim
+        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # positions filled; moved once per forward pass, by GPT
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the new (B, K, T, D), returns all (B, K, S, D)."""
+        end = self.length + k.size(2)
+        self.store[layer, 0, :, :, self.length : end] = k
+        self.store[layer, 1, :, :, self.length : end] = v
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class Rotary(nn.Module):
+    """Rotates each pair (i, i + D/2) of a query or key by an angle that grows with position (arXiv:2104.09864)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        frequencies = config.rope_base ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+        angles = torch.outer(torch.arange(config.context), frequencies)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (context, D / 2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        cos, sin = (table[start : start + x.size(2)].to(x.dtype) for table in (self.cos, self.sin))
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; with fewer key/value heads than query heads, each is shared by H / K of them."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
+        self.split = config.heads, config.kv_width // config.head_dim, config.kv_width // config.head_dim
+        self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=config.bias)
+        self.query_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
+        start = cache.length if cache else 0
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
+        q, k, v = heads.split(self.split, dim=1)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotary:
+            q, k = rotary(q, start), rotary(k, start)
+        if cache:
+            k, v = cache.append(self.layer, k, v)
+        # is_causal aligns its triangle top-left, which is wrong once keys are more than queries
+        mask = x.new_ones(q.size(2), k.size(2), dtype=torch.bool).tril(start) if start and q.size(2) > 1 else None
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=not start,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=q.size(1) != k.size(1),
+        )
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation; swiglu multiplies a second, activated projection in."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        gated = config.mlp == "swiglu"
+        self.gate = nn.Linear(config.width, config.hidden_width, bias=config.bias) if gated else None
+        self.up = nn.Linear(config.width, config.hidden_width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.mlp]
+        self.out = nn.Linear(config.hidden_width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(self.gate(x)) * self.up(x) if self.gate else self.activation(self.up(x))
+        return self.out(hidden)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        norm = NORMS[config.norm]
+        self.attention_norm, self.attention = norm(config, config.width), Attention(config, layer)
+        self.mlp_norm, self.mlp = norm(config, config.width), MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        learned = config.positions == "learned"
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if learned else None
+        self.rotary = None if learned else Rotary(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.norm = NORMS[config.norm](config, config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.tokens.weight
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """GPT-2: normal(0, 0.02), and writers to the residual stream smaller by sqrt(2 * depth)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            for writer in (block.attention.out, block.mlp.out):
+                nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+
+    def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Tokens (B, T) to normed features (B, T, C). A cache supplies, and receives, the past."""
+        start = cache.length if cache else 0
+        end = start + tokens.size(1)
+        if end > self.config.context:
+            raise ValueError(f"{start} + {tokens.size(1)} positions exceed the context of {self.config.context}")
+        x = self.tokens(tokens)
+        if self.positions:
+            x = x + self.positions.weight[start:end]
+        x = self.dropout(x)
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, self.rotary, cache, use_reentrant=False)
+            else:
+                x = block(x, self.rotary, cache)
+        if cache:
+            cache.length = end
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each position."""
+        return self.head(self.features(tokens, cache))

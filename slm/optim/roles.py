@@ -1,0 +1,31 @@
+"""What a parameter is. Weight decay, and later learning rates and optimizers, ask here and nowhere else."""
+
+from typing import Literal, get_args
+
+from torch import nn
+
+from slm.model import GPT
+
+Role = Literal["embedding", "readout", "hidden", "vector"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def roles(model: GPT) -> dict[str, Role]:
+    """Parameter name -> role: token or position embedding, untied head, matrix of a block, or gain or bias.
+
+    A tied matrix is an embedding. Raises ValueError for a parameter that has no role.
+    """
+    found: dict[str, Role] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            if isinstance(module, nn.Embedding) or parameter is model.tokens.weight:
+                found[name] = "embedding"
+            elif module is model.head:
+                found[name] = "readout"
+            elif parameter.ndim == 2:
+                found[name] = "hidden"
+            elif parameter.ndim == 1:
+                found[name] = "vector"
+            else:
+                raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
+    return {name: found[name] for name, _ in model.named_parameters()}  # a tied matrix appears once

@@ -1,0 +1,100 @@
+"""The vocabulary of GPT-2 through tiktoken, an optional extra. Learns nothing, but needs OpenAI's two files once:
+from tiktoken's cache or from the network. A saved tokenizer holds what it needs and asks neither.
+"""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from slm.errors import UserError
+from slm.tokenizers import Tokenizer, damaged, write_settings
+
+try:
+    import requests
+    import tiktoken
+    from tiktoken_ext import openai_public
+except ImportError:
+    tiktoken = None
+
+SOURCE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's
+FILES = ("vocab.bpe", "encoder.json")
+RANKS = "ranks.tiktoken"  # in the format, and with the bytes, of OpenAI's r50k_base.tiktoken
+RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+class GPT2Tokenizer(Tokenizer):
+    vocab_size = 50257
+    eos = 50256
+
+    def __init__(self, ranks: dict[bytes, int]):
+        """`ranks` maps the bytes of each of the first 50,256 ids to that id."""
+        self._bytes = [*sorted(ranks, key=ranks.get), b""]
+        self._encoding = tiktoken.Encoding(
+            "gpt2",
+            pat_str=openai_public.r50k_pat_str,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": self.eos},
+            explicit_n_vocab=self.vocab_size,
+        )
+
+    @classmethod
+    def build(cls, documents: Iterable[str]) -> Self:
+        """Reads no document."""
+        require_tiktoken()
+        return cls(fetch_ranks())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        require_tiktoken()
+        try:
+            content = (folder / RANKS).read_bytes()
+        except OSError:
+            raise damaged(folder, RANKS) from None
+        if hashlib.sha256(content).hexdigest() != RANKS_SHA256:
+            raise damaged(folder, RANKS)
+        return cls({base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())})
+
+    def save(self, folder: Path) -> None:
+        write_settings(folder, {"kind": "gpt2"})
+        lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(self._bytes[: self.eos]))
+        (folder / RANKS).write_bytes(b"".join(lines))
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        batch = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count())
+        return [np.array(ids, dtype=np.int32) for ids in batch]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token]
+
+
+def require_tiktoken() -> None:
+    if tiktoken is None:
+        raise UserError(
+            'tokenizer=gpt2 needs tiktoken: pip install "slm[gpt2]", in a checkout pip install -e ".[gpt2]"'
+        )
+
+
+def fetch_ranks() -> dict[bytes, int]:
+    """The ranks from tiktoken's cache, or from the network into it."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    cache = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
+    cached = {file: cache / hashlib.sha1((SOURCE + file).encode()).hexdigest() for file in FILES}
+    try:
+        if not all(path.is_file() for path in cached.values()):
+            requests.head(SOURCE + FILES[0], timeout=3).raise_for_status()  # seconds; tiktoken would wait for ever
+        return openai_public.gpt2()["mergeable_ranks"]
+    except (OSError, ValueError) as error:  # no network, no such file, no right to write, a wrong checksum
+        places = " and ".join(f"{file} as {path}" for file, path in cached.items())
+        raise UserError(
+            f"tokenizer=gpt2 cannot get GPT-2's files ({type(error).__name__}): connect to the network once, "
+            f"or put OpenAI's {places} (TIKTOKEN_CACHE_DIR names another folder)"
+        ) from None

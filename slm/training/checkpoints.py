@@ -1,0 +1,160 @@
+"""When checkpoints are written, which are kept, and how a run stops on request."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from slm import checkpoint as files
+from slm.errors import UserError
+
+
+class Stopped(Exception):
+    """Raised at a step's end, after its checkpoint was written."""
+
+    def __init__(self, reason: str, exit_code: int):
+        super().__init__(reason)
+        self.reason, self.exit_code = reason, exit_code
+
+
+class StopRequests(Callback):
+    """Turns SIGTERM, SIGINT and an elapsed budget into a request that `Checkpoints` grants between two steps.
+
+    A second SIGINT stops at once: what was saved before is whole.
+    """
+
+    def __init__(self, max_seconds: float | None):
+        self.max_seconds, self.started = max_seconds, time.monotonic()
+        self.request: Stopped | None = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer, module):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.previous[number] = signal.signal(number, self._on_signal)
+
+    def teardown(self, trainer, module, stage):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds:
+            self.request = self.request or Stopped("budget.max_time is used up", 0)
+
+    def _on_signal(self, number, frame):
+        if self.request and number == signal.SIGINT:
+            raise Stopped("stopped at once", 130)
+        name = signal.Signals(number).name
+        print(f"{name}: finishing this step and saving it; Ctrl-C stops at once", file=sys.stderr)
+        self.request = Stopped(f"stopped by {name}", 128 + number)
+
+
+class Checkpoints(Checkpoint):
+    """Writes step-000100.ckpt every `every_n_steps`, at a new best val/loss, at the end and on request.
+
+    Keeps the newest `keep_last` and the best; last.json and best.json name them. A step whose validation is due is
+    saved after it, so that resuming neither loses nor repeats a validation.
+    """
+
+    def __init__(
+        self, *, every_n_steps: int, keep_last: int, folder: Path, description: dict, val_every: int, stop: StopRequests
+    ):
+        if every_n_steps < 1:
+            raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
+        if keep_last < 2:
+            raise UserError(f"callbacks.checkpoints.keep_last={keep_last} must be at least 2: the newest may be lost")
+        self.every_n_steps, self.keep_last, self.folder = every_n_steps, keep_last, folder
+        self.description, self.val_every, self.stop = description, val_every, stop
+        self.best: dict[str, Any] | None = None  # step, file and val/loss
+        self.saved_step: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]):
+        self.best = state["best"]
+
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]):
+        checkpoint["slm"] = self.description
+
+    def on_train_start(self, trainer, module):
+        if trainer.global_step:
+            self.saved_step = trainer.global_step
+            self._publish(self._path(trainer.global_step))  # a kill may have come before the pointers
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if not step_ends(trainer, batch_idx):
+            return
+        step = trainer.global_step
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning then validates once more, due or not
+        elif step % self.val_every:
+            self._finish_step(trainer, improved=False)
+
+    def on_validation_end(self, trainer, module):
+        if trainer.sanity_checking or not trainer.global_step:
+            return
+        loss = trainer.callback_metrics["val/loss"].item()
+        improved = self.best is None or loss < self.best["val/loss"]
+        if improved:
+            step = trainer.global_step
+            self.best = {"step": step, "file": self._path(step).name, "val/loss": loss}
+        self._finish_step(trainer, improved)
+
+    def on_train_end(self, trainer, module):
+        if self.saved_step != trainer.global_step:  # stopped early
+            self._save(trainer)
+
+    def _finish_step(self, trainer, improved: bool):
+        step = trainer.global_step
+        if improved or self.stop.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
+            self._save(trainer)
+        if self.stop.request:
+            raise self.stop.request
+
+    def _save(self, trainer):
+        path = self._path(trainer.global_step)
+        trainer.save_checkpoint(path)
+        self.saved_step = trainer.global_step
+        self._publish(path)
+        self._prune()
+
+    @rank_zero_only
+    def _publish(self, newest: Path):
+        files.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
+        if self.best:
+            files.write_text(self.folder / "best.json", json.dumps(self.best))
+
+    @rank_zero_only
+    def _prune(self):
+        for path in files.in_folder(self.folder)[self.keep_last :]:
+            if not self.best or path.name != self.best["file"]:
+                path.unlink(missing_ok=True)
+                files.digest_path(path).unlink(missing_ok=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}.ckpt"
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Lightning's door to the disk, through slm.checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None):
+        files.save(checkpoint, Path(path))
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
+        return files.read(Path(path))
+
+    def remove_checkpoint(self, path):
+        Path(path).unlink(missing_ok=True)
+
+
+def step_ends(trainer, batch_idx: int) -> bool:
+    """True where a microbatch was the last of its optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

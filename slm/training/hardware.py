@@ -1,0 +1,92 @@
+"""From what a trainer preset asks for to what this machine will do: device, precision, microbatch."""
+
+import ctypes
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from slm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Settled facts: nothing is `auto` any more."""
+
+    accelerator: str  # Lightning's word: cpu, gpu, mps
+    devices: int  # in all, over all nodes
+    precision: str  # Lightning's word: 32-true, bf16-mixed, 16-mixed, ...
+    name: str  # of the device, for people
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device({"gpu": "cuda"}.get(self.accelerator, self.accelerator))
+
+    @property
+    def sixteen_bit(self) -> bool:
+        return "16" in self.precision
+
+
+def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str) -> Hardware:
+    """Resolves `auto`. Raises UserError for what this machine cannot do."""
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    accelerator = {"cuda": "gpu"}.get(accelerator, accelerator)
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("this trainer needs a CUDA GPU and torch sees none here; use trainer=cpu or trainer=auto")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this trainer needs Apple's MPS and torch sees none here; use trainer=cpu or trainer=auto")
+    if accelerator not in ("cpu", "gpu", "mps"):
+        raise UserError(f"trainer.accelerator={accelerator} must be auto, cpu, gpu or mps")
+    if precision == "auto":
+        precision = _best_precision(accelerator)
+    if accelerator == "cpu" and precision.startswith("16"):
+        raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
+    present = torch.cuda.device_count() if accelerator == "gpu" else 1
+    count = present if devices in ("auto", -1, "-1") else int(devices)
+    if accelerator == "gpu" and count > present:
+        raise UserError(f"trainer.devices={count}, but this machine has {present} GPUs")
+    name = torch.cuda.get_device_name() if accelerator == "gpu" else f"{accelerator} ({platform.machine()})"
+    return Hardware(accelerator, count * num_nodes, precision, name)
+
+
+def _best_precision(accelerator: str) -> str:
+    if accelerator == "gpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    fast_bfloat16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if accelerator == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in fast_bfloat16):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int:
+    """Windows per forward pass and device, such that whole microbatches make up the global batch."""
+    if batch_windows < 1:
+        raise UserError(f"data.batch_windows={batch_windows} must be at least 1")
+    if batch_windows % hardware.devices:
+        raise UserError(f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices")
+    share = batch_windows // hardware.devices
+    if asked is None:  # the largest divisor that fills the device and spares its memory
+        limit = 32 if hardware.accelerator == "gpu" else 8
+        return max(size for size in range(1, min(share, limit) + 1) if share % size == 0)
+    if asked < 1:
+        raise UserError(f"trainer.microbatch={asked} must be at least 1")
+    if share % asked:
+        near = max(share // asked, 1) * asked * hardware.devices
+        raise UserError(
+            f"data.batch_windows={batch_windows} must be a multiple of trainer.microbatch={asked} x "
+            f"{hardware.devices} devices; try data.batch_windows={near}"
+        )
+    return asked
+
+
+def keep_freed_memory():
+    """Tells glibc not to hand freed tensors back to the kernel, and so not to fault every page of them in again.
+
+    On Linux CPUs training of narrow models is otherwise mostly page faults. Does nothing where there is no glibc.
+    """
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,0 +1,85 @@
+"""The LightningModule: loss and optimizer, and nothing else. Every other concern is a callback."""
+
+from collections.abc import Callable
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from slm.loss import bits_per_byte, cross_entropy, token_nats
+from slm.model import GPT
+from slm.optim.schedule import Schedule
+
+
+class Pretraining(L.LightningModule):
+    """Next-token prediction on windows (B, context + 1).
+
+    `optimizer` makes the optimizer once the model is on its device; `token_lengths` (V,) are the bytes of text that
+    each id stands for; `clip` is the largest gradient norm, None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        optimizer: Callable[[GPT], torch.optim.Optimizer],
+        schedule: Schedule,
+        token_lengths: Tensor,
+        clip: float | None,
+    ):
+        super().__init__()
+        self.model, self.make_optimizer, self.schedule, self.clip = model, optimizer, schedule, clip
+        self.register_buffer("token_lengths", token_lengths, persistent=False)
+        self.validation = LanguageModelMetrics()
+        self.grad_norm: Tensor | None = None  # of the newest step, before clipping
+
+    def training_step(self, windows: Tensor, index: int) -> Tensor:
+        return cross_entropy(self.model.features(windows[:, :-1]), self.model.head.weight, windows[:, 1:])
+
+    def validation_step(self, windows: Tensor, index: int):
+        targets = windows[:, 1:]
+        nats = token_nats(self.model.features(windows[:, :-1]), self.model.head.weight, targets)
+        self.validation.update(nats, self.token_lengths[targets])
+
+    def on_validation_epoch_end(self):
+        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()}, logger=False)
+        self.validation.reset()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.make_optimizer(self.model)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(self.trainer.global_step)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        limit = float("inf") if self.clip is None else self.clip
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+
+
+class LanguageModelMetrics(Metric):
+    """Loss in nats per token, perplexity and bits per byte of text, over all batches and devices.
+
+    The bits include those of the ids that end documents, which stand for no byte.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("nats", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, lengths: Tensor):
+        """Nats and bytes of text of each target, in one shape."""
+        self.nats += nats.sum()
+        self.tokens += nats.numel()
+        self.bytes += lengths.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        loss = self.nats / self.tokens
+        bits = torch.as_tensor(bits_per_byte(self.nats, self.bytes.clamp(min=1)))
+        return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits}

@@ -1,0 +1,260 @@
+"""The interactive loop, driven by a fake keyboard and, once, by a real pseudo-terminal."""
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.errors import UserError
+from slm.generation import chat as module
+from slm.generation.chat import COMMANDS, Settings, chat
+from slm.generation.sampling import Sampler
+from slm.generation.stream import complete
+from slm.model import GPT, GPTConfig
+from slm.tokenizers.bytes import ByteTokenizer
+
+SAMPLER = Sampler(temperature=0.9, top_k=40)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ByteTokenizer.build([])
+
+
+def tiny(tokenizer):
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, context=32, depth=1, width=16, head_dim=8, positions="rope",
+        norm="rmsnorm", mlp="gelu", bias=False, tied=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT(config)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny(tokenizer)
+
+
+@pytest.fixture
+def talk(model, tokenizer, monkeypatch, capsys):
+    """Types the lines, an exception standing for its key, and returns what is printed in between, line by line."""
+
+    def talk(*lines, **settings):
+        keys = iter([*lines, EOFError])
+
+        def type_line(_):
+            key = next(keys)
+            if isinstance(key, str):
+                return key
+            raise key
+
+        monkeypatch.setattr("builtins.input", type_line)
+        chat(model, tokenizer, **{"sampler": SAMPLER, "max_new_tokens": 12, "seed": 5, **settings})
+        return capsys.readouterr().out.split("\n")
+
+    return talk
+
+
+def story(model, tokenizer, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
+    [[made]] = complete(model, tokenizer, [prompt], sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
+    return made
+
+
+def told(model, tokenizer, prompt, seed, **settings):
+    """What the chat is to print for a story: its visible text, to be found in the joined output."""
+    return prompt + module.visible(story(model, tokenizer, prompt, seed, **settings).text) + "\n"
+
+
+STATISTICS = re.compile(r"^(\d+) tokens, [\d,]+ tokens/s, seed (-?\d+)$", re.MULTILINE)
+
+
+def seeds(lines):
+    return [int(seed) for _, seed in STATISTICS.findall("\n".join(lines))]
+
+
+def test_a_story_is_the_completion_of_its_seed_and_each_adds_one(talk, model, tokenizer):
+    lines = talk("Once", "Once", "")
+    out = "\n".join(lines)
+    assert told(model, tokenizer, "Once", 5) in out
+    assert told(model, tokenizer, "Once", 6) in out
+    assert told(model, tokenizer, "", 7) in out
+    assert seeds(lines) == [5, 6, 7]
+    assert [int(tokens) for tokens, _ in STATISTICS.findall(out)] == [12, 12, 12]
+
+
+def test_settings_change_what_is_told_and_reset_restores_them(talk, model, tokenizer):
+    lines = talk("/greedy on", "/seed -8", "/max_new_tokens 3", "Once", "/reset", "Once")
+    out = "\n".join(lines)
+    greedy = Sampler(temperature=0.9, top_k=40, greedy=True)
+    assert told(model, tokenizer, "Once", -8, sampler=greedy, max_new_tokens=3) in out
+    assert told(model, tokenizer, "Once", 5) in out
+    assert seeds(lines) == [-8, 5]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/temperature 0.5", "temperature=0.5"),
+        ("/top_k 7", "top_k=7"),
+        ("/top_k off", "top_k=off"),
+        ("/top_p 0.9", "top_p=0.9"),
+        ("/min_p  0.05 ", "min_p=0.05"),
+        ("/repetition_penalty 1.25", "repetition_penalty=1.25"),
+        ("/greedy on", "greedy=on"),
+        ("/max_new_tokens 9", "max_new_tokens=9"),
+        ("/seed 123", "seed=123"),
+    ],
+)
+def test_a_command_changes_its_setting_only_and_shows_all(talk, line, shown):
+    before, after = talk(line)[0], talk(line)[2]
+    assert shown not in before.split()
+    changed = set(after.split()) - set(before.split())
+    assert changed == {shown}
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/temperature 0", "error: temperature=0.0 must be .*greedy"),
+        ("/temperature nan", "error: temperature=nan must be"),
+        ("/temperature", "error: /temperature : expected a value like 0.8"),
+        ("/temperature warm", "error: /temperature warm: expected a value like 0.8"),
+        ("/top_k 0", "error: top_k=0 must be"),
+        ("/top_k 1.5", "error: /top_k 1.5: expected a value like 50, or off"),
+        ("/top_p 2", "error: top_p=2.0 must be"),
+        ("/greedy maybe", "error: /greedy maybe: expected a value like on, or off"),
+        ("/max_new_tokens 0", "error: max_new_tokens=0 must be"),
+        ("/seed", "error: /seed : expected a value like 7"),
+        ("/sing", "error: /sing is no command; /help lists them"),
+        ("/", "error: / is no command"),
+        ("a lone surrogate \udc80", "error: .*surrogates not allowed"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_nothing_else(talk, model, tokenizer, line, answer):
+    _, _, error, *rest = talk(line, "Once")
+    assert re.match(answer, error)
+    assert "\n".join(rest).startswith(told(model, tokenizer, "Once", 5))
+
+
+def test_help_names_every_command_that_there_is(talk):
+    out = "\n".join(talk("/help"))
+    for name in [*COMMANDS, "reset", "help", "quit"]:
+        assert f"/{name}" in out
+
+
+def test_every_setting_has_a_command():
+    settings = Settings(sampler=SAMPLER, max_new_tokens=3, seed=1)
+    assert [word.split("=")[0] for word in str(settings).split()] == list(COMMANDS)
+
+
+def test_the_start_says_what_is_loaded_only_if_it_is_told(talk):
+    assert talk(loaded="runs/mine, step 300")[0] == "runs/mine, step 300"
+    assert talk()[0].startswith("temperature=0.9 top_k=40 ")
+
+
+@pytest.mark.parametrize("key", ["/quit", " /quit ", EOFError, KeyboardInterrupt])
+def test_keys_that_leave(talk, key):
+    assert seeds(talk("Once", key, "Once")) == [5]
+
+
+def test_bad_settings_are_refused_before_the_first_prompt(talk):
+    with pytest.raises(UserError, match="max_new_tokens=0 must"):
+        talk(max_new_tokens=0)
+
+
+@pytest.mark.parametrize("stop_at_eos", [True, False])
+def test_eos_ends_the_story_unless_told_otherwise(talk, model, tokenizer, stop_at_eos):
+    seed = next(seed for seed in range(200) if story(model, tokenizer, "a", seed, Sampler(), 200).finished)
+    lines = talk("a", sampler=Sampler(), max_new_tokens=200, seed=seed, stop_at_eos=stop_at_eos)
+    [(tokens, _)] = STATISTICS.findall("\n".join(lines))
+    assert (int(tokens) < 200) == stop_at_eos
+
+
+def test_interrupted_story_keeps_the_program_and_the_seed_moves_on(talk, model, monkeypatch):
+    def interrupt(*_):
+        interrupt.calls += 1
+        if interrupt.calls == 4:
+            raise KeyboardInterrupt
+
+    interrupt.calls = 0
+    model.train()
+    hook = model.tokens.register_forward_hook(interrupt)
+    lines = talk("Once", "Once")
+    hook.remove()
+    assert "[stopped]" in "\n".join(lines)
+    assert [(int(tokens), int(seed)) for tokens, seed in STATISTICS.findall("\n".join(lines))] == [(3, 5), (12, 6)]
+    assert model.training
+
+
+def test_a_models_bytes_do_not_upset_the_terminal():
+    assert module.visible("a\x1b[31m é\n\tb\r\x07") == "a�[31m é\n\tb��"
+
+
+PROGRAM = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as the leader of its session, so that the terminal turns byte 3 into SIGINT
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+from test_chat import ByteTokenizer, Sampler, chat, tiny
+torch.set_num_threads(1)
+tokenizer = ByteTokenizer.build([])
+chat(tiny(tokenizer), tokenizer, Sampler(), max_new_tokens=10**9, seed=1, stop_at_eos=False)
+print("left as it should")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_control_c_on_a_real_terminal_stops_the_story_and_not_the_program():
+    import pty
+
+    tests = Path(__file__).parent
+    keyboard, terminal = pty.openpty()
+    program = PROGRAM.format(tests=str(tests), root=str(tests.parent))
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **streams)
+    os.close(terminal)
+    seen = b""
+
+    def expect(text):
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while text not in seen:
+            ready, _, _ = select.select([keyboard], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"no {text!r} in {seen[-500:]!r}"
+            seen += os.read(keyboard, 1 << 16)  # OSError: the program has ended
+        seen = seen[seen.index(text) + len(text) :]
+
+    try:
+        expect(b"> ")
+        for seed in (1, 2):
+            os.write(keyboard, b"Once\n")
+            expect(b"Once")  # the echo
+            expect(b"Once")  # the story
+            time.sleep(0.3)
+            os.write(keyboard, b"\x03")
+            expect(b"[stopped]")
+            expect(f"tokens/s, seed {seed}".encode())
+            expect(b"> ")
+        os.write(keyboard, b"\x03")
+        expect(b"left as it should")
+        assert process.wait(timeout=30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(keyboard)

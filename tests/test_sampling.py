@@ -1,0 +1,195 @@
+"""Filters against a few lines of NumPy in float64, the choice against a chi-square test, and what must be equal."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from slm.errors import UserError
+from slm.generation.sampling import Sampler, choose, min_p, repetition_penalty, temperature, top_k, top_p
+
+ROWS, VOCABULARY = 40, 97
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(1))
+
+
+def kept(filtered):
+    return filtered.isfinite().numpy()
+
+
+def ranked(row):
+    """Ids from the most to the least likely, the lower id first among equals."""
+    return sorted(range(len(row)), key=lambda i: (-row[i], i))
+
+
+def softmax(row):
+    exponentials = np.exp(row - row.max())
+    return exponentials / exponentials.sum()
+
+
+def mask(ids):
+    return np.isin(np.arange(VOCABULARY), ids)
+
+
+def sample(sampler, logits, uniform=0.5):
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    return sampler(logits, seen, torch.as_tensor(uniform).expand(len(logits))).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 50, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1, 10**9])
+def test_top_k_keeps_the_k_most_likely(logits, k):
+    filtered = top_k(logits, k)
+    assert (kept(filtered) == [mask(ranked(row)[:k]) for row in logits.double().numpy()]).all()
+    assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
+
+
+def test_top_k_keeps_exactly_k_of_equals():
+    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
+    assert kept(top_k(logits, 2)).tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
+    for row, result in zip(logits.double().numpy(), kept(top_p(logits, p))):
+        order, probabilities = ranked(row), softmax(row)
+        count = next(n for n in range(1, VOCABULARY + 1) if probabilities[order[:n]].sum() >= p)
+        assert (result == mask(order[:count])).all()
+
+
+def test_top_p_of_one_keeps_what_rounding_would_lose():
+    logits = torch.tensor([[0.0, -40.0, -80.0]])
+    assert torch.equal(top_p(logits, 1.0), logits)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.02, 0.3, 1.0])
+def test_min_p_is_relative_to_the_most_likely(logits, p):
+    for row, result in zip(logits.double().numpy(), kept(min_p(logits, p))):
+        assert (result == (softmax(row) >= p * softmax(row).max())).all()
+
+
+@pytest.mark.parametrize("value", [1e-6, 0.7, 1, 3.5, 1e6])
+def test_temperature_divides_the_logits(logits, value):
+    for row, result in zip(logits.double().numpy(), temperature(logits, value).softmax(-1).numpy()):
+        np.testing.assert_allclose(result, softmax(row / value), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3])
+def test_repetition_penalty_lowers_seen_ids_of_either_sign(logits, penalty):
+    seen = torch.rand(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(2)) < 0.3
+    expected = logits.double().numpy()
+    for row, id_ in seen.nonzero().tolist():
+        expected[row, id_] *= 1 / penalty if expected[row, id_] > 0 else penalty
+    np.testing.assert_allclose(repetition_penalty(logits, seen, penalty).numpy(), expected, rtol=1e-6)
+
+
+def test_filters_leave_their_input_alone(logits):
+    before = logits.clone()
+    sampler = Sampler(temperature=0.5, top_k=9, top_p=0.9, min_p=0.1, repetition_penalty=2.0)
+    sampler(logits, torch.ones_like(logits, dtype=torch.bool), torch.full((ROWS,), 0.5))
+    assert torch.equal(logits, before)
+
+
+def test_choose_follows_softmax():
+    count, ids = 200_000, 25
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(1, ids, generator=generator)
+    logits[0, [0, 7, ids - 1]] = -math.inf
+    chosen = choose(logits.expand(count, -1), torch.rand(count, generator=generator))
+    observed = torch.bincount(chosen, minlength=ids).double().numpy()
+    expected = count * softmax(logits[0].double().numpy())
+    possible = expected > 0
+    assert (observed[~possible] == 0).all()
+    chi_square = ((observed - expected)[possible] ** 2 / expected[possible]).sum()
+    assert chi_square < 46.8  # one in a thousand at 21 degrees of freedom; the seed is fixed
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1e-45, 0.5, 1 - 2**-24, 1.0])
+@pytest.mark.parametrize("possible", [[0], [96], [3, 4], [0, 50], [50, 95], list(range(1, 96))])
+def test_choose_never_takes_the_impossible(logits, possible, uniform):
+    logits = logits.masked_fill(~torch.from_numpy(mask(possible)), -math.inf)
+    assert set(choose(logits, torch.full((ROWS,), uniform)).tolist()) <= set(possible)
+
+
+def test_choose_orders_ids_by_the_uniform():
+    logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(7, -1)
+    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 0.9999])
+    assert choose(logits, uniform).tolist() == [0, 0, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "narrowest",
+    [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}, {"top_k": 1, "temperature": 1e6}],
+)
+def test_the_narrowest_filter_is_greedy(logits, narrowest):
+    for uniform in (0.0, 0.999, 1.0):
+        assert sample(Sampler(**narrowest), logits, uniform) == sample(Sampler(greedy=True), logits)
+
+
+@pytest.mark.parametrize("narrowest", [{"top_k": 1}, {"top_p": 1e-9}])
+def test_greedy_takes_the_first_of_equals_and_so_do_they(narrowest):
+    logits = torch.zeros(5, 1000)
+    logits[:, :400] = -1
+    assert sample(Sampler(**narrowest), logits, 0.9) == sample(Sampler(greedy=True), logits) == [400] * 5
+
+
+def test_open_filters_change_nothing(logits):
+    for uniform in (0.0, 0.3, 0.99):
+        plain = choose(logits, torch.full((ROWS,), uniform)).tolist()
+        assert sample(Sampler(), logits, uniform) == plain
+        assert sample(Sampler(top_k=VOCABULARY, top_p=1.0, min_p=0.0), logits, uniform) == plain
+
+
+def test_filters_apply_in_the_order_of_hugging_face():
+    probabilities = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    # top_k first leaves 4/7 and 3/7, of which top_p = 0.5 keeps only the first; top_p first would keep both
+    assert sample(Sampler(top_k=2, top_p=0.5), probabilities.log(), 0.9) == [0]
+    assert sample(Sampler(top_p=0.5), probabilities.log(), 0.9) == [1]
+    # a temperature of 2 brings 0.1 / 0.4 up to 0.5, so min_p = 0.4 lets it pass
+    assert sample(Sampler(temperature=2, min_p=0.4), probabilities.log(), 0.99) == [3]
+
+
+def test_greedy_obeys_the_repetition_penalty_only():
+    logits, seen = torch.tensor([[3.0, 2.9, -1.0]]), torch.tensor([[True, False, False]])
+    sampler = Sampler(greedy=True, repetition_penalty=1.2, temperature=5)
+    assert sampler(logits, seen, torch.zeros(1)).tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_any_precision_are_sampled_in_float32(logits, dtype):
+    logits = logits.to(dtype)
+    sampler = Sampler(temperature=0.7, top_k=30, top_p=0.95, min_p=0.01)
+    assert sample(sampler, logits) == sample(sampler, logits.float())
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ({"temperature": 0}, "temperature=0 must be .*greedy=true"),
+        ({"temperature": 0.0}, "greedy=true"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be a number from 1e-6 to 1e6$"),
+        ({"temperature": math.nan}, "temperature=nan must"),
+        ({"temperature": math.inf}, "temperature=inf must"),
+        ({"temperature": "0.8"}, "temperature='0.8' must"),
+        ({"temperature": True}, "temperature=True must"),
+        ({"temperature": None}, "temperature=None must"),
+        ({"top_k": 0}, "top_k=0 must be a whole number from 1"),
+        ({"top_k": 5.0}, "top_k=5.0 must"),
+        ({"top_k": True}, "top_k=True must"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"top_p": 1.01}, "top_p=1.01 must"),
+        ({"top_p": math.nan}, "top_p=nan must"),
+        ({"min_p": -0.1}, "min_p=-0.1 must be from 0 to 1"),
+        ({"min_p": 1.1}, "min_p=1.1 must"),
+        ({"min_p": math.nan}, "min_p=nan must"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0 must"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty=nan must"),
+        ({"greedy": 1}, "greedy=1 must be true or false"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value_and_rule(setting, rule):
+    with pytest.raises(UserError, match=rule):
+        Sampler(**setting)
