@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this". Everything else that is raised is our bug."""
+"""The exceptions that a command turns into one line and an exit code. Everything else that is raised is our bug."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,11 @@ class ResourceError(UserError):
     """Not a mistake but a limit of the machine: memory or disk."""
 
     exit_code = 4
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has saved its state and does so."""
+
+    def __init__(self, reason: str, exit_code: int):
+        super().__init__(reason)
+        self.reason, self.exit_code = reason, exit_code

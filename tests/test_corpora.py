@@ -129,7 +129,7 @@ def test_local_fingerprint_is_of_names_and_contents(tmp_path):
     assert tinystories(second).fingerprint() != fingerprint
     write_shard(second, "validation-00000-of-00001.parquet", STORIES["validation"])
     assert tinystories(second).fingerprint() == fingerprint
-    (second / "data" / "train-00001-of-00003.parquet").rename(second / "data" / "train-00009-of-00003.parquet")
+    (second / "data" / "train-00001-of-00003.parquet").rename(second / "data" / "train-00001-of-00003-b.parquet")
     assert tinystories(second).fingerprint() != fingerprint
 
 
@@ -217,6 +217,8 @@ def test_hub_streamed_downloaded_and_gone(tmp_path, read):
         downloaded = read(hub.endpoint, streaming=False)
         assert downloaded.documents == STORIES
         assert downloaded.fingerprint == streamed.fingerprint
+        probe = f"GET /api/datasets/{REPOSITORY}/revision/main"
+        assert [request for request in hub.requests if "main" in request] == [probe, probe], "the rest is pinned"
         assert not list((tmp_path / "hf").rglob("*.arrow")), "one copy of the text is enough"
 
     prepared = read(hub.endpoint, streaming=False, splits=())
@@ -333,7 +335,7 @@ def test_a_new_commit_is_a_new_fingerprint_and_a_damaged_memory_is_none(tmp_path
         write_shard(write_stories(tmp_path / last), "validation-00000-of-00001.parquet", [last])
         hub = Hub(tmp_path / last)
         with serving(hub):
-            monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+            monkeypatch.setenv("HF_ENDPOINT", f"{hub.endpoint}/")
             fingerprints.append(tinystories(None, cache=tmp_path).fingerprint())
     assert len(set(fingerprints)) == 2
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -37,7 +37,7 @@ def mask(ids):
 
 def sample(sampler, logits, uniform=0.5):
     seen = torch.zeros(logits.shape, dtype=torch.bool)
-    return sampler(logits, seen, torch.as_tensor(uniform).expand(len(logits))).tolist()
+    return sampler(logits, seen, torch.full((len(logits),), float(uniform))).tolist()
 
 
 @pytest.mark.parametrize("k", [1, 2, 50, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1, 10**9])
@@ -65,7 +65,7 @@ def test_top_p_of_one_keeps_what_rounding_would_lose():
     assert torch.equal(top_p(logits, 1.0), logits)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("p", [0.0, 0.001, 0.3, 1.0])
 def test_min_p_is_relative_to_the_most_likely(logits, p):
     for row, result in zip(logits.double().numpy(), kept(min_p(logits, p))):
         assert (result == (softmax(row) >= p * softmax(row).max())).all()
@@ -136,6 +136,13 @@ def test_greedy_takes_the_first_of_equals_and_so_do_they(narrowest):
     assert sample(Sampler(**narrowest), logits, 0.9) == sample(Sampler(greedy=True), logits) == [400] * 5
 
 
+def test_temperature_does_not_merge_neighbours():
+    logits = torch.tensor([[15.0, 15.0]])
+    logits[0, 1] = torch.nextafter(logits[0, 1], torch.tensor(16.0))
+    assert (logits / 1.8).unique().numel() == 1
+    assert sample(Sampler(temperature=1.8, top_k=1), logits) == sample(Sampler(greedy=True), logits) == [1]
+
+
 def test_open_filters_change_nothing(logits):
     for uniform in (0.0, 0.3, 0.99):
         plain = choose(logits, torch.full((ROWS,), uniform)).tolist()
@@ -162,7 +169,8 @@ def test_greedy_obeys_the_repetition_penalty_only():
 def test_logits_of_any_precision_are_sampled_in_float32(logits, dtype):
     logits = logits.to(dtype)
     sampler = Sampler(temperature=0.7, top_k=30, top_p=0.95, min_p=0.01)
-    assert sample(sampler, logits) == sample(sampler, logits.float())
+    for uniform in torch.linspace(0, 1, 20):
+        assert sample(sampler, logits, uniform) == sample(sampler, logits.float(), uniform)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def test_steps_without_a_new_token_are_not_yielded():
 
 
 def test_nothing_outside_is_touched():
-    model = tiny().train()
+    model, modes = tiny().train(), []
+    hook = model.tokens.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
     state = torch.random.get_rng_state(), random.getstate()
     steps = generate(model, prompts_of(3, 4), sampler=Sampler(), max_new_tokens=10**9, eos=None, seed=0)
     assert model.training
@@ -170,6 +171,8 @@ def test_nothing_outside_is_touched():
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state[0])
     assert random.getstate() == state[1]
+    assert modes == [True] * 20
+    hook.remove()
     model(torch.tensor([[1, 2, 3]])).sum().backward()  # no inference tensor was left behind
 
 
@@ -266,6 +269,20 @@ def test_complete_gives_every_prompt_its_samples(tokenizer):
     assert len({c.text for c in flat}) == 12
     assert {c.finished for c in flat} == {True, False}
     assert all(c.tokens == 25 or (c.finished and c.tokens < 25) for c in flat)
+
+
+def test_complete_leaves_eos_out(tokenizer):
+    model = tiny(context=64, vocab_size=tokenizer.vocab_size)
+    with torch.no_grad():
+        model.head.weight[tokenizer.eos] *= 3
+    settings = {"sampler": Sampler(), "max_new_tokens": 25, "seed": 1}
+    rows = collect(generate(model, [encode_prompt(tokenizer, "a")] * 8, eos=tokenizer.eos, **settings))
+    [group] = complete(model, tokenizer, ["a"], num_samples=8, **settings)
+    ended = {row: ids[:-1] for row, ids in rows.items() if ids[-1] == tokenizer.eos}
+    assert ended
+    for row, ids in ended.items():
+        text = tokenizer.decode(ids)
+        assert group[row] == Completion(prompt="a", text=text, tokens=len(ids), finished=True)
 
 
 def test_complete_returns_the_text_that_was_generated(tokenizer):

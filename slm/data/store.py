@@ -1,7 +1,7 @@
-"""Text to token ids on disk, once: memory-mapped shards plus a manifest that says what they hold.
+"""Text to token ids on disk, once: a trained tokenizer, memory-mapped shards, a manifest that says what they hold.
 
-A store is a folder named by what determines its content (corpus, tokenizer, format). It is written under a temporary
-name and renamed when it is complete, so a folder with the final name can be trusted, whatever was killed before.
+A folder in the cache is named by what determines its content. It is written under a temporary name and renamed when
+it is complete, so a folder with the final name can be trusted, whatever was killed before.
 """
 
 import contextlib
@@ -12,13 +12,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from slm import tokenizers
 from slm.corpora import Corpus, Split
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer
@@ -50,12 +52,6 @@ class TokenStore:
     def dtype(self) -> np.dtype:
         return np.dtype(self.manifest["dtype"])
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the ids, the same on every machine."""
-        shards = [shard["sha256"] for split in self.manifest["splits"].values() for shard in split["shards"]]
-        return hashlib.sha256("".join(shards).encode()).hexdigest()
-
     def tokens(self, split: Split) -> int:
         return self.manifest["splits"][split]["tokens"]
 
@@ -64,41 +60,67 @@ class TokenStore:
         return [np.memmap(self.folder / file, dtype=self.dtype, mode="r") for file in files]
 
 
+def prepare_tokenizer(
+    settings: Mapping[str, Any], build: Callable[..., Tokenizer], corpus: Corpus, cache: Path
+) -> tuple[Tokenizer, Path]:
+    """The tokenizer of these settings for this corpus, and its folder: from the cache, or `build(documents=...)` now."""
+
+    def write(folder: Path):
+        build(documents=corpus.documents("train")).save(folder)
+
+    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
+    folder = _cached(cache / "tokenizers", identity, write)
+    return tokenizers.load(folder), folder
+
+
 def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, cache: Path) -> TokenStore:
     """The store of this corpus in this tokenizer: from the cache, or tokenized now.
 
-    Memory is constant in the size of the corpus. One process at a time prepares a store; the others wait for it.
+    Memory is constant in the size of the corpus, its longest document apart.
     """
     identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / "tokens" / key
-    if not (folder / "manifest.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
-            if not (folder / "manifest.json").exists():
-                _write(corpus, tokenizer, identity, folder)
-    return TokenStore.open(folder)
 
-
-def _write(corpus: Corpus, tokenizer: Tokenizer, identity: dict, folder: Path):
-    temporary = folder.with_suffix(".partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed preparation's; ours alone, by the lock
-    temporary.mkdir()
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    try:
+    def write(folder: Path):
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
         splits = {
-            split: _write_split(corpus.documents(split), tokenizer, temporary, split, dtype)
+            split: _write_split(corpus.documents(split), tokenizer, folder, split, dtype)
             for split in ("train", "validation")
         }
         manifest = {**identity, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size, "splits": splits}
-        with open(temporary / "manifest.json", "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+    return TokenStore.open(_cached(cache / "tokens", identity, write))
+
+
+def fingerprint(folder: Path) -> str:
+    """Identity of a tokenizer: the digest of the files that it saved."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path:
+    """The folder of this identity, written now if it is not there; one process writes, the others wait for it."""
+    folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    if folder.is_dir():
+        return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            temporary = folder.with_suffix(".partial")
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed process's: the lock says that nobody lives in it
+            temporary.mkdir()
+            try:
+                write(temporary)
+                for path in temporary.iterdir():
+                    _flush(path)
+                temporary.rename(folder)
+                _flush(parent)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+    return folder
 
 
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
@@ -133,8 +155,6 @@ class _Shard:
         self.tokens += len(ids)
 
     def close(self) -> dict:
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
         return {"file": self.path.name, "tokens": self.tokens, "sha256": self.hash.hexdigest()}
 
@@ -170,6 +190,15 @@ def _meter(what: str):
         yield show
     if not sys.stderr.isatty():
         print(line, file=sys.stderr)
+
+
+def _flush(path: Path):
+    """Makes a file's content, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

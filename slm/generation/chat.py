@@ -120,10 +120,9 @@ def tell(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos:
     steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **choices)
     print(prompt, end="", flush=True)
     try:
-        with contextlib.closing(steps):
-            for [(_, token)] in steps:
-                print(visible(text.add(token)), end="", flush=True)
-                tokens += 1
+        for [(_, token)] in steps:
+            print(visible(text.add(token)), end="", flush=True)
+            tokens += 1
     except KeyboardInterrupt:
         print(text.flush(), "[stopped]")
     else:

@@ -58,9 +58,9 @@ def choose(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     probabilities = logits.softmax(-1, dtype=torch.float32)
     cumulative = probabilities.cumsum(-1)
-    target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]  # the sum is 1 only up to rounding
-    ids = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.size(-1) - 1)
-    # at uniform = 1, and where a parallel cumsum wavers by a rounding over ids of probability zero
+    ids = torch.searchsorted(cumulative, uniform.to(cumulative).unsqueeze(-1), right=True)
+    ids = ids.clamp(max=logits.size(-1) - 1)
+    # beyond the sum, which is 1 only up to rounding, and where a parallel cumsum wavers over ids of probability zero
     impossible = probabilities.gather(-1, ids) == 0
     return torch.where(impossible, probabilities.argmax(-1, keepdim=True), ids).squeeze(-1)
 

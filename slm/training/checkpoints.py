@@ -12,15 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm import checkpoint as files
-from slm.errors import UserError
-
-
-class Stopped(Exception):
-    """Raised at a step's end, after its checkpoint was written."""
-
-    def __init__(self, reason: str, exit_code: int):
-        super().__init__(reason)
-        self.reason, self.exit_code = reason, exit_code
+from slm.errors import Stopped, UserError
 
 
 class StopRequests(Callback):
@@ -69,7 +61,7 @@ class Checkpoints(Checkpoint):
             raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
         if keep_last < 2:
             raise UserError(f"callbacks.checkpoints.keep_last={keep_last} must be at least 2: the newest may be lost")
-        self.every_n_steps, self.keep_last, self.folder = every_n_steps, keep_last, folder
+        self.every_n_steps, self.keep_last, self.folder = every_n_steps, keep_last, folder / "checkpoints"
         self.description, self.val_every, self.stop = description, val_every, stop
         self.best: dict[str, Any] | None = None  # step, file and val/loss
         self.saved_step: int | None = None

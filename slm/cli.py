@@ -1,0 +1,198 @@
+"""The command lines: arguments to configuration through Hydra, mistakes to one line, outcomes to exit codes."""
+
+import contextlib
+import math
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slm.build import check, did_you_mean, is_node, locate
+from slm.errors import Stopped, UserError
+from slm.runs import file_name, flatten, new_folder
+
+CONF = Path(__file__).parents[1] / "conf"
+LITERAL = ("prompts_file", "ckpt", "ckpt_path", "run_dir", "resume", "data.path")  # taken as they are, not as grammar
+OPEN = ("callbacks", "hooks", "logger", "hydra", "tags")  # where a user may add names with +
+LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
+
+OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
+OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
+
+
+def train_main():
+    """python train.py: composes, checks, trains. Exits with 0, 2, 4, 130, 143, or 1 and a traceback for our bugs."""
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+    def job(cfg: DictConfig) -> float:
+        return run_job(cfg, codes)
+
+    with one_line_errors():
+        sys.argv[1:] = [quoted(argument) for argument in one_length(sys.argv[1:])]
+        if not any(argument in ("-h", "--help", "--hydra-help", "--version") for argument in sys.argv):
+            check_overrides([argument for argument in sys.argv[1:] if not argument.startswith("-")], multirun())
+        job()
+    sys.exit(max(codes, default=0))
+
+
+def generate_main():
+    """python generate.py: what follows prompt= is taken literally, whatever it contains."""
+    with one_line_errors():
+        prompts = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
+        overrides = [quoted(argument) for argument in sys.argv[1:] if argument not in prompts]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            base = OmegaConf.to_container(hydra.compose("generate"))
+            if any(argument in ("-h", "--help") for argument in overrides):
+                return print("python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text())
+            for override in parsed(overrides):
+                check_key(override, base)
+            config = OmegaConf.to_container(hydra.compose("generate", overrides=overrides), resolve=True)
+        from slm.generation.command import Request, generate_command
+
+        if prompts:
+            config["prompt"] = prompts[-1].removeprefix("prompt=")
+        check(Request, config, "")
+        generate_command(Request(**config))
+
+
+def run_job(cfg: DictConfig, codes: list[int]) -> float:
+    """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
+    from slm.run import train
+
+    hydra_config = HydraConfig.get()
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+        config["name"] = config["name"] or hydra_config.runtime.choices["model"]
+        if hydra_config.mode == RunMode.MULTIRUN:
+            run_dir = Path(hydra_config.runtime.output_dir)
+            print(f"\n{run_dir.name}")
+        else:
+            run_dir = own_folder(config)
+        objective = train(config, run_dir=run_dir, overrides=list(hydra_config.overrides.task))
+        return math.nan if objective is None else objective
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except (UserError, OmegaConfBaseException) as error:
+        codes.append(report(error))
+    except Exception:
+        traceback.print_exc()
+        codes.append(1)
+    return math.nan
+
+
+def own_folder(config: dict) -> Path:
+    """run_dir, or a new folder, which the other processes of a distributed run learn from the environment."""
+    if config["run_dir"]:
+        return Path(config["run_dir"]).expanduser()
+    moment = time.strftime("%Y-%m-%d_%H%M%S")
+    folder = os.environ.setdefault("SLM_RUN_DIR", str(new_folder(Path(config["runs_dir"]), config["name"], moment)))
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line and an exit code for everything that is not our bug."""
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def report(error: Exception) -> int:
+    """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 the traceback, too."""
+    if os.environ.get("SLM_DEBUG"):
+        traceback.print_exception(error)
+    code, said = getattr(error, "exit_code", 2), error
+    while not str(said) and (said.__cause__ or said.__context__):  # Hydra wraps what it says in silence
+        said = said.__cause__ or said.__context__
+    print("error: " + " ".join(str(said).split()), file=sys.stderr)
+    return code
+
+
+def multirun() -> bool:
+    return any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
+
+
+def one_length(arguments: list[str]) -> list[str]:
+    """A length of training on the command line takes the place of the configured one."""
+    given = [argument.lstrip("+").split("=", 1)[0] for argument in arguments]
+    if sum(key in given for key in LENGTHS) == 1:
+        return [*arguments, *(f"{key}=null" for key in LENGTHS if key not in given)]
+    return arguments
+
+
+def quoted(argument: str) -> str:
+    """Quotes a path for Hydra's grammar, in which commas, equals signs and stars mean something else."""
+    key, equals, value = argument.partition("=")
+    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"[\w./~:@-]*|'.*'|\".*\"", value):
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def parsed(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        given = re.search(r"override '?(.*?)'?\s*:", str(error))
+        raise UserError(
+            f"cannot read {given[1] if given else 'the arguments'}; write key=value, and quote special characters"
+        ) from None
+
+
+def check_overrides(overrides: list[str], sweep: bool):
+    """Raises UserError for an unknown option or key, also behind +, with the nearest name."""
+    options = {path.name: [file.stem for file in path.glob("*.yaml")] for path in CONF.iterdir() if path.is_dir()}
+    values, groups = [], []
+    for override in parsed(overrides):
+        if override.is_sweep_override() and not sweep:
+            raise UserError(f"{override.input_line} gives several values; add -m to run each of them")
+        key = override.key_or_group
+        if key in options:
+            choices = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+            for choice in choices:
+                if choice not in (None, "null", *options[key]):
+                    known = ", ".join(sorted(options[key]))
+                    raise UserError(f"{key}={choice} is not one of {known}{did_you_mean(str(choice), options[key])}")
+            groups.append(f"{key}={choices[0]}")
+        else:
+            values.append(override)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("train", overrides=groups, return_hydra_config=True)
+    base = OmegaConf.to_container(composed)
+    for override in values:
+        check_key(override, base)
+
+
+def check_key(override: Override, base: dict):
+    """The key must be in the configuration, or, behind +, be taken by the constructor whose node it joins."""
+    node, path = base, override.key_or_group.split(".")
+    for name in path[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict) and path[-1] in node:
+        return
+    if override.is_add() or override.is_force_add():
+        if path[0] in OPEN:
+            return
+        if is_node(node):
+            check(locate(node["_target_"], ".".join(path[:-1])), {path[-1]: override.value()}, ".".join(path[:-1]))
+            return
+    known = [key for key in flatten(base) if not key.startswith("hydra.")]
+    last = [key for key in known if key.rpartition(".")[2] == path[-1]]  # the right name at another place
+    hint = did_you_mean(override.key_or_group, known) or (f"; did you mean {last[0]}?" if last else "")
+    raise UserError(f"there is no key {override.key_or_group}{hint}")

@@ -1,0 +1,39 @@
+"""Files of JSON lines: one event per line, appended, so that a kill costs at most the line under way.
+
+Every event carries `step`, the optimizer updates done when it happened.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, event: dict[str, Any]):
+    """One line; numbers that JSON has no word for become null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of the file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def cut(path: Path, step: int):
+    """Forgets what was written after the checkpoint of `step`, since it will be written again."""
+    if path.exists():
+        kept = [event for event in lines(path) if event["step"] <= step]
+        temporary = path.with_suffix(".partial")
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        for event in kept:
+            append(temporary, event)
+        temporary.replace(path)

@@ -1,0 +1,137 @@
+"""What generate.py does with a checked request: load, tell, print."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from slm import checkpoint, runs
+from slm.errors import UserError
+from slm.generation.chat import chat
+from slm.generation.sampling import Sampler
+from slm.generation.stream import Completion, TextStream, check_count, complete, encode_prompt, generate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """conf/generate.yaml, where each is explained."""
+
+    ckpt: str
+    runs_dir: str
+    prompt: str
+    prompts_file: str | None
+    num_samples: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    greedy: bool
+    stop_at_eos: bool
+    seed: int
+    stream: bool | None
+    format: Literal["text", "jsonl"]
+    interactive: bool
+    device: Literal["auto", "cpu", "cuda", "mps"]
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            greedy=self.greedy,
+        )
+
+    def prompts(self) -> list[str]:
+        if self.prompts_file is None:
+            return [self.prompt]
+        try:
+            lines = Path(self.prompts_file).expanduser().read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise UserError(f"prompts_file={self.prompts_file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"prompts_file={self.prompts_file} is not UTF-8 text; save it as UTF-8") from None
+        if not (prompts := [line for line in lines if line.strip()]):
+            raise UserError(f"prompts_file={self.prompts_file} is empty; it takes one prompt per line")
+        return prompts
+
+
+def generate_command(request: Request):
+    """Prints stories. Raises UserError for a bad value or checkpoint before anything is loaded."""
+    sampler, prompts = request.sampler, request.prompts()
+    check_count("max_new_tokens", request.max_new_tokens)
+    check_count("num_samples", request.num_samples)
+    path = runs.find_checkpoint(request.ckpt, Path(request.runs_dir))
+    loaded = checkpoint.load(path, device_of(request.device))
+    settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
+    if request.interactive:
+        chat(
+            loaded.model,
+            loaded.tokenizer,
+            stop_at_eos=request.stop_at_eos,
+            loaded=f"{path} (step {loaded.step})",
+            **settings,
+        )
+        return
+    single = len(prompts) * request.num_samples == 1 and request.format == "text"
+    if request.stream or (request.stream is None and single):
+        if not single:
+            raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
+        eos = loaded.tokenizer.eos if request.stop_at_eos else None
+        print(prompts[0], end="")
+        for piece in pieces(loaded, prompts[0], eos=eos, **settings):
+            print(piece, end="", flush=True)
+        print()
+        return
+    stories = complete(
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        num_samples=request.num_samples,
+        stop_at_eos=request.stop_at_eos,
+        **settings,
+    )
+    for samples in stories:
+        for number, story in enumerate(samples):
+            write(story, number, request.format)
+
+
+def pieces(loaded: checkpoint.Loaded, prompt: str, **settings) -> Iterator[str]:
+    """The story piece by piece, as soon as each is whole characters."""
+    text = TextStream(loaded.tokenizer)
+    for step in generate(loaded.model, [encode_prompt(loaded.tokenizer, prompt)], **settings):
+        for _, token in step:
+            yield text.add(token)
+    yield text.flush()
+
+
+def write(story: Completion, number: int, form: str):
+    if form == "text":
+        print(f"{story.prompt}{story.text}\n{'-' * 3}")
+        return
+    line = {
+        "prompt": story.prompt,
+        "text": story.text,
+        "sample": number,
+        "tokens": story.tokens,
+        "finished": story.finished,
+    }
+    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def device_of(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no CUDA GPU here; use device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps, but torch sees no MPS here; use device=cpu")
+    return torch.device(name)

@@ -1,0 +1,160 @@
+"""A configuration found sound, before anything expensive: typed, checked, with the machine's facts settled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from slm.build import build, check, is_node, locate
+from slm.errors import UserError
+from slm.model import GPT, GPTConfig
+from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The top level of conf/train.yaml, for the types; what each means is said there."""
+
+    name: str | None
+    tags: list[str]
+    seed: int
+    log_every_n_steps: int
+    val_every_n_steps: int
+    optimized_metric: str
+    run_dir: str | None
+    runs_dir: str
+    cache_dir: str
+    resume: str
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be at least 0")
+        if self.val_every_n_steps < 1:
+            raise UserError(f"val_every_n_steps={self.val_every_n_steps} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The keys of conf/data that every corpus shares."""
+
+    batch_windows: int
+    validation_windows: int | None
+    workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """conf/trainer."""
+
+    accelerator: str
+    devices: int | str
+    num_nodes: int
+    strategy: str
+    precision: str
+    microbatch: int | None
+    clip: float | None
+    deterministic: bool | None
+    benchmark: bool | None
+    detect_anomaly: bool
+    profiler: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long to train: exactly one of steps, tokens and epochs."""
+
+    steps: int | None
+    tokens: float | None
+    epochs: float | None
+    max_time: str | None
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
+        if len(given) != 1:
+            shown = " and ".join(f"budget.{name}={value}" for name, value in given.items()) or "none"
+            raise UserError(f"exactly one of budget.steps, budget.tokens and budget.epochs must be given, not {shown}")
+        ((name, value),) = given.items()
+        if not value > 0:
+            raise UserError(f"budget.{name}={value} must be above 0")
+        self.max_seconds()
+
+    def max_seconds(self) -> float | None:
+        if self.max_time is None:
+            return None
+        try:
+            hours, minutes, seconds = (int(part) for part in self.max_time.split(":"))
+        except ValueError:
+            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, in quotes") from None
+        return timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+
+    def total_steps(self, tokens_per_step: int, epoch_tokens: int) -> int:
+        tokens = self.tokens if self.tokens is not None else (self.epochs or 0) * epoch_tokens
+        return self.steps or max(1, round(tokens / tokens_per_step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A configuration found sound: the parts that need no data, checked and typed."""
+
+    config: dict[str, Any]
+    settings: Settings
+    data: DataSettings
+    trainer: TrainerSettings
+    budget: Budget
+    model: GPTConfig  # its vocabulary is not known yet
+    hardware: Hardware
+    microbatch: int
+
+    @property
+    def accumulation(self) -> int:
+        return self.data.batch_windows // (self.microbatch * self.hardware.devices)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch_windows * self.model.context
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.settings.cache_dir).expanduser()
+
+
+def make_plan(config: dict[str, Any]) -> Plan:
+    """Raises UserError for whatever can be found wrong without data, Lightning or a long computation."""
+    keep_freed_memory()
+    settings = _typed(Settings, config, "")
+    data, trainer = _typed(DataSettings, config["data"], "data"), _typed(TrainerSettings, config["trainer"], "trainer")
+    budget = _typed(Budget, config["budget"], "budget")
+    for where, node in (("tokenizer", config["tokenizer"]), ("data", config["data"]["corpus"])):
+        check(locate(node["_target_"], where), node, where)
+    check(GPTConfig, config["model"], "model")
+    model = GPTConfig(**config["model"], vocab_size=1)
+    small = replace(model, depth=1, width=model.head_dim, kv_heads=None, mlp_width=None)
+    build(config["optimizer"], "optimizer", model=GPT(small))  # its rules, at the price of a small model
+    build_schedule(config["schedule"], budget.steps or 10**9)
+    hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
+    size = microbatch(trainer.microbatch, data.batch_windows, hardware)
+    return Plan(config=config, settings=settings, data=data, trainer=trainer, budget=budget, model=model,
+                hardware=hardware, microbatch=size)
+
+
+def build_schedule(node: Mapping[str, Any], steps: int):
+    """The schedule of a run of so many steps. warmup_steps wins over warmup_share."""
+    share, warmup = node["warmup_share"], node["warmup_steps"]
+    if warmup is None:
+        if not 0 <= share <= 1:
+            raise UserError(f"schedule.warmup_share={share} must be between 0 and 1 (a share of all steps)")
+        warmup = round(share * steps)
+    return build({**without(node, "warmup_share"), "warmup_steps": warmup}, "schedule", steps=steps)
+
+
+def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in keys}
+
+
+def _typed(kind: type, node: Mapping[str, Any], where: str) -> Any:
+    """The dataclass from those keys of the node that it has, checked."""
+    names = {field.name for field in fields(kind)}
+    values = {key: value for key, value in node.items() if key in names and not is_node(value)}
+    check(kind, values, where)
+    return kind(**values)

@@ -1,0 +1,36 @@
+"""Pictures of a run, from the files in its folder alone."""
+
+from pathlib import Path
+
+from slm import events
+
+
+def loss_curve(folder: Path) -> Path | None:
+    """Draws loss.png from metrics.jsonl; None if there is nothing to draw yet."""
+    logged = list(events.lines(folder / "metrics.jsonl"))
+    series = {
+        name: [(event["step"], event[name]) for event in logged if event.get(name) is not None]
+        for name in ("train/loss", "val/loss")
+    }
+    if not any(series.values()):
+        return None
+
+    import matplotlib
+
+    matplotlib.use("agg")  # draws into files; needs no screen
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    styles = {"train/loss": {"alpha": 0.6, "linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
+    for name, points in series.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, **styles[name])
+    if series["val/loss"]:
+        step, loss = min(series["val/loss"], key=lambda point: point[1])
+        axes.annotate(f"best {loss:.3f}", (step, loss), xytext=(0, -14), textcoords="offset points", ha="center")
+    axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "loss.png", dpi=120)
+    pyplot.close(figure)
+    return folder / "loss.png"

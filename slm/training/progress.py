@@ -1,0 +1,73 @@
+"""What a person sees of a training: a live bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+
+from lightning.pytorch.callbacks import Callback
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from slm.training.checkpoints import step_ends
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressBar(Callback):
+    """Loss, tokens per second and remaining time; every validation stays as a line."""
+
+    def __init__(self):
+        self.bar: Progress | None = None
+        self.shown = 0.0  # when the last plain line was printed
+        self.started = (0, 0.0)  # step and time at which this process began to train
+
+    def on_train_start(self, trainer, module):
+        if not trainer.is_global_zero:
+            return
+        self.started = trainer.global_step, time.monotonic()
+        if sys.stdout.isatty():
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns)
+            self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if not trainer.is_global_zero or not step_ends(trainer, batch_idx):
+            return
+        if self.bar:
+            self.bar.update(self.task, completed=trainer.global_step, description=describe(trainer))
+        elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES or trainer.global_step == trainer.max_steps:
+            self.shown = time.monotonic()
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {describe(trainer)}  ETA {self._eta(trainer)}")
+
+    def on_validation_end(self, trainer, module):
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            value = trainer.callback_metrics
+            print(
+                f"step {trainer.global_step}: val/loss {value['val/loss']:.4f}, "
+                f"perplexity {value['val/perplexity']:.2f}, {value['val/bits_per_byte']:.4f} bits per byte"
+            )
+
+    def teardown(self, trainer, module, stage):
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _eta(self, trainer) -> str:
+        step, start = self.started
+        seconds = (time.monotonic() - start) / max(trainer.global_step - step, 1)
+        minutes, seconds = divmod(int(seconds * (trainer.max_steps - trainer.global_step)), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def describe(trainer) -> str:
+    value = trainer.callback_metrics
+    if "train/loss" not in value:
+        return "first steps"
+    mfu = f"  MFU {value['mfu']:.0%}" if "mfu" in value else ""
+    return f"loss {value['train/loss']:.4f}  {value['tokens_per_second']:,.0f} tokens/s{mfu}"

@@ -1,0 +1,413 @@
+"""Every kind of tokenizer against the same contract, then what is particular to each.
+
+SentencePiece and tiktoken are the real ones; GPT-2's genuine files are looked for beside the checkout.
+"""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import time
+from itertools import chain, count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slm import tokenizers
+from slm.errors import UserError
+from slm.tokenizers import gpt2 as gpt2_module
+from slm.tokenizers.bytes import ByteTokenizer
+from slm.tokenizers.characters import CharacterTokenizer
+from slm.tokenizers.gpt2 import GPT2Tokenizer
+from slm.tokenizers.sentencepiece import SentencePieceTokenizer, reservoir
+
+GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2"
+
+WORDS = "once upon a time there was little girl who lived in the big red house and played with her dog"
+ADVERSARIAL = [
+    "",
+    " ",
+    "   three before, two after  ",
+    "tab\tnewline\nCRLF\r\nCR\r",
+    "\n\n\n",
+    "NUL \0 and \0\0",
+    "▁",
+    "▁▁ a▁b ▁ c▁",
+    "reserved by SentencePiece ▅▅",
+    "<s></s><unk><pad> </s> <0x41> <|endoftext|> <PAD><UNK>",
+    "😀 👩‍👩‍👧 e\u0301 é Z\u0351\u036b\u0343",
+    "itâ€™s mojibake \ufffd \ufeff BOM",
+    "no-break\u00a0 ideographic\u3000 zero\u200bwidth \u2028",
+    "漢字かな العربية \U0010ffff \x7f\x80",
+    "x" * 5000,
+]
+
+
+def seeded_documents(number: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS.split(), k=rng.randrange(5, 40))).capitalize() + ".\n" for _ in range(number)]
+
+
+def random_unicode(number: int, seed: int = 0) -> list[str]:
+    """Strings over all of Unicode but the surrogates, with spaces and U+2581 thrown in."""
+    rng = random.Random(seed)
+
+    def character() -> str:
+        code = rng.choice([rng.randrange(128), rng.randrange(0x3000), rng.randrange(0x110000), 0x20, 0x2581])
+        return "?" if 0xD800 <= code < 0xE000 else chr(code)
+
+    return ["".join(character() for _ in range(rng.randrange(40))) for _ in range(number)]
+
+
+TEXTS = ADVERSARIAL + random_unicode(300) + seeded_documents(5, seed=9)
+
+
+def sentencepiece_tokenizer(documents=None, **changes) -> SentencePieceTokenizer:
+    settings = {"vocab_size": 320, "algorithm": "bpe", "sample_documents": 100, "seed": 0} | changes
+    return SentencePieceTokenizer.build(seeded_documents(200) if documents is None else documents, **settings)
+
+
+@pytest.fixture
+def gpt2_cache(tmp_path, monkeypatch) -> Path:
+    """tiktoken's cache, empty, and no network."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused at once
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+def fill(cache: Path) -> None:
+    """The genuine files under the names of tiktoken."""
+    if not GPT2_FILES.is_dir():
+        pytest.skip(f"GPT-2's genuine files are not in {GPT2_FILES}")
+    cache.mkdir()
+    for file in ("vocab.bpe", "encoder.json"):
+        url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{file}"
+        shutil.copyfile(GPT2_FILES / file, cache / hashlib.sha1(url.encode()).hexdigest())
+
+
+LOSSLESS = {  # the kinds that must give back every text
+    "bpe": sentencepiece_tokenizer,
+    "unigram": lambda: sentencepiece_tokenizer(algorithm="unigram"),
+    "bytes": lambda: ByteTokenizer.build(()),
+    "corpus characters": lambda: CharacterTokenizer.build(TEXTS, alphabet="corpus"),
+    "gpt2": lambda: GPT2Tokenizer.build(()),
+}
+ALL = LOSSLESS | {"ascii characters": lambda: CharacterTokenizer.build((), alphabet="ascii")}
+
+
+@pytest.fixture(params=ALL)
+def tokenizer(request, gpt2_cache) -> tokenizers.Tokenizer:
+    if request.param == "gpt2":
+        fill(gpt2_cache)
+    return ALL[request.param]()
+
+
+@pytest.fixture(params=LOSSLESS)
+def lossless(request, gpt2_cache) -> tokenizers.Tokenizer:
+    if request.param == "gpt2":
+        fill(gpt2_cache)
+    return LOSSLESS[request.param]()
+
+
+# The contract of every kind.
+
+
+def test_text_comes_back(lossless):
+    failures = [text for text in TEXTS if lossless.decode(lossless.encode(text)) != text]
+    assert failures == []
+
+
+def test_token_bytes_add_up_to_the_text(lossless):
+    for text in TEXTS:
+        assert b"".join(map(lossless.token_bytes, lossless.encode(text))) == text.encode()
+
+
+def test_text_never_becomes_a_control_id(lossless):
+    controls = {token for token in range(lossless.vocab_size) if lossless.token_bytes(token) == b""}
+    assert lossless.eos in controls
+    assert controls.isdisjoint(chain.from_iterable(map(lossless.encode, TEXTS)))
+
+
+def test_batch_equals_one_by_one(tokenizer):
+    batch = tokenizer.encode_batch(TEXTS)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in TEXTS]
+    assert all(isinstance(ids, np.ndarray) and ids.dtype == np.int32 for ids in batch)
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_decode_takes_arrays_and_cut_characters(tokenizer):
+    ids = tokenizer.encode("Once upon a time")
+    assert tokenizer.decode(np.array(ids)) == "Once upon a time"
+    assert tokenizer.decode([]) == tokenizer.decode([tokenizer.eos]) == ""
+
+
+def test_half_a_character_is_replaced():
+    assert ByteTokenizer.build(()).decode("é".encode()[:1]) == "\ufffd"
+    assert sentencepiece_tokenizer().decode([4 + 0xC3]) == "\ufffd"
+
+
+def test_every_id_has_bytes_in_range(tokenizer):
+    assert all(isinstance(tokenizer.token_bytes(token), bytes) for token in range(tokenizer.vocab_size))
+    with pytest.raises((IndexError, ValueError)):
+        tokenizer.token_bytes(tokenizer.vocab_size)
+    assert max(chain.from_iterable(map(tokenizer.encode, TEXTS))) < tokenizer.vocab_size
+
+
+def test_load_is_the_inverse_of_save(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "one")
+    loaded = tokenizers.load(tmp_path / "one")
+    loaded.save(tmp_path / "two")
+    assert type(loaded) is type(tokenizer)
+    assert (loaded.vocab_size, loaded.eos) == (tokenizer.vocab_size, tokenizer.eos)
+    assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    for token in range(tokenizer.vocab_size):
+        assert loaded.token_bytes(token) == tokenizer.token_bytes(token)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"kind": "morse"}', "{}"])
+def test_damaged_settings(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"damaged|known are sentencepiece, characters") as error:
+        tokenizers.load(tmp_path)
+    assert str(tmp_path) in one_line(error)
+
+
+def test_no_tokenizer_in_folder(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        tokenizers.load(tmp_path)
+
+
+# SentencePiece.
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_training_is_a_function_of_the_seed(algorithm):
+    def model(seed: int) -> bytes:
+        return sentencepiece_tokenizer(algorithm=algorithm, sample_documents=50, seed=seed).model
+
+    assert model(0) == model(0)
+    assert model(0) != model(1)
+
+
+def test_documents_are_read_lazily():
+    read = []
+    stream = (read.append(number) or f"document {number}" for number in range(1000))
+    sentencepiece_tokenizer(stream, vocab_size=280, sample_documents=10)
+    assert read == list(range(40))
+
+
+def test_reservoir_is_uniform():
+    hits = np.zeros(20)
+    for seed in range(4000):
+        hits[reservoir(iter(range(20)), 5, random.Random(seed))] += 1
+    assert np.abs(hits / 4000 - 5 / 20).max() < 0.03  # 4.4 standard deviations
+    assert reservoir("abc", 5, random.Random(0)) == ["a", "b", "c"]
+
+
+def test_no_document_is_dropped():
+    """SentencePiece by itself skips long documents and those with U+2585."""
+    long = "word " * 3000
+    tokenizer = sentencepiece_tokenizer([long + "ж", "щ ▅"], vocab_size=270)
+    assert len(tokenizer.encode("ж")) == len(tokenizer.encode("щ")) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_control_tokens_in_the_corpus_stay_text(algorithm):
+    text = "<0x41> </s> <s> <unk> <pad>"
+    tokenizer = sentencepiece_tokenizer([text * 50 + " ".join(text)], vocab_size=275, algorithm=algorithm)
+    ids = tokenizer.encode(text)
+    assert min(ids) > 3
+    assert 4 + 0x41 not in ids
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_vocabulary_too_large_names_the_largest(algorithm):
+    with pytest.raises(UserError, match=r"vocab_size=9999 .* type tokenizer\.vocab_size=(\d+) or less") as error:
+        sentencepiece_tokenizer(vocab_size=9999, algorithm=algorithm)
+    largest = int(re.search(r"type tokenizer\.vocab_size=(\d+)", one_line(error))[1])
+    assert sentencepiece_tokenizer(vocab_size=largest, algorithm=algorithm).vocab_size == largest
+    with pytest.raises(UserError, match="more than these documents can fill"):
+        sentencepiece_tokenizer(vocab_size=largest + 1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 3, 260, 265])
+def test_vocabulary_too_small_names_the_smallest(vocab_size):
+    with pytest.raises(UserError, match=f"vocab_size={vocab_size} is too small") as error:
+        sentencepiece_tokenizer(vocab_size=vocab_size)
+    if smallest := re.search(r"type tokenizer\.vocab_size=(\d+) or more", one_line(error)):
+        assert sentencepiece_tokenizer(vocab_size=int(smallest[1])).vocab_size == int(smallest[1])
+    else:
+        assert vocab_size <= 260
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["\0"]])
+def test_nothing_to_learn_from(documents):
+    with pytest.raises(UserError, match="no text"):
+        sentencepiece_tokenizer(documents)
+
+
+@pytest.mark.parametrize(("name", "value"), [("algorithm", "word"), ("sample_documents", 0)])
+def test_wrong_settings(name, value):
+    with pytest.raises(UserError, match=f"tokenizer.{name}={value}: must be"):
+        sentencepiece_tokenizer(**{name: value})
+
+
+def test_training_is_silent_and_leaves_no_file(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sentencepiece_tokenizer()
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_model(tmp_path, capfd, damage):
+    sentencepiece_tokenizer().save(tmp_path)
+    path = tmp_path / "sentencepiece.model"
+    model = bytearray(path.read_bytes())
+    if damage == "flip":
+        model[len(model) // 2] ^= 1
+    path.write_bytes(model[: len(model) // 2] if damage == "cut" else model)
+    if damage == "remove":
+        path.unlink()
+    with pytest.raises(UserError, match=r"sentencepiece\.model is missing or damaged") as error:
+        tokenizers.load(tmp_path)
+    one_line(error)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_settings_are_saved(tmp_path):
+    sentencepiece_tokenizer(seed=5).save(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved.pop("sha256") == hashlib.sha256((tmp_path / "sentencepiece.model").read_bytes()).hexdigest()
+    assert saved == {
+        "kind": "sentencepiece",
+        "vocab_size": 320,
+        "algorithm": "bpe",
+        "sample_documents": 100,
+        "seed": 5,
+    }
+
+
+# Characters and bytes.
+
+
+def test_ascii_ids():
+    tokenizer = CharacterTokenizer.build(count(), alphabet="ascii")  # would never end if it read the documents
+    text = "".join(map(chr, range(32, 127)))
+    assert tokenizer.vocab_size == 99
+    assert tokenizer.encode(text) == list(range(2, 97))
+    assert tokenizer.encode("H\n\t") == [42, 97, 98]
+    assert tokenizer.decode(tokenizer.encode(text + "\n\t")) == text + "\n\t"
+
+
+def test_unknown_characters_are_replaced_not_dropped():
+    tokenizer = CharacterTokenizer.build((), alphabet="ascii")
+    assert tokenizer.encode("aé\r😀\0b") == [67, 1, 1, 1, 1, 68]
+    assert tokenizer.decode([67, 1, 0, 68]) == "a\ufffdb"
+    assert tokenizer.token_bytes(tokenizer.eos) == b""
+
+
+def test_corpus_characters_are_sorted():
+    tokenizer = CharacterTokenizer.build(iter(["ba", "", "éa"]), alphabet="corpus")
+    assert tokenizer.encode("abéc") == [2, 3, 4, 1]
+    assert tokenizer.vocab_size == 5
+
+
+@pytest.mark.parametrize("alphabet", ["corpus", "latin"])
+def test_no_alphabet(alphabet):
+    with pytest.raises(UserError, match=f"tokenizer.alphabet={alphabet}"):
+        CharacterTokenizer.build([""], alphabet=alphabet)
+
+
+@pytest.mark.parametrize("characters", [None, "aa", ["a"]])
+def test_damaged_alphabet(tmp_path, characters):
+    tokenizers.write_settings(tmp_path, {"kind": "characters", "characters": characters})
+    with pytest.raises(UserError, match="damaged"):
+        tokenizers.load(tmp_path)
+
+
+def test_bytes_are_utf8():
+    tokenizer = ByteTokenizer.build(count())
+    assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
+    assert (tokenizer.vocab_size, tokenizer.eos) == (257, 256)
+
+
+# GPT-2.
+
+
+def test_gpt2_paragraph(gpt2_cache):
+    fill(gpt2_cache)
+    tokenizer = GPT2Tokenizer.build(count())
+    vocabulary = json.loads((GPT2_FILES / "encoder.json").read_text(encoding="utf-8"))
+    paragraph = 'Once upon a time, there was a little girl named Lily.\n\n"It\'s fun!" she said in 1999.'
+    pieces = (
+        'Once Ġupon Ġa Ġtime , Ġthere Ġwas Ġa Ġlittle Ġgirl Ġnamed ĠLily . Ċ Ċ " It \'s Ġfun !" Ġshe Ġsaid Ġin Ġ1999 .'
+    )
+    assert tokenizer.encode(paragraph) == [vocabulary[piece] for piece in pieces.split()]
+    assert tokenizer.encode("hello world") == [31373, 995]
+    assert (tokenizer.vocab_size, tokenizer.eos) == (50257, vocabulary["<|endoftext|>"])
+    assert tokenizer.eos not in tokenizer.encode("a<|endoftext|>b")
+
+
+def test_saved_gpt2_needs_no_cache(gpt2_cache, tmp_path):
+    fill(gpt2_cache)
+    GPT2Tokenizer.build(()).save(tmp_path / "saved")
+    shutil.rmtree(gpt2_cache)
+    assert tokenizers.load(tmp_path / "saved").encode("hello world") == [31373, 995]
+    assert not gpt2_cache.exists()
+
+
+def test_gpt2_without_network_or_cache(gpt2_cache):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"vocab\.bpe as .* and encoder\.json as ") as error:
+        GPT2Tokenizer.build(())
+    assert time.monotonic() - start < 5
+    places = re.findall(r" as (\S+/cache/[0-9a-f]{40})", one_line(error))
+    fill(gpt2_cache)  # the advice names the very files that work
+    assert sorted(map(Path, places)) == sorted(gpt2_cache.iterdir())
+    assert GPT2Tokenizer.build(()).encode("hello world") == [31373, 995]
+
+
+def test_gpt2_with_a_damaged_cache(gpt2_cache):
+    fill(gpt2_cache)
+    next(gpt2_cache.iterdir()).write_text("damaged")
+    with pytest.raises(UserError, match="cannot get GPT-2's files") as error:
+        GPT2Tokenizer.build(())
+    one_line(error)
+
+
+def test_gpt2_with_damaged_ranks(gpt2_cache, tmp_path):
+    fill(gpt2_cache)
+    GPT2Tokenizer.build(()).save(tmp_path)
+    path = tmp_path / "ranks.tiktoken"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
+        tokenizers.load(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
+        tokenizers.load(tmp_path)
+
+
+def test_gpt2_without_tiktoken(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpt2_module, "tiktoken", None)  # what the module holds where the extra is not installed
+    tokenizers.write_settings(tmp_path, {"kind": "gpt2"})
+    for make in (lambda: GPT2Tokenizer.build(()), lambda: tokenizers.load(tmp_path)):
+        with pytest.raises(UserError, match=r'pip install -e "\.\[gpt2\]"') as error:
+            make()
+        one_line(error)
