@@ -61,7 +61,9 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
         if key == "_target_" or is_node(value):
             continue
         if key not in parameters and not open_ended:
-            raise UserError(f"{prefix}{key} is not a setting{did_you_mean(prefix + key, [prefix + p for p in parameters])}")
+            raise UserError(
+                f"{prefix}{key} is not a setting{did_you_mean(prefix + key, [prefix + p for p in parameters])}"
+            )
         if key in hints and not fits(value, hints[key]):
             raise UserError(f"{prefix}{key}={value!r} must be {describe(hints[key])}")
 

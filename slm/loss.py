@@ -50,18 +50,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             x, w = features.to(dtype), weight.to(dtype)
             kept = (targets != IGNORE).unsqueeze(1)
+            x_kept = x * kept
             total = torch.zeros((), device=x.device)
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
             for rows in _chunks(x, w):
-                target, counts = targets[rows].clamp(min=0).unsqueeze(1), kept[rows]
+                target = targets[rows].clamp(min=0).unsqueeze(1)
                 logits = x[rows] @ w.t()
-                log_sum = logits.float().logsumexp(1, keepdim=True)
-                total += ((log_sum - logits.gather(1, target)) * counts).sum()
-                if any(ctx.needs_input_grad):  # softmax minus one-hot; an infinite sum makes an ignored row zero
-                    error = logits.sub_(log_sum.masked_fill_(~counts, torch.inf).to(dtype)).exp_()
-                    error.scatter_add_(1, target, -counts.to(dtype))
+                nats = logits.float().logsumexp(1, keepdim=True) - logits.gather(1, target)
+                total += (nats * kept[rows]).sum()
+                if any(ctx.needs_input_grad):
+                    error = logits.softmax(1)  # minus the one-hot target
+                    error.scatter_add_(1, target, error.new_full((), -1).expand_as(target))
                     grad_x[rows] = error @ w
-                    grad_w += error.t() @ x[rows]
+                    grad_w += error.t() @ x_kept[rows]
+            grad_x *= kept
         # sums, not means: the mean's factor would vanish in float16; it comes in with the loss scale in backward
         count = kept.sum().clamp(min=1)
         ctx.save_for_backward(grad_x, grad_w, count)

@@ -134,8 +134,16 @@ def make_plan(config: dict[str, Any]) -> Plan:
     build_schedule(config["schedule"], budget.steps or 10**9)
     hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
-    return Plan(config=config, settings=settings, data=data, trainer=trainer, budget=budget, model=model,
-                hardware=hardware, microbatch=size)
+    return Plan(
+        config=config,
+        settings=settings,
+        data=data,
+        trainer=trainer,
+        budget=budget,
+        model=model,
+        hardware=hardware,
+        microbatch=size,
+    )
 
 
 def build_schedule(node: Mapping[str, Any], steps: int):

@@ -6,7 +6,7 @@ import netrc
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,9 @@ def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
         newest = runs.find_checkpoint(config["resume"], Path(config["runs_dir"]))
         other = checkpoint.read(newest)["slm"]["config"]
         if changed := runs.changes(other, config):
-            raise UserError(f"{newest} was trained with another configuration ({'; '.join(changed)}); give the same one")
+            raise UserError(
+                f"{newest} was trained with another configuration ({'; '.join(changed)}); give the same one"
+            )
     if newest is None and checkpoint.in_folder(run_dir / "checkpoints"):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
     return newest
@@ -112,9 +114,7 @@ def prepare_data(plan: Plan) -> Prepared:
     steps = plan.budget.total_steps(plan.tokens_per_step, store.tokens("train"))
     build_schedule(config["schedule"], steps)
     model = replace(plan.model, vocab_size=tokenizer.vocab_size)
-    return Prepared(
-        corpus=corpus, tokenizer=tokenizer, tokenizer_folder=folder, store=store, model=model, steps=steps
-    )
+    return Prepared(corpus=corpus, tokenizer=tokenizer, tokenizer_folder=folder, store=store, model=model, steps=steps)
 
 
 def open_run(
@@ -129,7 +129,9 @@ def open_run(
     if card:
         for key in ("corpus", "tokenizer"):
             if card[key] != identity[key]:
-                raise UserError(f"the {key} of {run_dir} is not the one given now; give the same data, or another run_dir")
+                raise UserError(
+                    f"the {key} of {run_dir} is not the one given now; give the same data, or another run_dir"
+                )
     step = checkpoint.read(start)["global_step"] if start else -1
     run_dir.mkdir(parents=True, exist_ok=True)
     for file in ("metrics.jsonl", "samples.jsonl"):
@@ -220,7 +222,11 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         "flops_per_token": training_flops_per_token(prepared.model),
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }
-    callbacks = [build(node, f"{group}.{name}", **facts) for group in ("callbacks", "hooks") for name, node in config[group].items()]
+    callbacks = [
+        build(node, f"{group}.{name}", **facts)
+        for group in ("callbacks", "hooks")
+        for name, node in config[group].items()
+    ]
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config["logger"], run_dir, card)]
     flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
     trainer = L.Trainer(
@@ -313,7 +319,11 @@ def is_first_process() -> bool:
 
 
 def quiet_lightning():
-    """Lightning's banners and tips say what the lines of `describe` say better."""
+    """Its banners and tips say what the lines of `describe` say better; the rest is its own business with torch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory .* exists.*"):
+    for message in (
+        "The '.*_dataloader' does not have many workers",
+        "Checkpoint directory .* exists",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -45,7 +45,9 @@ class TokenStore:
             for shard in split["shards"]:
                 path, expected = folder / shard["file"], shard["tokens"] * store.dtype.itemsize
                 if not path.is_file() or path.stat().st_size != expected:
-                    raise UserError(f"token shard {path} is missing or not {expected} bytes; delete {folder} to rebuild")
+                    raise UserError(
+                        f"token shard {path} is missing or not {expected} bytes; delete {folder} to rebuild"
+                    )
         return store
 
     @property

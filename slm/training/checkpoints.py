@@ -76,9 +76,12 @@ class Checkpoints(Checkpoint):
         checkpoint["slm"] = self.description
 
     def on_train_start(self, trainer, module):
-        if trainer.global_step:
+        path = self._path(trainer.global_step)
+        if path.exists():
             self.saved_step = trainer.global_step
-            self._publish(self._path(trainer.global_step))  # a kill may have come before the pointers
+            self._publish(path)  # a kill may have come before the pointers
+        else:
+            self.best = None  # another run's checkpoint: what was best there is not here
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):

@@ -1,0 +1,71 @@
+"""What several tests need: a small text of our own, and configurations as the command line would compose them."""
+
+import random
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from slm import cli  # noqa: F401  (registers the resolvers that conf/ uses)
+
+CONF = Path(__file__).parents[1] / "conf"
+WORDS = [
+    "the",
+    "a",
+    "small",
+    "old",
+    "red",
+    "cat",
+    "dog",
+    "bird",
+    "girl",
+    "boy",
+    "house",
+    "tree",
+    "river",
+    "saw",
+    "took",
+    "lost",
+    "found",
+    "liked",
+    "gave",
+    "and",
+    "then",
+    "but",
+]
+
+torch.set_num_threads(1)  # the models are small, and the machine may be busy
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """Forty thousand characters in two hundred documents, separated by <|endoftext|>."""
+    rng = random.Random(0)
+    documents = [" ".join(rng.choices(WORDS, k=45)).capitalize() + "." for _ in range(200)]
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def composed(text_file, tmp_path):
+    """A function from overrides to the resolved configuration of a very small run on that text."""
+
+    def compose(*overrides: str) -> dict:
+        small = [
+            "data=text",
+            f"data.path='{text_file}'",
+            "data.separator='<|endoftext|>'",
+            "tokenizer=bytes",
+            "trainer=cpu",
+            "debug=default",
+            f"runs_dir='{tmp_path / 'runs'}'",
+            f"cache_dir='{tmp_path / 'cache'}'",
+        ]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = OmegaConf.to_container(hydra.compose("train", overrides=[*small, *overrides]), resolve=True)
+        return config | {"name": config["name"] or "test"}
+
+    return compose

@@ -1,0 +1,164 @@
+"""A run that was interrupted anywhere ends bitwise like one that was not: weights, optimizer, metrics, samples."""
+
+import json
+
+import pytest
+import torch
+
+from slm import checkpoint, runs
+from slm.errors import UserError
+from slm.run import train
+from slm.training.module import Pretraining
+
+TIMES = ("tokens_per_second", "mfu", "device/memory_gb")
+
+
+def history(folder):
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def final_state(folder):
+    raw = checkpoint.read(checkpoint.in_folder(folder / "checkpoints")[0])
+    return raw["state_dict"], raw["optimizer_states"], raw["global_step"]
+
+
+def assert_same(a, b):
+    """Equal to the bit, through nested containers."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+class Killed(Exception):
+    pass
+
+
+def train_with_kills(config, folder, monkeypatch, microbatches):
+    """Runs until each of the given microbatches, counted over all lives, raises; then to the end."""
+    real = Pretraining.training_step
+    for at in [*microbatches, None]:
+        seen = 0
+
+        def step(self, windows, index, at=at):
+            nonlocal seen
+            seen += 1
+            if seen == at:
+                raise Killed
+            return real(self, windows, index)
+
+        monkeypatch.setattr(Pretraining, "training_step", step)
+        if at is None:
+            return train(config, run_dir=folder, overrides=[])
+        with pytest.raises(Killed):
+            train(config, run_dir=folder, overrides=[])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, workers, accumulation):
+    """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: aligned and not aligned."""
+    config = composed(
+        "model.dropout=0.1",
+        f"data.workers={workers}",
+        f"trainer.microbatch={4 // accumulation}",
+        "val_every_n_steps=3",
+        "callbacks.checkpoints.every_n_steps=4",
+        "callbacks.samples.every_n_steps=4",
+        "callbacks.early_stopping.patience=50",
+    )
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    objective = train(config, run_dir=straight, overrides=[])
+    kills = [2 * accumulation, 5 * accumulation + (accumulation > 1), 2 * accumulation, 3 * accumulation]
+    assert train_with_kills(config, broken, monkeypatch, kills) == objective
+    assert_same(final_state(straight), final_state(broken))
+    assert history(straight) == history(broken)
+    assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
+    assert runs.read_card(broken)["lives"] == len(kills) + 1
+    assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
+
+
+def test_accumulation_does_not_change_the_numbers(composed, tmp_path):
+    losses = {}
+    for size in (1, 4):
+        config = composed(f"trainer.microbatch={size}", "trainer.precision=32-true")
+        train(config, run_dir=tmp_path / str(size), overrides=[])
+        losses[size] = [line["train/loss"] for line in history(tmp_path / str(size)) if "train/loss" in line]
+    assert len(losses[1]) == 10
+    assert losses[1] == pytest.approx(losses[4], abs=2e-5)
+
+
+def test_a_finished_run_is_not_trained_again(composed, tmp_path, capsys):
+    config = composed()
+    first = train(config, run_dir=tmp_path / "run", overrides=[])
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(config, run_dir=tmp_path / "run", overrides=[]) == first
+    assert "is done" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_go_on_from_the_end(composed, tmp_path):
+    train(composed("schedule=constant"), run_dir=tmp_path / "run", overrides=[])
+    longer = composed("schedule=constant", "budget.steps=14", "schedule.warmup_steps=1", "schedule.warmup_share=0.02")
+    with pytest.raises(UserError, match=r"schedule.warmup_steps: None -> 1"):
+        train(longer, run_dir=tmp_path / "run", overrides=[])
+    train(composed("schedule=constant", "budget.steps=14"), run_dir=tmp_path / "run", overrides=[])
+    assert final_state(tmp_path / "run")[2] == 14
+    steps = [line["step"] for line in history(tmp_path / "run") if "train/loss" in line]
+    assert steps == list(range(1, 15))
+
+
+def test_early_stopping_stays_stopped(composed, tmp_path):
+    """With a learning rate of almost nothing no validation improves: it stops after `patience` of them, for good."""
+    config = composed(
+        "optimizer.lr=1e-12",
+        "val_every_n_steps=1",
+        "callbacks.early_stopping.patience=3",
+        "callbacks.early_stopping.min_delta=0.001",
+    )
+    folder = tmp_path / "run"
+    train(config, run_dir=folder, overrides=[])
+    assert final_state(folder)[2] == 4  # one best, three without improvement
+    runs.write_card(folder, runs.read_card(folder) | {"status": "running"})  # killed before it could say "done"
+    train(config, run_dir=folder, overrides=[])
+    assert final_state(folder)[2] == 4
+
+
+def test_other_configurations_are_refused(composed, tmp_path):
+    train(composed(), run_dir=tmp_path / "run", overrides=[])
+    with pytest.raises(UserError, match=r"model.width: 64 -> 96.*another run_dir"):
+        train(composed("model.width=96"), run_dir=tmp_path / "run", overrides=[])
+    with pytest.raises(UserError, match="resume=auto"):
+        train(composed("resume=never"), run_dir=tmp_path / "run", overrides=[])
+
+
+def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
+    config, folder = composed("callbacks.checkpoints.every_n_steps=4"), tmp_path / "run"
+    train(config, run_dir=folder, overrides=[])
+    state = final_state(folder)
+    newest = checkpoint.in_folder(folder / "checkpoints")[0]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    runs.write_card(folder, runs.read_card(folder) | {"status": "running"})
+    train(config, run_dir=folder, overrides=[])
+    assert "is damaged" in capsys.readouterr().out
+    assert_same(state, final_state(folder))
+
+
+def test_resume_from_another_runs_checkpoint(composed, tmp_path):
+    train(composed(), run_dir=tmp_path / "first", overrides=[])
+    first = checkpoint.in_folder(tmp_path / "first" / "checkpoints")[1]
+    train(composed(f"resume='{first}'"), run_dir=tmp_path / "second", overrides=[])
+    assert_same(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
