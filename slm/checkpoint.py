@@ -74,12 +74,14 @@ def read(path: Path) -> dict[str, Any]:
     """The raw checkpoint, on the CPU. Raises UserError for what is missing, damaged or not ours."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; ckpt= takes a .ckpt file, a run folder, latest, last or best")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path} is not a checkpoint of slm: it is damaged, or holds more than tensors") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError):
-        raise UserError(f"{path} is truncated or damaged; take another checkpoint of the run") from None
+        raise UserError(f"{path} holds more than tensors and plain values, so it is not loaded") from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError, KeyError, IndexError):
+        raise UserError(f"{path} is damaged; take another checkpoint of the run") from None
     described = checkpoint.get("slm") if isinstance(checkpoint, dict) else None
     if not isinstance(described, dict):
         raise UserError(f"{path} is a checkpoint, but not one of slm")

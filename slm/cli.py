@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -29,23 +30,25 @@ OPEN = ("callbacks", "hooks", "logger", "hydra", "tags")  # where a user may add
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 
 OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
-OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
 
 
 def train_main():
     """python train.py: composes, checks, trains. Exits with 0, 2, 4, 130, 143, or 1 and a traceback for our bugs."""
-    codes: list[int] = []
+    outcomes: list[Outcome] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     def job(cfg: DictConfig) -> float:
-        return run_job(cfg, codes)
+        outcomes.append(run_job(cfg))
+        return outcomes[-1].objective
 
     with one_line_errors():
         sys.argv[1:] = [quoted(argument) for argument in one_length(sys.argv[1:])]
         if not any(argument in ("-h", "--help", "--hydra-help", "--version") for argument in sys.argv):
             check_overrides([argument for argument in sys.argv[1:] if not argument.startswith("-")], multirun())
         job()
-    sys.exit(max(codes, default=0))
+    if multirun():
+        print("\n" + "\n".join(f"{outcome.objective:.4f}  {outcome.name}" for outcome in outcomes))
+    sys.exit(max((outcome.exit_code for outcome in outcomes), default=0))
 
 
 def generate_main():
@@ -68,11 +71,20 @@ def generate_main():
         generate_command(Request(**config))
 
 
-def run_job(cfg: DictConfig, codes: list[int]) -> float:
+@dataclass(frozen=True)
+class Outcome:
+    """How a job of a sweep, or the only one, ended."""
+
+    name: str
+    objective: float
+    exit_code: int
+
+
+def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
     from slm.run import train
 
-    hydra_config = HydraConfig.get()
+    hydra_config, name = HydraConfig.get(), "run"
     try:
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
@@ -81,16 +93,16 @@ def run_job(cfg: DictConfig, codes: list[int]) -> float:
             print(f"\n{run_dir.name}")
         else:
             run_dir = own_folder(config)
+        name = run_dir.name
         objective = train(config, run_dir=run_dir, overrides=list(hydra_config.overrides.task))
-        return math.nan if objective is None else objective
+        return Outcome(name, math.nan if objective is None else objective, 0)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     except (UserError, OmegaConfBaseException) as error:
-        codes.append(report(error))
+        return Outcome(name, math.nan, report(error))
     except Exception:
         traceback.print_exc()
-        codes.append(1)
-    return math.nan
+        return Outcome(name, math.nan, 1)
 
 
 def own_folder(config: dict) -> Path:

@@ -11,30 +11,7 @@ from omegaconf import OmegaConf
 from slm import cli  # noqa: F401  (registers the resolvers that conf/ uses)
 
 CONF = Path(__file__).parents[1] / "conf"
-WORDS = [
-    "the",
-    "a",
-    "small",
-    "old",
-    "red",
-    "cat",
-    "dog",
-    "bird",
-    "girl",
-    "boy",
-    "house",
-    "tree",
-    "river",
-    "saw",
-    "took",
-    "lost",
-    "found",
-    "liked",
-    "gave",
-    "and",
-    "then",
-    "but",
-]
+WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
 torch.set_num_threads(1)  # the models are small, and the machine may be busy
 
@@ -43,7 +20,7 @@ torch.set_num_threads(1)  # the models are small, and the machine may be busy
 def text_file(tmp_path_factory) -> Path:
     """Forty thousand characters in two hundred documents, separated by <|endoftext|>."""
     rng = random.Random(0)
-    documents = [" ".join(rng.choices(WORDS, k=45)).capitalize() + "." for _ in range(200)]
+    documents = [" ".join(rng.choices(WORDS.split(), k=45)).capitalize() + "." for _ in range(200)]
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
     return path

@@ -65,7 +65,7 @@ class TokenStore:
 def prepare_tokenizer(
     settings: Mapping[str, Any], build: Callable[..., Tokenizer], corpus: Corpus, cache: Path
 ) -> tuple[Tokenizer, Path]:
-    """The tokenizer of these settings for this corpus, and its folder: from the cache, or `build(documents=...)` now."""
+    """The tokenizer of these settings for this corpus, and its folder: from the cache, or built now."""
 
     def write(folder: Path):
         build(documents=corpus.documents("train")).save(folder)
@@ -148,7 +148,8 @@ class _Shard:
     """A file of ids, hashed as it is written."""
 
     def __init__(self, path: Path):
-        self.path, self.file, self.hash, self.tokens = path, open(path, "wb"), hashlib.sha256(), 0
+        self.path, self.hash, self.tokens = path, hashlib.sha256(), 0
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
 
     def write(self, ids: np.ndarray):
         data = ids.tobytes()

@@ -1,5 +1,6 @@
 """What watches a training: numbers, randomness, early stopping. Each can be taken out without touching the rest."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -109,8 +110,6 @@ def device_metrics(device: torch.device) -> dict[str, float]:
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
         return {"device/memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)}
     values = {"device/memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
-    try:
+    with contextlib.suppress(ImportError, RuntimeError):  # needs NVIDIA's management library
         values["device/utilization"] = torch.cuda.utilization(device)
-    except (ImportError, RuntimeError):  # needs NVIDIA's management library
-        pass
     return values

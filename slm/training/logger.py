@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON per event, appended, never rewritten while a run lives. All else is derived from it."""
+"""metrics.jsonl, from which every other view is derived, as Lightning's logger; and one such view."""
 
 import csv
 from pathlib import Path

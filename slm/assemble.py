@@ -1,0 +1,179 @@
+"""The Lightning trainer, module and data of a run, from its plan and its prepared data."""
+
+import logging
+import netrc
+import os
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm import checkpoint
+from slm.build import build, check, locate
+from slm.data.store import TokenStore
+from slm.errors import UserError
+from slm.estimate import device_peak, training_flops_per_token
+from slm.model import GPT, GPTConfig
+from slm.plan import Plan, build_schedule
+from slm.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the data turned out to be."""
+
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    store: TokenStore
+    model: GPTConfig
+    steps: int
+
+
+def check_watchers(config: dict[str, Any], run_dir: Path):
+    """Finds mistakes in callbacks, hooks and loggers before the data is prepared, by making them once for nothing."""
+    facts = dict.fromkeys(("tokenizer", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"))
+    for where, node in nodes_of(config, "callbacks"):
+        build(node, where, folder=run_dir, peak_flops=None, **facts)
+    for where, node in nodes_of(config, "hooks", "logger"):
+        check(locate(node["_target_"], where), node, where)
+
+
+def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(f"{group}.{name}", node) for group in groups for name, node in config[group].items()]
+
+
+def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
+    """The Lightning trainer, module and data of a run."""
+    from slm.training.callbacks import Randomness
+    from slm.training.checkpoints import StopRequests
+    from slm.training.data import WindowsData
+    from slm.training.logger import MetricsFile
+    from slm.training.module import Pretraining
+
+    quiet_lightning()
+    config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
+    torch.manual_seed(config["seed"])
+    module = Pretraining(
+        GPT(prepared.model),
+        optimizer=partial(build_optimizer, config["optimizer"]),
+        schedule=build_schedule(config["schedule"], prepared.steps),
+        token_lengths=torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]),
+        clip=plan.trainer.clip,
+    )
+    on_gpu = hardware.accelerator == "gpu"
+    workers = plan.data.workers if plan.data.workers is not None else 2 if on_gpu else 0
+    data = WindowsData(
+        prepared.store,
+        context=prepared.model.context,
+        microbatch=plan.microbatch,
+        devices=hardware.devices,
+        validation_windows=plan.data.validation_windows,
+        workers=workers,
+        pin_memory=on_gpu,
+        seed=config["seed"],
+    )
+    stop = StopRequests(plan.budget.max_seconds())
+    described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card["run_id"])
+    facts = {
+        "folder": run_dir,
+        "tokenizer": tokenizer,
+        "description": described,
+        "val_every": config["val_every_n_steps"],
+        "stop": stop,
+        "tokens_per_step": plan.tokens_per_step,
+        "flops_per_token": training_flops_per_token(prepared.model),
+        "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
+    }
+    watchers = [build(node, where, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
+    loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config["logger"], run_dir, card)]
+    trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers)
+    return trainer, module, data
+
+
+def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
+    """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
+    import lightning.pytorch as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from slm.training.checkpoints import DurableCheckpointIO
+
+    flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
+    try:
+        return L.Trainer(
+            accelerator=plan.hardware.accelerator,
+            devices=plan.hardware.devices // plan.trainer.num_nodes,
+            num_nodes=plan.trainer.num_nodes,
+            strategy=plan.trainer.strategy,
+            precision=plan.hardware.precision,
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=plan.accumulation,
+            val_check_interval=plan.settings.val_every_n_steps * plan.accumulation,  # Lightning counts microbatches
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[DurableCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **{flag: value for flag in flags if (value := getattr(plan.trainer, flag)) is not None},
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"Lightning refuses the trainer: {error}") from None
+
+
+def build_optimizer(node: dict[str, Any], model: GPT) -> torch.optim.Optimizer:
+    return build(node, "optimizer", model=model)
+
+
+def build_loggers(nodes: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
+    facts = {"save_dir": str(run_dir), "name": card["name"], "id": card["run_id"], "path": run_dir / "metrics.jsonl"}
+    loggers = []
+    for name, node in nodes.items():
+        if "offline" in node and node["offline"] is None:
+            node = {**node, "offline": not has_wandb_key()}
+            if node["offline"]:
+                print("wandb: no key, so the run is kept offline; `wandb sync` sends it later")
+        try:
+            logger = build(node, f"logger.{name}", **facts)
+        except ModuleNotFoundError:
+            raise UserError(f'logger={name} needs a package that is not here; pip install -e ".[{name}]"') from None
+        loggers.append(logger)
+    return loggers
+
+
+def has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def leave(trainer):
+    """Ends what would otherwise go over into the next job of a sweep."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+
+
+def quiet_lightning():
+    """Its banners and tips say what the lines of `describe` say better; the rest is its own business with torch."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        "The '.*_dataloader' does not have many workers",
+        "Checkpoint directory .* exists",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
