@@ -1,0 +1,124 @@
+"""What the framework costs: one training step through Lightning, callbacks and logging, against a bare loop.
+
+    python benchmarks/overhead.py --text FILE [--model small] [--steps 12] [--rounds 5] [--device cpu]
+
+Both train the same model on the same windows with the same optimizer, clipping and precision, in turn, in one process.
+Prints tokens/s of each round and the ratio of the medians.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from slm import cli  # noqa: E402, F401  (registers the resolvers that conf/ uses)
+from slm.assemble import assemble  # noqa: E402
+from slm.build import build  # noqa: E402
+from slm.data.windows import EndlessOrder  # noqa: E402
+from slm.loss import cross_entropy  # noqa: E402
+from slm.plan import make_plan  # noqa: E402
+from slm.run import make_card, open_run, prepare_data  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", required=True, help="a UTF-8 file of a megabyte or so")
+    parser.add_argument("--model", default="small")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps per measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        plan, prepared = prepare(arguments, Path(folder))
+        rates = {"bare": [], "framework": []}
+        for number in range(arguments.rounds + 1):  # the first is a warm-up
+            for name, measure in (("bare", bare_loop), ("framework", framework)):
+                seconds = measure(plan, prepared, Path(folder) / f"run{number}")
+                if number:
+                    rates[name].append(arguments.steps * plan.tokens_per_step / seconds)
+                    print(f"round {number}  {name:9}  {rates[name][-1]:10,.0f} tokens/s", flush=True)
+    bare, ours = (statistics.median(rates[name]) for name in ("bare", "framework"))
+    print(f"median: bare {bare:,.0f}, framework {ours:,.0f} tokens/s; overhead {bare / ours - 1:+.1%}")
+
+
+def prepare(arguments, folder: Path):
+    accelerator = {"cpu": "cpu", "cuda": "gpu"}[arguments.device]
+    overrides = [
+        f"model={arguments.model}",
+        "data=text",
+        f"data.path='{arguments.text}'",
+        "tokenizer.vocab_size=4096",
+        "data.batch_windows=8",
+        f"trainer.accelerator={accelerator}",
+        f"budget={{steps: {arguments.steps}, tokens: null, epochs: null}}",
+        "data.validation_windows=1",
+        "callbacks.samples.prompts=[]",
+        f"cache_dir='{folder}'",
+    ]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("train", overrides=overrides), resolve=True)
+    plan = make_plan(config | {"name": "overhead"})
+    return plan, prepare_data(plan)
+
+
+def framework(plan, prepared, run_dir: Path) -> float:
+    """Seconds from the start of the first step to the end of the last, as train.py runs them."""
+    card = make_card(plan, prepared, run_dir, None)
+    trainer, module, data = assemble(plan, prepared, run_dir, card)
+    open_run(card, prepared, run_dir, [], None)
+    marks = Marks()
+    trainer.callbacks.insert(0, marks)
+    trainer.fit(module, data)
+    return marks.end - marks.start
+
+
+def bare_loop(plan, prepared, run_dir: Path) -> float:
+    """The same in twenty lines of torch."""
+    device = plan.hardware.device
+    _, module, data = assemble(plan, prepared, run_dir, {"run_id": "", "name": ""})
+    model = module.model.to(device).train()
+    optimizer = build(plan.config["optimizer"], "optimizer", model=model)
+    order = iter(EndlessOrder(len(data.train), plan.config["seed"]))
+    dtype = torch.bfloat16 if plan.hardware.sixteen_bit else torch.float32
+    start = time.perf_counter()
+    for step in range(prepared.steps):
+        for _ in range(plan.accumulation):
+            windows = data.train.__getitems__([next(order) for _ in range(plan.microbatch)]).to(device)
+            with torch.autocast(device.type, dtype, enabled=plan.hardware.sixteen_bit):
+                features = model.features(windows[:, :-1])
+                loss = cross_entropy(features, model.head.weight, windows[:, 1:]) / plan.accumulation
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.trainer.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.config["optimizer"]["lr"] * module.schedule(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    from lightning.pytorch.callbacks import Callback
+
+    class Marks(Callback):
+        """The moments between which the steps lie; the end comes after every other callback's."""
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 0:
+                self.start = time.perf_counter()
+
+        def on_validation_start(self, trainer, module):
+            if trainer.global_step == trainer.max_steps:
+                self.end = time.perf_counter()
+
+    main()
