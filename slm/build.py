@@ -56,7 +56,10 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     prefix = f"{where}." if where else ""
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # a library's annotations may name what it imports for type checkers only
+        hints = {}
     for key, value in values.items():
         if key == "_target_" or is_node(value):
             continue

@@ -103,6 +103,8 @@ def run_job(cfg: DictConfig) -> Outcome:
     except Exception:
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
+    finally:
+        os.environ.pop("SLM_RUN_DIR", None)
 
 
 def own_folder(config: dict) -> Path:

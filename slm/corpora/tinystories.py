@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -167,6 +168,7 @@ def _stories(files: list[str], split: Split) -> Iterator[str]:
         )
         for batch in rows.with_format("arrow").iter(batch_size=BATCH_STORIES):  # 4 times as fast as Python lists
             yield from filter(None, batch["text"].to_pylist())
+        time.sleep(0.1)  # pyarrow's threads let go of the files; an exit before that aborts (apache/arrow#34314)
     except Exception as error:  # of datasets, fsspec, pyarrow or an HTTP library: they have no base in common
         raise UserError(f"reading {files[0]} failed, try again or copy it again: {_first_line(error)}") from error
 

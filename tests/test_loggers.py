@@ -1,0 +1,54 @@
+"""Every logger writes, and none disturbs another or a resume."""
+
+import csv
+import json
+
+import pytest
+
+from slm import events
+from slm.run import train
+
+
+def test_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
+    train(composed("logger=csv"), run_dir=tmp_path / "run", overrides=[])
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = list(events.lines(tmp_path / "run" / "metrics.jsonl"))
+    assert len(rows) == len(lines)
+    for row, line in zip(rows, lines, strict=True):
+        assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
+
+
+def test_tensorboard(composed, tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    train(composed("logger=tensorboard"), run_dir=tmp_path / "run", overrides=[])
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatch, capsys):
+    """Without a key it says so once; both lives are one W&B run; a table of stories is logged."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = tmp_path / "run"
+    train(composed("logger=wandb"), run_dir=folder, overrides=[])
+    train(composed("logger=wandb", "budget.steps=12"), run_dir=folder, overrides=[])
+    assert "no key" in capsys.readouterr().out
+    lives = list((folder / "wandb").glob("offline-run-*"))
+    identity = json.loads((folder / "run.json").read_text())["run_id"]
+    assert len(lives) == 2
+    assert all(life.name.endswith(identity) for life in lives)
+    assert list((folder / "wandb").rglob("*.table.json"))
+
+
+def test_events_survive_a_torn_line_and_forget_what_comes_after(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        events.append(path, {"step": step, "loss": float("inf") if step == 2 else 0.5})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in events.lines(path)] == [1, 2, 3]
+    events.cut(path, 2)
+    assert path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n'
+    events.cut(path, -1)
+    assert path.read_text() == ""

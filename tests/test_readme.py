@@ -1,0 +1,104 @@
+"""Every command of the README runs: here on a small text and for a few steps, in .ci/run as it stands."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from slm import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
+TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
+GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
+
+
+def test_the_readme_has_commands():
+    assert len(TRAINING) >= 8
+    assert len(GENERATION) >= 4
+    assert len(TRAINING) + len(GENERATION) == len(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, text_file):
+    """A working folder with what the commands name, and arguments that make every training small."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "novels").mkdir()
+    (folder / "novels" / "a.txt").write_text(text_file.read_text())
+    (folder / "novels" / "b.txt").write_text(text_file.read_text())
+    (folder / "prompts.txt").write_text("the cat\nthe dog\n")
+    stand_in = {
+        "data": "text",
+        "data.path": str(text_file),
+        "data.separator": "'<|endoftext|>'",
+        "tokenizer": "bytes",
+        "trainer": "cpu",
+        "debug": "default",
+        "cache_dir": str(folder / "cache"),
+    }
+    return folder, stand_in
+
+
+def run(main, script, arguments, folder, monkeypatch) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+    try:
+        main()
+    except SystemExit as exit_:
+        return exit_.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_training(command, places, monkeypatch):
+    folder, stand_in = places
+    arguments = shlex.split(command)[2:]
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    cli.check_overrides([f"{key}={value}" for key, value in given.items()], sweep="-m" in arguments)
+    kept = {key: value for key, value in given.items() if key not in ("data", "trainer", "data.streaming", "logger")}
+    if given.get("data.path", "").startswith("novels"):
+        kept["data.path"] = given["data.path"]
+    else:
+        kept.pop("data.path", None)
+    if given.get("logger") == "wandb":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        kept["logger"] = "wandb"
+    merged = {**stand_in, **kept, "model": given.get("model", "small")}
+    merged |= {"budget.steps": "2", "model.depth": "1", "model.context": "32", "tokenizer": "bytes"}
+    merged = {key: value for key, value in merged.items() if key not in ("budget.tokens",)}
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    assert run(cli.train_main, "train.py", [*flags, *map("=".join, merged.items())], folder, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("command", GENERATION)
+def test_generation(command, places, monkeypatch, capsys):
+    folder, stand_in = places
+    if not list(folder.glob("runs/*")):
+        arguments = list(map("=".join, stand_in.items()))
+        assert run(cli.train_main, "train.py", arguments, folder, monkeypatch) == 0
+    monkeypatch.setattr("builtins.input", lambda prompt: (_ for _ in ()).throw(EOFError))
+    capsys.readouterr()
+    arguments = [*shlex.split(command)[2:], "max_new_tokens=5"]
+    assert run(cli.generate_main, "generate.py", arguments, folder, monkeypatch) == 0
+    assert capsys.readouterr().out
+
+
+def test_ci_runs_the_installation_and_the_quickstart():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert 'pip install -e ".[dev]" && pytest' in README
+    assert "pip install -e . && python train.py experiment=quickstart" in README
+    for line in ('pip install --quiet -e ".[dev]"', "\npytest", "python train.py experiment=quickstart"):
+        assert line in script
+
+
+def test_options_named_in_the_readme_exist():
+    for group, pattern in (("trainer", r"Trainers: (.*?)\. Schedules"), ("schedule", r"Schedules: (.*?)\.\n")):
+        named = set(re.findall(r"`(\w+)`", re.search(pattern, README, re.S)[1]))
+        assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
