@@ -25,7 +25,7 @@ from slm.errors import Stopped, UserError
 from slm.runs import file_name, flatten, new_folder
 
 CONF = Path(__file__).parents[1] / "conf"
-LITERAL = ("prompts_file", "ckpt", "ckpt_path", "run_dir", "resume", "data.path")  # taken as they are, not as grammar
+LITERAL = ("prompts_file", "ckpt", "ckpt_path", "run_dir", "resume", "data.path", "data.separator")  # taken as they are, not as grammar
 OPEN = ("callbacks", "hooks", "logger", "hydra", "tags")  # where a user may add names with +
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 
@@ -86,6 +86,7 @@ def run_job(cfg: DictConfig) -> Outcome:
 
     hydra_config, name = HydraConfig.get(), "run"
     try:
+        cfg.cache_dir = str(Path(cfg.cache_dir).expanduser())
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
         if hydra_config.mode == RunMode.MULTIRUN:

@@ -42,6 +42,12 @@ class DataSettings:
     validation_windows: int | None
     workers: int | None
 
+    def __post_init__(self):
+        if self.validation_windows is not None and self.validation_windows < 1:
+            raise UserError(f"data.validation_windows={self.validation_windows} must be at least 1, or null for all")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"data.workers={self.workers} must be at least 0, or null")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
@@ -116,7 +122,7 @@ class Plan:
 
     @property
     def cache(self) -> Path:
-        return Path(self.settings.cache_dir).expanduser()
+        return Path(self.settings.cache_dir)
 
 
 def make_plan(config: dict[str, Any]) -> Plan:

@@ -41,7 +41,7 @@ def small(folder, text_file):
     return [
         "data=text",
         f"data.path={text_file}",
-        "data.separator='<|endoftext|>'",
+        "data.separator=<|endoftext|>",
         "tokenizer=bytes",
         "trainer=cpu",
         "debug=default",

@@ -43,6 +43,8 @@ class EarlyStopping(L.callbacks.EarlyStopping):
     def _run_early_stopping_check(self, trainer):
         if self.enabled:
             super()._run_early_stopping_check(trainer)
+            if trainer.should_stop and self.wait_count >= self.patience and trainer.is_global_zero:
+                print(f"no better val/loss in {self.patience} validations: stopping at step {trainer.global_step}")
 
 
 class TrainingMetrics(Callback):

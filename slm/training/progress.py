@@ -16,7 +16,7 @@ class ProgressBar(Callback):
 
     def __init__(self):
         self.bar: Progress | None = None
-        self.shown = 0.0  # when the last plain line was printed
+        self.shown, self.tokens = 0.0, None  # when the last plain line was printed, and of how many tokens it told
         self.started = (0, 0.0)  # step and time at which this process began to train
 
     def on_train_start(self, trainer, module):
@@ -41,8 +41,7 @@ class ProgressBar(Callback):
             return
         if self.bar:
             self.bar.update(self.task, completed=trainer.global_step, description=describe(trainer))
-        elif time.monotonic() - self.shown >= SECONDS_BETWEEN_LINES or trainer.global_step == trainer.max_steps:
-            self.shown = time.monotonic()
+        elif self._worth_a_line(trainer):
             print(f"step {trainer.global_step}/{trainer.max_steps}  {describe(trainer)}  ETA {self._eta(trainer)}")
 
     def on_validation_end(self, trainer, module):
@@ -57,6 +56,15 @@ class ProgressBar(Callback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+    def _worth_a_line(self, trainer) -> bool:
+        """New numbers, but not too often; or a sign of life where steps are slow; and the end."""
+        tokens, silence = trainer.callback_metrics.get("train/tokens"), time.monotonic() - self.shown
+        wait = SECONDS_BETWEEN_LINES if tokens != self.tokens else 6 * SECONDS_BETWEEN_LINES
+        if silence < wait and trainer.global_step < trainer.max_steps:
+            return False
+        self.tokens, self.shown = tokens, time.monotonic()
+        return True
 
     def _eta(self, trainer) -> str:
         step, start = self.started
