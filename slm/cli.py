@@ -156,7 +156,7 @@ def quoted(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"[\w./~:@-]*|'.*'|\".*\"", value):
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"
 
 
@@ -185,7 +185,7 @@ def check_overrides(overrides: list[str], sweep: bool):
                     known = ", ".join(sorted(options[key]))
                     raise UserError(f"{key}={choice} is not one of {known}{did_you_mean(str(choice), options[key])}")
             groups.append(f"{key}={choices[0]}")
-        else:
+        elif not key.startswith("hydra/"):
             values.append(override)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("train", overrides=groups, return_hydra_config=True)

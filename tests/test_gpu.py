@@ -1,0 +1,72 @@
+"""On a CUDA device: pytest -m gpu. The same promises as on a CPU, in the precisions of a GPU."""
+
+import json
+
+import pytest
+import torch
+from test_resume import assert_same, final_state, history, train_with_kills
+
+from slm import checkpoint
+from slm.generation.sampling import Sampler
+from slm.generation.stream import complete
+from slm.loss import cross_entropy
+from slm.run import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
+def test_it_trains_and_logs_what_a_gpu_has(composed, tmp_path, precision):
+    config = composed(
+        "trainer.accelerator=gpu", f"trainer.precision={precision}", "budget.steps=30", "optimizer.lr=1e-2"
+    )
+    train(config, run_dir=tmp_path / "run", overrides=[])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(0 < line["train/grad_norm"] < 100 for line in lines if "train/grad_norm" in line)  # unscaled
+    assert all(line["device/memory_gb"] > 0 for line in lines if "device/memory_gb" in line)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, workers):
+    config = composed(
+        "trainer.accelerator=gpu",
+        "trainer.precision=bf16-mixed",
+        "trainer.deterministic=true",
+        "model.dropout=0.1",
+        "trainer.microbatch=2",
+        f"data.workers={workers}",
+    )
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    train(config, run_dir=tmp_path / "straight", overrides=[])
+    train_with_kills(config, tmp_path / "broken", monkeypatch, [9, 3])
+    assert_same(final_state(tmp_path / "straight"), final_state(tmp_path / "broken"))
+    assert history(tmp_path / "straight") == history(tmp_path / "broken")
+
+
+def test_the_loss_is_that_of_the_cpu():
+    torch.manual_seed(0)
+    features, weight = torch.randn(5000, 64), torch.randn(1000, 64) * 0.1
+    targets = torch.randint(1000, (5000,))
+    results = []
+    for device in ("cpu", "cuda"):
+        x, w = features.to(device).requires_grad_(), weight.to(device).requires_grad_()
+        loss = cross_entropy(x, w, targets.to(device))
+        results.append([t.detach().cpu() for t in (loss, *torch.autograd.grad(loss, (x, w)))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_greedy_stories_are_those_of_the_cpu(composed, tmp_path):
+    train(composed("trainer.accelerator=gpu", "trainer.precision=32-true"), run_dir=tmp_path / "run", overrides=[])
+    path = checkpoint.in_folder(tmp_path / "run" / "checkpoints")[0]
+    told = []
+    for device in ("cpu", "cuda"):
+        loaded = checkpoint.load(path, device)
+        settings = {"sampler": Sampler(greedy=True), "max_new_tokens": 80, "seed": 0}
+        told.append([story.text for (story,) in complete(loaded.model, loaded.tokenizer, ["the", "a red"], **settings)])
+    assert told[0] == told[1]
