@@ -129,6 +129,8 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
     """Makes the run folder, or takes it up again at its checkpoint."""
     step = checkpoint.read(start)["global_step"] if start else -1
     run_dir.mkdir(parents=True, exist_ok=True)
+    for torn in run_dir.glob("checkpoints/*.partial"):  # a killed process's
+        torn.unlink()
     for file in ("metrics.jsonl", "samples.jsonl"):
         events.cut(run_dir / file, step)
     (run_dir / "tokenizer").mkdir(exist_ok=True)

@@ -108,6 +108,8 @@ class Checkpoints(Checkpoint):
 
     def _finish_step(self, trainer, improved: bool):
         step = trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(self.stop.request is not None, all=False):
+            self.stop.request = self.stop.request or Stopped("another process was asked to stop", 143)
         if improved or self.stop.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
         if self.stop.request:
