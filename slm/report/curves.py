@@ -24,10 +24,9 @@ def loss_curve(folder: Path) -> Path | None:
     styles = {"train/loss": {"alpha": 0.6, "linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
     for name, points in series.items():
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, **styles[name])
-    if series["val/loss"]:
-        step, loss = min(series["val/loss"], key=lambda point: point[1])
-        axes.annotate(f"best {loss:.3f}", (step, loss), xytext=(0, -14), textcoords="offset points", ha="center")
+            step, loss = min(points, key=lambda point: point[1])
+            label = f"{name} (lowest {loss:.3f} at step {step})"
+            axes.plot(*zip(*points, strict=True), label=label, **styles[name])
     axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend()
