@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from slm import checkpoint
-from slm.build import build, check, locate
+from slm.build import build, check, is_node, locate
 from slm.data.store import TokenStore
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
@@ -34,6 +34,8 @@ class Prepared:
 
 def check_watchers(config: dict[str, Any], run_dir: Path):
     """Finds mistakes in callbacks, hooks and loggers before the data is prepared, by making them once for nothing."""
+    if not config["callbacks"].get("checkpoints"):
+        raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
     facts = dict.fromkeys(("tokenizer", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"))
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, folder=run_dir, peak_flops=None, **facts)
@@ -42,7 +44,12 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
 
 
 def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"{group}.{name}", node) for group in groups for name, node in config[group].items()]
+    """Place and content of each node in the groups; null leaves one out."""
+    nodes = [(f"{group}.{name}", node) for group in groups for name, node in config[group].items() if node is not None]
+    for where, node in nodes:
+        if not is_node(node):
+            raise UserError(f"{where} must have a _target_, the class that it makes")
+    return nodes
 
 
 def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
@@ -97,16 +104,18 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
     """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
     import lightning.pytorch as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.strategies import DDPStrategy
 
     from slm.training.checkpoints import DurableCheckpointIO
 
+    ddp = plan.trainer.strategy == "ddp"
     flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
     try:
         return L.Trainer(
             accelerator=plan.hardware.accelerator,
             devices=plan.hardware.devices // plan.trainer.num_nodes,
             num_nodes=plan.trainer.num_nodes,
-            strategy=plan.trainer.strategy,
+            strategy=DDPStrategy(broadcast_buffers=False) if ddp else plan.trainer.strategy,  # no buffer ever changes
             precision=plan.hardware.precision,
             max_steps=steps,
             max_epochs=-1,

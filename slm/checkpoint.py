@@ -1,14 +1,10 @@
 """The one way from a checkpoint file to (model, tokenizer, step), and back to disk.
 
-A file is written beside its final name, flushed to the disk and renamed, so that a file with the final name is whole;
-its sha256 lies beside it, since a flipped bit would load without a word. Only plain types and tensors go in, and
+Its sha256 lies beside it, since a flipped bit would load without a word. Only plain types and tensors go in, and
 nothing else is ever read (weights_only), so a checkpoint cannot execute code.
 """
 
-import hashlib
-import os
 import pickle
-import re
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
@@ -17,13 +13,12 @@ from typing import Any
 
 import torch
 
-from slm import tokenizers
+from slm import durable, tokenizers
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.tokenizers import Tokenizer
 
 FORMAT = 1
-STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
 
 @dataclass(frozen=True)
@@ -43,37 +38,17 @@ def description(model: GPTConfig, tokenizer_folder: Path, config: dict, run_id: 
 
 
 def save(checkpoint: dict[str, Any], path: Path):
-    """Atomic and durable: whatever happens, `path` is the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # The digest first: a digest without its file harms nobody, a file without its digest would not be trusted.
-        write_text(digest_path(path), f"{file_digest(temporary)}  {path.name}\n")
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str):
-    """Atomic and durable, for the small files beside checkpoints."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    """Atomic, durable and with its digest: whatever happens, `path` is the old file or the new one."""
+    with durable.replacing(path, digest=True) as file:
+        torch.save(checkpoint, file)
 
 
 def read(path: Path) -> dict[str, Any]:
     """The raw checkpoint, on the CPU. Raises UserError for what is missing, damaged or not ours."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; ckpt= takes a .ckpt file, a run folder, latest, last or best")
+    if durable.digest_path(path).exists() and not durable.intact(path):
+        raise UserError(f"{path} is damaged: its sha256 is not the one beside it; take another checkpoint")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file")
     try:
@@ -103,35 +78,3 @@ def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
             (Path(folder) / Path(name).name).write_bytes(content)
         tokenizer = tokenizers.load(Path(folder))
     return Loaded(model.to(device).eval(), tokenizer, checkpoint["global_step"], described["config"])
-
-
-def in_folder(folder: Path) -> list[Path]:
-    """The step checkpoints of a folder, newest first. Whether they are intact, `verify` says."""
-    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := STEP_FILE.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def verify(path: Path) -> bool:
-    """True if the file's sha256 is the one that was written beside it."""
-    try:
-        return digest_path(path).read_text().split()[:1] == [file_digest(path)]
-    except OSError:
-        return False
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def sync_folder(folder: Path):
-    """Makes renames and new names in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

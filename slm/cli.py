@@ -1,6 +1,7 @@
 """The command lines: arguments to configuration through Hydra, mistakes to one line, outcomes to exit codes."""
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -21,11 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.build import check, did_you_mean, is_node, locate
-from slm.errors import Stopped, UserError
+from slm.errors import ResourceError, Stopped, UserError
 from slm.runs import file_name, flatten, new_folder
 
 CONF = Path(__file__).parents[1] / "conf"
-LITERAL = ("prompts_file", "ckpt", "ckpt_path", "run_dir", "resume", "data.path", "data.separator")  # taken as they are, not as grammar
+LITERAL = (  # taken as they are, not as Hydra's grammar
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume"),
+    *("data.path", "data.separator"),
+)
 OPEN = ("callbacks", "hooks", "logger", "hydra", "tags")  # where a user may add names with +
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 
@@ -43,8 +47,7 @@ def train_main():
 
     with one_line_errors():
         sys.argv[1:] = [quoted(argument) for argument in one_length(sys.argv[1:])]
-        if not any(argument in ("-h", "--help", "--hydra-help", "--version") for argument in sys.argv):
-            check_overrides([argument for argument in sys.argv[1:] if not argument.startswith("-")], multirun())
+        check_overrides([word for word in sys.argv[1:] if "=" in word or word.startswith("~")], multirun())
         job()
     if multirun():
         print("\n" + "\n".join(f"{outcome.objective:.4f}  {outcome.name}" for outcome in outcomes))
@@ -55,7 +58,8 @@ def generate_main():
     """python generate.py: what follows prompt= is taken literally, whatever it contains."""
     with one_line_errors():
         prompts = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
-        overrides = [quoted(argument) for argument in sys.argv[1:] if argument not in prompts]
+        others = [argument for argument in sys.argv[1:] if argument not in prompts]
+        overrides = [quoted(argument.replace("ckpt_path=", "ckpt=", 1)) for argument in others]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             base = OmegaConf.to_container(hydra.compose("generate"))
             if any(argument in ("-h", "--help") for argument in overrides):
@@ -84,14 +88,19 @@ def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
     from slm.run import train
 
-    hydra_config, name = HydraConfig.get(), "run"
+    hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
     try:
-        cfg.cache_dir = str(Path(cfg.cache_dir).expanduser())
+        for folder in ("cache_dir", "runs_dir"):
+            cfg[folder] = str(Path(cfg[folder]).expanduser())
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
         if hydra_config.mode == RunMode.MULTIRUN:
+            if config["run_dir"]:
+                raise UserError(f"run_dir={config['run_dir']} is one folder and -m makes many; leave it out")
             run_dir = Path(hydra_config.runtime.output_dir)
-            print(f"\n{run_dir.name}")
+            print(f"\n{run_dir.name}", flush=True)
+            # what the other processes of a distributed job are started with
+            os.environ["SLM_RUN_DIR"], sys.argv[1:] = str(run_dir), list(hydra_config.overrides.task)
         else:
             run_dir = own_folder(config)
         name = run_dir.name
@@ -101,17 +110,26 @@ def run_job(cfg: DictConfig) -> Outcome:
         sys.exit(stopped.exit_code)
     except (UserError, OmegaConfBaseException) as error:
         return Outcome(name, math.nan, report(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            traceback.print_exc()
+            return Outcome(name, math.nan, 1)
+        full = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
+        return Outcome(name, math.nan, report(full))
     except Exception:
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
     finally:
         os.environ.pop("SLM_RUN_DIR", None)
+        sys.argv[1:] = arguments
 
 
 def own_folder(config: dict) -> Path:
     """run_dir, or a new folder, which the other processes of a distributed run learn from the environment."""
     if config["run_dir"]:
         return Path(config["run_dir"]).expanduser()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:
+        raise UserError("several processes need one folder that they all know; give run_dir=<folder>")
     moment = time.strftime("%Y-%m-%d_%H%M%S")
     folder = os.environ.setdefault("SLM_RUN_DIR", str(new_folder(Path(config["runs_dir"]), config["name"], moment)))
     return Path(folder)
@@ -126,6 +144,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Exception) -> int:
@@ -175,6 +195,8 @@ def check_overrides(overrides: list[str], sweep: bool):
     options = {path.name: [file.stem for file in path.glob("*.yaml")] for path in CONF.iterdir() if path.is_dir()}
     values, groups = [], []
     for override in parsed(overrides):
+        if override.is_delete():
+            raise UserError(f"{override.input_line} takes a key away; give {override.key_or_group}=null instead")
         if override.is_sweep_override() and not sweep:
             raise UserError(f"{override.input_line} gives several values; add -m to run each of them")
         key = override.key_or_group

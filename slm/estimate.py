@@ -1,5 +1,6 @@
 """What a model costs, by arithmetic: parameters and floating-point operations, and what a device can do of them."""
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ PEAKS = {
     "H100": (989, 67),
     "A100": (312, 19.5),
     "L40": (181, 90.5),
+    "L40S": (362, 91.6),
     "L4": (121, 30.3),
     "T4": (65, 8.1),
     "V100": (125, 15.7),
@@ -56,7 +58,7 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = [peaks for key, peaks in PEAKS.items() if key in name]
+    known = [peaks for key, peaks in PEAKS.items() if re.search(rf"\b{key}\b", name) and "Laptop" not in name]
     return known[0][0 if sixteen_bit else 1] * 1e12 if known else None
 
 

@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slm import durable
+
 
 def append(path: Path, event: dict[str, Any]):
-    """One line; numbers that JSON has no word for become null."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        file.write(line_of(event))
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """JSON; numbers that it has no word for become null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+    return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -30,10 +36,4 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 def cut(path: Path, step: int):
     """Forgets what was written after the checkpoint of `step`, since it will be written again."""
     if path.exists():
-        kept = [event for event in lines(path) if event["step"] <= step]
-        temporary = path.with_suffix(".partial")
-        temporary.unlink(missing_ok=True)
-        temporary.touch()
-        for event in kept:
-            append(temporary, event)
-        temporary.replace(path)
+        durable.write_text(path, "".join(line_of(event) for event in lines(path) if event["step"] <= step))

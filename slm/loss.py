@@ -39,6 +39,8 @@ def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
     """Slices of rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
     logits = 2**23 if rows.device.type == "cpu" else 2**27
     size = max(64, logits // weight.size(0))
+    if rows.dtype == torch.float16:  # whose sums over many rows overflow before the loss scale can shrink them
+        size = min(size, 4096)
     return (slice(start, start + size) for start in range(0, rows.size(0), size))
 
 

@@ -51,6 +51,10 @@ class GPTConfig:
         for name in ("vocab_size", "context", "depth", "width", "head_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.mlp_width is not None and self.mlp_width < 1:
+            raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
+        if not 1 <= self.rope_base < math.inf:
+            raise UserError(f"model.rope_base={self.rope_base} must be at least 1 and finite")
         if self.width % self.head_dim:
             below, above = self.width // self.head_dim * self.head_dim, -(-self.width // self.head_dim) * self.head_dim
             fix = f"{below} or {above}" if below else f"{above}"
@@ -92,11 +96,14 @@ NORMS: dict[str, Callable[[GPTConfig, int], nn.Module]] = {
 
 
 class Cache:
-    """Keys and values of the positions already seen, two (B, K, context, D) per block. Whoever generates owns it."""
+    """Keys and values of the positions already seen, two (B, K, positions, D) per block, at most the context.
 
-    def __init__(self, config: GPTConfig, batch: int, device=None, dtype=None):
+    Whoever generates owns it.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, positions: int | None = None, device=None, dtype=None):
         heads = config.kv_width // config.head_dim
-        shape = config.depth, 2, batch, heads, config.context, config.head_dim
+        shape = config.depth, 2, batch, heads, min(positions or config.context, config.context), config.head_dim
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0  # positions filled; moved once per forward pass, by GPT
 

@@ -11,6 +11,8 @@ from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
 
+METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -30,6 +32,9 @@ class Settings:
     def __post_init__(self):
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0")
+        if self.optimized_metric not in METRICS:
+            known = ", ".join(METRICS)
+            raise UserError(f"optimized_metric={self.optimized_metric} is not one of {known}")
         if self.val_every_n_steps < 1:
             raise UserError(f"val_every_n_steps={self.val_every_n_steps} must be at least 1")
 
@@ -64,6 +69,10 @@ class TrainerSettings:
     benchmark: bool | None
     detect_anomaly: bool
     profiler: str | None
+
+    def __post_init__(self):
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"trainer.clip={self.clip} must be above 0, or null for no limit")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
     plan = make_plan(config)
     card = runs.read_card(run_dir)
-    if card:
+    if card and (is_first_process() or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
         if card["status"] == "done" and card["budget"] == config["budget"]:
             print(f"{run_dir} is done: {config['optimized_metric']} {card['objective']}")
@@ -31,6 +31,7 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
+    refuse_other_tokenizer(start, prepared)
     card = make_card(plan, prepared, run_dir, card)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
     if is_first_process():
@@ -67,15 +68,23 @@ def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     """The checkpoint to go on from: this run's newest intact one, else the one that resume= names."""
     newest = runs.newest_intact(run_dir)
     if newest is None and config["resume"] not in ("auto", "never"):
-        newest = runs.find_checkpoint(config["resume"], Path(config["runs_dir"]))
+        newest = runs.find_start(config["resume"], Path(config["runs_dir"]))
         other = checkpoint.read(newest)["slm"]["config"]
         if changed := runs.changes(other, config):
             raise UserError(
                 f"{newest} was trained with another configuration ({'; '.join(changed)}); give the same one"
             )
-    if newest is None and checkpoint.in_folder(run_dir / "checkpoints"):
+    if newest is None and runs.checkpoints(run_dir):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
     return newest
+
+
+def refuse_other_tokenizer(start: Path | None, prepared: Prepared):
+    """The same configuration on another corpus makes other ids, which the checkpoint's weights would not know."""
+    if start:
+        files = {path.name: path.read_bytes() for path in sorted(prepared.tokenizer_folder.iterdir())}
+        if checkpoint.read(start)["slm"]["tokenizer"] != files:
+            raise UserError(f"{start} was trained with another tokenizer; give the same data")
 
 
 def prepare_data(plan: Plan) -> Prepared:
@@ -128,7 +137,10 @@ def make_card(plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, A
 def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], start: Path | None):
     """Makes the run folder, or takes it up again at its checkpoint."""
     step = checkpoint.read(start)["global_step"] if start else -1
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {run_dir} cannot be made: {error.strerror}; give another runs_dir") from None
     for torn in run_dir.glob("checkpoints/*.partial"):  # a killed process's
         torn.unlink()
     for file in ("metrics.jsonl", "samples.jsonl"):
@@ -175,15 +187,18 @@ def best(run_dir: Path, metric: str) -> float | None:
 
 
 def conclude(run_dir: Path, metric: str, objective: float | None, stopped: Stopped | None):
+    if not is_first_process():  # which must not end in an error, or Lightning kills the first one
+        return
     if stopped:
         print(f"{stopped.reason}; the same command with run_dir={run_dir} goes on from here")
         if stopped.exit_code:
             raise stopped
-    elif is_first_process():
+    else:
         print(f"done:   {metric} {objective:.4f}" if objective is not None else "done")
         print(f"        {run_dir / 'loss.png'}")
         print(f'        python generate.py ckpt={run_dir} prompt="Once upon a time"')
 
 
 def is_first_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+    """True in the one process that speaks and writes for all of a distributed run."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slm import checkpoint
+from slm import durable
 from slm.errors import UserError
 
+STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
     *PATHS,
@@ -42,7 +43,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def write_card(folder: Path, card: dict[str, Any]):
-    checkpoint.write_text(folder / "run.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    durable.write_text(folder / "run.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +89,12 @@ def flatten(config: dict[str, Any], without: tuple[str, ...] = (), prefix: str =
     return flat
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The step checkpoints of a run folder, newest first; whether they are intact is another question."""
+    found = ((STEP_FILE.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("*.ckpt"))
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
+
+
 def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
     newest run. Raises UserError with what is there instead."""
@@ -106,10 +113,18 @@ def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
     return path
 
 
+def find_start(resume: str, runs_dir: Path) -> Path:
+    """The checkpoint that training goes on from: a .ckpt, or the newest intact one of a run folder or of `latest`."""
+    path = find_checkpoint(resume, runs_dir)
+    if resume == "latest" or Path(resume).expanduser().is_dir():
+        return newest_intact(path.parent.parent) or path
+    return path
+
+
 def newest_intact(folder: Path) -> Path | None:
     """The newest step checkpoint whose digest matches; says which ones it passed over."""
-    for path in checkpoint.in_folder(folder / "checkpoints"):
-        if checkpoint.verify(path):
+    for path in checkpoints(folder):
+        if durable.intact(path):
             return path
         print(f"warning: {path} is damaged or has no matching .sha256; trying the one before it")
     return None

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # a module may import only from the floors listed before its own
-    {"errors"},
+    {"errors", "durable"},
     {"tokenizers", "corpora", "events"},  # text and files: no torch
     {"model", "loss", "data", "hooks"},  # tensors: no Lightning, no Hydra
     {"checkpoint", "optim"},  # what knows the parts of a GPT
@@ -80,7 +80,7 @@ def test_nothing_unpickles_code():
     for path in FILES:
         text = path.read_text()
         assert "weights_only=False" not in text, path
-        assert text.count("torch.load(") == text.count("weights_only=True)") or path.stem == "run", path
+        assert text.count("torch.load(") <= text.count("weights_only=True)"), path
 
 
 def test_git_ignores_no_source():

@@ -173,6 +173,17 @@ MISTAKES = {
     "callbacks.checkpoints.keep_last=1": "callbacks.checkpoints.keep_last=1 must be at least 2",
     "resume=/no/such.ckpt": "/no/such.ckpt does not exist",
     "optimizer._target_=os.system": "optimizer._target_=os.system is outside slm., torch.optim., lightning.pytorch.",
+    "trainer.clip=-1": "trainer.clip=-1 must be above 0",
+    "trainer.devices=abc": "trainer.devices=abc must be at least 1, or auto",
+    "schedule.final=-1": "schedule.final=-1 must be at least 0",
+    "optimizer.eps=-1": "optimizer.eps=-1 must be above 0",
+    "model.mlp_width=-5": "model.mlp_width=-5 must be at least 1",
+    "model.rope_base=0": "model.rope_base=0 must be at least 1",
+    "optimized_metric=val/los": "optimized_metric=val/los is not one of val/loss",
+    "+hooks.x={a: 1}": "hooks.x must have a _target_",
+    "callbacks.checkpoints=null": "callbacks.checkpoints cannot be left out",
+    "~model.depth": "give model.depth=null instead",
+    "runs_dir=/proc/nope": "/proc/nope",
     "seed=-1": "seed=-1 must be at least 0",
     "model.context=100000": "fewer than one window of model.context=100000",
 }
@@ -299,6 +310,7 @@ def test_modes_of_generation(run_dir, tmp_path):
         (["ckpt=http://127.0.0.1:9/x.ckpt"], "is a URL"),
         (["ckpt={truncated}"], "not a checkpoint, or a truncated one"),
         (["ckpt={foreign}"], "not one of slm"),
+        (["ckpt_path={flipped}"], "its sha256 is not the one beside it"),
         (["ckpt={text}"], "not a checkpoint, or a truncated one"),
         (["ckpt=latest", "runs_dir={empty}"], "no run in"),
         (["ckpt={run}", "temperature=0"], "greedy=true"),
@@ -318,8 +330,11 @@ def test_mistakes_in_generation(arguments, message, run_dir, tmp_path, monkeypat
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
     whole = (run_dir / "checkpoints" / "step-000010.ckpt").read_bytes()
-    places = {name: tmp_path / f"{name}.ckpt" for name in ("truncated", "foreign", "text")}
+    places = {name: tmp_path / f"{name}.ckpt" for name in ("truncated", "foreign", "text", "flipped")}
     places["truncated"].write_bytes(whole[: len(whole) // 2])
+    places["flipped"].write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    digest = (run_dir / "checkpoints" / "step-000010.ckpt.sha256").read_text()
+    (tmp_path / "flipped.ckpt.sha256").write_text(digest)
     torch.save({"state_dict": {}}, places["foreign"])
     places["text"].write_text("these are not weights")
     places |= {"run": run_dir, "empty": tmp_path / "empty"}

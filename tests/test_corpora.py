@@ -22,8 +22,9 @@ from hub import REPOSITORY, Hub
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from slm import durable
 from slm.corpora import shakespeare
-from slm.corpora.download import fetch, write_atomic
+from slm.corpora.download import fetch
 from slm.corpora.shakespeare import Shakespeare
 from slm.corpora.text import Text, split_stream
 from slm.corpora.tinystories import TinyStories
@@ -578,9 +579,9 @@ def test_fetch_is_bounded_in_all():
         assert time.monotonic() - started < 1.5
 
 
-def test_write_atomic_replaces(tmp_path):
+def test_a_file_is_replaced_whole(tmp_path):
     for content in (b"old", b"new"):
-        write_atomic(tmp_path / "folder" / "file", content)
+        durable.write(tmp_path / "folder" / "file", content)
         assert (tmp_path / "folder" / "file").read_bytes() == content
     assert len(list((tmp_path / "folder").iterdir())) == 1
 

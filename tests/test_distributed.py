@@ -1,4 +1,4 @@
-"""Two processes over gloo on this CPU see the windows, and reach the losses, of one process at the same global batch."""
+"""Two processes over gloo on this CPU reach the losses of one process at the same global batch."""
 
 import pytest
 from test_cli import command

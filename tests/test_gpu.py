@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_resume import assert_same, final_state, history, train_with_kills
 
-from slm import checkpoint
+from slm import checkpoint, runs
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
 from slm.loss import cross_entropy
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_cpu():
 
 def test_greedy_stories_are_those_of_the_cpu(composed, tmp_path):
     train(composed("trainer.accelerator=gpu", "trainer.precision=32-true"), run_dir=tmp_path / "run", overrides=[])
-    path = checkpoint.in_folder(tmp_path / "run" / "checkpoints")[0]
+    path = runs.checkpoints(tmp_path / "run")[0]
     told = []
     for device in ("cpu", "cuda"):
         loaded = checkpoint.load(path, device)

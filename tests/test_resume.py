@@ -20,7 +20,7 @@ def history(folder):
 
 
 def final_state(folder):
-    raw = checkpoint.read(checkpoint.in_folder(folder / "checkpoints")[0])
+    raw = checkpoint.read(runs.checkpoints(folder)[0])
     return raw["state_dict"], raw["optimizer_states"], raw["global_step"]
 
 
@@ -147,7 +147,7 @@ def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
     config, folder = composed("callbacks.checkpoints.every_n_steps=4"), tmp_path / "run"
     train(config, run_dir=folder, overrides=[])
     state = final_state(folder)
-    newest = checkpoint.in_folder(folder / "checkpoints")[0]
+    newest = runs.checkpoints(folder)[0]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -159,6 +159,46 @@ def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
 
 def test_resume_from_another_runs_checkpoint(composed, tmp_path):
     train(composed(), run_dir=tmp_path / "first", overrides=[])
-    first = checkpoint.in_folder(tmp_path / "first" / "checkpoints")[1]
+    first = runs.checkpoints(tmp_path / "first")[1]
     train(composed(f"resume='{first}'"), run_dir=tmp_path / "second", overrides=[])
     assert_same(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 1)])
+def test_another_microbatch_goes_on_at_the_same_step_and_window(composed, tmp_path, before, after):
+    """Half of the run with one microbatch, half with another: the order of the data and of validation is the same."""
+
+    def half(size, *overrides):
+        return composed("trainer.precision=32-true", "schedule=constant", f"trainer.microbatch={size}", *overrides)
+
+    train(half(before, "val_every_n_steps=3"), run_dir=tmp_path / "straight", overrides=[])
+    train(half(before, "val_every_n_steps=3", "budget.steps=4"), run_dir=tmp_path / "changed", overrides=[])
+    with pytest.raises(UserError, match="warmup_steps"):
+        train(half(after, "schedule.warmup_steps=1"), run_dir=tmp_path / "changed", overrides=[])
+    train(half(after, "val_every_n_steps=3"), run_dir=tmp_path / "changed", overrides=[])
+    straight, changed = (history(tmp_path / name) for name in ("straight", "changed"))
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (straight, changed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert [line["step"] for line in straight if "val/loss" in line] == [3, 6, 9, 10]
+    assert [line["step"] for line in changed if "val/loss" in line] == [3, 4, 6, 9, 10]
+
+
+def test_patience_may_change_on_resume(composed, tmp_path):
+    still = [
+        "optimizer.lr=1e-12",
+        "val_every_n_steps=1",
+        "callbacks.early_stopping.min_delta=0.001",
+        "schedule=constant",
+    ]
+    folder = tmp_path / "run"
+    train(composed(*still, "budget.steps=3"), run_dir=folder, overrides=[])
+    train(composed(*still, "budget.steps=9", "callbacks.early_stopping.patience=4"), run_dir=folder, overrides=[])
+    assert final_state(folder)[2] == 8  # the first validation that is watched is the best
+
+
+def test_resume_from_a_run_folder_takes_its_newest_checkpoint(composed, tmp_path):
+    train(composed(), run_dir=tmp_path / "first", overrides=[])
+    assert runs.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
+    (tmp_path / "first" / "checkpoints" / "best.json").write_text('{"file": "step-000005.ckpt"}')
+    assert runs.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
+    assert runs.find_checkpoint(str(tmp_path / "first"), tmp_path).name == "step-000005.ckpt"

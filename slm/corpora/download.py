@@ -1,9 +1,7 @@
-"""Bytes from the network within a time limit, and onto the disk whole or not at all."""
+"""Bytes from the network within a time limit."""
 
-import os
 from concurrent.futures import Future
 from http.client import HTTPException
-from pathlib import Path
 from threading import Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -31,14 +29,3 @@ def fetch(url: str, *, seconds: float) -> bytes:
         return body.result(timeout=seconds)
     except TimeoutError:
         raise OSError(f"no answer within {seconds:g} s") from None
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Readers and crashes see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from slm import durable
 from slm.corpora import Split
-from slm.corpora.download import fetch, write_atomic
+from slm.corpora.download import fetch
 from slm.corpora.text import Text
 from slm.errors import UserError
 
@@ -42,5 +43,5 @@ class Shakespeare:
                 raise UserError(f"cannot download {self.url} ({error}): {remedy}") from error
             if hashlib.sha256(content).hexdigest() != SHA256:
                 raise UserError(f"what came from {self.url} is not tiny Shakespeare (its sha256 differs): {remedy}")
-            write_atomic(file, content)
+            durable.write(file, content)
         return file

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 
+from slm import durable
 from slm.corpora import Split
-from slm.corpora.download import fetch, write_atomic
+from slm.corpora.download import fetch
 from slm.errors import UserError
 
 PROBE_SECONDS = 3.0
@@ -74,7 +75,7 @@ class TinyStories:
         remembered = _read_json(memory)
         if isinstance(answer, str):
             if remembered.get(key) != answer:
-                write_atomic(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
+                durable.write(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
             return answer, True
 
         reason = f"no {key} from the Hugging Face Hub ({answer})"

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from slm import tokenizers
+from slm import durable, tokenizers
 from slm.corpora import Corpus, Split
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer
@@ -107,7 +106,10 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
     folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache folder {parent} cannot be made: {error.strerror}; give another cache_dir") from None
     with _lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             temporary = folder.with_suffix(".partial")
@@ -116,9 +118,9 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
             try:
                 write(temporary)
                 for path in temporary.iterdir():
-                    _flush(path)
+                    durable.flush(path)
                 temporary.rename(folder)
-                _flush(parent)
+                durable.flush(parent)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -193,15 +195,6 @@ def _meter(what: str):
         yield show
     if not sys.stderr.isatty():
         print(line, file=sys.stderr)
-
-
-def _flush(path: Path):
-    """Makes a file's content, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ class Windows(Dataset):
     """Every window of a split, side by side: window i starts at id i * context. The last, short one is left out."""
 
     def __init__(self, store: TokenStore, split: Split, context: int):
+        self.made_of = store, split, context
         self.shards, self.context = store.shards(split), context
         self.starts = np.cumsum([0, *map(len, self.shards)])  # of each shard, in ids of the split
         self.count = (int(self.starts[-1]) - 1) // context
@@ -29,6 +30,10 @@ class Windows(Dataset):
                 f"the {split} split has {int(self.starts[-1]):,} tokens, fewer than one window of "
                 f"model.context={context} + 1; give more text or a smaller model.context"
             )
+
+    def __reduce__(self):
+        """A loader process that is not forked maps the files itself, instead of being sent their content."""
+        return Windows, self.made_of
 
     def __len__(self) -> int:
         return self.count

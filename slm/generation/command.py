@@ -69,7 +69,7 @@ def generate_command(request: Request):
     sampler, prompts = request.sampler, request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
     check_count("num_samples", request.num_samples)
-    path = runs.find_checkpoint(request.ckpt, Path(request.runs_dir))
+    path = runs.find_checkpoint(request.ckpt, Path(request.runs_dir).expanduser())
     loaded = checkpoint.load(path, device_of(request.device))
     settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.interactive:

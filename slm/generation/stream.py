@@ -74,7 +74,8 @@ def generate(
 @torch.inference_mode()  # as a decorator it is left at every yield
 def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
     weight = model.head.weight
-    cache = Cache(model.config, len(rows), device=weight.device, dtype=weight.dtype)
+    longest = max((len(row.ids) + row.left for row in rows), default=1)
+    cache = Cache(model.config, len(rows), longest, device=weight.device, dtype=weight.dtype)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=weight.device)
     begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids that this step reads of every row
     was_training = model.training

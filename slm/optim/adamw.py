@@ -25,6 +25,8 @@ def adamw(
         raise UserError(f"optimizer.lr={lr} must be above 0 and finite")
     if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"optimizer.betas={list(betas)} must be two numbers, at least 0 and below 1")
+    if not (0 < eps < 1):
+        raise UserError(f"optimizer.eps={eps} must be above 0 and below 1")
     if not (0 <= weight_decay < float("inf")):
         raise UserError(f"optimizer.weight_decay={weight_decay} must be at least 0 and finite")
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}

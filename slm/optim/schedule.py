@@ -18,11 +18,13 @@ def constant(steps: int, *, warmup_steps: int) -> Schedule:
 
 def linear(steps: int, *, warmup_steps: int, final: float) -> Schedule:
     """Falls on a line to `final` (a share of the peak) at the last step."""
+    _check_final(final)
     return _warmed_up(steps, warmup_steps, lambda step: 1 - (1 - final) * _progress(step, warmup_steps, steps))
 
 
 def cosine(steps: int, *, warmup_steps: int, final: float) -> Schedule:
     """Half a cosine from the peak to `final` (arXiv:1608.03983, without restarts)."""
+    _check_final(final)
 
     def decay(step: int) -> float:
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * _progress(step, warmup_steps, steps)))
@@ -32,6 +34,7 @@ def cosine(steps: int, *, warmup_steps: int, final: float) -> Schedule:
 
 def warmup_stable_decay(steps: int, *, warmup_steps: int, decay_share: float, final: float) -> Schedule:
     """The peak, then a line to `final` over the last `decay_share` of all steps (arXiv:2404.06395)."""
+    _check_final(final)
     if not 0 <= decay_share <= 1:
         raise UserError(f"schedule.decay_share={decay_share} must be between 0 and 1 (a share of all steps)")
     start = max(warmup_steps, round(steps * (1 - decay_share)))
@@ -50,6 +53,11 @@ def _warmed_up(steps: int, warmup_steps: int, after: Schedule) -> Schedule:
             f"try schedule.warmup_steps={max(steps // 50, 1)}"
         )
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else after(step)
+
+
+def _check_final(final: float):
+    if not 0 <= final < math.inf:
+        raise UserError(f"schedule.final={final} must be at least 0 (a share of the peak)")
 
 
 def _progress(step: int, start: int, end: int) -> float:

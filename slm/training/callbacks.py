@@ -34,7 +34,13 @@ class EarlyStopping(L.callbacks.EarlyStopping):
         if patience is not None and patience < 1:
             raise UserError(f"callbacks.early_stopping.patience={patience} must be at least 1, or null for never")
         self.enabled = patience is not None
-        super().__init__("val/loss", min_delta, patience or 1, mode="min", check_on_train_epoch_end=False, strict=False)
+        super().__init__(
+            "val/loss", min_delta, patience or 1, mode="min", check_finite=False, check_on_train_epoch_end=False
+        )
+
+    def load_state_dict(self, state):
+        if self.enabled:
+            super().load_state_dict({**state, "patience": self.patience})
 
     def on_train_start(self, trainer, module):
         if self.enabled and self.wait_count >= self.patience:  # it had stopped; Lightning does not remember that
@@ -62,6 +68,7 @@ class TrainingMetrics(Callback):
         self.loss: torch.Tensor | float = 0.0  # of the step under way; stays on the device
         self.start: float | None = None  # of the steps since the last line
         self.steps = 0
+        self.latest: dict[str, float] = {}  # as published last
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.start is None:
@@ -81,7 +88,7 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
             values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            write(trainer, values)
+            write_metrics(trainer, values)
         self.start, self.steps = None, 0
 
     def _publish(self, trainer, module):
@@ -97,10 +104,11 @@ class TrainingMetrics(Callback):
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for other callbacks
-        write(trainer, {**values, **device_metrics(module.device)})
+        self.latest = values
+        write_metrics(trainer, {**values, **device_metrics(module.device)})
 
 
-def write(trainer, values: dict[str, float]):
+def write_metrics(trainer, values: dict[str, float]):
     """To every logger, under the number of optimizer steps done."""
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
@@ -112,6 +120,6 @@ def device_metrics(device: torch.device) -> dict[str, float]:
         unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
         return {"device/memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)}
     values = {"device/memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
-    with contextlib.suppress(ImportError, RuntimeError):  # needs NVIDIA's management library
+    with contextlib.suppress(Exception):  # of NVIDIA's management library, which some machines do not let one ask
         values["device/utilization"] = torch.cuda.utilization(device)
     return values

@@ -1,6 +1,7 @@
 """When checkpoints are written, which are kept, and how a run stops on request."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from slm import checkpoint as files
+from slm import checkpoint, durable, runs
 from slm.errors import Stopped, UserError
 
 
@@ -34,6 +35,9 @@ class StopRequests(Callback):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
+
+    def on_exception(self, trainer, module, exception):
+        self.teardown(trainer, module, "fit")  # which Lightning leaves out
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds:
@@ -72,8 +76,16 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]):
         self.best = state["best"]
 
-    def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]):
-        checkpoint["slm"] = self.description
+    def on_save_checkpoint(self, trainer, module, content: dict[str, Any]):
+        content["slm"] = self.description
+
+    def on_load_checkpoint(self, trainer, module, content: dict[str, Any]):
+        """Lightning counts microbatches, whose size may have changed since: the steps done say how many there are."""
+        done = content["global_step"] * trainer.accumulate_grad_batches
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            under_way = counts["processed"] - counts["completed"]  # 1 if it was saved before the microbatch had ended
+            counts |= {"ready": done, "started": done, "processed": done, "completed": done - under_way}
 
     def on_train_start(self, trainer, module):
         path = self._path(trainer.global_step)
@@ -96,7 +108,7 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or not trainer.global_step:
             return
         loss = trainer.callback_metrics["val/loss"].item()
-        improved = self.best is None or loss < self.best["val/loss"]
+        improved = math.isfinite(loss) and (self.best is None or loss < self.best["val/loss"])
         if improved:
             step = trainer.global_step
             self.best = {"step": step, "file": self._path(step).name, "val/loss": loss}
@@ -124,16 +136,16 @@ class Checkpoints(Checkpoint):
 
     @rank_zero_only
     def _publish(self, newest: Path):
-        files.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
+        durable.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
         if self.best:
-            files.write_text(self.folder / "best.json", json.dumps(self.best))
+            durable.write_text(self.folder / "best.json", json.dumps(self.best))
 
     @rank_zero_only
     def _prune(self):
-        for path in files.in_folder(self.folder)[self.keep_last :]:
+        for path in runs.checkpoints(self.folder.parent)[self.keep_last :]:
             if not self.best or path.name != self.best["file"]:
                 path.unlink(missing_ok=True)
-                files.digest_path(path).unlink(missing_ok=True)
+                durable.digest_path(path).unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
@@ -142,11 +154,11 @@ class Checkpoints(Checkpoint):
 class DurableCheckpointIO(CheckpointIO):
     """Lightning's door to the disk, through slm.checkpoint."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None):
-        files.save(checkpoint, Path(path))
+    def save_checkpoint(self, content: dict[str, Any], path, storage_options=None):
+        checkpoint.save(content, Path(path))
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return files.read(Path(path))
+        return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path):
         Path(path).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Subset
 
 from slm.data.store import TokenStore
 from slm.data.windows import EndlessOrder, Windows, spread
+from slm.errors import UserError
 
 
 class WindowsData(L.LightningDataModule):
@@ -25,6 +26,8 @@ class WindowsData(L.LightningDataModule):
         seed: int,
     ):
         super().__init__()
+        if validation_windows is not None and validation_windows < devices:
+            raise UserError(f"data.validation_windows={validation_windows} must be at least the {devices} devices")
         self.train, self.validation = Windows(store, "train", context), Windows(store, "validation", context)
         self.microbatch, self.devices, self.seed = microbatch, devices, seed
         self.validation_windows, self.workers, self.pin_memory = validation_windows, workers, pin_memory
@@ -52,8 +55,9 @@ class WindowsData(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, int]:
-        microbatches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"consumed": microbatches * self.microbatch * self.devices}
+        trainer = self.trainer  # which saves between steps only
+        per_step = self.microbatch * self.devices * trainer.accumulate_grad_batches
+        return {"consumed": trainer.global_step * per_step}
 
     def load_state_dict(self, state: dict[str, int]):
         self.consumed = state["consumed"]

@@ -42,6 +42,10 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
         precision = _best_precision(accelerator)
     if accelerator == "cpu" and precision.startswith("16"):
         raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
+    if not (devices in ("auto", -1, "-1") or (str(devices).isdigit() and int(devices) > 0)):
+        raise UserError(f"trainer.devices={devices} must be at least 1, or auto")
+    if num_nodes < 1:
+        raise UserError(f"trainer.num_nodes={num_nodes} must be at least 1")
     present = torch.cuda.device_count() if accelerator == "gpu" else 1
     count = present if devices in ("auto", -1, "-1") else int(devices)
     if accelerator == "gpu" and count > present:

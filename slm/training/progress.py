@@ -6,6 +6,7 @@ import time
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from slm.training.callbacks import TrainingMetrics
 from slm.training.checkpoints import step_ends
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -16,6 +17,7 @@ class ProgressBar(Callback):
 
     def __init__(self):
         self.bar: Progress | None = None
+        self.metrics: TrainingMetrics | None = None  # where the numbers come from, without waiting for the device
         self.shown, self.tokens = 0.0, None  # when the last plain line was printed, and of how many tokens it told
         self.started = (0, 0.0)  # step and time at which this process began to train
 
@@ -23,6 +25,7 @@ class ProgressBar(Callback):
         if not trainer.is_global_zero:
             return
         self.started = trainer.global_step, time.monotonic()
+        self.metrics = next((c for c in trainer.callbacks if isinstance(c, TrainingMetrics)), None)
         if sys.stdout.isatty():
             columns = (
                 BarColumn(),
@@ -40,9 +43,9 @@ class ProgressBar(Callback):
         if not trainer.is_global_zero or not step_ends(trainer, batch_idx):
             return
         if self.bar:
-            self.bar.update(self.task, completed=trainer.global_step, description=describe(trainer))
+            self.bar.update(self.task, completed=trainer.global_step, description=self._describe())
         elif self._worth_a_line(trainer):
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {describe(trainer)}  ETA {self._eta(trainer)}")
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._describe()}  ETA {self._eta(trainer)}")
 
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -57,9 +60,19 @@ class ProgressBar(Callback):
             self.bar.stop()
             self.bar = None
 
+    def on_exception(self, trainer, module, exception):
+        self.teardown(trainer, module, "fit")  # which Lightning leaves out
+
+    def _describe(self) -> str:
+        if not (value := self.metrics.latest if self.metrics else {}):
+            return "first steps"
+        mfu = f"  MFU {value['mfu']:.0%}" if "mfu" in value else ""
+        return f"loss {value['train/loss']:.4f}  {value['tokens_per_second']:,.0f} tokens/s{mfu}"
+
     def _worth_a_line(self, trainer) -> bool:
         """New numbers, but not too often; or a sign of life where steps are slow; and the end."""
-        tokens, silence = trainer.callback_metrics.get("train/tokens"), time.monotonic() - self.shown
+        tokens = self.metrics.latest.get("train/tokens") if self.metrics else None
+        silence = time.monotonic() - self.shown
         wait = SECONDS_BETWEEN_LINES if tokens != self.tokens else 6 * SECONDS_BETWEEN_LINES
         if silence < wait and trainer.global_step < trainer.max_steps:
             return False
@@ -71,11 +84,3 @@ class ProgressBar(Callback):
         seconds = (time.monotonic() - start) / max(trainer.global_step - step, 1)
         minutes, seconds = divmod(int(seconds * (trainer.max_steps - trainer.global_step)), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def describe(trainer) -> str:
-    value = trainer.callback_metrics
-    if "train/loss" not in value:
-        return "first steps"
-    mfu = f"  MFU {value['mfu']:.0%}" if "mfu" in value else ""
-    return f"loss {value['train/loss']:.4f}  {value['tokens_per_second']:,.0f} tokens/s{mfu}"

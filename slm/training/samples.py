@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -15,7 +16,7 @@ from slm.training.checkpoints import step_ends
 
 
 class Samples(Callback):
-    """Before the first step, every `every_n_steps` steps and after the last: console, samples.md, W&B table."""
+    """Before the first step, every `every_n_steps` and after the budget's last: console, samples.md, W&B table."""
 
     def __init__(
         self,
@@ -46,6 +47,8 @@ class Samples(Callback):
         if not trainer.is_global_zero or not self.prompts:
             return
         step = trainer.global_step
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)  # CUDA has no deterministic cumsum, and stories need none
         told = complete(
             module.model,
             self.tokenizer,
@@ -54,6 +57,7 @@ class Samples(Callback):
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
+        torch.use_deterministic_algorithms(deterministic)
         stories = [{"step": step, "prompt": story.prompt, "text": story.text} for (story,) in told]
         for story in stories:
             events.append(self.folder / "samples.jsonl", story)
