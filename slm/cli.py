@@ -110,13 +110,10 @@ def run_job(cfg: DictConfig) -> Outcome:
         sys.exit(stopped.exit_code)
     except (UserError, OmegaConfBaseException) as error:
         return Outcome(name, math.nan, report(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            traceback.print_exc()
-            return Outcome(name, math.nan, 1)
-        full = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
-        return Outcome(name, math.nan, report(full))
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            refused = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
+            return Outcome(name, math.nan, report(refused))
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
     finally:

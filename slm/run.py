@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from slm import checkpoint, events, runs
 from slm.assemble import Prepared, assemble, check_watchers, leave
 from slm.build import build
 from slm.data.store import fingerprint, prepare, prepare_tokenizer
-from slm.errors import Stopped, UserError
+from slm.errors import ResourceError, Stopped, UserError
 from slm.estimate import parameters
 from slm.plan import Plan, build_schedule, make_plan
 from slm.report.curves import loss_curve
@@ -177,6 +178,11 @@ def fit(trainer, module, data, start: Path | None) -> Stopped | None:
         trainer.fit(module, data, ckpt_path=str(start) if start else None, weights_only=True)
     except Stopped as stopped:
         return stopped
+    except torch.OutOfMemoryError:
+        raise ResourceError(
+            f"out of memory with {data.microbatch} windows per forward pass; the same training fits into less with "
+            f"trainer.microbatch={max(data.microbatch // 2, 1)}, or with model.gradient_checkpointing=true"
+        ) from None
     return None
 
 

@@ -1,5 +1,6 @@
 """The commands as a user types them: each mistake is one line and exit code 2, each success leaves what it says."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from conftest import CONF
 from omegaconf import OmegaConf
 
@@ -206,8 +208,6 @@ def test_mistakes_are_one_line(override, small, folder, monkeypatch, capsys):
 
 
 def cli_sees_cuda() -> bool:
-    import torch
-
     return torch.cuda.is_available()
 
 
@@ -236,6 +236,26 @@ def test_bad_text(content, message, small, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.train_main()
     assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "trainer.microbatch=2"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.ckpt"), "cannot write x.ckpt: No space left on device"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_what_the_machine_lacks_is_one_line_and_exit_code_4(error, message, small, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("slm.training.module.Pretraining.training_step", full)
+    monkeypatch.setattr(sys, "argv", ["train.py", *small])
+    with pytest.raises(SystemExit) as exit_:
+        cli.train_main()
+    assert exit_.value.code == 4
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -325,8 +345,6 @@ def test_modes_of_generation(run_dir, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_in_generation(arguments, message, run_dir, tmp_path, monkeypatch, capsys):
-    import torch
-
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
     whole = (run_dir / "checkpoints" / "step-000010.ckpt").read_bytes()
