@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -34,6 +35,8 @@ OPEN = ("callbacks", "hooks", "logger", "hydra", "tags")  # where a user may add
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 
 OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
+OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
+OmegaConf.register_new_resolver("slm.project", lambda path: str(CONF.parent / path), replace=True)
 
 
 def train_main():
@@ -47,10 +50,12 @@ def train_main():
 
     with one_line_errors():
         sys.argv[1:] = [quoted(argument) for argument in one_length(sys.argv[1:])]
-        check_overrides([word for word in sys.argv[1:] if "=" in word or word.startswith("~")], multirun())
+        check_overrides(overrides_of(sys.argv[1:]), multirun())
         job()
     if multirun():
-        print("\n" + "\n".join(f"{outcome.objective:.4f}  {outcome.name}" for outcome in outcomes))
+        print("\nobjective  run")
+        for outcome in outcomes:
+            print(f"{outcome.objective:.4f}  {outcome.name}" + ("  failed, see above" if outcome.exit_code else ""))
     sys.exit(max((outcome.exit_code for outcome in outcomes), default=0))
 
 
@@ -68,6 +73,8 @@ def generate_main():
                 check_key(override, base)
             config = OmegaConf.to_container(hydra.compose("generate", overrides=overrides), resolve=True)
         from slm.generation.command import Request, generate_command
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if prompts:
             config["prompt"] = prompts[-1].removeprefix("prompt=")
@@ -161,11 +168,23 @@ def multirun() -> bool:
 
 
 def one_length(arguments: list[str]) -> list[str]:
-    """A length of training on the command line takes the place of the configured one."""
+    """Lengths of training on the command line take the place of the configured one."""
     given = [argument.lstrip("+").split("=", 1)[0] for argument in arguments]
-    if sum(key in given for key in LENGTHS) == 1:
+    if any(key in given for key in LENGTHS):
         return [*arguments, *(f"{key}=null" for key in LENGTHS if key not in given)]
     return arguments
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments. Raises UserError for a word that is neither one nor part of a flag."""
+    overrides, before = [], ""
+    for word in arguments:
+        if "=" in word or word.startswith("~"):
+            overrides.append(word)
+        elif not word.startswith("-") and not before.startswith("-"):
+            raise UserError(f"{word!r} is not key=value; python train.py --help lists the keys")
+        before = word if word not in ("-m", "--multirun") else ""
+    return overrides
 
 
 def quoted(argument: str) -> str:
@@ -209,8 +228,15 @@ def check_overrides(overrides: list[str], sweep: bool):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("train", overrides=groups, return_hydra_config=True)
     base = OmegaConf.to_container(composed)
+    if "local" in base:
+        raise UserError("conf/local/default.yaml must begin with the line: # @package _global_")
+    if unknown := base.keys() - OmegaConf.load(CONF / "train.yaml").keys() - options.keys():
+        raise UserError(f"conf/local or an experiment sets {min(unknown)}{did_you_mean(min(unknown), list(base))}")
     for override in values:
         check_key(override, base)
+    if not sweep:  # what is still wrong, Hydra says; here it is one line
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            hydra.compose("train", overrides=overrides)
 
 
 def check_key(override: Override, base: dict):
@@ -226,7 +252,7 @@ def check_key(override: Override, base: dict):
         if is_node(node):
             check(locate(node["_target_"], ".".join(path[:-1])), {path[-1]: override.value()}, ".".join(path[:-1]))
             return
-    known = [key for key in flatten(base) if not key.startswith("hydra.")]
+    known = [*base, *(key for key in flatten(base) if not key.startswith("hydra."))]
     last = [key for key in known if key.rpartition(".")[2] == path[-1]]  # the right name at another place
     hint = did_you_mean(override.key_or_group, known) or (f"; did you mean {last[0]}?" if last else "")
     raise UserError(f"there is no key {override.key_or_group}{hint}")

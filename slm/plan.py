@@ -100,7 +100,7 @@ class Budget:
         try:
             hours, minutes, seconds = (int(part) for part in self.max_time.split(":"))
         except ValueError:
-            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, in quotes") from None
+            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00") from None
         return timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
     def total_steps(self, tokens_per_step: int, epoch_tokens: int) -> int:

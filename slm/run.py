@@ -1,6 +1,7 @@
 """The composition root of a training: from a resolved configuration to a finished run folder."""
 
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
-    refuse_other_tokenizer(start, prepared)
+    check_start(start, prepared, run_dir)
     card = make_card(plan, prepared, run_dir, card)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
     if is_first_process():
@@ -51,7 +52,7 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
             runs.write_card(run_dir, {**card, "status": status, "objective": objective})
             loss_curve(run_dir)
         leave(trainer)
-    conclude(run_dir, config["optimized_metric"], objective, stopped)
+    conclude(run_dir, config, objective, stopped)
     return objective
 
 
@@ -80,12 +81,15 @@ def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     return newest
 
 
-def refuse_other_tokenizer(start: Path | None, prepared: Prepared):
+def check_start(start: Path | None, prepared: Prepared, run_dir: Path):
     """The same configuration on another corpus makes other ids, which the checkpoint's weights would not know."""
     if start:
+        content = checkpoint.read(start)
         files = {path.name: path.read_bytes() for path in sorted(prepared.tokenizer_folder.iterdir())}
-        if checkpoint.read(start)["slm"]["tokenizer"] != files:
+        if content["slm"]["tokenizer"] != files:
             raise UserError(f"{start} was trained with another tokenizer; give the same data")
+        if start.parent.parent != run_dir and content["global_step"] >= prepared.steps:
+            raise UserError(f"{start} is at step {content['global_step']} of {prepared.steps} already; give more steps")
 
 
 def prepare_data(plan: Plan) -> Prepared:
@@ -192,7 +196,7 @@ def best(run_dir: Path, metric: str) -> float | None:
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
-def conclude(run_dir: Path, metric: str, objective: float | None, stopped: Stopped | None):
+def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, stopped: Stopped | None):
     if not is_first_process():  # which must not end in an error, or Lightning kills the first one
         return
     if stopped:
@@ -200,9 +204,10 @@ def conclude(run_dir: Path, metric: str, objective: float | None, stopped: Stopp
         if stopped.exit_code:
             raise stopped
     else:
-        print(f"done:   {metric} {objective:.4f}" if objective is not None else "done")
+        prompt = ((config["callbacks"].get("samples") or {}).get("prompts") or ["Once upon a time"])[0]
+        print(f"done:   {config['optimized_metric']} {objective:.4f}" if objective is not None else "done")
         print(f"        {run_dir / 'loss.png'}")
-        print(f'        python generate.py ckpt={run_dir} prompt="Once upon a time"')
+        print(f"        python generate.py ckpt={shlex.quote(str(run_dir))} prompt={shlex.quote(prompt)}")
 
 
 def is_first_process() -> bool:

@@ -38,6 +38,8 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise UserError(f"run_dir={folder} is a file; give a folder") from None
     except ValueError:
         raise UserError(f"{folder / 'run.json'} is damaged; give another run_dir") from None
 

@@ -182,6 +182,11 @@ MISTAKES = {
     "model.mlp_width=-5": "model.mlp_width=-5 must be at least 1",
     "model.rope_base=0": "model.rope_base=0 must be at least 1",
     "optimized_metric=val/los": "optimized_metric=val/los is not one of val/loss",
+    "optimizer": "'optimizer' is not key=value",
+    "modle=tiny": "there is no key modle; did you mean model?",
+    "trainer.precision=fp16": "trainer.precision=fp16 is not one of auto, 32-true, bf16-mixed, 16-mixed",
+    "run_dir=README.md": "run_dir=README.md is a file",
+    "hooks={x: {a: 1}}": "Could not override 'hooks'",
     "+hooks.x={a: 1}": "hooks.x must have a _target_",
     "callbacks.checkpoints=null": "callbacks.checkpoints cannot be left out",
     "~model.depth": "give model.depth=null instead",
@@ -288,7 +293,8 @@ def test_every_option_composes_with_known_keys_only(group, option):
 
 def test_one_length_of_training_replaces_the_other():
     assert cli.one_length(["budget.steps=5"]) == ["budget.steps=5", "budget.tokens=null", "budget.epochs=null"]
-    assert cli.one_length(["budget.steps=5", "budget.tokens=9"]) == ["budget.steps=5", "budget.tokens=9"]
+    both = ["budget.steps=5", "budget.tokens=9"]
+    assert cli.one_length(both) == [*both, "budget.epochs=null"]
     assert cli.one_length(["seed=1"]) == ["seed=1"]
 
 
@@ -340,6 +346,7 @@ def test_modes_of_generation(run_dir, tmp_path):
         (["ckpt={run}", "+temprature=1"], "did you mean temperature?"),
         (["ckpt={run}", "max_new_tokens=-1"], "max_new_tokens=-1"),
         (["ckpt={run}", "prompts_file=/no/such.txt"], "/no/such.txt"),
+        (["ckpt={run}", "prompt=a", "interactive=true"], "prompt= and interactive= exclude one another"),
         (["ckpt={run}", "device=cuda"], "device=cuda"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -38,7 +39,7 @@ class Text:
         if separator == "":
             raise UserError("data.separator is empty: give null for one document per file, or a text")
         self.path = path
-        self.separator = separator
+        self.separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")  # as typed in a shell
         self.split = split
         self.train_ratio = train_ratio
         self.seed = seed
@@ -100,6 +101,8 @@ class Text:
         total = sum(1 for _ in self._all())
         if total == 0:
             raise UserError(f"data.path={self.path} is empty: it holds no text but white space")
+        if total == 1 and self.separator:
+            print(f"warning: data.separator={self.separator!r} does not occur between two texts", file=sys.stderr)
         if total > 1:
             both = all(
                 any(self._split_of(i, total) == split for i in range(total)) for split in ("train", "validation")

@@ -39,6 +39,11 @@ class Request:
     interactive: bool
     device: Literal["auto", "cpu", "cuda", "mps"]
 
+    def __post_init__(self):
+        if self.prompt and (self.prompts_file or self.interactive):
+            other = "prompts_file" if self.prompts_file else "interactive"
+            raise UserError(f"prompt= and {other}= exclude one another; give one of them")
+
     @property
     def sampler(self) -> Sampler:
         return Sampler(

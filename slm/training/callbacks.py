@@ -104,7 +104,7 @@ class TrainingMetrics(Callback):
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for other callbacks
-        self.latest = values
+        self.latest = {"step": trainer.global_step, **values}
         write_metrics(trainer, {**values, **device_metrics(module.device)})
 
 

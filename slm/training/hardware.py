@@ -8,6 +8,8 @@ import torch
 
 from slm.errors import UserError
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -38,6 +40,8 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
         raise UserError("this trainer needs Apple's MPS and torch sees none here; use trainer=cpu or trainer=auto")
     if accelerator not in ("cpu", "gpu", "mps"):
         raise UserError(f"trainer.accelerator={accelerator} must be auto, cpu, gpu or mps")
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is not one of {', '.join(PRECISIONS)}")
     if precision == "auto":
         precision = _best_precision(accelerator)
     if accelerator == "cpu" and precision.startswith("16"):

@@ -45,7 +45,8 @@ class ProgressBar(Callback):
         if self.bar:
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe())
         elif self._worth_a_line(trainer):
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._describe()}  ETA {self._eta(trainer)}")
+            step = self.metrics.latest.get("step", trainer.global_step) if self.metrics else trainer.global_step
+            print(f"step {step}/{trainer.max_steps}  {self._describe()}  ETA {self._eta(trainer)}")
 
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:

@@ -1,5 +1,6 @@
 """Stories told during training, at fixed prompts and seed, so that what changes is the model."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,11 +70,13 @@ class Samples(Callback):
 
 
 def write_page(folder: Path):
-    """samples.md from samples.jsonl: the stories of each step under a heading."""
+    """samples.md from samples.jsonl: the stories of each step under a heading, fenced, since they may hold anything."""
     step, page = None, ["# Samples\n"]
     for story in events.lines(folder / "samples.jsonl"):
         if story["step"] != step:
             step = story["step"]
             page.append(f"## Step {step}\n")
-        page.append(f"**{story['prompt']}**{story['text']}\n".replace("\n", "\n\n"))
+        text = story["prompt"] + story["text"]
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        page.append(f"{fence}text\n{text}\n{fence}\n")
     (folder / "samples.md").write_text("\n".join(page), encoding="utf-8")
