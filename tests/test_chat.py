@@ -22,14 +22,6 @@ from slm.tokenizers.bytes import ByteTokenizer
 SAMPLER = Sampler(temperature=0.9, top_k=40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return ByteTokenizer.build([])

@@ -16,15 +16,6 @@ GREEDY = Sampler(greedy=True)
 VOCABULARY = 30
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More only wait for each other on matrices this small: 20 times slower when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny(context=8, positions="rope", vocab_size=VOCABULARY, dropout=0.5):
     """Weights far larger than those of training, so that every token matters; dropout, so that eval mode does."""
     config = GPTConfig(
