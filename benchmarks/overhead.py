@@ -74,7 +74,7 @@ def framework(plan, prepared, run_dir: Path) -> float:
     """Seconds from the start of the first step to the end of the last, as train.py runs them."""
     card = make_card(plan, prepared, run_dir, None)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
-    open_run(card, prepared, run_dir, [], None)
+    open_run(card, prepared, run_dir, [], step=-1)
     marks = Marks()
     trainer.callbacks.insert(0, marks)
     trainer.fit(module, data)

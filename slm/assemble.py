@@ -95,7 +95,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }
     watchers = [build(node, where, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
-    loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config["logger"], run_dir, card)]
+    loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
     trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers)
     return trainer, module, data
 
@@ -139,18 +139,19 @@ def build_optimizer(node: dict[str, Any], model: GPT) -> torch.optim.Optimizer:
     return build(node, "optimizer", model=model)
 
 
-def build_loggers(nodes: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
+def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
     facts = {"save_dir": str(run_dir), "name": card["name"], "id": card["run_id"], "path": run_dir / "metrics.jsonl"}
     loggers = []
-    for name, node in nodes.items():
+    for where, node in nodes_of(config, "logger"):
         if "offline" in node and node["offline"] is None:
             node = {**node, "offline": not has_wandb_key()}
             if node["offline"]:
                 print("wandb: no key, so the run is kept offline; `wandb sync` sends it later")
         try:
-            logger = build(node, f"logger.{name}", **facts)
+            logger = build(node, where, **facts)
         except ModuleNotFoundError:
-            raise UserError(f'logger={name} needs a package that is not here; pip install -e ".[{name}]"') from None
+            extra = where.removeprefix("logger.")
+            raise UserError(f'{where} needs a package that is not here; pip install -e ".[{extra}]"') from None
         loggers.append(logger)
     return loggers
 

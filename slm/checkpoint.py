@@ -1,7 +1,7 @@
 """The one way from a checkpoint file to (model, tokenizer, step), and back to disk.
 
-Its sha256 lies beside it, since a flipped bit would load without a word. Only plain types and tensors go in, and
-nothing else is ever read (weights_only), so a checkpoint cannot execute code.
+The sha256 of a file lies beside it, since a flipped bit would load without a word. Only plain types and tensors go in,
+and nothing else is ever read (weights_only), so a checkpoint cannot execute code.
 """
 
 import pickle
@@ -33,8 +33,13 @@ class Loaded:
 
 def description(model: GPTConfig, tokenizer_folder: Path, config: dict, run_id: str) -> dict[str, Any]:
     """What a training adds to its checkpoints to make each sufficient on its own."""
-    files = {path.name: path.read_bytes() for path in sorted(tokenizer_folder.iterdir())}
+    files = tokenizer_files(tokenizer_folder)
     return {"format": FORMAT, "model": asdict(model), "tokenizer": files, "config": config, "run_id": run_id}
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """A saved tokenizer as a checkpoint carries it."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def save(checkpoint: dict[str, Any], path: Path):

@@ -16,16 +16,17 @@ from slm.build import build
 from slm.data.store import fingerprint, prepare, prepare_tokenizer
 from slm.errors import ResourceError, Stopped, UserError
 from slm.estimate import parameters
-from slm.plan import Plan, build_schedule, make_plan
+from slm.plan import Plan, make_plan
 from slm.report.curves import loss_curve
 from slm.tokenizers import Tokenizer
 
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
+    first = is_first_process()  # asked now: the end of a distributed run clears what tells it
     plan = make_plan(config)
     card = runs.read_card(run_dir)
-    if card and (is_first_process() or config["resume"] != "never"):  # the first has written the card of the others
+    if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
         if card["status"] == "done" and card["budget"] == config["budget"]:
             print(f"{run_dir} is done: {config['optimized_metric']} {card['objective']}")
@@ -33,11 +34,11 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
-    check_start(start, prepared, run_dir)
+    step = check_start(start, prepared, run_dir)
     card = make_card(plan, prepared, run_dir, card)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
-    if is_first_process():
-        open_run(card, prepared, run_dir, overrides, start)
+    if first:
+        open_run(card, prepared, run_dir, overrides, step)
         describe(plan, prepared, run_dir, start)
 
     status = "failed"
@@ -48,11 +49,12 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
         status = "stopped" if stopped else "done"
     finally:
         objective = best(run_dir, config["optimized_metric"])
-        if trainer.is_global_zero:
+        if first:
             runs.write_card(run_dir, {**card, "status": status, "objective": objective})
             loss_curve(run_dir)
         leave(trainer)
-    conclude(run_dir, config, objective, stopped)
+    if first:  # another process must not end in an error, or Lightning kills the first one
+        conclude(run_dir, config, objective, stopped)
     return objective
 
 
@@ -81,15 +83,20 @@ def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     return newest
 
 
-def check_start(start: Path | None, prepared: Prepared, run_dir: Path):
-    """The same configuration on another corpus makes other ids, which the checkpoint's weights would not know."""
-    if start:
-        content = checkpoint.read(start)
-        files = {path.name: path.read_bytes() for path in sorted(prepared.tokenizer_folder.iterdir())}
-        if content["slm"]["tokenizer"] != files:
-            raise UserError(f"{start} was trained with another tokenizer; give the same data")
-        if start.parent.parent != run_dir and content["global_step"] >= prepared.steps:
-            raise UserError(f"{start} is at step {content['global_step']} of {prepared.steps} already; give more steps")
+def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
+    """The step that training goes on from, -1 for a new run, if the checkpoint fits the data.
+
+    The same configuration on another corpus makes other ids, which the checkpoint's weights would not know.
+    """
+    if start is None:
+        return -1
+    content = checkpoint.read(start)
+    step = content["global_step"]
+    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
+        raise UserError(f"{start} was trained with another tokenizer; give the same data")
+    if start.parent.parent != run_dir and step >= prepared.steps:
+        raise UserError(f"{start} is at step {step} of {prepared.steps} already; give more steps")
+    return step
 
 
 def prepare_data(plan: Plan) -> Prepared:
@@ -109,7 +116,6 @@ def prepare_data(plan: Plan) -> Prepared:
     tokenizer, folder = prepare_tokenizer(config["tokenizer"], make, corpus, plan.cache)
     store = prepare(corpus, tokenizer, fingerprint(folder), plan.cache)
     steps = plan.budget.total_steps(plan.tokens_per_step, store.tokens("train"))
-    build_schedule(config["schedule"], steps)
     model = replace(plan.model, vocab_size=tokenizer.vocab_size)
     return Prepared(tokenizer=tokenizer, tokenizer_folder=folder, store=store, model=model, steps=steps)
 
@@ -139,14 +145,13 @@ def make_card(plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, A
     }
 
 
-def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], start: Path | None):
-    """Makes the run folder, or takes it up again at its checkpoint."""
-    step = checkpoint.read(start)["global_step"] if start else -1
+def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
+    """Makes the run folder, or takes it up again at the step of its checkpoint."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run folder {run_dir} cannot be made: {error.strerror}; give another runs_dir") from None
-    for torn in run_dir.glob("checkpoints/*.partial"):  # a killed process's
+    for torn in run_dir.rglob("*.partial"):  # a killed process's
         torn.unlink()
     for file in ("metrics.jsonl", "samples.jsonl"):
         events.cut(run_dir / file, step)
@@ -197,10 +202,8 @@ def best(run_dir: Path, metric: str) -> float | None:
 
 
 def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, stopped: Stopped | None):
-    if not is_first_process():  # which must not end in an error, or Lightning kills the first one
-        return
     if stopped:
-        print(f"{stopped.reason}; the same command with run_dir={run_dir} goes on from here")
+        print(f"{stopped.reason}; the same command with run_dir={shlex.quote(str(run_dir))} goes on from here")
         if stopped.exit_code:
             raise stopped
     else:

@@ -23,6 +23,7 @@ def test_two_processes_equal_one(text_file, tmp_path):
     two = command("train.py", *small, f"run_dir={tmp_path / 'two'}", "trainer.devices=2", "trainer.strategy=ddp")
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
+    assert one.stdout.count("done:") == two.stdout.count("done:") == 1
     a, b = history(tmp_path / "one"), history(tmp_path / "two")
     assert [line["step"] for line in a] == [line["step"] for line in b]
     for key in ("train/loss", "val/loss", "val/bits_per_byte"):

@@ -19,6 +19,11 @@ def test_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
 
 
+def test_a_logger_may_be_left_out(composed, tmp_path):
+    train(composed("logger=csv", "logger.csv=null"), run_dir=tmp_path / "run", overrides=[])
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_tensorboard(composed, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     train(composed("logger=tensorboard"), run_dir=tmp_path / "run", overrides=[])

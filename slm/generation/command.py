@@ -74,6 +74,9 @@ def generate_command(request: Request):
     sampler, prompts = request.sampler, request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
     check_count("num_samples", request.num_samples)
+    single = len(prompts) * request.num_samples == 1 and request.format == "text"
+    if request.stream and not single:
+        raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
     path = runs.find_checkpoint(request.ckpt, Path(request.runs_dir).expanduser())
     loaded = checkpoint.load(path, device_of(request.device))
     settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
@@ -86,10 +89,7 @@ def generate_command(request: Request):
             **settings,
         )
         return
-    single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream or (request.stream is None and single):
-        if not single:
-            raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
         eos = loaded.tokenizer.eos if request.stop_at_eos else None
         print(prompts[0], end="")
         for piece in pieces(loaded, prompts[0], eos=eos, **settings):
