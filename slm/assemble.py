@@ -13,6 +13,7 @@ import torch
 
 from slm import checkpoint
 from slm.build import build, check, is_node, locate
+from slm.corpora import Corpus
 from slm.data.store import TokenStore
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
@@ -25,10 +26,12 @@ from slm.tokenizers import Tokenizer
 class Prepared:
     """What the data turned out to be."""
 
+    corpus: Corpus
     tokenizer: Tokenizer
     tokenizer_folder: Path
     store: TokenStore
     model: GPTConfig
+    tokens_per_step: int
     steps: int
 
 
@@ -36,7 +39,8 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
     """Finds mistakes in callbacks, hooks and loggers before the data is prepared, by making them once for nothing."""
     if not config["callbacks"].get("checkpoints"):
         raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
-    facts = dict.fromkeys(("tokenizer", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"))
+    names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
+    facts = dict.fromkeys(names)
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, folder=run_dir, peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
@@ -74,6 +78,8 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     workers = plan.data.workers if plan.data.workers is not None else 2 if on_gpu else 0
     data = WindowsData(
         prepared.store,
+        layout=plan.data.layout,
+        eos=tokenizer.eos,
         context=prepared.model.context,
         microbatch=plan.microbatch,
         devices=hardware.devices,
@@ -86,11 +92,13 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card["run_id"])
     facts = {
         "folder": run_dir,
+        "corpus": prepared.corpus,
         "tokenizer": tokenizer,
+        "data": data,
         "description": described,
         "val_every": config["val_every_n_steps"],
         "stop": stop,
-        "tokens_per_step": plan.tokens_per_step,
+        "tokens_per_step": prepared.tokens_per_step,
         "flops_per_token": training_flops_per_token(prepared.model),
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.build import check, did_you_mean, is_node, locate
-from slm.errors import ResourceError, Stopped, UserError
+from slm.errors import ResourceError, Stopped, UserError, report
 from slm.runs import file_name, flatten, new_folder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -150,17 +150,6 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def report(error: Exception) -> int:
-    """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 the traceback, too."""
-    if os.environ.get("SLM_DEBUG"):
-        traceback.print_exception(error)
-    code, said = getattr(error, "exit_code", 2), error
-    while not str(said) and (said.__cause__ or said.__context__):  # Hydra wraps what it says in silence
-        said = said.__cause__ or said.__context__
-    print("error: " + " ".join(str(said).split()), file=sys.stderr)
-    return code
 
 
 def multirun() -> bool:

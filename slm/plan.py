@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slm.build import build, check, is_node, locate
 from slm.errors import UserError
@@ -43,6 +43,7 @@ class Settings:
 class DataSettings:
     """The keys of conf/data that every corpus shares."""
 
+    layout: Literal["packed", "documents"]
     batch_windows: int
     validation_windows: int | None
     workers: int | None
@@ -125,9 +126,12 @@ class Plan:
     def accumulation(self) -> int:
         return self.data.batch_windows // (self.microbatch * self.hardware.devices)
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.data.batch_windows * self.model.context
+    def tokens_per_step(self, tokens: int, documents: int) -> int:
+        """Targets of one optimizer step, on average where a window is a document of a split of that size."""
+        window = self.model.context
+        if self.data.layout == "documents":
+            window = min(round(tokens / documents), window)
+        return self.data.batch_windows * window
 
     @property
     def cache(self) -> Path:

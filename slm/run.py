@@ -115,9 +115,19 @@ def prepare_data(plan: Plan) -> Prepared:
 
     tokenizer, folder = prepare_tokenizer(config["tokenizer"], make, corpus, plan.cache)
     store = prepare(corpus, tokenizer, fingerprint(folder), plan.cache)
-    steps = plan.budget.total_steps(plan.tokens_per_step, store.tokens("train"))
+    train = store.manifest["splits"]["train"]
+    tokens_per_step = plan.tokens_per_step(train["tokens"], train["documents"])
+    steps = plan.budget.total_steps(tokens_per_step, train["tokens"])
     model = replace(plan.model, vocab_size=tokenizer.vocab_size)
-    return Prepared(tokenizer=tokenizer, tokenizer_folder=folder, store=store, model=model, steps=steps)
+    return Prepared(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        tokenizer_folder=folder,
+        store=store,
+        model=model,
+        tokens_per_step=tokens_per_step,
+        steps=steps,
+    )
 
 
 def make_card(plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
 def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
     """What is about to happen, in five lines."""
     model, counts = prepared.model, parameters(prepared.model)
-    train_tokens, tokens = prepared.store.tokens("train"), prepared.steps * plan.tokens_per_step
+    train_tokens, tokens = prepared.store.tokens("train"), prepared.steps * prepared.tokens_per_step
     print(
         f"run:    {run_dir}" + (f", from {start.name}" if start else ""),
         f"data:   {train_tokens:,} train tokens, {prepared.store.tokens('validation'):,} validation tokens",

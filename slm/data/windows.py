@@ -1,7 +1,8 @@
 """Windows over a token store, and the endless order in which training reads them.
 
-A window is context + 1 consecutive ids: inputs and, one further, targets. The order is an endless concatenation of
-seeded permutations, a pure function of (seed, position), so resuming the data is one integer.
+A window is up to context + 1 consecutive ids: inputs and, one further, targets. Packed, windows cut the split into
+equal pieces; otherwise each is one document. The order is an endless concatenation of seeded permutations, a pure
+function of (seed, position), so resuming the data is one integer.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from slm.corpora import Split
 from slm.data.store import TokenStore
 from slm.errors import UserError
+from slm.loss import IGNORE
 
 
 class Windows(Dataset):
@@ -55,6 +57,42 @@ class Windows(Dataset):
             shard += 1
             window = np.concatenate([window, self.shards[shard][: self.context + 1 - len(window)]])
         return window
+
+
+class Documents(Dataset):
+    """Every document of a split in a window of its own: eos, the ids, eos, then IGNORE up to the batch's longest.
+
+    A document that does not fit into the context is cut; `cut` counts them, `longest` is the context that fits all.
+    """
+
+    def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
+        self.made_of = store, split, context, eos
+        self.shards, self.context, self.eos = store.shards(split), context, eos
+        ends = [np.flatnonzero(shard == eos) for shard in self.shards]
+        self.ends = np.concatenate(ends)  # of each document, where its eos is in its shard
+        self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
+        self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
+        lengths = self.ends - self.starts + 1  # with one eos
+        self.cut, self.longest = int((lengths > context).sum()), int(lengths.max())
+
+    def __reduce__(self):
+        return Documents, self.made_of
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Ids (length + 2,), int64."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Ids (B, longest + 2), int64."""
+        lengths = np.minimum(self.ends[indices] + 1 - self.starts[indices], self.context)
+        rows = np.full((len(indices), 1 + lengths.max()), IGNORE, dtype=np.int64)
+        rows[:, 0] = self.eos
+        for row, index, length in zip(rows, indices, lengths):
+            row[1 : 1 + length] = self.shards[self.shard[index]][self.starts[index] :][:length]
+        return torch.from_numpy(rows)
 
 
 class EndlessOrder(Sampler[int]):

@@ -1,12 +1,14 @@
 """The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
 
+from typing import Literal
+
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from slm.data.store import TokenStore
-from slm.data.windows import EndlessOrder, Windows, spread
+from slm.data.windows import Documents, EndlessOrder, Windows, spread
 from slm.errors import UserError
 
 
@@ -17,6 +19,8 @@ class WindowsData(L.LightningDataModule):
         self,
         store: TokenStore,
         *,
+        layout: Literal["packed", "documents"],
+        eos: int,
         context: int,
         microbatch: int,
         devices: int,
@@ -28,7 +32,10 @@ class WindowsData(L.LightningDataModule):
         super().__init__()
         if validation_windows is not None and validation_windows < devices:
             raise UserError(f"data.validation_windows={validation_windows} must be at least the {devices} devices")
-        self.train, self.validation = Windows(store, "train", context), Windows(store, "validation", context)
+        if layout == "documents":
+            self.train, self.validation = (Documents(store, s, context, eos) for s in ("train", "validation"))
+        else:
+            self.train, self.validation = (Windows(store, s, context) for s in ("train", "validation"))
         self.microbatch, self.devices, self.seed = microbatch, devices, seed
         self.validation_windows, self.workers, self.pin_memory = validation_windows, workers, pin_memory
         self.consumed = 0

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from slm.loss import bits_per_byte, cross_entropy, token_nats
+from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
 from slm.model import GPT
 from slm.optim.schedule import Schedule
 
 
 class Pretraining(L.LightningModule):
-    """Next-token prediction on windows (B, context + 1).
+    """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
     `optimizer` makes the optimizer once the model is on its device; `token_lengths` (V,) are the bytes of text that
     each id stands for; `clip` is the largest gradient norm, None for no limit.
@@ -35,12 +35,15 @@ class Pretraining(L.LightningModule):
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
 
     def training_step(self, windows: Tensor, index: int) -> Tensor:
-        return cross_entropy(self.model.features(windows[:, :-1]), self.model.head.weight, windows[:, 1:])
+        inputs, targets = split(windows)
+        return cross_entropy(self.model.features(inputs), self.model.head.weight, targets)
 
-    def validation_step(self, windows: Tensor, index: int):
-        targets = windows[:, 1:]
-        nats = token_nats(self.model.features(windows[:, :-1]), self.model.head.weight, targets)
-        self.validation.update(nats, self.token_lengths[targets])
+    def validation_step(self, windows: Tensor, index: int) -> Tensor:
+        """Nats of each target (B, T), 0 where there is none."""
+        inputs, targets = split(windows)
+        nats = token_nats(self.model.features(inputs), self.model.head.weight, targets)
+        self.validation.update(nats, targets, self.token_lengths)
+        return nats
 
     def on_validation_epoch_end(self):
         self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()}, logger=False)
@@ -61,6 +64,11 @@ class Pretraining(L.LightningModule):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
 
+def split(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T). Behind the end of a row any id will do as input: no target looks back at it."""
+    return windows[:, :-1].clamp(min=0), windows[:, 1:]
+
+
 class LanguageModelMetrics(Metric):
     """Loss in nats per token, perplexity and bits per byte of text, over all batches and devices.
 
@@ -73,11 +81,12 @@ class LanguageModelMetrics(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("bytes", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, lengths: Tensor):
-        """Nats and bytes of text of each target, in one shape."""
+    def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor):
+        """Nats and ids of the targets (B, T), and the bytes of text of each id (V,)."""
+        kept = targets != IGNORE
         self.nats += nats.sum()
-        self.tokens += nats.numel()
-        self.bytes += lengths.sum()
+        self.tokens += kept.sum()
+        self.bytes += (token_lengths[targets.clamp(min=0)] * kept).sum()
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens

@@ -13,7 +13,7 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -45,11 +45,10 @@ class Slot:
 class Template:
     """One way to write a sentence, such as "{hero} lost {his} {toy}.", and the key it is known by to the program.
 
-    {latent}, {latent.form}, and {~list} for a word that is chosen and forgotten.
+    {latent}, {latent.form}, {~list} for a word that is chosen and forgotten, and {he} for {hero.he}.
     """
 
     SLOT = re.compile(r"\{(~?)(\w+)(?:\.(\w+))?\}")
-    HERO = {form: ("hero", form) for form in ("he", "He", "him", "his", "His")}
 
     def __init__(self, text: str, key: str = ""):
         self.key = key
@@ -57,7 +56,8 @@ class Template:
         end = 0
         for found in self.SLOT.finditer(text):
             forget, latent, form = found.groups(default="")
-            latent, form = self.HERO.get(latent, (latent, form))
+            if latent in ("he", "He", "him", "his", "His"):
+                latent, form = "hero", latent
             self.pieces += [text[end : found.start()], Slot(latent, form, not forget)]
             end = found.end()
         self.pieces = [piece for piece in [*self.pieces, text[end:]] if piece]
@@ -282,4 +282,4 @@ def _reveal(matches: Sequence[_Match], start: int, end: int) -> list[float]:
     for match in matches:
         for position in range(match.start, min(match.end, end)):
             masses[position - start + 1] += match.probability
-    return [math.log2(before / after) for before, after in zip(masses, masses[1:])]
+    return [math.log2(before / after) for before, after in pairwise(masses)]

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Literal
 
-from slm.corpora.storyworld.telling import Bound, Choice, Program, Slot, Template, Word
+from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word
 
 Pairs = Literal["seen", "unseen", "all"]
 PAIRED = {"toy": "kind", "plot": "place"}  # one in HELD_OUT of these pairs never occurs in training
@@ -67,7 +67,8 @@ class StoryWorld:
             plot = yield self._openings(bound["place"][""], done)
             done += (plot,)
             _, *middle, moral = self.scenes[plot]
-            yield from _one_after_another(middle)
+            for sentence in middle:
+                yield sentence
         yield self.frame["home"]
         yield moral
 
@@ -128,12 +129,6 @@ class StoryWorld:
         return Choice(templates, weights)
 
 
-def _one_after_another(sentences: Sequence[Choice[Template]]) -> Program:
-    for sentence in sentences:
-        yield sentence
-    return ""
-
-
 @cache
 def _family(latent: str) -> str:
     """Latents of one family are never alike: their list is the same."""
@@ -142,7 +137,7 @@ def _family(latent: str) -> str:
 
 @cache
 def load_words() -> dict[str, tuple[Word, ...]]:
-    """Word lists by name, from lines such as "toy: ball, kite" and "relative: mother (f)" or "lost: lamb (home=barn)"."""
+    """Word lists by name, from lines such as "toy: ball, kite", "relative: mom (f)" and "animal: bee (home=hive)"."""
     lists: dict[str, tuple[Word, ...]] = {}
     for line in _lines("words"):
         name, _, rest = line.partition(": ")

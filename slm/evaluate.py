@@ -1,0 +1,179 @@
+"""What a finished run on data=storyworld is worth: python -m slm.evaluate RUN
+
+Bits per story above the exact floor and where they are paid, on stories of the training's pairs and on held-out ones;
+and how many of the stories that the model tells are stories of the world. Writes evaluation.json into the run folder.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Container, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slm import checkpoint, durable, errors, runs
+from slm.corpora.storyworld.checker import Verdict, estimate, judge, marked, summary
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.corpora.storyworld.floor import PARTS, story_floor, tally
+from slm.corpora.storyworld.telling import Story
+from slm.corpora.storyworld.world import StoryWorld
+from slm.errors import UserError
+from slm.generation.sampling import Sampler
+from slm.generation.stream import complete
+from slm.loss import token_nats
+from slm.model import GPT
+from slm.tokenizers import Tokenizer
+
+TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("run", help="a run folder, a .ckpt file, latest, last or best")
+    parser.add_argument("--stories", type=int, default=500, help="validation stories to read, and as many told ones")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="to tell stories at")
+    parser.add_argument("--seed", type=int, default=0, help="of the told stories and the intervals")
+    parser.add_argument("--runs-dir", default="runs", help="where latest, last and best look")
+    arguments = parser.parse_args()
+    try:
+        if arguments.stories < 2:
+            raise UserError(f"--stories={arguments.stories} must be at least 2")
+        path = runs.find_checkpoint(arguments.run, Path(arguments.runs_dir))
+        evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
+        print(page(evaluation))
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        durable.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+        print(folder / "evaluation.json")
+    except UserError as error:
+        sys.exit(errors.report(error))
+
+
+def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
+    """Everything that `page` shows, as plain types."""
+    loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    node = dict(loaded.config["data"]["corpus"])
+    if node.pop("_target_") != TARGET:
+        raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
+    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # refused now, if at all
+    corpus = Storyworld(**node)
+    count = min(stories, corpus.counts["validation"])
+    seen = [corpus.story("validation", index) for index in range(count)]
+    unseen = [corpus.held_out(index) for index in range(count)]
+    known = set(corpus.documents("train"))
+    told = {
+        name: tell(loaded.model, loaded.tokenizer, corpus.all, count=stories, sampler=sampler, seed=seed, known=known)
+        for name, sampler in samplers.items()
+    }
+    real = [judge(corpus.all, story.text, True, known) for story in seen]
+    return {
+        "checkpoint": str(path),
+        "step": loaded.step,
+        "level": corpus.level,
+        "stories": count,
+        "seed": seed,
+        "seen": costs(loaded.model, loaded.tokenizer, corpus.seen, seen, seed),
+        "held_out": costs(loaded.model, loaded.tokenizer, corpus.unseen, unseen, seed),
+        "told": {name: summary(verdicts, seed) for name, verdicts in (*told.items(), ("real", real))},
+        "examples": [marked(verdict) for verdict in next(iter(told.values()))[:3]],
+    }
+
+
+def costs(model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence[Story], seed: int) -> dict[str, Any]:
+    """Bits per story: floor, model and excess, in all and by part, with tokens per story."""
+    texts = [story.text for story in stories]
+    floors = [story_floor(world, text, tokenizer) for text in texts]
+    tallies = np.stack([tally(paid, floor) for paid, floor in zip(story_bits(model, tokenizer, texts), floors)])
+    floor, paid, tokens = tallies.mean(0)
+    differences = tallies[:, 1] - tallies[:, 0]
+    return {
+        "bytes": sum(map(len, texts)) / len(texts),
+        "floor": floor.sum(),
+        "model": paid.sum(),
+        "excess": asdict(estimate(differences.sum(1), seed)),
+        "parts": {
+            part: {"tokens": tokens[i], "floor": floor[i], "excess": asdict(estimate(differences[:, i], seed))}
+            for i, part in enumerate(PARTS)
+        },
+    }
+
+
+@torch.inference_mode()
+def story_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], rows: int = 32) -> list[np.ndarray]:
+    """What the model pays for each token of each text, its end included, when it reads it from the first word on."""
+    ids = [[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]
+    longest, device = max(map(len, ids)), model.head.weight.device
+    if longest - 1 > model.config.context:
+        raise UserError(f"a story has {longest - 1} tokens, more than the model's context of {model.config.context}")
+    bits = []
+    for first in range(0, len(ids), rows):
+        batch = ids[first : first + rows]
+        window = torch.tensor([row + [tokenizer.eos] * (longest - len(row)) for row in batch], device=device)
+        nats = token_nats(model.features(window[:, :-1]), model.head.weight, window[:, 1:])
+        paid = nats.double().cpu().numpy() / math.log(2)
+        bits += [row[: len(its) - 1] for row, its in zip(paid, batch)]
+    return bits
+
+
+def tell(
+    model: GPT,
+    tokenizer: Tokenizer,
+    world: StoryWorld,
+    *,
+    count: int,
+    sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
+    seed: int,
+    known: Container[str] = (),
+) -> list[Verdict]:
+    """Stories that the model tells from nothing, judged. One that fills the context without an end is cut short."""
+    (told,) = complete(
+        model,
+        tokenizer,
+        [""],
+        sampler=sampler,
+        max_new_tokens=model.config.context - 1,
+        seed=seed,
+        num_samples=count,
+    )
+    return [judge(world, story.text, story.finished, known) for story in told]
+
+
+def page(evaluation: dict[str, Any]) -> str:
+    """The evaluation for a person to read."""
+    seen, held_out = evaluation["seen"], evaluation["held_out"]
+    lines = [
+        f"{evaluation['checkpoint']}, step {evaluation['step']}, storyworld {evaluation['level']}",
+        f"{evaluation['stories']} stories each, seed {evaluation['seed']}, 95 % bootstrap intervals",
+        "",
+        f"bits per story, of {seen['bytes']:.0f} bytes: floor {seen['floor']:.2f}, model {seen['model']:.2f}, "
+        f"excess {_interval(seen['excess'], '.2f')}",
+        f"bits per byte: floor {seen['floor'] / seen['bytes']:.4f}, model {seen['model'] / seen['bytes']:.4f}",
+        "",
+        f"{'bits per story':14}{'tokens':>8}{'floor':>8}  {'excess':24}{'on held-out pairs'}",
+    ]
+    for part, values in seen["parts"].items():
+        there = held_out["parts"][part]["excess"]
+        lines.append(
+            f"{part:14}{values['tokens']:8.1f}{values['floor']:8.2f}  {_interval(values['excess'], '.2f'):24}"
+            f"{_interval(there, '.2f')}"
+        )
+    told = evaluation["told"]
+    lines += ["", f"{'told stories':14}" + "".join(f"{name:24}" for name in told)]
+    for measure, form in (("valid", ".1%"), ("novel", ".1%"), ("prefix", ".1%"), ("sentences", ".1f")):
+        lines.append(f"{measure:14}" + "".join(f"{_interval(told[name][measure], form):24}" for name in told))
+    for name in told:
+        errors = ", ".join(f"{error} {count}" for error, count in told[name]["errors"].items())
+        lines.append(f"first errors, {name}: {errors or 'none'}")
+    return "\n".join([*lines, "", *evaluation["examples"], ""])
+
+
+def _interval(estimate: dict[str, float], form: str) -> str:
+    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""For data=storyworld: how far the validation loss is from the best possible one, and how many told stories hold."""
+
+import math
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.corpora.storyworld.floor import by_part, story_floor, tally
+from slm.data.windows import Documents
+from slm.errors import UserError
+from slm.evaluate import tell
+from slm.tokenizers import Tokenizer
+from slm.training.callbacks import write_metrics
+from slm.training.data import WindowsData
+
+
+class Stories(Callback):
+    """At every validation the floor, the excess over it and its parts; and the valid share of `count` told stories.
+
+    The floor is stated for whole stories from their first word on, a story per window.
+    """
+
+    def __init__(
+        self, *, count: int, seed: int, corpus: Storyworld | None, tokenizer: Tokenizer, data: WindowsData | None
+    ):
+        if count < 0:
+            raise UserError(f"callbacks.stories.count={count} must be at least 0")
+        if data and not (isinstance(data.validation, Documents) and isinstance(corpus, Storyworld)):
+            raise UserError("callbacks.stories needs data=storyworld with data.layout=documents; or leave it out: null")
+        if data and (cut := data.validation.cut):
+            raise UserError(
+                f"{cut} validation stories are longer than model.context={data.validation.context}; "
+                f"give model.context={data.validation.longest} or more, or callbacks.stories=null"
+            )
+        self.count, self.seed, self.corpus, self.tokenizer = count, seed, corpus, tokenizer
+        self.data = data
+        self.floors: list = []  # of the validation stories of this process, in their order; found when first needed
+        self.tallies: list[np.ndarray] = []  # of those validated so far
+        self.bytes = 0  # of their text
+
+    def on_validation_start(self, trainer, module):
+        self.tallies = []
+        if not self.floors:
+            stories = [self.corpus.story("validation", i).text for i in trainer.val_dataloaders.dataset.indices]
+            self.floors = [story_floor(self.corpus.seen, story, self.tokenizer) for story in stories]
+            self.bytes = sum(map(len, stories))
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        for nats in outputs.double().cpu().numpy():
+            floor = self.floors[len(self.tallies)]
+            self.tallies.append(tally(nats[: len(floor.bits)] / math.log(2), floor))
+
+    def on_validation_epoch_end(self, trainer, module):
+        """Logged as the module's own val/ values are, so that they are written and shown with them."""
+        tallies = np.stack(self.tallies)
+        sums = torch.tensor([*tallies[:, :2].sum((0, 2)), self.bytes, len(tallies)], device=module.device)
+        floor, paid, text_bytes, stories = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        values = {
+            "val/floor_bits_per_byte": floor / text_bytes,
+            "val/excess_bits_per_story": (paid - floor) / stories,
+            **{f"val/excess/{part}": bits for part, bits in by_part(tallies).items()},
+        }
+        module.log_dict(values, logger=False, sync_dist=False)
+
+    def on_validation_end(self, trainer, module):
+        if not (trainer.is_global_zero and self.count):
+            return
+        verdicts = tell(module.model, self.tokenizer, self.corpus.all, count=self.count, seed=self.seed)
+        valid = sum(verdict.valid for verdict in verdicts) / self.count
+        write_metrics(trainer, {"sample/valid_share": valid})
+        value = trainer.callback_metrics
+        print(
+            f"step {trainer.global_step}: {value['val/excess_bits_per_story']:.2f} bits per story above the floor of "
+            f"{value['val/floor_bits_per_byte']:.4f} bits per byte; {valid:.0%} of {self.count} told stories are valid"
+        )
