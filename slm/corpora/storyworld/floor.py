@@ -25,8 +25,8 @@ NOTHING = 1e-9  # bits; what sums leave of a zero
 class StoryFloor:
     """For each token of a story, its end included: the bits that the best model pays, and its part (of PARTS).
 
-    A token of a word that is chosen there is a "name", an "object", a "place" or another "word". A token of a word that
-    the story has settled before is "recall" if it could be no other; the rest is "template". Its last character decides.
+    A token of a word that is chosen there is a "name", an "object", a "place" or another "word"; of a word that the
+    story has settled before, and that could be no other, "recall"; the rest is "template". Its last character decides.
     """
 
     bits: np.ndarray  # (tokens,) float64
