@@ -1,6 +1,7 @@
 """What several tests need: a small text of our own, and configurations as the command line would compose them."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -28,13 +29,12 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def composed(text_file, tmp_path):
-    """A function from overrides to the resolved configuration of a very small run on that text."""
+    """A function from overrides to the resolved configuration of a very small run, on that text unless told other."""
+    text = "data=text", f"data.path='{text_file}'", "data.separator='<|endoftext|>'"
 
-    def compose(*overrides: str) -> dict:
+    def compose(*overrides: str, data: Sequence[str] = text) -> dict:
         small = [
-            "data=text",
-            f"data.path='{text_file}'",
-            "data.separator='<|endoftext|>'",
+            *data,
             "tokenizer=bytes",
             "trainer=cpu",
             "debug=default",

@@ -67,8 +67,8 @@ class StoryWorld:
             plot = yield self._openings(bound["place"][""], done)
             done += (plot,)
             _, *middle, moral = self.scenes[plot]
-            for sentence in middle:  # "yield from" would send the keys on to a list
-                yield sentence  # noqa: UP028
+            for sentence in middle:  # noqa: UP028 (keys cannot be sent on to a list)
+                yield sentence
         yield self.frame["home"]
         yield moral
 

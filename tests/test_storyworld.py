@@ -1,0 +1,443 @@
+"""Storyworld: a story is found again in its text with its probability, so the floor is exact; the checker sees errors."""
+
+import itertools
+import json
+import math
+import random
+import re
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+
+from slm import evaluate, runs
+from slm.corpora.storyworld.checker import estimate, judge, marked, summary
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.corpora.storyworld.floor import PARTS, by_part, story_floor, tally
+from slm.corpora.storyworld.telling import Choice, Template, read, replay, sample
+from slm.corpora.storyworld.world import HELD_OUT, LEVELS, load_texts, load_words
+from slm.errors import UserError
+from slm.run import train
+from slm.tokenizers.bytes import ByteTokenizer
+from slm.tokenizers.characters import CharacterTokenizer
+from slm.tokenizers.sentencepiece import SentencePieceTokenizer
+
+BITS_PER_BYTE = {"tiny": (0.10, 0.12), "standard": (0.18, 0.22), "rich": (0.27, 0.33)}
+
+
+def corpus_of(level="tiny", **changes) -> Storyworld:
+    return Storyworld(**{"level": level, "stories": 100, "validation_stories": 20, "seed": 0, **changes})
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def corpus(request) -> Storyworld:
+    return corpus_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Storyworld:
+    return corpus_of()
+
+
+# The stories
+
+
+def test_a_story_is_a_function_of_seed_split_and_number(corpus):
+    first, second = corpus_of(corpus.level), corpus_of(corpus.level)
+    assert [first.story("train", i) for i in (7, 3)] == [second.story("train", i) for i in (7, 3)]
+    assert list(first.documents("train")) == [second.story("train", i).text for i in range(100)]
+    others = {corpus_of(corpus.level, seed=1).story("train", 3), first.story("train", 4), first.story("validation", 3)}
+    assert first.story("train", 3) not in others
+    assert len(others) == 3
+
+
+def test_the_fingerprint_tells_corpora_apart(tiny):
+    same = corpus_of()
+    others = [corpus_of("rich"), *(corpus_of(**{key: 7}) for key in ("stories", "validation_stories", "seed"))]
+    assert tiny.fingerprint() == same.fingerprint()
+    assert len({tiny.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+
+
+def test_no_story_is_in_both_splits(monkeypatch):
+    """Not by luck: from a world of eight stories each split takes its own again and again."""
+    small = Small([[f"{word} {end}." for word in ("cat", "dog", "owl", "fox")] for end in ("sat", "ran")][:1])
+    corpus = corpus_of()
+    monkeypatch.setattr(type(corpus), "seen", small)
+    splits = [{corpus.story(split, i).text for i in range(50)} for split in ("train", "validation")]
+    assert splits[0] | splits[1] <= {"cat sat.", "dog sat.", "owl sat.", "fox sat."}
+    assert not splits[0] & splits[1]
+
+
+def test_levels_are_named_by_their_floor(corpus):
+    told = [corpus.story("train", i) for i in range(400)]
+    floor = sum(story.bits for story in told) / sum(len(story.text) for story in told)
+    low, high = BITS_PER_BYTE[corpus.level]
+    assert low < floor < high
+    assert all(story.text.isascii() for story in told)
+
+
+def test_held_out_pairs_never_occur_in_training(corpus):
+    def pairs(world, seed):
+        bound = {}
+        draw, program = random.Random(seed).random, world.program
+
+        def watched(its):
+            nonlocal bound
+            bound = its
+            return program(its)
+
+        world.program = watched
+        sample(world, draw)
+        del world.program
+        return bound["kind"][""], bound["toy"][""]
+
+    seen = {pairs(corpus.seen, seed) for seed in range(300)}
+    unseen = {pairs(corpus.unseen, seed) for seed in range(300)}
+    assert not seen & unseen
+    assert {kind for kind, _ in seen} >= {"girl", "boy"} <= {kind for kind, _ in unseen}
+    for index in range(20):
+        text = corpus.held_out(index).text
+        assert not read(corpus.seen, text).stories
+        assert read(corpus.unseen, text).stories
+        assert read(corpus.all, text).stories
+        assert not read(corpus.unseen, corpus.story("train", index).text).stories
+
+
+# The texts they are made of
+
+
+def test_standard_is_a_world_of_its_own():
+    assert len(load_texts("plots")) >= 16
+    corpus = corpus_of("standard")
+    words = {word.strip('.,!?":;') for i in range(4000) for word in corpus.story("train", i).text.split()}
+    assert len(words) > 1500  # of about 2,000: rare ones take more stories to be seen
+
+
+def test_texts_are_well_formed():
+    lists = load_words()
+    slot = re.compile(r"\{([^}]*)\}")
+    for name, words in lists.items():
+        texts = [word[""] for word in words]
+        assert len(set(texts)) == len(texts), name
+    for file in ("frame", "plots", "details"):
+        for title, sentences in load_texts(file).items():
+            for line in itertools.chain(*sentences):
+                assert line.count('"') % 2 == 0, line
+                assert line[-1] in '.!?"', line
+                assert "  " not in line, line
+                for name in slot.findall(line):
+                    latent, _, form = name.lstrip("~").partition(".")
+                    family = {"hero": "girl", "friend": "girl"}.get(latent, latent.rstrip("0123456789"))
+                    if latent not in ("he", "He", "him", "his", "His"):
+                        assert family in lists, f"{title}: {name}"
+                        assert all(form in word for word in lists[family]), f"{title}: {name}"
+
+
+def test_text_files_are_installed():
+    names = {file.name for file in resources.files("slm.corpora.storyworld").iterdir()}
+    assert {"words.txt", "frame.txt", "plots.txt", "details.txt"} <= names
+
+
+# One program, three drivers
+
+
+class Small:
+    """A world of given sentences and words, small enough to list all its stories."""
+
+    def __init__(self, sentences, **lists):
+        self.sentences = [Choice([Template(line) for line in lines], range(1, len(lines) + 1)) for lines in sentences]
+        self.lists = {name: [{"": word} for word in words.split()] for name, words in lists.items()}
+
+    def program(self, bound):
+        for sentence in self.sentences:  # noqa: UP028 (keys cannot be sent on to a list)
+            yield sentence
+
+    def words(self, latent, bound):
+        words = self.lists[latent.rstrip("2")]
+        words = [word for word in words if word not in bound.values()]
+        return Choice(words, range(2, len(words) + 2))
+
+    def all_stories(self):
+        """Every story, by trying all choices: what `read` and the floor must agree with."""
+        found, pending = [], [()]
+        while pending:
+            choices, options = pending.pop(), []
+            indices = iter(choices)
+
+            def choose(choice, indices=indices, options=options):
+                for index in indices:
+                    return index
+                options.append(len(choice.items))
+                raise StopAsyncIteration
+
+            try:
+                found.append(replay_with(self, choose))
+            except StopAsyncIteration:
+                pending += [(*choices, index) for index in range(options[0])]
+        return found
+
+
+def replay_with(world, choose):
+    from slm.corpora.storyworld.telling import tell
+
+    return tell(world, choose)
+
+
+SMALL = Small(
+    [
+        ["{who} saw {who2}.", "{who2} saw a cap.", "Here is {who}, who saw {who2}."],
+        [" {who} ran.", " {who2} ran.", " {who} {~way}ran.", " Then {who} ran{~way}."],
+    ],
+    who="Ann An Bob Bo",
+    way="far fast",
+)
+AMBIGUOUS = Small([["One {thing}.", "One big cat."], [" End.", " The end."]], thing="cat dog")
+AMBIGUOUS.lists["thing"].append({"": "big cat"})
+
+
+@pytest.mark.parametrize("world", [SMALL, AMBIGUOUS], ids=["small", "ambiguous"])
+def test_reading_agrees_with_listing_all_stories(world):
+    stories = world.all_stories()
+    assert math.fsum(2**-story.bits for story in stories) == pytest.approx(1, abs=1e-12)
+    by_text = {}
+    for story in stories:
+        by_text.setdefault(story.text, []).append(story)
+    assert (max(map(len, by_text.values())) > 1) == (world is AMBIGUOUS)
+    for text, same in by_text.items():
+        reading = read(world, text)
+        assert sorted(story.choices for story in reading.stories) == sorted(story.choices for story in same)
+        assert reading.bits == pytest.approx(-math.log2(math.fsum(2**-story.bits for story in same)), abs=1e-9)
+        if len(same) == 1 and world is SMALL:
+            before = [math.fsum(2**-s.bits for s in stories if s.text.startswith(text[:n])) for n in range(len(text) + 1)]
+            expected = [math.log2(a / b) for a, b in itertools.pairwise(before)]
+            assert reading.character_bits == pytest.approx(expected, abs=1e-9)
+
+
+def check_tightness(corpus, stories):
+    for index in range(stories):
+        story = corpus.story("train", index)
+        assert replay(corpus.seen, story.choices) == story
+        reading = read(corpus.seen, story.text)
+        assert [found.choices for found in reading.stories] == [story.choices]
+        assert abs(reading.bits - story.bits) < 1e-9
+        assert abs(math.fsum(reading.character_bits) - story.bits) < 1e-9
+        assert len(reading.character_bits) == len(story.text)
+        assert min(reading.character_bits) > -1e-12
+        assert "".join(story.text[span.start : span.end] for span in reading.spans) == story.text
+
+
+def test_a_story_has_one_derivation_of_its_own_probability(corpus):
+    check_tightness(corpus, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_thousand_stories_have_one_derivation(level):
+    check_tightness(corpus_of(level), 1000)
+
+
+# The floor
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece"])
+def test_the_floor_of_tokens_is_that_of_the_text(tiny, kind):
+    documents = list(tiny.documents("train"))
+    tokenizer = {
+        "bytes": ByteTokenizer,
+        "characters": lambda: CharacterTokenizer.build(documents, alphabet="ascii"),
+        "sentencepiece": lambda: SentencePieceTokenizer.build(
+            documents, vocab_size=500, algorithm="bpe", sample_documents=100, seed=0
+        ),
+    }[kind]()
+    for index in range(5):
+        story = tiny.story("validation", index)
+        floor = story_floor(tiny.seen, story.text, tokenizer)
+        assert len(floor.bits) == len(floor.parts) == len(tokenizer.encode(story.text)) + 1
+        assert floor.bits.sum() == pytest.approx(story.bits, abs=1e-9)
+        assert floor.bits.min() > -1e-9
+        assert PARTS[floor.parts[-1]] == "end"
+        recall = floor.bits[floor.parts == PARTS.index("recall")]
+        assert len(recall) > 5
+        assert abs(recall).max() < 1e-9
+        names = floor.bits[floor.parts == PARTS.index("name")]
+        assert names.sum() > 5
+
+
+def test_the_floor_is_refused_for_other_texts(tiny):
+    with pytest.raises(ValueError, match="0 derivations"):
+        story_floor(tiny.seen, "Once upon a time.", ByteTokenizer())
+
+
+def test_a_model_that_pays_the_floor_has_no_excess(tiny):
+    floors = [story_floor(tiny.seen, tiny.story("validation", i).text, ByteTokenizer()) for i in range(5)]
+    assert by_part(np.stack([tally(floor.bits, floor) for floor in floors])) == pytest.approx(dict.fromkeys(PARTS, 0))
+    dearer = np.stack([tally(floor.bits + 0.5 * (floor.parts == PARTS.index("name")), floor) for floor in floors])
+    parts = by_part(dearer)
+    letters = sum((floor.parts == PARTS.index("name")).sum() for floor in floors) / 5
+    assert parts.pop("name") == pytest.approx(letters / 2)
+    assert max(map(abs, parts.values())) < 1e-9
+
+
+# The checker
+
+
+def test_real_stories_are_valid(corpus):
+    assert all(judge(corpus.all, story.text, True).valid for story in [corpus.story("train", 0), corpus.held_out(0)])
+
+
+def test_errors_are_found_where_they_are(tiny):
+    story = next(s for i in range(99) if " named " in (s := tiny.story("train", i)).text and "{" not in s.text)
+    reading = read(tiny.seen, story.text)
+    spans = [span for span in reading.spans if span.tag == "hero" and not span.fresh]
+    name = story.text[spans[-1].start : spans[-1].end]
+    wrong = story.text[: spans[-1].start] + "Zachary" + story.text[spans[-1].end :]
+    verdict = judge(tiny.all, wrong, True)
+    assert not verdict.valid
+    assert name != "Zachary"
+    assert verdict.prefix >= spans[-1].start
+    assert verdict.sentences == len(re.findall(r'[.!?]"? ', wrong[: spans[-1].start])) or verdict.sentences > 5
+    assert f"⟦{verdict.error}?⟧" in marked(verdict)
+
+
+@pytest.mark.parametrize(
+    ("change", "finished", "error"),
+    [
+        (lambda text: text, True, ""),
+        (lambda text: text, False, "more"),
+        (lambda text: text[:-1], True, "template"),
+        (lambda text: text[:-1], False, "more"),
+        (lambda text: text + " The end.", True, "end"),
+        (lambda text: "", True, "template"),
+        (lambda text: "Zebra " + text, True, "template"),
+    ],
+)
+def test_how_stories_end(tiny, change, finished, error):
+    story = next(s for i in range(99) if (s := tiny.story("train", i)).text.endswith("the truth."))
+    verdict = judge(tiny.all, change(story.text), finished)
+    assert (verdict.valid, verdict.error) == (not error, error)
+    assert verdict.novel == verdict.valid
+    assert not judge(tiny.all, story.text, True, known={story.text}).novel
+
+
+def test_estimates_hold_their_mean():
+    values = np.random.default_rng(0).normal(3, 1, 400)
+    found = estimate(values, seed=1)
+    assert found.low < found.mean < found.high
+    assert found.mean == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert estimate(values, seed=1) == found
+
+
+def test_summaries_count(tiny):
+    text = tiny.story("train", 0).text
+    told = [judge(tiny.all, text, True), judge(tiny.all, text, True, known=[text]), judge(tiny.all, "Zebra", True)]
+    found = summary(told)
+    assert found["valid"]["mean"] == pytest.approx(2 / 3)
+    assert found["novel"]["mean"] == pytest.approx(1 / 3)
+    assert found["prefix"]["mean"] == pytest.approx(2 / 3)
+    assert found["errors"] == {"template": 1}
+
+
+# In a run
+
+
+STORIES = "data=storyworld", "data.level=tiny", "data.stories=60", "data.validation_stories=12"
+SHORT = (
+    "model.context=900",
+    "data.batch_windows=4",
+    "budget.steps=2",
+    "val_every_n_steps=1",
+    "callbacks.stories.count=2",
+)
+
+
+@pytest.fixture
+def run(composed, tmp_path):
+    folder = tmp_path / "run"
+    train(composed(*SHORT, "data.validation_windows=10", data=STORIES), run_dir=folder, overrides=[])
+    return folder
+
+
+def test_a_run_measures_its_distance_to_the_floor(run, capsys):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    corpus = Storyworld(level="tiny", stories=60, validation_stories=12, seed=0)
+    stories = [corpus.story("validation", i * 12 // 10) for i in range(10)]
+    text_bytes = sum(len(story.text) for story in stories)
+    value = {key: item for line in lines if line["step"] == 2 for key, item in line.items()}
+    assert value["val/floor_bits_per_byte"] == pytest.approx(sum(s.bits for s in stories) / text_bytes, rel=1e-5)
+    above = (value["val/bits_per_byte"] - value["val/floor_bits_per_byte"]) * text_bytes / 10
+    assert value["val/excess_bits_per_story"] == pytest.approx(above, rel=1e-4)
+    assert above > 0
+    parts = [value[f"val/excess/{part}"] for part in PARTS]
+    assert sum(parts) == pytest.approx(above, rel=1e-4)
+    assert value["sample/valid_share"] == 0
+
+
+def test_evaluation_of_a_run(run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run), "--stories", "6", "--temperature", "1"])
+    capsys.readouterr()
+    evaluate.main()
+    found = json.loads((run / "evaluation.json").read_text())
+    printed = capsys.readouterr().out
+    corpus = Storyworld(level="tiny", stories=60, validation_stories=12, seed=0)
+    assert found["seen"]["floor"] == pytest.approx(np.mean([corpus.story("validation", i).bits for i in range(6)]))
+    assert found["held_out"]["floor"] == pytest.approx(np.mean([corpus.held_out(i).bits for i in range(6)]))
+    assert found["seen"]["excess"]["low"] > 0
+    assert found["told"]["T=1"]["valid"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["told"]["real"]["valid"]["mean"] == found["told"]["real"]["novel"]["mean"] == 1
+    assert len(found["examples"]) == 3
+    assert "validation" in printed or "bits per story" in printed
+
+
+def test_only_storyworld_runs_are_evaluated(composed, tmp_path, monkeypatch, capsys):
+    train(composed("budget.steps=1"), run_dir=tmp_path / "run", overrides=[])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main()
+    assert exit.value.code == 2
+    assert "was not trained on data=storyworld" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.level=large", "data.level=large is not one of tiny, standard, rich"),
+        ("data.stories=0", "data.stories=0 must be at least 1"),
+        ("data.validation_stories=-1", "data.validation_stories=-1 must be at least 1"),
+        ("callbacks.stories.count=-1", "callbacks.stories.count=-1 must be at least 0"),
+        ("data.layout=packed", "needs data=storyworld with data.layout=documents"),
+        ("data.layout=rows", "data.layout='rows' must be one of packed, documents"),
+        ("model.context=300", r"longer than model.context=300; give model.context=\d+ or more"),
+    ],
+)
+def test_mistakes_are_named(composed, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        train(composed(*SHORT, override, data=STORIES), run_dir=tmp_path / "run", overrides=[])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_the_floor_may_cut_stories(composed, tmp_path):
+    train(
+        composed(*SHORT[1:4], "model.context=300", "callbacks.stories=null", data=STORIES),
+        run_dir=tmp_path / "run",
+        overrides=[],
+    )
+    assert runs.read_card(tmp_path / "run")["status"] == "done"
+
+
+def test_story_bits_are_those_of_the_model(tiny):
+    """Against one story at a time, without a batch: padding must not count."""
+    from test_model import model_of
+
+    model = model_of(vocab_size=257, context=900).eval()
+    tokenizer = ByteTokenizer()
+    texts = [tiny.story("train", i).text for i in range(3)]
+    for text, bits in zip(texts, evaluate.story_bits(model, tokenizer, texts, rows=2)):
+        ids = torch.tensor([tokenizer.eos, *tokenizer.encode(text), tokenizer.eos])
+        with torch.no_grad():
+            log = model(ids[None, :-1]).log_softmax(-1)[0].gather(1, ids[1:, None])
+        assert bits == pytest.approx((-log[:, 0] / math.log(2)).numpy(), abs=1e-4)
+
+
+assert HELD_OUT > 1
