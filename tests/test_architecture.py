@@ -11,8 +11,8 @@ FLOORS = [  # a module may import only from the floors listed before its own
     {"errors", "durable"},
     {"tokenizers", "events"},  # text and files: no torch
     {"corpora"},  # nor here
-    {"model", "loss", "data", "hooks"},  # tensors: no Lightning, no Hydra
-    {"checkpoint", "optim"},  # what knows the parts of a GPT
+    {"model", "loss", "hooks"},  # tensors: no Lightning, no Hydra
+    {"data", "checkpoint", "optim"},  # what knows the parts of a GPT, or what a loss ignores
     {"runs", "report", "estimate"},  # what knows a run folder, or what a model costs
     {"generation"},  # a model put to use
     {"evaluate"},
