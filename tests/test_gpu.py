@@ -18,10 +18,15 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
-def test_it_trains_and_logs_what_a_gpu_has(composed, tmp_path, precision):
+def test_it_trains_and_logs_what_a_gpu_has(composed, tmp_path, precision, optimizer):
     config = composed(
-        "trainer.accelerator=gpu", f"trainer.precision={precision}", "budget.steps=30", "optimizer.lr=1e-2"
+        f"optimizer={optimizer}",
+        "trainer.accelerator=gpu",
+        f"trainer.precision={precision}",
+        "budget.steps=30",
+        "optimizer.lr=1e-2",
     )
     train(config, run_dir=tmp_path / "run", overrides=[])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -31,9 +36,10 @@ def test_it_trains_and_logs_what_a_gpu_has(composed, tmp_path, precision):
     assert all(line["device/memory_gb"] > 0 for line in lines if "device/memory_gb" in line)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize(("optimizer", "workers"), [("adamw", 0), ("adamw", 2), ("muon", 2)])
+def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, workers):
     config = composed(
+        f"optimizer={optimizer}",
         "trainer.accelerator=gpu",
         "trainer.precision=bf16-mixed",
         "trainer.deterministic=true",

@@ -1,5 +1,6 @@
-"""Roles cover every parameter; AdamW is torch's; schedules are their formulas."""
+"""Roles cover every parameter; AdamW and Muon are torch's; schedules are their formulas."""
 
+import itertools
 import math
 
 import pytest
@@ -9,9 +10,19 @@ from test_model import model_of
 from slm.errors import UserError
 from slm.optim import schedule
 from slm.optim.adamw import adamw
-from slm.optim.roles import roles
+from slm.optim.muon import muon, orthogonalized
+from slm.optim.roles import roles, stacked
 
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "decay": "matrices"}
+MUON_SETTINGS = {
+    "lr": 0.02,
+    "momentum": 0.95,
+    "weight_decay": 0.5,
+    "adamw_lr": 0.01,
+    "adamw_betas": [0.9, 0.95],
+    "adamw_eps": 1e-8,
+    "adamw_weight_decay": 0.3,
+}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -72,6 +83,142 @@ def test_steps_are_those_of_plain_adamw():
 def test_impossible_settings(change, message):
     with pytest.raises(UserError, match=message):
         adamw(model_of(), **{**SETTINGS, **change})
+
+
+def take_steps(model, optimizer, count):
+    """Steps on tokens that depend on nothing but the count; returns the losses."""
+    generator, losses = torch.Generator().manual_seed(0), []
+    for _ in range(count):
+        tokens = torch.randint(17, (4, 12), generator=generator)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), (tokens.flatten() + 1) % 17)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}])
+def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices):
+    """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
+    ours, theirs = model_of(**choices), model_of(**choices)
+    optimizer = muon(ours, **MUON_SETTINGS)
+    role, rows = roles(theirs), stacked(theirs)
+    assert len(rows) == 2
+    parts, decayed, plain = {}, [], []
+    for name, p in theirs.named_parameters():
+        if role[name] == "hidden":
+            parts[name] = [torch.nn.Parameter(part.detach().clone()) for part in p.split(rows.get(name, p.size(0)))]
+        else:
+            (plain if role[name] == "vector" else decayed).append(p)
+    matrices = list(itertools.chain(*parts.values()))
+    by_torch = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.5, momentum=0.95, adjust_lr_fn="original"),
+        torch.optim.AdamW(decayed, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3),
+        torch.optim.AdamW(plain, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        gradients = {name: torch.randn(p.shape, generator=generator) for name, p in ours.named_parameters()}
+        for (name, p), twin in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            p.grad, twin.grad = gradients[name].clone(), gradients[name].clone()
+            for part, piece in zip(parts.get(name, []), p.grad.split(rows.get(name, p.size(0)))):
+                part.grad = piece.clone()
+        for each in (optimizer, *by_torch):
+            each.step()
+    for (name, p), twin in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        expected = torch.cat([part.detach() for part in parts[name]]) if name in parts else twin
+        # the same to the bit on one CPU; another may round a stack of bfloat16 matrices otherwise than each
+        torch.testing.assert_close(p, expected, atol=5e-4 if name in parts else 1e-6, rtol=1e-5)
+        assert torch.equal(p.grad, gradients[name])
+
+
+def test_rows_of_stacked_matrices():
+    assert set(map(tuple, stacked(model_of(kv_heads=2)).values())) == {(16, 8, 8)}
+    hidden, *_ = muon(model_of(kv_heads=2), **MUON_SETTINGS).param_groups
+    assert [sum(sizes) for sizes in hidden["rows"]] == [p.size(0) for p in hidden["params"]]
+    assert hidden["rows"][:4] == [[16, 8, 8], [16], [64], [16]]
+
+
+def test_every_parameter_is_in_one_group():
+    model = model_of(tied=False)
+    optimizer = muon(model, **MUON_SETTINGS)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == set(model.parameters())
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.02, 0.5),
+        (0.01, 0.3),
+        (0.01, 0.0),
+    ]
+
+
+def test_orthogonalised_together_is_one_by_one():
+    """And on wide random matrices, which have no singular value of almost no size, close to the exact answer."""
+    matrices = torch.randn(5, 16, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 5).view(
+        5, 1, 1
+    )
+    together = orthogonalized(matrices).float()
+    for one, matrix in zip(together, matrices, strict=True):
+        torch.testing.assert_close(one, orthogonalized(matrix[None])[0].float(), atol=0.02, rtol=0)
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        assert (u.T @ one @ v.T).diagonal().sub(1).abs().max() < 0.35
+    assert not orthogonalized(torch.zeros(1, 4, 8)).any()
+
+
+@pytest.mark.parametrize(("make", "settings"), [(adamw, SETTINGS), (muon, MUON_SETTINGS)])
+def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path, make, settings):
+    model = model_of()
+    optimizer = make(model, **settings)
+    take_steps(model, optimizer, 2)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5  # as a schedule does: it belongs to the state
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state")
+    take_steps(model, optimizer, 2)
+
+    again = model_of()
+    resumed = make(again, **settings)
+    take_steps(again, resumed, 1)  # to be forgotten
+    saved = torch.load(tmp_path / "state", weights_only=True)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    take_steps(again, resumed, 2)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert optimizer.state[a].keys() == resumed.state[b].keys()
+        assert all(torch.equal(optimizer.state[a][key], resumed.state[b][key]) for key in optimizer.state[a])
+
+
+def test_muon_learns():
+    model = model_of()
+    losses = take_steps(model, muon(model, **{**MUON_SETTINGS, "weight_decay": 0.01}), 40)
+    assert losses[0] > 2.5
+    assert losses[-1] < 0.5  # 1.5 with the hidden matrices left as they are, 2.5 with the rest
+
+
+def test_muon_takes_a_closure_and_leaves_what_has_no_gradient():
+    model = model_of()
+    optimizer, first, tokens = muon(model, **MUON_SETTINGS), model.blocks[0], torch.zeros(1, 4, dtype=torch.long)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first.requires_grad_(False)
+
+    def closure():
+        loss = model(tokens).logsumexp(-1).mean()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).requires_grad
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if not name.startswith("blocks.0.")}
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "adamw_lr", "adamw_eps", "adamw_weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_impossible_muon_settings(name, value):
+    with pytest.raises(UserError, match=f"optimizer.{name}={value} must be"):
+        muon(model_of(), **{**MUON_SETTINGS, name: value})
+    with pytest.raises(UserError, match=r"optimizer.adamw_betas=\[0.9, -0.1\] must be two numbers"):
+        muon(model_of(), **{**MUON_SETTINGS, "adamw_betas": [0.9, -0.1]})
 
 
 @pytest.mark.parametrize(

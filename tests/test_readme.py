@@ -103,6 +103,10 @@ def test_ci_runs_the_installation_and_the_quickstart():
 
 
 def test_options_named_in_the_readme_exist():
-    for group, pattern in (("trainer", r"Trainers: (.*?)\. Schedules"), ("schedule", r"Schedules: (.*?)\.\n")):
+    for group, pattern in (
+        ("optimizer", r"Optimizers: (.*?)\.\n"),
+        ("trainer", r"Trainers: (.*?)\. Schedules"),
+        ("schedule", r"Schedules: (.*?)\.\n"),
+    ):
         named = set(re.findall(r"`(\w+)`", re.search(pattern, README, re.S)[1]))
         assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}

@@ -64,11 +64,13 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
             train(config, run_dir=folder, overrides=[])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, workers, accumulation):
+@pytest.mark.parametrize(
+    ("optimizer", "workers", "accumulation"), [("adamw", 0, 1), ("adamw", 0, 4), ("adamw", 2, 1), ("muon", 2, 4)]
+)
+def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, workers, accumulation):
     """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: aligned and not aligned."""
     config = composed(
+        f"optimizer={optimizer}",
         "model.dropout=0.1",
         f"data.workers={workers}",
         f"trainer.microbatch={4 // accumulation}",

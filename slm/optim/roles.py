@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from slm.model import GPT
+from slm.model import GPT, Attention
 
 Role = Literal["embedding", "readout", "hidden", "vector"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -29,3 +29,12 @@ def roles(model: GPT) -> dict[str, Role]:
             else:
                 raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
     return {name: found[name] for name, _ in model.named_parameters()}  # a tied matrix appears once
+
+
+def stacked(model: GPT) -> dict[str, list[int]]:
+    """Name -> rows of each, for a parameter that stacks several matrices of which each is a map of its own."""
+    return {
+        f"{name}.qkv.weight": [heads * module.head_dim for heads in module.split]
+        for name, module in model.named_modules()
+        if isinstance(module, Attention)
+    }
