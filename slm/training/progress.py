@@ -51,9 +51,11 @@ class ProgressBar(Callback):
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:
             value = trainer.callback_metrics
+            excess = value.get("val/excess_bits_per_story")  # where the corpus' entropy is known
             print(
                 f"step {trainer.global_step}: val/loss {value['val/loss']:.4f}, "
                 f"perplexity {value['val/perplexity']:.2f}, {value['val/bits_per_byte']:.4f} bits per byte"
+                + (f", {excess:.2f} bits per story above the floor" if excess is not None else "")
             )
 
     def teardown(self, trainer, module, stage):

@@ -1,11 +1,13 @@
 """For data=storyworld: how far the validation loss is from the best possible one, and how many told stories hold."""
 
 import math
+import textwrap
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from slm.corpora.storyworld.checker import Verdict, estimate, marked
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import by_part, story_floor, tally
 from slm.data.windows import Documents
@@ -39,6 +41,7 @@ class Stories(Callback):
         self.floors: list = []  # of the validation stories of this process, in their order; found when first needed
         self.tallies: list[np.ndarray] = []  # of those validated so far
         self.bytes = 0  # of their text
+        self.verdicts: list[Verdict] = []  # on the stories told last
 
     def on_validation_start(self, trainer, module):
         self.tallies = []
@@ -53,7 +56,7 @@ class Stories(Callback):
             self.tallies.append(tally(nats[: len(floor.bits)] / math.log(2), floor))
 
     def on_validation_epoch_end(self, trainer, module):
-        """Logged as the module's own val/ values are, so that they are written and shown with them."""
+        """Logged as the module's own val/ values are, and so written and shown with them."""
         tallies = np.stack(self.tallies)
         sums = torch.tensor([*tallies[:, :2].sum((0, 2)), self.bytes, len(tallies)], device=module.device)
         floor, paid, text_bytes, stories = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
@@ -70,8 +73,22 @@ class Stories(Callback):
         verdicts = tell(module.model, self.tokenizer, self.corpus.all, count=self.count, seed=self.seed)
         valid = sum(verdict.valid for verdict in verdicts) / self.count
         write_metrics(trainer, {"sample/valid_share": valid})
-        value = trainer.callback_metrics
+        print(f"step {trainer.global_step}: {valid:.0%} of {self.count} told stories hold")
+        self.verdicts = verdicts
+
+    def on_train_end(self, trainer, module):
+        """Three stories, and what the numbers mean, for somebody who sees them for the first time."""
+        if not self.verdicts:
+            return
+        value, verdicts = trainer.callback_metrics, self.verdicts
+        valid = estimate([verdict.valid for verdict in verdicts], self.seed)
         print(
-            f"step {trainer.global_step}: {value['val/excess_bits_per_story']:.2f} bits per story above the floor of "
-            f"{value['val/floor_bits_per_byte']:.4f} bits per byte; {valid:.0%} of {self.count} told stories are valid"
+            "",
+            *(textwrap.fill(marked(verdict), 100, subsequent_indent="  ") for verdict in verdicts[:3]),
+            "",
+            f"loss    {value['val/bits_per_byte']:.4f} bits per byte ({value['val/loss']:.4f} nats per token)",
+            f"floor   {value['val/floor_bits_per_byte']:.4f} bits per byte, which no model can beat",
+            f"excess  {value['val/excess_bits_per_story']:.2f} bits per story",
+            f"valid   {valid.mean:.0%} of {self.count} told stories, {valid.low:.0%} to {valid.high:.0%} at 95 %",
+            sep="\n",
         )
