@@ -28,11 +28,7 @@ def muon(
     adamw_eps: float,
     adamw_weight_decay: float,
 ) -> "Muon":
-<<<<<<< HEAD
-    """The hidden matrices, then AdamW's groups, decayed and not. Both lr are peaks: the schedule multiplies them."""
-=======
     """The hidden matrices, then AdamW's two groups. Both lr are peaks: the schedule multiplies them."""
->>>>>>> muon
     if not (0 < lr < float("inf")):
         raise UserError(f"optimizer.lr={lr} must be above 0 and finite")
     if not (0 <= momentum < 1):
