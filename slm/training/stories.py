@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from slm.corpora.storyworld.checker import Verdict, estimate, marked
 from slm.corpora.storyworld.corpus import Storyworld
-from slm.corpora.storyworld.floor import by_part, story_floor, tally
+from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
 from slm.data.windows import Documents
 from slm.errors import UserError
 from slm.evaluate import tell
@@ -37,8 +37,7 @@ class Stories(Callback):
                 f"give model.context={data.validation.longest} or more, or callbacks.stories=null"
             )
         self.count, self.seed, self.corpus, self.tokenizer = count, seed, corpus, tokenizer
-        self.data = data
-        self.floors: list = []  # of the validation stories of this process, in their order; found when first needed
+        self.floors: list[StoryFloor] = []  # of this process's validation stories, in their order
         self.tallies: list[np.ndarray] = []  # of those validated so far
         self.bytes = 0  # of their text
         self.verdicts: list[Verdict] = []  # on the stories told last
@@ -57,15 +56,15 @@ class Stories(Callback):
 
     def on_validation_epoch_end(self, trainer, module):
         """Logged as the module's own val/ values are, and so written and shown with them."""
-        tallies = np.stack(self.tallies)
-        sums = torch.tensor([*tallies[:, :2].sum((0, 2)), self.bytes, len(tallies)], device=module.device)
-        floor, paid, text_bytes, stories = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        floor, paid, _ = np.stack(self.tallies).sum(0)
+        sums = torch.tensor([floor.sum(), self.bytes, len(self.tallies), *(paid - floor)], device=module.device)
+        floor, text_bytes, stories, *parts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         values = {
             "val/floor_bits_per_byte": floor / text_bytes,
-            "val/excess_bits_per_story": (paid - floor) / stories,
-            **{f"val/excess/{part}": bits for part, bits in by_part(tallies).items()},
+            "val/excess_bits_per_story": sum(parts) / stories,
+            **{f"val/excess/{part}": bits / stories for part, bits in zip(PARTS, parts)},
         }
-        module.log_dict(values, logger=False, sync_dist=False)
+        module.log_dict(values, logger=False)
 
     def on_validation_end(self, trainer, module):
         if not (trainer.is_global_zero and self.count):

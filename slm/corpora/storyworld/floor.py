@@ -62,9 +62,3 @@ def tally(paid: np.ndarray, floor: StoryFloor) -> np.ndarray:
     """(3, PARTS): for each part of a story its floor, what a model paid, both in bits, and its tokens."""
     weights = floor.bits, paid, np.ones_like(paid)
     return np.stack([np.bincount(floor.parts, weight, len(PARTS)) for weight in weights])
-
-
-def by_part(tallies: np.ndarray) -> dict[str, float]:
-    """The excess of each part in bits per story, from tallies (stories, 3, PARTS)."""
-    floor, paid, _ = tallies.mean(0)
-    return dict(zip(PARTS, (paid - floor).tolist()))
