@@ -36,7 +36,6 @@ LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 
 OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
 OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
-OmegaConf.register_new_resolver("slm.project", lambda path: str(CONF.parent / path), replace=True)
 
 
 def train_main():

@@ -11,7 +11,7 @@ from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
 
-METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
 
 
 @dataclass(frozen=True, kw_only=True)

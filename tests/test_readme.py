@@ -1,4 +1,4 @@
-"""Every command of the README runs: here on a small text and for a few steps, in .ci/run as it stands."""
+"""Every command of the README and of docs/ runs: here on a small text and for a few steps."""
 
 import re
 import shlex
@@ -7,23 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from slm import cli
+from slm import cli, evaluate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page, re.S)
     for line in block.splitlines()
 ]
-TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
+QUICKSTART = "python train.py experiment=quickstart"  # run as it stands by .ci/run
+TRAINING = [command for command in COMMANDS if command.startswith("python train.py") and command != QUICKSTART]
 GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
+EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
 
 
 def test_the_readme_has_commands():
     assert len(TRAINING) >= 8
     assert len(GENERATION) >= 4
-    assert len(TRAINING) + len(GENERATION) == len(COMMANDS)
+    assert len(EVALUATION) >= 1
+    assert {*TRAINING, *GENERATION, *EVALUATION, QUICKSTART} == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,11 @@ def test_training(command, places, monkeypatch):
         kept["logger"] = "wandb"
     merged = {**stand_in, **kept, "model": given.get("model", "small")}
     merged |= {"budget.steps": "2", "model.depth": "1", "model.context": "32", "tokenizer": "bytes"}
+    if given.get("data") == "storyworld":
+        merged = {key: value for key, value in merged.items() if not key.startswith("data")} | {
+            **{"data": "storyworld", "data.level": given.get("data.level", "tiny"), "model.context": "4000"},
+            **{"data.stories": "20", "data.validation_stories": "4", "callbacks.stories.count": "1"},
+        }
     merged = {key: value for key, value in merged.items() if key not in ("budget.tokens",)}
     flags = [argument for argument in arguments if argument.startswith("-")]
     assert run(cli.train_main, "train.py", [*flags, *map("=".join, merged.items())], folder, monkeypatch) == 0
@@ -94,6 +104,21 @@ def test_generation(command, places, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", EVALUATION)
+def test_evaluation(command, places, monkeypatch, capsys):
+    """Of a run on stories, made here."""
+    folder, stand_in = places
+    arguments = {key: value for key, value in stand_in.items() if not key.startswith("data")} | {
+        **{"data": "storyworld", "data.level": "tiny", "data.stories": "20", "data.validation_stories": "4"},
+        **{"run_dir": "RUN", "model.context": "900", "callbacks.stories": "null"},
+    }
+    assert run(cli.train_main, "train.py", list(map("=".join, arguments.items())), folder, monkeypatch) == 0
+    capsys.readouterr()
+    given = shlex.split(command)[3:]
+    assert run(evaluate.main, "evaluate", [*given, "--stories", "2"], folder, monkeypatch) == 0
+    assert "told stories" in capsys.readouterr().out
+
+
 def test_ci_runs_the_installation_and_the_quickstart():
     script = (ROOT / ".ci" / "run").read_text()
     assert 'pip install -e ".[dev]" && pytest' in README
@@ -104,6 +129,7 @@ def test_ci_runs_the_installation_and_the_quickstart():
 
 def test_options_named_in_the_readme_exist():
     for group, pattern in (
+        ("data", r"Data: (.*?)\.\n"),
         ("optimizer", r"Optimizers: (.*?)\.\n"),
         ("trainer", r"Trainers: (.*?)\. Schedules"),
         ("schedule", r"Schedules: (.*?)\.\n"),
