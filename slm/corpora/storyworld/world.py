@@ -36,8 +36,8 @@ class Level:
 
 LEVELS = {
     "tiny": Level(words=8, templates=2, plots=6, details=0, scenes=1, slope=0.5),
-    "standard": Level(words=60, templates=3, plots=99, details=2, scenes=1, slope=0.8),
-    "rich": Level(words=99, templates=4, plots=99, details=5, scenes=2, slope=0.2),
+    "standard": Level(words=28, templates=3, plots=99, details=2, scenes=1, slope=0.6),
+    "rich": Level(words=99, templates=4, plots=99, details=7, scenes=2, slope=0.1),
 }
 
 
