@@ -88,10 +88,17 @@ class GPTConfig:
         return 32 * math.ceil(8 * self.width / 3 / 32) if self.mlp == "swiglu" else 4 * self.width
 
 
+class RMSNorm(nn.RMSNorm):
+    """arXiv:1910.07467, with the gain in the input's dtype: torch's fused kernels ask for it under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 POSITIONS = ("rope", "learned")
 NORMS: dict[str, Callable[[GPTConfig, int], nn.Module]] = {
     "layernorm": lambda config, width: nn.LayerNorm(width, bias=config.bias),
-    "rmsnorm": lambda config, width: nn.RMSNorm(width, eps=1e-5),  # arXiv:1910.07467
+    "rmsnorm": lambda config, width: RMSNorm(width, eps=1e-5),
 }
 
 
@@ -158,8 +165,8 @@ class Attention(nn.Module):
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
         self.heads, self.kv_heads = config.heads, config.kv_width // config.head_dim
         self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=config.bias)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
+        self.query_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
