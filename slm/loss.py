@@ -58,11 +58,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for rows in _chunks(x, w):
                 target = targets[rows].clamp(min=0).unsqueeze(1)
                 logits = x[rows] @ w.t()
-                nats = logits.float().logsumexp(1, keepdim=True) - logits.gather(1, target)
+                nats = -logits.float().log_softmax(1).gather(1, target)
                 total += (nats * kept[rows]).sum()
                 if any(ctx.needs_input_grad):
                     error = logits.softmax(1)  # minus the one-hot target
-                    error.scatter_add_(1, target, error.new_full((), -1).expand_as(target))
+                    error[torch.arange(len(error), device=x.device), target[:, 0]] -= 1
                     grad_x[rows] = error @ w
                     grad_w += error.t() @ x_kept[rows]
             grad_x *= kept

@@ -89,10 +89,17 @@ class GPTConfig:
         return 32 * math.ceil(8 * self.width / 3 / 32) if self.mlp == "swiglu" else 4 * self.width
 
 
+class RMSNorm(nn.RMSNorm):
+    """arXiv:1910.07467, with the gain in the input's dtype: torch's fused kernels ask for it under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 POSITIONS = ("rope", "learned")
 NORMS: dict[str, Callable[[GPTConfig, int], nn.Module]] = {
     "layernorm": lambda config, width: nn.LayerNorm(width, bias=config.bias),
-    "rmsnorm": lambda config, width: nn.RMSNorm(width, eps=1e-5),  # arXiv:1910.07467
+    "rmsnorm": lambda config, width: RMSNorm(width, eps=1e-5),
 }
 
 
@@ -123,13 +130,32 @@ class Rotary(nn.Module):
         super().__init__()
         frequencies = config.rope_base ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
         angles = torch.outer(torch.arange(config.context), frequencies)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # (context, D / 2)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (context, D)
+        self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         cos, sin = (table[start : start + x.size(2)].to(x.dtype) for table in (self.cos, self.sin))
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
+        return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal softmax(q k / sqrt(D)) v, (B, H, T, D), of the last T of S positions; k and v are (B, K, S, D)."""
+    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
+    if q.device.type != "cpu" or T == 1:
+        # is_causal aligns its triangle top-left, which is wrong once keys are more than queries
+        past = q.new_ones(T, S, dtype=torch.bool).tril(S - T) if 1 < T < S else None
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=past, is_causal=T == S, dropout_p=dropout, enable_gqa=H != K
+        )
+    # On a CPU plain products train up to four times as fast, on tiles of queries that skip most of the future.
+    q, k, v = q.reshape(B * K, H // K, T, D), k.flatten(0, 1), v.flatten(0, 1)
+    outputs, end = [], S - T
+    for tile in q.chunk(max(T // 128, 1), dim=2):  # (BK, H / K, t, D)
+        start, end = end, end + tile.size(2)
+        future = q.new_full((tile.size(2), end), -math.inf).triu(1 + start).repeat(H // K, 1)
+        scores = torch.baddbmm(future, tile.flatten(1, 2), k[:, :end].mT, alpha=D**-0.5)
+        outputs.append((F.dropout(scores.softmax(-1), dropout) @ v[:, :end]).view_as(tile))
+    return torch.cat(outputs, dim=2).view(B, H, T, D)
 
 
 class Attention(nn.Module):
@@ -138,32 +164,23 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
-        self.split = config.heads, config.kv_width // config.head_dim, config.kv_width // config.head_dim
+        self.heads, self.kv_heads = config.heads, config.kv_width // config.head_dim
         self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=config.bias)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
-        start = cache.length if cache else 0
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
-        q, k, v = heads.split(self.split, dim=1)
-        q, k = self.query_norm(q), self.key_norm(k)
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.query_norm:
+            qk = torch.cat([self.query_norm(qk[:, : self.heads]), self.key_norm(qk[:, self.heads :])], dim=1)
         if rotary:
-            q, k = rotary(q, start), rotary(k, start)
+            qk = rotary(qk, cache.length if cache else 0)
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)
         if cache:
             k, v = cache.append(self.layer, k, v)
-        # is_causal aligns its triangle top-left, which is wrong once keys are more than queries
-        mask = x.new_ones(q.size(2), k.size(2), dtype=torch.bool).tril(start) if start and q.size(2) > 1 else None
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=not start,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=q.size(1) != k.size(1),
-        )
+        y = attend(q, k, v, self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
 
