@@ -34,7 +34,7 @@ def roles(model: GPT) -> dict[str, Role]:
 def stacked(model: GPT) -> dict[str, list[int]]:
     """Name -> rows of each, for a parameter that stacks several matrices of which each is a map of its own."""
     return {
-        f"{name}.qkv.weight": [heads * module.head_dim for heads in module.split]
+        f"{name}.qkv.weight": [heads * module.head_dim for heads in (module.heads, module.kv_heads, module.kv_heads)]
         for name, module in model.named_modules()
         if isinstance(module, Attention)
     }

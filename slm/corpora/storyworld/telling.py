@@ -23,9 +23,10 @@ Program = Generator["Choice[Template]", str, None]
 
 
 class Choice(Generic[T]):
-    """One of several items, with probabilities proportional to the weights."""
+    """One of several items, with probabilities proportional to the weights, or equal ones."""
 
-    def __init__(self, items: Sequence[T], weights: Sequence[float]):
+    def __init__(self, items: Sequence[T], weights: Sequence[float] | None = None):
+        weights = weights or [1.0] * len(items)
         total = math.fsum(weights)
         self.items = tuple(items)
         self.probabilities = [weight / total for weight in weights]

@@ -3,9 +3,9 @@
 Words and plots are data, in words.txt and in frame.txt, plots.txt and details.txt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
@@ -15,7 +15,6 @@ Pairs = Literal["seen", "unseen", "all"]
 PAIRED = {"toy": "kind", "plot": "place"}  # one in HELD_OUT of these pairs never occurs in training
 HELD_OUT = 6
 NAMED = {"hero": "kind", "friend": "kind2"}  # latents that are called by name, and what says what they are
-CAST = {"kind", "trait", "hero", "kind2", "friend", "size", "color", "toy"}  # what one scene leaves to the next
 PRONOUNS = {
     "f": {"he": "she", "He": "She", "him": "her", "his": "her", "His": "Her"},
     "m": {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His"},
@@ -29,15 +28,14 @@ class Level:
     words: int  # of each list, from the top
     templates: int  # of each sentence, from the top
     plots: int  # from the top
-    details: int  # descriptive sentences before a plot
-    scenes: int  # plots per story
+    details: int  # descriptive sentences before the plot
     slope: float  # word r of a list weighs 1 / (r + 3) ** slope: 0 for equal weights, 1 for Zipf's
 
 
 LEVELS = {
-    "tiny": Level(words=8, templates=2, plots=6, details=0, scenes=1, slope=0.5),
-    "standard": Level(words=28, templates=3, plots=99, details=2, scenes=1, slope=0.6),
-    "rich": Level(words=99, templates=4, plots=99, details=7, scenes=2, slope=0.1),
+    "tiny": Level(words=8, templates=2, plots=6, details=0, slope=0.5),
+    "standard": Level(words=28, templates=3, plots=99, details=3, slope=0.4),
+    "rich": Level(words=99, templates=4, plots=99, details=12, slope=0.0),
 }
 
 
@@ -47,42 +45,34 @@ class StoryWorld:
     def __init__(self, level: Level, pairs: Pairs):
         self.level, self.pairs = level, pairs
         self.lists = {name: words[: level.words] for name, words in load_words().items()}
-        self.frame = {name: self._sentence({name: sentences[0]}) for name, sentences in load_texts("frame").items()}
-        self.details = {name: sentences[0] for name, sentences in load_texts("details").items()}
-        self.plots = dict(list(load_texts("plots").items())[: level.plots])
-        self.scenes = {name: [self._sentence({"": lines}) for lines in plot] for name, plot in self.plots.items()}
-        self.choices: dict[tuple, Choice] = {}
+        self.frame = {name: self._templates(name, sentences) for name, sentences in load_texts("frame").items()}
+        self.details = {name: self._templates(name, sentences) for name, sentences in load_texts("details").items()}
+        plots = list(load_texts("plots").items())[: level.plots]
+        self.plots = {name: self._templates(name, sentences) for name, sentences in plots}
+        self._words = lru_cache(2**14)(self._words_without)  # the same few come again and again
+        self._detail = lru_cache(2**10)(lambda left: _one_of(self.details[name][0] for name in left))
+        self._opening = lru_cache(lambda place: _one_of(self.plots[name][0] for name in self._plots_at(place)))
 
     def program(self, bound: Bound) -> Program:
-        yield self.frame["opening"]
-        yield self.frame["possession"]
-        yield self.frame["friend"]
-        done: tuple[str, ...] = ()  # plots and details, none of which comes twice
-        for scene in range(self.level.scenes):
-            for latent in set(bound) - CAST:
-                del bound[latent]
-            yield self.frame["later" if scene else "going"]
-            for _ in range(self.level.details):
-                done += ((yield self._details(done)),)
-            plot = yield self._openings(bound["place"][""], done)
-            done += (plot,)
-            _, *middle, moral = self.scenes[plot]
-            for sentence in middle:  # noqa: UP028 (keys cannot be sent on to a list)
-                yield sentence
-        yield self.frame["home"]
-        yield moral
+        for name in ("opening", "possession", "friend", "going"):
+            yield self.frame[name][0]
+        left = tuple(self.details)
+        for _ in range(self.level.details):
+            told = yield self._detail(left)
+            left = tuple(name for name in left if name != told)
+        plot = yield self._opening(bound["place"][""])
+        *middle, moral = self.plots[plot][1:]
+        for sentence in (*middle, self.frame["home"][0], moral):  # noqa: UP028 (keys cannot be sent on to a tuple)
+            yield sentence
 
     def words(self, latent: str, bound: Bound) -> Choice[Word]:
         """The latent's list without what others of its kind are already: two friends or colors are never alike."""
         family = _family(latent)
         taken = tuple(word[""] for other, word in bound.items() if _family(other) == family)
         given = PAIRED.get(latent) or NAMED.get(latent)
-        key = latent, bound[given][""] if given else "", taken
-        if key not in self.choices:
-            self.choices[key] = self._words(*key)
-        return self.choices[key]
+        return self._words(latent, bound[given][""] if given else "", taken)
 
-    def _words(self, latent: str, given: str, taken: Sequence[str]) -> Choice[Word]:
+    def _words_without(self, latent: str, given: str, taken: Sequence[str]) -> Choice[Word]:
         ranked = list(enumerate(self._list(latent, given)))
         if latent in PAIRED:
             ranked = [(rank, word) for rank, word in ranked if self._allows(given, PAIRED[latent], rank)]
@@ -96,37 +86,25 @@ class StoryWorld:
         both = [name for pair in zip(girls, boys) for name in pair]
         return {"girl": girls, "boy": boys}.get(given, both)
 
+    def _plots_at(self, place: str) -> list[str]:
+        return [name for rank, name in enumerate(self.plots) if self._allows(place, PAIRED["plot"], rank)]
+
     def _allows(self, given: str, family: str, rank: int) -> bool:
         """Whether number `rank` of a list goes with `given`, a word of `family`, in the stories of this world."""
         other = next(index for index, word in enumerate(self.lists[family]) if word[""] == given)
         return self.pairs == "all" or ((rank + other) % HELD_OUT == 0) == (self.pairs == "unseen")
 
-    def _openings(self, place: str, done: Sequence[str]) -> Choice[Template]:
-        key = "plot", place, done
-        if key not in self.choices:
-            allowed = [
-                name
-                for rank, name in enumerate(self.plots)
-                if self._allows(place, PAIRED["plot"], rank) and name not in done
-            ]
-            self.choices[key] = self._sentence({name: self.plots[name][0] for name in allowed})
-        return self.choices[key]
+    def _templates(self, title: str, sentences: Sequence[Sequence[str]]) -> list[Choice[Template]]:
+        """The sentences under a title, with those templates that the level uses."""
+        space, count = "" if title == "opening" else " ", self.level.templates
+        return [Choice([Template(space + line, title) for line in lines[:count]]) for lines in sentences]
 
-    def _details(self, done: Sequence[str]) -> Choice[Template]:
-        key = "detail", *sorted(done)
-        if key not in self.choices:
-            left = {name: lines for name, lines in self.details.items() if name not in done}
-            self.choices[key] = self._sentence(left)
-        return self.choices[key]
 
-    def _sentence(self, alternatives: dict[str, Sequence[str]]) -> Choice[Template]:
-        """Each key is equally probable, and within a key each template that the level uses."""
-        templates, weights = [], []
-        for key, lines in alternatives.items():
-            used = lines[: self.level.templates]
-            templates += [Template(line if key == "opening" else f" {line}", key) for line in used]
-            weights += [1 / len(used)] * len(used)
-        return Choice(templates, weights)
+def _one_of(sentences: Iterable[Choice[Template]]) -> Choice[Template]:
+    """A choice among sentences, then among the templates of the one taken, as a single choice of a template."""
+    sentences = list(sentences)
+    templates = [template for sentence in sentences for template in sentence.items]
+    return Choice(templates, [p for sentence in sentences for p in sentence.probabilities])
 
 
 @cache
