@@ -49,6 +49,8 @@ def main():
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         durable.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         print(folder / "evaluation.json")
+        if evaluation["seen"]["excess"]["high"] < 0:
+            raise AssertionError("the model pays less than the entropy: a leak from the data, or a bug of ours")
     except UserError as error:
         sys.exit(errors.report(error))
 

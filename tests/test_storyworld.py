@@ -18,6 +18,7 @@ from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.telling import Choice, Template, read, replay, sample, tell
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
 from slm.errors import UserError
+from slm.report.curves import entropy
 from slm.run import train
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
@@ -373,6 +374,9 @@ def test_a_run_measures_its_distance_to_the_floor(run, capsys):
     parts = [value[f"val/excess/{part}"] for part in PARTS]
     assert sum(parts) == pytest.approx(above, rel=1e-4)
     assert value["sample/valid_share"] == 0
+    nats = sum(story.bits for story in stories) * math.log(2) / sum(len(story.text) + 1 for story in stories)
+    assert entropy(lines) == pytest.approx(nats, rel=1e-4)
+    assert entropy([{"val/loss": 1.0}]) is None
 
 
 def test_evaluation_of_a_run(run, monkeypatch, capsys):
@@ -389,6 +393,15 @@ def test_evaluation_of_a_run(run, monkeypatch, capsys):
     assert found["told"]["real"]["valid"]["mean"] == found["told"]["real"]["novel"]["mean"] == 1
     assert len(found["examples"]) == 3
     assert "validation" in printed or "bits per story" in printed
+
+
+def test_a_negative_excess_is_our_bug(run, monkeypatch):
+    """A model that looks ahead, say. Evaluation is part of what continuous integration runs on the quickstart."""
+    honest = evaluate.story_bits
+    monkeypatch.setattr(evaluate, "story_bits", lambda *a, **k: [bits * 0.01 for bits in honest(*a, **k)])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run), "--stories", "6", "--temperature", "1"])
+    with pytest.raises(AssertionError, match="less than the entropy"):
+        evaluate.main()
 
 
 def test_only_storyworld_runs_are_evaluated(composed, tmp_path, monkeypatch, capsys):

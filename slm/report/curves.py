@@ -27,9 +27,23 @@ def loss_curve(folder: Path) -> Path | None:
             step, loss = min(points, key=lambda point: point[1])
             label = f"{name} (lowest {loss:.3f} at step {step})"
             axes.plot(*zip(*points, strict=True), label=label, **styles[name])
+    if floor := entropy(logged):
+        axes.axhline(floor, color="black", linestyle=":", label=f"floor {floor:.3f}: the entropy of the corpus")
+        axes.set_yscale("log")  # the last steps down to it are small ones
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / "loss.png", dpi=120)
     pyplot.close(figure)
     return folder / "loss.png"
+
+
+def entropy(logged: list[dict]) -> float | None:
+    """Nats per token of the validation stories, where their entropy is known."""
+    known = [event for event in logged if "val/floor_bits_per_byte" in event]
+    if not known:
+        return None
+    last = known[-1]
+    return last["val/loss"] * last["val/floor_bits_per_byte"] / last["val/bits_per_byte"]
