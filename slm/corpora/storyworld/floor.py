@@ -36,7 +36,7 @@ class StoryFloor:
 def story_floor(world: StoryWorld, text: str, tokenizer: Tokenizer) -> StoryFloor:
     """Raises ValueError for what is no story of the world, UserError for a tokenizer that changes it."""
     reading = read(world, text)
-    if len(reading.stories) != 1:
+    if len(reading.stories) != 1 or abs(sum(reading.character_bits) - reading.bits) > NOTHING:
         raise ValueError(f"{len(reading.stories)} derivations, expected one of: {text}")
     ids = tokenizer.encode(text)
     ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in ids])

@@ -14,7 +14,7 @@ from bisect import bisect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 Word = dict[str, str]  # its forms by name; the plain one under ""
@@ -66,7 +66,7 @@ class Template:
 
 class World(Protocol):
     def program(self, bound: Bound) -> Program:
-        """A story under way. It may look at the latents, and forget some."""
+        """A story under way, which may look at the latents."""
 
     def words(self, latent: str, bound: Bound) -> Choice[Word]:
         """What an unbound latent may be, given the others."""
@@ -142,13 +142,14 @@ class Reading:
     end: int  # characters from the start on that some story of this world agrees with
     sentences: int  # whole sentences among them
     expected: str  # the tag of what should have followed; "" for a story
-    spans: tuple[Span, ...]  # of the first derivation
-    character_bits: tuple[float, ...]  # of the first derivation: each character's, given all before it
+    spans: tuple[Span, ...]  # of the only derivation; else empty
+    character_bits: tuple[float, ...]  # of the only derivation: each character's, given all before it
 
     @property
     def bits(self) -> float:
         """-log2 of the text's probability; infinite for what is no story."""
-        return -math.log2(total) if (total := math.fsum(2.0**-story.bits for story in self.stories)) else math.inf
+        least = min((story.bits for story in self.stories), default=math.inf)
+        return least - math.log2(math.fsum(2 ** (least - story.bits) for story in self.stories) or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +180,16 @@ def read(world: World, text: str) -> Reading:
     Where several ways through a sentence agree with the text, each is followed to its end; few do for long.
     """
     stories: list[Story] = []
-    best: tuple[tuple[Span, ...], tuple[float, ...]] = (), ()
+    only: tuple[tuple[Span, ...], tuple[float, ...]] = (), ()
     furthest = (0, 0, "template")
-    pending: list[list[_Way]] = [[]]
+    pending: list[tuple[list[_Way], list[float]]] = [([], [])]
     while pending:
-        ways = pending.pop()
+        ways, revealed = pending.pop()
         bound: Bound = {}
         program = world.program(bound)
         sentence = next(program)
         for way in ways:  # catch up with where this branch began
             sentence = _advance(program, bound, way)
-        levels: list[list[float]] = []
         while sentence is not None:
             start = ways[-1].end if ways else 0
             matches, found = _match(world, sentence, text, start, bound)
@@ -198,21 +198,18 @@ def read(world: World, text: str) -> Reading:
                     furthest = match.end, len(ways), match.tag
             if not found:
                 break
-            pending += [[*ways, other] for other in found[1:]]
-            ways = [*ways, found[0]]
-            levels.append(_reveal(matches, start, found[0].end))
-            sentence = _advance(program, bound, found[0])
+            (ways, revealed), *others = [([*ways, way], revealed + _reveal(matches, start, way.end)) for way in found]
+            pending += others
+            sentence = _advance(program, bound, ways[-1])
         else:
             if ways[-1].end == len(text):
                 choices = tuple(index for way in ways for index in way.choices)
-                story = Story(text, math.fsum(way.bits for way in ways), choices)
-                if not stories:
-                    best = tuple(s for way in ways for s in way.spans), tuple(b for level in levels for b in level)
-                stories.append(story)
+                stories.append(Story(text, math.fsum(way.bits for way in ways), choices))
+                only = tuple(span for way in ways for span in way.spans), tuple(revealed)
             elif ways[-1].end >= furthest[0]:
                 furthest = ways[-1].end, len(ways), "end"
     end, sentences, expected = (len(text), len(ways), "") if stories else furthest
-    return Reading(tuple(stories), end, sentences, expected, *best)
+    return Reading(tuple(stories), end, sentences, expected, *(only if len(stories) == 1 else ((), ())))
 
 
 def _advance(program: Program, bound: Bound, way: _Way) -> Choice[Template] | None:
@@ -235,34 +232,31 @@ def _match(
             ways.append(way)
             return
         piece, rest = pieces[0], pieces[1:]
-        if isinstance(piece, str):
-            candidates: Iterator[tuple[Any, ...]] = iter([(piece, "template", None, None, 0.0)])
-        elif piece.kept and piece.latent in way.bound:
-            candidates = iter([(way.bound[piece.latent][piece.form], tag_of(piece), None, None, 0.0)])
-        else:
-            options = world.words(piece.latent, way.bound)
-            candidates = (
-                (word[piece.form], tag_of(piece), index, word, bits)
-                for index, (word, bits) in enumerate(zip(options.items, options.bits))
-            )
-        for emitted, tag, index, word, bits in candidates:
+        tag = "template" if isinstance(piece, str) else piece.latent.rstrip("0123456789")
+        for emitted, index, bits, bound in _candidates(world, piece, way.bound):
             agreed = _agreement(emitted, text, way.end)
             end, total = way.end + agreed, way.bits + bits
             matches.append(_Match(way.end, end, 2.0**-total, tag))
             if agreed == len(emitted):
                 span = Span(way.end, end, tag, index is not None)
                 choices = way.choices if index is None else (*way.choices, index)
-                known = {**way.bound, piece.latent: word} if word and piece.kept else way.bound
-                follow(rest, _Way(end, total, choices, known, (*way.spans, span), way.key))
+                follow(rest, _Way(end, total, choices, bound, (*way.spans, span), way.key))
 
     for index, (template, bits) in enumerate(zip(sentence.items, sentence.bits)):
         follow(template.pieces, _Way(start, bits, (index,), dict(bound), (), template.key))
     return matches, ways
 
 
-def tag_of(slot: Slot) -> str:
-    """What kind of thing a latent is: its name without number."""
-    return slot.latent.rstrip("0123456789")
+def _candidates(world: World, piece: str | Slot, bound: Bound) -> Iterator[tuple[str, int | None, float, Bound]]:
+    """What a piece may emit, with the index and bits of the choice (None and 0 if there is none), and what it binds."""
+    if isinstance(piece, str):
+        yield piece, None, 0.0, bound
+    elif piece.kept and piece.latent in bound:
+        yield bound[piece.latent][piece.form], None, 0.0, bound
+    else:
+        options = world.words(piece.latent, bound)
+        for index, (word, bits) in enumerate(zip(options.items, options.bits)):
+            yield word[piece.form], index, bits, {**bound, piece.latent: word} if piece.kept else bound
 
 
 def _agreement(emitted: str, text: str, start: int) -> int:
