@@ -31,8 +31,12 @@ class Prepared:
     tokenizer_folder: Path
     store: TokenStore
     model: GPTConfig
-    tokens_per_step: int
+    targets_per_window: float  # on average
     steps: int
+
+    def tokens(self, windows: int) -> int:
+        """Targets in so many windows, on average."""
+        return round(windows * self.targets_per_window)
 
 
 def check_watchers(config: dict[str, Any], run_dir: Path):
@@ -42,7 +46,7 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
     names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
     facts = dict.fromkeys(names)
     for where, node in nodes_of(config, "callbacks"):
-        build(node, where, folder=run_dir, peak_flops=None, **facts)
+        build(node, where, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
         check(locate(node["_target_"], where), node, where)
 
@@ -71,6 +75,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         GPT(prepared.model),
         optimizer=partial(build_optimizer, config["optimizer"]),
         schedule=build_schedule(config["schedule"], prepared.steps),
+        targets_per_window=prepared.targets_per_window,
         token_lengths=torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]),
         clip=plan.trainer.clip,
     )
@@ -89,16 +94,17 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         seed=config["seed"],
     )
     stop = StopRequests(plan.budget.max_seconds())
-    described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card["run_id"])
+    described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card)
     facts = {
         "folder": run_dir,
         "corpus": prepared.corpus,
         "tokenizer": tokenizer,
+        "layout": plan.data.layout,
         "data": data,
         "description": described,
         "val_every": config["val_every_n_steps"],
         "stop": stop,
-        "tokens_per_step": prepared.tokens_per_step,
+        "tokens_per_step": prepared.tokens(plan.data.batch_windows),
         "flops_per_token": training_flops_per_token(prepared.model),
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }

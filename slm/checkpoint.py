@@ -18,7 +18,7 @@ from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,19 @@ class Loaded:
     tokenizer: Tokenizer
     step: int
     config: dict[str, Any]  # the run's resolved configuration
+    corpus: str  # the fingerprint of what it was trained on
 
 
-def description(model: GPTConfig, tokenizer_folder: Path, config: dict, run_id: str) -> dict[str, Any]:
-    """What a training adds to its checkpoints to make each sufficient on its own."""
-    files = tokenizer_files(tokenizer_folder)
-    return {"format": FORMAT, "model": asdict(model), "tokenizer": files, "config": config, "run_id": run_id}
+def description(model: GPTConfig, tokenizer_folder: Path, config: dict, card: dict[str, Any]) -> dict[str, Any]:
+    """What a training adds to its checkpoints to make each sufficient on its own; `card` is its run.json."""
+    return {
+        "format": FORMAT,
+        "model": asdict(model),
+        "tokenizer": tokenizer_files(tokenizer_folder),
+        "config": config,
+        "run_id": card["run_id"],
+        "corpus": card["corpus"],
+    }
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -82,4 +89,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
         for name, content in described["tokenizer"].items():
             (Path(folder) / Path(name).name).write_bytes(content)
         tokenizer = tokenizers.load(Path(folder))
-    return Loaded(model.to(device).eval(), tokenizer, checkpoint["global_step"], described["config"])
+    return Loaded(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        step=checkpoint["global_step"],
+        config=described["config"],
+        corpus=described["corpus"],
+    )

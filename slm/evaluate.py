@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from slm import checkpoint, durable, errors, runs
-from slm.corpora.storyworld.checker import Verdict, estimate, judge, marked, summary
+from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.telling import Story
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
+from slm.generation.stories import tell
 from slm.loss import token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -43,6 +43,8 @@ def main():
     try:
         if arguments.stories < 2:
             raise UserError(f"--stories={arguments.stories} must be at least 2")
+        if arguments.seed < 0:
+            raise UserError(f"--seed={arguments.seed} must be at least 0")
         path = runs.find_checkpoint(arguments.run, Path(arguments.runs_dir))
         evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
         print(page(evaluation))
@@ -61,38 +63,51 @@ def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int)
     node = dict(loaded.config["data"]["corpus"])
     if node.pop("_target_") != TARGET:
         raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
-    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # refused now, if at all
     corpus = Storyworld(**node)
+    if loaded.corpus != corpus.fingerprint():
+        raise UserError(f"{path} was trained on another storyworld than this version's; evaluate it with its own")
+    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # refused now, if at all
+    model, tokenizer = loaded.model, loaded.tokenizer
     count = min(stories, corpus.counts["validation"])
     seen = [corpus.story("validation", index) for index in range(count)]
-    unseen = [corpus.held_out(index) for index in range(count)]
-    known = set(corpus.documents("train"))
-    told = {
-        name: tell(loaded.model, loaded.tokenizer, corpus.all, count=stories, sampler=sampler, seed=seed, known=known)
+    held_out = [corpus.held_out(index) for index in range(count)]
+    paid = {
+        "seen": costs(model, tokenizer, corpus.seen, seen, seed),
+        "held_out": costs(model, tokenizer, corpus.unseen, held_out, seed),
+    }
+    verdicts = {
+        name: tell(model, tokenizer, corpus.all, count=stories, sampler=sampler, seed=seed)
         for name, sampler in samplers.items()
     }
-    real = [judge(corpus.all, story.text, True, known) for story in seen]
+    verdicts["real"] = [judge(corpus.all, story.text, True) for story in seen]
+    valid = {verdict.text for told in verdicts.values() for verdict in told if verdict.valid}
+    known = {text for text in corpus.documents("train") if text in valid}
     return {
         "checkpoint": str(path),
         "step": loaded.step,
         "level": corpus.level,
-        "stories": count,
         "seed": seed,
-        "seen": costs(loaded.model, loaded.tokenizer, corpus.seen, seen, seed),
-        "held_out": costs(loaded.model, loaded.tokenizer, corpus.unseen, unseen, seed),
-        "told": {name: summary(verdicts, seed) for name, verdicts in (*told.items(), ("real", real))},
-        "examples": [marked(verdict) for verdict in next(iter(told.values()))[:3]],
+        **paid,
+        "told": {name: summary(told, known, seed) for name, told in verdicts.items()},
+        "examples": [marked(verdict) for verdict in next(iter(verdicts.values()))[:3]],
     }
 
 
 def costs(model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence[Story], seed: int) -> dict[str, Any]:
-    """Bits per story: floor, model and excess, in all and by part, with tokens per story."""
-    texts = [story.text for story in stories]
+    """Bits per story: floor, model and excess, in all and by part, with tokens per story.
+
+    Of the stories that fit into the context; a model that most do not fit into is refused.
+    """
+    context = model.config.context
+    texts = [story.text for story in stories if len(tokenizer.encode(story.text)) < context]
+    if len(texts) < len(stories) / 2:
+        raise UserError(f"only {len(texts)} of {len(stories)} stories fit into the model's context of {context} tokens")
     floors = [story_floor(world, text, tokenizer) for text in texts]
     tallies = np.stack([tally(paid, floor) for paid, floor in zip(story_bits(model, tokenizer, texts), floors)])
     floor, paid, tokens = tallies.mean(0)
     differences = tallies[:, 1] - tallies[:, 0]
     return {
+        "stories": len(texts),
         "bytes": sum(map(len, texts)) / len(texts),
         "floor": floor.sum(),
         "model": paid.sum(),
@@ -109,8 +124,6 @@ def story_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], rows: int
     """What the model pays for each token of each text, its end included, when it reads it from the first word on."""
     ids = [[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]
     longest, device = max(map(len, ids)), model.head.weight.device
-    if longest - 1 > model.config.context:
-        raise UserError(f"a story has {longest - 1} tokens, more than the model's context of {model.config.context}")
     bits = []
     for first in range(0, len(ids), rows):
         batch = ids[first : first + rows]
@@ -121,35 +134,13 @@ def story_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], rows: int
     return bits
 
 
-def tell(
-    model: GPT,
-    tokenizer: Tokenizer,
-    world: StoryWorld,
-    *,
-    count: int,
-    sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
-    seed: int,
-    known: Container[str] = (),
-) -> list[Verdict]:
-    """Stories that the model tells from nothing, judged. One that fills the context without an end is cut short."""
-    (told,) = complete(
-        model,
-        tokenizer,
-        [""],
-        sampler=sampler,
-        max_new_tokens=model.config.context - 1,
-        seed=seed,
-        num_samples=count,
-    )
-    return [judge(world, story.text, story.finished, known) for story in told]
-
-
 def page(evaluation: dict[str, Any]) -> str:
     """The evaluation for a person to read."""
     seen, held_out = evaluation["seen"], evaluation["held_out"]
     lines = [
         f"{evaluation['checkpoint']}, step {evaluation['step']}, storyworld {evaluation['level']}",
-        f"{evaluation['stories']} stories each, seed {evaluation['seed']}, 95 % bootstrap intervals",
+        f"{seen['stories']} validation stories, {held_out['stories']} of held-out pairs, seed {evaluation['seed']}, "
+        "95 % bootstrap intervals",
         "",
         f"bits per story, of {seen['bytes']:.0f} bytes: floor {seen['floor']:.2f}, model {seen['model']:.2f}, "
         f"excess {_interval(seen['excess'], '.2f')}",
@@ -164,7 +155,7 @@ def page(evaluation: dict[str, Any]) -> str:
             f"{_interval(there, '.2f')}"
         )
     told = evaluation["told"]
-    lines += ["", f"{'told stories':14}" + "".join(f"{name:24}" for name in told)]
+    lines += ["", f"{'told stories':14}" + "".join(f"{name + ', n = ' + str(told[name]['n']):24}" for name in told)]
     for measure, form in (("valid", ".1%"), ("novel", ".1%"), ("prefix", ".1%"), ("sentences", ".1f")):
         lines.append(f"{measure:14}" + "".join(f"{_interval(told[name][measure], form):24}" for name in told))
     for name in told:

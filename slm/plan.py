@@ -104,9 +104,13 @@ class Budget:
             raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00") from None
         return timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
 
-    def total_steps(self, tokens_per_step: int, epoch_tokens: int) -> int:
-        tokens = self.tokens if self.tokens is not None else (self.epochs or 0) * epoch_tokens
-        return self.steps or max(1, round(tokens / tokens_per_step))
+    def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
+        """For a training split of so many windows."""
+        if self.tokens is not None:
+            windows = self.tokens / targets_per_window
+        elif self.epochs is not None:
+            windows *= self.epochs
+        return self.steps or max(1, round(windows / windows_per_step))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +130,14 @@ class Plan:
     def accumulation(self) -> int:
         return self.data.batch_windows // (self.microbatch * self.hardware.devices)
 
-    def tokens_per_step(self, tokens: int, documents: int) -> int:
-        """Targets of one optimizer step, on average where a window is a document of a split of that size."""
-        window = self.model.context
-        if self.data.layout == "documents":
-            window = min(round(tokens / documents), window)
-        return self.data.batch_windows * window
+    def windows(self, tokens: int, documents: int) -> tuple[float, float]:
+        """How many windows a split of so many tokens and documents has, and how many targets each, on average."""
+        context = self.model.context
+        return (
+            (documents, min(tokens / documents, context))
+            if self.data.layout == "documents"
+            else (tokens / context, context)
+        )
 
     @property
     def cache(self) -> Path:
@@ -153,6 +159,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     build_schedule(config["schedule"], budget.steps or 10**9)
     hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
+    if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
+        raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
     return Plan(
         config=config,
         settings=settings,

@@ -116,8 +116,8 @@ def prepare_data(plan: Plan) -> Prepared:
     tokenizer, folder = prepare_tokenizer(config["tokenizer"], make, corpus, plan.cache)
     store = prepare(corpus, tokenizer, fingerprint(folder), plan.cache)
     train = store.manifest["splits"]["train"]
-    tokens_per_step = plan.tokens_per_step(train["tokens"], train["documents"])
-    steps = plan.budget.total_steps(tokens_per_step, train["tokens"])
+    windows, targets_per_window = plan.windows(train["tokens"], train["documents"])
+    steps = plan.budget.total_steps(plan.data.batch_windows, windows, targets_per_window)
     model = replace(plan.model, vocab_size=tokenizer.vocab_size)
     return Prepared(
         corpus=corpus,
@@ -125,7 +125,7 @@ def prepare_data(plan: Plan) -> Prepared:
         tokenizer_folder=folder,
         store=store,
         model=model,
-        tokens_per_step=tokens_per_step,
+        targets_per_window=targets_per_window,
         steps=steps,
     )
 
@@ -176,7 +176,7 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
 def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
     """What is about to happen, in five lines."""
     model, counts = prepared.model, parameters(prepared.model)
-    train_tokens, tokens = prepared.store.tokens("train"), prepared.steps * prepared.tokens_per_step
+    train_tokens, tokens = prepared.store.tokens("train"), prepared.tokens(prepared.steps * plan.data.batch_windows)
     print(
         f"run:    {run_dir}" + (f", from {start.name}" if start else ""),
         f"data:   {train_tokens:,} train tokens, {prepared.store.tokens('validation'):,} validation tokens",

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from slm.data import store as store_module
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
-from slm.data.windows import EndlessOrder, Windows, spread
+from slm.data.windows import Documents, EndlessOrder, Windows, spread
 from slm.errors import UserError
+from slm.loss import IGNORE
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.training.data import as_it_is
 
@@ -185,3 +187,24 @@ def test_workers_change_no_batch(store, workers):
 def test_spread():
     assert spread(10, None) == spread(10, 20) == list(range(10))
     assert spread(10, 4) == [0, 2, 5, 7]
+
+
+def test_documents_are_rows_of_their_own(corpus, store):
+    """Over several shards, whole, in order, and the same in a loader process that maps the files itself."""
+    documents, eos = Documents(store, "train", 64, ByteTokenizer.eos), ByteTokenizer.eos
+    again = pickle.loads(pickle.dumps(documents))
+    assert len(documents) == len(again) == 100
+    assert documents.cut == 0
+    assert documents.longest == max(len(text) + 1 for text in corpus.splits["train"])
+    for index, text in enumerate(corpus.splits["train"]):
+        assert documents[index].tolist() == again[index].tolist() == [eos, *ByteTokenizer().encode(text), eos]
+    rows = documents.__getitems__([0, 50])
+    short, long = (len(corpus.splits["train"][index]) for index in (0, 50))
+    assert rows.shape == (2, long + 2)
+    assert rows[0, short + 2 :].tolist() == [IGNORE] * (long - short)
+
+
+def test_long_documents_are_cut(corpus, store):
+    documents, text = Documents(store, "train", 10, ByteTokenizer.eos), corpus.splits["train"][3]
+    assert documents.cut == 100
+    assert documents[3].tolist() == [ByteTokenizer.eos, *ByteTokenizer().encode(text)[:10]]

@@ -83,8 +83,9 @@ def test_training(command, places, monkeypatch):
     merged |= {"budget.steps": "2", "model.depth": "1", "model.context": "32", "tokenizer": "bytes"}
     if given.get("data") == "storyworld":
         merged = {key: value for key, value in merged.items() if not key.startswith("data")} | {
-            **{"data": "storyworld", "data.level": given.get("data.level", "tiny"), "model.context": "4000"},
-            **{"data.stories": "20", "data.validation_stories": "4", "callbacks.stories.count": "1"},
+            **{"data": "storyworld", "data.level": given.get("data.level", "tiny"), "tokenizer": "sentencepiece"},
+            **{"data.stories": "400", "data.validation_stories": "4", "callbacks.stories.count": "1"},
+            **{"model.context": given.get("model.context", "512")},  # that of model=small
         }
     merged = {key: value for key, value in merged.items() if key not in ("budget.tokens",)}
     flags = [argument for argument in arguments if argument.startswith("-")]

@@ -90,10 +90,12 @@ def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optim
     assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
 
 
-def test_accumulation_does_not_change_the_numbers(composed, tmp_path):
+@pytest.mark.parametrize("layout", [["data.layout=packed"], ["data.layout=documents", "model.context=300"]])
+def test_accumulation_does_not_change_the_numbers(composed, tmp_path, layout):
+    """Not even where windows have different lengths."""
     losses = {}
     for size in (1, 4):
-        config = composed(f"trainer.microbatch={size}", "trainer.precision=32-true")
+        config = composed(f"trainer.microbatch={size}", "trainer.precision=32-true", *layout)
         train(config, run_dir=tmp_path / str(size), overrides=[])
         losses[size] = [line["train/loss"] for line in history(tmp_path / str(size)) if "train/loss" in line]
     assert len(losses[1]) == 10

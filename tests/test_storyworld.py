@@ -15,8 +15,9 @@ from slm import evaluate, runs
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
-from slm.corpora.storyworld.telling import Choice, Template, read, replay, sample, tell
+from slm.corpora.storyworld.telling import Choice, Template, family, read, replay, sample, tell
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
+from slm.corpora.storyworld.world import PRONOUNS as FORMS
 from slm.errors import UserError
 from slm.report.curves import entropy
 from slm.run import train
@@ -24,6 +25,7 @@ from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
+PRONOUNS = {word for forms in FORMS.values() for word in forms.values()}
 BITS_PER_BYTE = {"tiny": (0.10, 0.12), "standard": (0.18, 0.22), "rich": (0.27, 0.33)}
 
 
@@ -159,7 +161,7 @@ class Small:
             yield sentence
 
     def words(self, latent, bound):
-        words = self.lists[latent.rstrip("2")]
+        words = self.lists[family(latent)]
         words = [word for word in words if word not in bound.values()]
         return Choice(words, range(2, len(words) + 2))
 
@@ -186,7 +188,8 @@ class Small:
 SMALL = Small(
     [
         ["{who} saw {who2}.", "{who2} saw a cap.", "Here is {who}, who saw {who2}."],
-        [" {who} ran.", " {who2} ran.", " {who} {~way}ran.", " Then {who} ran{~way}."],
+        [" {who} ran.", " {who2} ran.", " {who} {~way}ran.", " Then {who} ran{~way} and{~way}."],
+        [" Then {~way}."],
     ],
     who="Ann An Bob Bo",
     way="far fast",
@@ -288,18 +291,23 @@ def test_real_stories_are_valid(corpus):
     assert all(judge(corpus.all, story.text, True).valid for story in [corpus.story("train", 0), corpus.held_out(0)])
 
 
-def test_errors_are_found_where_they_are(tiny):
-    story = next(s for i in range(99) if " named " in (s := tiny.story("train", i)).text and "{" not in s.text)
-    reading = read(tiny.seen, story.text)
-    spans = [span for span in reading.spans if span.tag == "hero" and not span.fresh]
-    name = story.text[spans[-1].start : spans[-1].end]
-    wrong = story.text[: spans[-1].start] + "Zachary" + story.text[spans[-1].end :]
-    verdict = judge(tiny.all, wrong, True)
-    assert not verdict.valid
-    assert name != "Zachary"
-    assert verdict.prefix >= spans[-1].start
-    assert verdict.sentences == len(re.findall(r'[.!?]"? ', wrong[: spans[-1].start])) or verdict.sentences > 5
-    assert f"⟦{verdict.error}?⟧" in marked(verdict)
+@pytest.mark.parametrize(
+    ("tag", "fresh"),
+    [("hero", True), ("hero", False), ("friend", True), ("friend", False), ("toy", True), ("toy", False)]
+    + [("place", True), ("spot", True), ("spot", False), ("sad", True)],
+)
+def test_errors_are_found_where_they_are(tiny, tag, fresh):
+    """A word that this world does not have is put in the place of each kind of word."""
+    errors = []
+    for index in range(40):
+        text = tiny.story("train", index).text
+        for span in read(tiny.seen, text).spans:
+            if (span.tag, span.fresh) == (tag, fresh) and text[span.start : span.end] not in PRONOUNS:
+                verdict = judge(tiny.all, text[: span.start] + "Xylophone" + text[span.end :], True)
+                assert (verdict.valid, verdict.prefix) == (False, span.start)
+                assert marked(verdict).startswith(f"✗ {text[: span.start]}⟦{verdict.error}?⟧Xylo")
+                errors.append(verdict.error)
+    assert errors.count(tag) > 0.6 * len(errors)  # where a sentence begins, another template is as probable
 
 
 @pytest.mark.parametrize(
@@ -318,8 +326,15 @@ def test_how_stories_end(tiny, change, finished, error):
     story = next(s for i in range(99) if (s := tiny.story("train", i)).text.endswith("the truth."))
     verdict = judge(tiny.all, change(story.text), finished)
     assert (verdict.valid, verdict.error) == (not error, error)
-    assert verdict.novel == verdict.valid
-    assert not judge(tiny.all, story.text, True, known={story.text}).novel
+    if error in ("", "end"):
+        assert verdict.sentences == 5 + len(tiny.seen.plots["broke"])
+
+
+def test_sentences_before_an_error_are_counted(tiny):
+    text = tiny.story("train", 0).text
+    first = re.match(r".*? (named|called) \w+\. ", text)[0]
+    assert judge(tiny.all, first + "Xylophone", True).sentences == 1
+    assert judge(tiny.all, "Xylophone", True).sentences == 0
 
 
 def test_estimates_hold_their_mean():
@@ -333,8 +348,10 @@ def test_estimates_hold_their_mean():
 
 def test_summaries_count(tiny):
     text = tiny.story("train", 0).text
-    told = [judge(tiny.all, text, True), judge(tiny.all, text, True, known=[text]), judge(tiny.all, "Zebra", True)]
-    found = summary(told)
+    known = tiny.story("train", 1).text
+    verdicts = [judge(tiny.all, text, True), judge(tiny.all, known, True), judge(tiny.all, "Zebra", True)]
+    found = summary(verdicts, {known}, seed=0)
+    assert found["n"] == 3
     assert found["valid"]["mean"] == pytest.approx(2 / 3)
     assert found["novel"]["mean"] == pytest.approx(1 / 3)
     assert found["prefix"]["mean"] == pytest.approx(2 / 3)
@@ -392,7 +409,17 @@ def test_evaluation_of_a_run(run, monkeypatch, capsys):
     assert found["told"]["T=1"]["valid"] == {"mean": 0, "low": 0, "high": 0}
     assert found["told"]["real"]["valid"]["mean"] == found["told"]["real"]["novel"]["mean"] == 1
     assert len(found["examples"]) == 3
-    assert "validation" in printed or "bits per story" in printed
+    assert f"floor {found['seen']['floor']:.2f}, model {found['seen']['model']:.2f}" in printed
+    assert found["examples"][0] in printed
+    assert found["told"]["T=1"]["n"] == 6
+
+
+def test_a_run_of_another_world_is_refused(run, monkeypatch, capsys):
+    monkeypatch.setattr(Storyworld, "fingerprint", lambda self: "another")
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run)])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "another storyworld" in capsys.readouterr().err
 
 
 def test_a_negative_excess_is_our_bug(run, monkeypatch):
@@ -422,13 +449,25 @@ def test_only_storyworld_runs_are_evaluated(composed, tmp_path, monkeypatch, cap
         ("callbacks.stories.count=-1", "callbacks.stories.count=-1 must be at least 0"),
         ("data.layout=packed", "needs data=storyworld with data.layout=documents"),
         ("data.layout=rows", "data.layout='rows' must be one of packed, documents"),
-        ("model.context=300", r"longer than model.context=300; give model.context=\d+ or more"),
+        ("model.context=300", r"stories have up to \d+ tokens, more than model.context=300; give model.context=\d+"),
+        ("callbacks.stories.seed=-1", "callbacks.stories.seed=-1 must be at least 0"),
     ],
 )
 def test_mistakes_are_named(composed, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
         train(composed(*SHORT, override, data=STORIES), run_dir=tmp_path / "run", overrides=[])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_excess_is_no_metric_elsewhere(composed, tmp_path):
+    with pytest.raises(UserError, match="only measured on data=storyworld"):
+        train(composed("optimized_metric=val/excess_bits_per_story"), run_dir=tmp_path / "run", overrides=[])
+
+
+def test_an_epoch_is_every_story_once(composed, tmp_path):
+    settings = [*SHORT[:2], "budget.steps=null", "budget.epochs=2", "callbacks.stories=null"]
+    train(composed(*settings, data=STORIES), run_dir=tmp_path / "run", overrides=[])
+    assert runs.read_card(tmp_path / "run")["steps"] == 2 * 60 / 4
 
 
 def test_a_run_without_the_floor_may_cut_stories(composed, tmp_path):

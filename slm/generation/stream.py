@@ -174,10 +174,15 @@ def complete(
     eos = tokenizer.eos if stop_at_eos else None
     settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "eos": eos, "seed": seed}
     texts = [[] for _ in starts]
-    for first in range(0, len(starts), MAX_ROWS):
-        for step in generate(model, starts[first : first + MAX_ROWS], first_row=first, **settings):
-            for row, token in step:
-                texts[row].append(token)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # a training may want them, but CUDA has no deterministic cumsum
+    try:
+        for first in range(0, len(starts), MAX_ROWS):
+            for step in generate(model, starts[first : first + MAX_ROWS], first_row=first, **settings):
+                for row, token in step:
+                    texts[row].append(token)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
     completions = []
     for row, ids in enumerate(texts):
         finished = ids[-1] == eos

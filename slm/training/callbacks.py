@@ -56,7 +56,7 @@ class EarlyStopping(L.callbacks.EarlyStopping):
 class TrainingMetrics(Callback):
     """Every `every_n_steps` steps: loss, learning rate, gradient norm, tokens, speed, MFU, memory; and each validation.
 
-    train/loss is the mean over that step's microbatches. Speed is taken over the steps since the last line, without
+    train/loss is the mean over that step's targets. Speed is taken over the steps since the last line, without
     what runs between two lines (validations, samples and checkpoints that fall on the same steps).
     """
 
@@ -65,7 +65,8 @@ class TrainingMetrics(Callback):
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps, self.tokens_per_step = every_n_steps, tokens_per_step
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
-        self.loss: torch.Tensor | float = 0.0  # of the step under way; stays on the device
+        self.nats: torch.Tensor | float = 0.0  # of the step under way, and its targets; both stay on the device
+        self.targets: torch.Tensor | float = 0.0
         self.start: float | None = None  # of the steps since the last line
         self.steps = 0
         self.latest: dict[str, float] = {}  # as published last
@@ -75,7 +76,7 @@ class TrainingMetrics(Callback):
             self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.loss = self.loss + outputs["loss"]  # which Lightning has divided by the accumulation
+        self.nats, self.targets = self.nats + outputs["nats"], self.targets + outputs["targets"]
         if not step_ends(trainer, batch_idx):
             return
         self.steps += 1
@@ -83,7 +84,7 @@ class TrainingMetrics(Callback):
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1 or last:
             self._publish(trainer, module)
             self.start, self.steps = None, 0
-        self.loss = 0.0
+        self.nats = self.targets = 0.0
 
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
@@ -92,10 +93,11 @@ class TrainingMetrics(Callback):
         self.start, self.steps = None, 0
 
     def _publish(self, trainer, module):
-        loss = trainer.strategy.reduce(self.loss, reduce_op="mean").item()  # waits for the device
+        sums = trainer.strategy.reduce(torch.stack([self.nats, self.targets]), reduce_op="sum")
+        nats, targets = sums.tolist()  # waits for the device
         rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.start)
         values = {
-            "train/loss": loss,
+            "train/loss": nats / targets,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/grad_norm": module.grad_norm.item(),
             "train/tokens": trainer.global_step * self.tokens_per_step,

@@ -30,12 +30,15 @@ class WindowsData(L.LightningDataModule):
         seed: int,
     ):
         super().__init__()
-        if validation_windows is not None and validation_windows < devices:
-            raise UserError(f"data.validation_windows={validation_windows} must be at least the {devices} devices")
         if layout == "documents":
             self.train, self.validation = (Documents(store, s, context, eos) for s in ("train", "validation"))
         else:
             self.train, self.validation = (Windows(store, s, context) for s in ("train", "validation"))
+        if min(len(self.validation), validation_windows or devices) < devices:
+            raise UserError(
+                f"data.validation_windows={validation_windows} (of {len(self.validation)}) must be at least "
+                f"the {devices} devices"
+            )
         self.microbatch, self.devices, self.seed = microbatch, devices, seed
         self.validation_windows, self.workers, self.pin_memory = validation_windows, workers, pin_memory
         self.consumed = 0

@@ -15,8 +15,9 @@ from slm.optim.schedule import Schedule
 class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
-    `optimizer` makes the optimizer once the model is on its device; `token_lengths` (V,) are the bytes of text that
-    each id stands for; `clip` is the largest gradient norm, None for no limit.
+    `optimizer` makes the optimizer once the model is on its device; `targets_per_window` is their mean number;
+    `token_lengths` (V,) are the bytes of text that each id stands for; `clip` is the largest gradient norm, None for no
+    limit.
     """
 
     def __init__(
@@ -25,18 +26,25 @@ class Pretraining(L.LightningModule):
         *,
         optimizer: Callable[[GPT], torch.optim.Optimizer],
         schedule: Schedule,
+        targets_per_window: float,
         token_lengths: Tensor,
         clip: float | None,
     ):
         super().__init__()
         self.model, self.make_optimizer, self.schedule, self.clip = model, optimizer, schedule, clip
+        self.targets_per_window = targets_per_window
         self.register_buffer("token_lengths", token_lengths, persistent=False)
         self.validation = LanguageModelMetrics()
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
 
-    def training_step(self, windows: Tensor, index: int) -> Tensor:
+    def training_step(self, windows: Tensor, index: int) -> dict[str, Tensor]:
+        """The nats of all targets over the mean number of targets, so that each target weighs the same in every
+        microbatch and on every device, however long their windows are."""
         inputs, targets = split(windows)
-        return cross_entropy(self.model.features(inputs), self.model.head.weight, targets)
+        mean = cross_entropy(self.model.features(inputs), self.model.head.weight, targets)
+        count = (targets != IGNORE).sum()
+        loss = mean * (count / (len(windows) * self.targets_per_window))
+        return {"loss": loss, "nats": mean.detach() * count, "targets": count}
 
     def validation_step(self, windows: Tensor, index: int) -> Tensor:
         """Nats of each target (B, T), 0 where there is none."""

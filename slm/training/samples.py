@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -48,8 +47,6 @@ class Samples(Callback):
         if not trainer.is_global_zero or not self.prompts:
             return
         step = trainer.global_step
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(False)  # CUDA has no deterministic cumsum, and stories need none
         told = complete(
             module.model,
             self.tokenizer,
@@ -58,7 +55,6 @@ class Samples(Callback):
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
-        torch.use_deterministic_algorithms(deterministic)
         stories = [{"step": step, "prompt": story.prompt, "text": story.text} for (story,) in told]
         for story in stories:
             events.append(self.folder / "samples.jsonl", story)

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from slm.corpora import Corpus
 from slm.corpora.storyworld.checker import Verdict, estimate, marked
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
-from slm.data.windows import Documents
 from slm.errors import UserError
-from slm.evaluate import tell
+from slm.generation.sampling import Sampler
+from slm.generation.stories import tell
 from slm.tokenizers import Tokenizer
 from slm.training.callbacks import write_metrics
 from slm.training.data import WindowsData
@@ -25,17 +26,26 @@ class Stories(Callback):
     """
 
     def __init__(
-        self, *, count: int, seed: int, corpus: Storyworld | None, tokenizer: Tokenizer, data: WindowsData | None
+        self,
+        *,
+        count: int,
+        seed: int,
+        layout: str,
+        corpus: Corpus | None = None,
+        tokenizer: Tokenizer | None = None,
+        data: WindowsData | None = None,
     ):
         if count < 0:
             raise UserError(f"callbacks.stories.count={count} must be at least 0")
-        if data and not (isinstance(data.validation, Documents) and isinstance(corpus, Storyworld)):
-            raise UserError("callbacks.stories needs data=storyworld with data.layout=documents; or leave it out: null")
-        if data and (cut := data.validation.cut):
+        if seed < 0:
+            raise UserError(f"callbacks.stories.seed={seed} must be at least 0")
+        if layout != "documents" or not (corpus is None or isinstance(corpus, Storyworld)):
             raise UserError(
-                f"{cut} validation stories are longer than model.context={data.validation.context}; "
-                f"give model.context={data.validation.longest} or more, or callbacks.stories=null"
+                "callbacks.stories needs data=storyworld with data.layout=documents; leave it out with null"
             )
+        if data:
+            check_context(data)
+            story_floor(corpus.seen, corpus.story("validation", 0).text, tokenizer)  # which may change texts
         self.count, self.seed, self.corpus, self.tokenizer = count, seed, corpus, tokenizer
         self.floors: list[StoryFloor] = []  # of this process's validation stories, in their order
         self.tallies: list[np.ndarray] = []  # of those validated so far
@@ -50,14 +60,15 @@ class Stories(Callback):
             self.bytes = sum(map(len, stories))
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        for nats in outputs.double().cpu().numpy():
+        for nats in outputs.cpu().double().numpy():
             floor = self.floors[len(self.tallies)]
             self.tallies.append(tally(nats[: len(floor.bits)] / math.log(2), floor))
 
     def on_validation_epoch_end(self, trainer, module):
         """Logged as the module's own val/ values are, and so written and shown with them."""
         floor, paid, _ = np.stack(self.tallies).sum(0)
-        sums = torch.tensor([floor.sum(), self.bytes, len(self.tallies), *(paid - floor)], device=module.device)
+        sums = [floor.sum(), self.bytes, len(self.tallies), *(paid - floor)]
+        sums = torch.tensor(sums, dtype=torch.float32, device=module.device)
         floor, text_bytes, stories, *parts = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         values = {
             "val/floor_bits_per_byte": floor / text_bytes,
@@ -69,7 +80,8 @@ class Stories(Callback):
     def on_validation_end(self, trainer, module):
         if not (trainer.is_global_zero and self.count):
             return
-        verdicts = tell(module.model, self.tokenizer, self.corpus.all, count=self.count, seed=self.seed)
+        settings = {"count": self.count, "sampler": Sampler(), "seed": self.seed}
+        verdicts = tell(module.model, self.tokenizer, self.corpus.all, **settings)
         valid = sum(verdict.valid for verdict in verdicts) / self.count
         write_metrics(trainer, {"sample/valid_share": valid})
         print(f"step {trainer.global_step}: {valid:.0%} of {self.count} told stories hold")
@@ -90,4 +102,14 @@ class Stories(Callback):
             f"excess  {value['val/excess_bits_per_story']:.2f} bits per story",
             f"valid   {valid.mean:.0%} of {self.count} told stories, {valid.low:.0%} to {valid.high:.0%} at 95 %",
             sep="\n",
+        )
+
+
+def check_context(data: WindowsData):
+    """Every story must fit: a cut one has no end, and another floor."""
+    longest = max(data.train.longest, data.validation.longest)
+    if longest > data.validation.context:
+        raise UserError(
+            f"stories have up to {longest} tokens, more than model.context={data.validation.context}; give "
+            f"model.context={-(-longest // 64) * 64}, a larger tokenizer.vocab_size, or callbacks.stories=null"
         )

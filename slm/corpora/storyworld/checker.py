@@ -1,7 +1,7 @@
 """Whether a text is a story of the world, and if not, where it goes wrong: the world judges, not another model."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,20 +14,19 @@ from slm.corpora.storyworld.world import StoryWorld
 @dataclass(frozen=True, slots=True)
 class Verdict:
     text: str
-    valid: bool  # a whole story, and ended
+    valid: bool  # a whole story of the world, and ended
     prefix: int  # characters before the first error; all of them, if the text was cut short
     sentences: int  # whole sentences before the first error
-    error: str  # "" or what should have stood there: a list of the world, "template", "end"; "more" for a cut text
-    novel: bool  # valid and none of the known stories
+    error: str  # "" or what should have stood there: a list of the world, "template", "end"; "more" if it was cut short
 
 
-def judge(world: StoryWorld, text: str, finished: bool, known: Container[str] = ()) -> Verdict:
+def judge(world: StoryWorld, text: str, finished: bool) -> Verdict:
     """`finished`: the writer has ended the text, instead of having been cut short."""
     reading = read(world, text)
     valid = finished and bool(reading.stories)
     cut = not finished and reading.end == len(text)
     error = "" if valid else "more" if cut else reading.expected
-    return Verdict(text, valid, reading.end, reading.sentences, error, valid and text not in known)
+    return Verdict(text, valid, reading.end, reading.sentences, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +46,21 @@ def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> E
     return Estimate(float(drawn.mean()), float(low), float(high))
 
 
-MEASURES: dict[str, Callable[[Verdict], float]] = {
-    "valid": lambda verdict: verdict.valid,
-    "prefix": lambda verdict: verdict.prefix / max(len(verdict.text), 1),
-    "sentences": lambda verdict: verdict.sentences,
-    "novel": lambda verdict: verdict.novel,
-}
+def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> dict[str, Any]:
+    """Their number, of each measure an `Estimate` as a dictionary, and how often which error came first.
 
-
-def summary(verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
-    """Of each measure an `Estimate` as a dictionary, and how often which error came first."""
+    Novel is a story that is valid and not among the known ones.
+    """
+    measures = {
+        "valid": [verdict.valid for verdict in verdicts],
+        "novel": [verdict.valid and verdict.text not in known for verdict in verdicts],
+        "prefix": [verdict.prefix / max(len(verdict.text), 1) for verdict in verdicts],
+        "sentences": [verdict.sentences for verdict in verdicts],
+    }
     errors = Counter(verdict.error for verdict in verdicts if verdict.error)
     return {
-        **{name: asdict(estimate([measure(v) for v in verdicts], seed)) for name, measure in MEASURES.items()},
+        "n": len(verdicts),
+        **{name: asdict(estimate(values, seed)) for name, values in measures.items()},
         "errors": dict(errors.most_common()),
     }
 

@@ -11,6 +11,7 @@ Units: bits. Positions are indices into the text, in characters.
 import math
 import re
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -36,11 +37,10 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a template names a latent. One that is not kept is chosen anew every time."""
+    """Where a template names a latent. One whose name begins with ~ is forgotten at the end of the sentence."""
 
     latent: str
     form: str
-    kept: bool
 
 
 class Template:
@@ -49,17 +49,21 @@ class Template:
     {latent}, {latent.form}, {~list} for a word that is chosen and forgotten, and {he} for {hero.he}.
     """
 
-    SLOT = re.compile(r"\{(~?)(\w+)(?:\.(\w+))?\}")
+    SLOT = re.compile(r"\{(~?\w+)(?:\.(\w+))?\}")
 
     def __init__(self, text: str, key: str = ""):
         self.key = key
         self.pieces: list[str | Slot] = []
+        self.forgotten: list[str] = []
         end = 0
         for found in self.SLOT.finditer(text):
-            forget, latent, form = found.groups(default="")
+            latent, form = found[1], found[2] or ""
             if latent in ("he", "He", "him", "his", "His"):
                 latent, form = "hero", latent
-            self.pieces += [text[end : found.start()], Slot(latent, form, not forget)]
+            elif latent.startswith("~"):
+                latent += str(len(self.forgotten))
+                self.forgotten.append(latent)
+            self.pieces += [text[end : found.start()], Slot(latent, form)]
             end = found.end()
         self.pieces = [piece for piece in [*self.pieces, text[end:]] if piece]
 
@@ -96,16 +100,16 @@ def tell(world: World, choose: Callable[[Choice], int]) -> Story:
             if isinstance(piece, str):
                 parts.append(piece)
                 continue
-            word = bound.get(piece.latent) if piece.kept else None
+            word = bound.get(piece.latent)
             if word is None:
                 options = world.words(piece.latent, bound)
                 index = choose(options)
                 choices.append(index)
                 bits += options.bits[index]
-                word = options.items[index]
-                if piece.kept:
-                    bound[piece.latent] = word
+                word = bound[piece.latent] = options.items[index]
             parts.append(word[piece.form])
+        for latent in template.forgotten:
+            del bound[latent]
         try:
             sentence = program.send(template.key)
         except StopIteration:
@@ -141,7 +145,7 @@ class Reading:
     stories: tuple[Story, ...]  # every derivation of the text: none, if it is no story of this world
     end: int  # characters from the start on that some story of this world agrees with
     sentences: int  # whole sentences among them
-    expected: str  # the tag of what should have followed; "" for a story
+    expected: str  # the tag of what most probably would have followed; "" for a story
     spans: tuple[Span, ...]  # of the only derivation; else empty
     character_bits: tuple[float, ...]  # of the only derivation: each character's, given all before it
 
@@ -170,6 +174,7 @@ class _Match:
 
     start: int
     end: int
+    whole: bool  # all of what the alternative has there
     probability: float
     tag: str
 
@@ -181,7 +186,7 @@ def read(world: World, text: str) -> Reading:
     """
     stories: list[Story] = []
     only: tuple[tuple[Span, ...], tuple[float, ...]] = (), ()
-    furthest = (0, 0, "template")
+    furthest, sentences, expected = 0, 0, Counter()  # of all branches; the tags of what could have followed there
     pending: list[tuple[list[_Way], list[float]]] = [([], [])]
     while pending:
         ways, revealed = pending.pop()
@@ -194,8 +199,10 @@ def read(world: World, text: str) -> Reading:
             start = ways[-1].end if ways else 0
             matches, found = _match(world, sentence, text, start, bound)
             for match in matches:
-                if match.end > furthest[0]:
-                    furthest = match.end, len(ways), match.tag
+                if match.end > furthest:
+                    furthest, sentences, expected = match.end, len(ways), Counter()
+                if match.end == furthest and not match.whole:
+                    expected[match.tag] += match.probability
             if not found:
                 break
             (ways, revealed), *others = [([*ways, way], revealed + _reveal(matches, start, way.end)) for way in found]
@@ -206,14 +213,15 @@ def read(world: World, text: str) -> Reading:
                 choices = tuple(index for way in ways for index in way.choices)
                 stories.append(Story(text, math.fsum(way.bits for way in ways), choices))
                 only = tuple(span for way in ways for span in way.spans), tuple(revealed)
-            elif ways[-1].end >= furthest[0]:
-                furthest = ways[-1].end, len(ways), "end"
-    end, sentences, expected = (len(text), len(ways), "") if stories else furthest
-    return Reading(tuple(stories), end, sentences, expected, *(only if len(stories) == 1 else ((), ())))
+            elif ways[-1].end >= furthest:
+                furthest, sentences, expected = ways[-1].end, len(ways), Counter({"end": 1})
+    if stories:
+        return Reading(tuple(stories), len(text), len(ways), "", *(only if len(stories) == 1 else ((), ())))
+    return Reading((), furthest, sentences, expected.most_common(1)[0][0], (), ())
 
 
 def _advance(program: Program, bound: Bound, way: _Way) -> Choice[Template] | None:
-    bound.update(way.bound)
+    bound.update((latent, word) for latent, word in way.bound.items() if not latent.startswith("~"))
     try:
         return program.send(way.key)
     except StopIteration:
@@ -232,31 +240,37 @@ def _match(
             ways.append(way)
             return
         piece, rest = pieces[0], pieces[1:]
-        tag = "template" if isinstance(piece, str) else piece.latent.rstrip("0123456789")
+        tag = "template" if isinstance(piece, str) else family(piece.latent)
         for emitted, index, bits, bound in _candidates(world, piece, way.bound):
             agreed = _agreement(emitted, text, way.end)
             end, total = way.end + agreed, way.bits + bits
-            matches.append(_Match(way.end, end, 2.0**-total, tag))
-            if agreed == len(emitted):
+            whole = agreed == len(emitted)
+            matches.append(_Match(way.end, end, whole, 2.0**-total, tag))
+            if whole:
                 span = Span(way.end, end, tag, index is not None)
                 choices = way.choices if index is None else (*way.choices, index)
                 follow(rest, _Way(end, total, choices, bound, (*way.spans, span), way.key))
 
     for index, (template, bits) in enumerate(zip(sentence.items, sentence.bits)):
-        follow(template.pieces, _Way(start, bits, (index,), dict(bound), (), template.key))
+        follow(template.pieces, _Way(start, bits, (index,), bound, (), template.key))
     return matches, ways
+
+
+def family(latent: str) -> str:
+    """The list that a latent is a word of: its name without tilde and number."""
+    return latent.lstrip("~").rstrip("0123456789")
 
 
 def _candidates(world: World, piece: str | Slot, bound: Bound) -> Iterator[tuple[str, int | None, float, Bound]]:
     """What a piece may emit, with the index and bits of the choice (None and 0 if there is none), and what it binds."""
     if isinstance(piece, str):
         yield piece, None, 0.0, bound
-    elif piece.kept and piece.latent in bound:
+    elif piece.latent in bound:
         yield bound[piece.latent][piece.form], None, 0.0, bound
     else:
         options = world.words(piece.latent, bound)
         for index, (word, bits) in enumerate(zip(options.items, options.bits)):
-            yield word[piece.form], index, bits, {**bound, piece.latent: word} if piece.kept else bound
+            yield word[piece.form], index, bits, {**bound, piece.latent: word}
 
 
 def _agreement(emitted: str, text: str, start: int) -> int:

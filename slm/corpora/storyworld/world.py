@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
-from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word
+from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word, family
 
 Pairs = Literal["seen", "unseen", "all"]
 PAIRED = {"toy": "kind", "plot": "place"}  # one in HELD_OUT of these pairs never occurs in training
@@ -110,7 +110,7 @@ def _one_of(sentences: Iterable[Choice[Template]]) -> Choice[Template]:
 @cache
 def _family(latent: str) -> str:
     """Latents of one family are never alike: their list is the same."""
-    return "name" if latent in NAMED else latent.rstrip("0123456789")
+    return "name" if latent in NAMED else family(latent)
 
 
 @cache
