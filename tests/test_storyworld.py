@@ -293,8 +293,10 @@ def test_real_stories_are_valid(corpus):
 
 @pytest.mark.parametrize(
     ("tag", "fresh"),
-    [("hero", True), ("hero", False), ("friend", True), ("friend", False), ("toy", True), ("toy", False)]
-    + [("place", True), ("spot", True), ("spot", False), ("sad", True)],
+    [
+        *[("hero", True), ("hero", False), ("friend", True), ("friend", False), ("toy", True), ("toy", False)],
+        *[("place", True), ("spot", True), ("spot", False), ("sad", True)],
+    ],
 )
 def test_errors_are_found_where_they_are(tiny, tag, fresh):
     """A word that this world does not have is put in the place of each kind of word."""
