@@ -221,6 +221,8 @@ def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, sto
         print(f"done:   {config['optimized_metric']} {objective:.4f}" if objective is not None else "done")
         print(f"        {run_dir / 'loss.png'}")
         print(f"        python generate.py ckpt={shlex.quote(str(run_dir))} prompt={shlex.quote(prompt)}")
+        if config["callbacks"].get("stories"):
+            print(f"        python -m slm.evaluate {shlex.quote(str(run_dir))}")
 
 
 def is_first_process() -> bool:
