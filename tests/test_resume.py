@@ -65,12 +65,15 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "workers", "accumulation"), [("adamw", 0, 1), ("adamw", 0, 4), ("adamw", 2, 1), ("muon", 2, 4)]
+    ("optimizer", "layout", "workers", "accumulation"),
+    [("adamw", "packed", 0, 1), ("adamw", "packed", 0, 4), ("adamw", "documents", 2, 1), ("muon", "packed", 2, 4)],
 )
-def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, workers, accumulation):
+def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, layout, workers, accumulation):
     """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: aligned and not aligned."""
     config = composed(
         f"optimizer={optimizer}",
+        f"data.layout={layout}",
+        f"model.context={300 if layout == 'documents' else 64}",  # so that rows have different lengths
         "model.dropout=0.1",
         f"data.workers={workers}",
         f"trainer.microbatch={4 // accumulation}",

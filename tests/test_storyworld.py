@@ -15,7 +15,7 @@ from slm import evaluate, runs
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
-from slm.corpora.storyworld.telling import Choice, Template, family, read, replay, sample, tell
+from slm.corpora.storyworld.telling import Choice, Template, list_name, read, replay, sample, tell
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
 from slm.corpora.storyworld.world import PRONOUNS as FORMS
 from slm.errors import UserError
@@ -161,7 +161,7 @@ class Small:
             yield sentence
 
     def words(self, latent, bound):
-        words = self.lists[family(latent)]
+        words = self.lists[list_name(latent)]
         words = [word for word in words if word not in bound.values()]
         return Choice(words, range(2, len(words) + 2))
 

@@ -240,7 +240,7 @@ def _match(
             ways.append(way)
             return
         piece, rest = pieces[0], pieces[1:]
-        tag = "template" if isinstance(piece, str) else family(piece.latent)
+        tag = "template" if isinstance(piece, str) else list_name(piece.latent)
         for emitted, index, bits, bound in _candidates(world, piece, way.bound):
             agreed = _agreement(emitted, text, way.end)
             end, total = way.end + agreed, way.bits + bits
@@ -256,7 +256,7 @@ def _match(
     return matches, ways
 
 
-def family(latent: str) -> str:
+def list_name(latent: str) -> str:
     """The list that a latent is a word of: its name without tilde and number."""
     return latent.lstrip("~").rstrip("0123456789")
 

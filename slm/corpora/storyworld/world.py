@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
-from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word, family
+from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word, list_name
 
 Pairs = Literal["seen", "unseen", "all"]
 PAIRED = {"toy": "kind", "plot": "place"}  # one in HELD_OUT of these pairs never occurs in training
@@ -67,8 +67,8 @@ class StoryWorld:
 
     def words(self, latent: str, bound: Bound) -> Choice[Word]:
         """The latent's list without what others of its kind are already: two friends or colors are never alike."""
-        family = _family(latent)
-        taken = tuple(word[""] for other, word in bound.items() if _family(other) == family)
+        pool = _pool(latent)
+        taken = tuple(word[""] for other, word in bound.items() if _pool(other) == pool)
         given = PAIRED.get(latent) or NAMED.get(latent)
         return self._words(latent, bound[given][""] if given else "", taken)
 
@@ -81,7 +81,7 @@ class StoryWorld:
 
     def _list(self, latent: str, given: str) -> Sequence[Word]:
         if latent not in NAMED:
-            return self.lists[_family(latent)]
+            return self.lists[_pool(latent)]
         girls, boys = self.lists["girl"], self.lists["boy"]
         both = [name for pair in zip(girls, boys) for name in pair]
         return {"girl": girls, "boy": boys}.get(given, both)
@@ -89,9 +89,9 @@ class StoryWorld:
     def _plots_at(self, place: str) -> list[str]:
         return [name for rank, name in enumerate(self.plots) if self._allows(place, PAIRED["plot"], rank)]
 
-    def _allows(self, given: str, family: str, rank: int) -> bool:
-        """Whether number `rank` of a list goes with `given`, a word of `family`, in the stories of this world."""
-        other = next(index for index, word in enumerate(self.lists[family]) if word[""] == given)
+    def _allows(self, given: str, name: str, rank: int) -> bool:
+        """Whether number `rank` of a list goes with `given`, a word of list `name`, in the stories of this world."""
+        other = next(index for index, word in enumerate(self.lists[name]) if word[""] == given)
         return self.pairs == "all" or ((rank + other) % HELD_OUT == 0) == (self.pairs == "unseen")
 
     def _templates(self, title: str, sentences: Sequence[Sequence[str]]) -> list[Choice[Template]]:
@@ -108,9 +108,9 @@ def _one_of(sentences: Iterable[Choice[Template]]) -> Choice[Template]:
 
 
 @cache
-def _family(latent: str) -> str:
-    """Latents of one family are never alike: their list is the same."""
-    return "name" if latent in NAMED else family(latent)
+def _pool(latent: str) -> str:
+    """What a latent is drawn from: latents of one pool are never alike."""
+    return "name" if latent in NAMED else list_name(latent)
 
 
 @cache
@@ -123,10 +123,10 @@ def load_words() -> dict[str, tuple[Word, ...]]:
     return lists
 
 
-def _word(text: str, family: str) -> Word:
+def _word(text: str, list_title: str) -> Word:
     plain, _, marks = text.rstrip(")").partition(" (")
     forms = {"": plain, "a": ("an " if plain[0] in "aeiou" else "a ") + plain}
-    gender = {"girl": "f", "boy": "m"}.get(family)
+    gender = {"girl": "f", "boy": "m"}.get(list_title)
     for mark in marks.split("; ") if marks else ():
         form, _, value = mark.partition("=")
         if value:
