@@ -1,9 +1,10 @@
 """The interactive loop: a line in, a story out, settings changed by commands. Plain input() and print()."""
 
 import contextlib
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -119,16 +120,34 @@ def tell(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos:
     choices = {"sampler": settings.sampler, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **choices)
     print(prompt, end="", flush=True)
-    try:
+    with interruptible() as interrupted, contextlib.closing(steps):
         for [(_, token)] in steps:
             print(visible(text.add(token)), end="", flush=True)
             tokens += 1
-    except KeyboardInterrupt:
-        print(text.flush(), "[stopped]")
-    else:
-        print(text.flush())
+            if interrupted():
+                break
+        print(text.flush(), *(["[stopped]"] if interrupted() else []))
     seconds = time.perf_counter() - began
     print(dim(f"{tokens} tokens, {tokens / seconds:,.0f} tokens/s, seed {settings.seed}"))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed.
+
+    As an exception it may arise where Python ignores one, such as in the end of an object, and be lost.
+    """
+    pressed = False
+
+    def press(number, frame):
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def visible(text: str) -> str:
