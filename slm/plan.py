@@ -133,11 +133,9 @@ class Plan:
     def windows(self, tokens: int, documents: int) -> tuple[float, float]:
         """How many windows a split of so many tokens and documents has, and how many targets each, on average."""
         context = self.model.context
-        return (
-            (documents, min(tokens / documents, context))
-            if self.data.layout == "documents"
-            else (tokens / context, context)
-        )
+        if self.data.layout == "documents":
+            return documents, min(tokens / documents, context)
+        return tokens / context, context
 
     @property
     def cache(self) -> Path:
