@@ -1,24 +1,30 @@
 """Run folders: where a run keeps what, who it is, and how to find one again."""
 
+import contextlib
 import hashlib
 import json
 import platform
 import re
 import secrets
 import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from slm import durable
-from slm.errors import UserError
+from slm.errors import REFUSALS, ResourceError, UserError
 
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
     *PATHS,
-    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "trainer"),
-    *("data.workers", "data.streaming", "data.corpus.streaming", "model.gradient_checkpointing"),
+    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "debug"),
+    *("allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
+    *(f"trainer.{key}" for key in ("auto_microbatch", "deterministic", "benchmark", "detect_anomaly", "profiler")),
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
@@ -32,14 +38,42 @@ def new_folder(root: Path, name: str, moment: str) -> Path:
     return root / f"{moment}_{file_name(name)}-{secrets.token_hex(2)}"
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder for this process alone; one that was made for that is gone again if no run began in it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run_dir={folder} is a file; give a folder") from None
+    except OSError as error:
+        kind = ResourceError if error.errno in REFUSALS else UserError
+        raise kind(f"run folder {folder} cannot be written: {error.strerror}; give another one") from None
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(durable.locked(lock, wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"run folder {folder} is in use by process {lock.read_text()}; wait for it, or give another run_dir"
+            ) from None
+        try:
+            yield
+        finally:
+            if made and not (folder / "run.json").exists():
+                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what is not empty stays
+                    for path in made:
+                        path.rmdir()
+
+
 def read_card(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where no run has been."""
     try:
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except NotADirectoryError:
-        raise UserError(f"run_dir={folder} is a file; give a folder") from None
     except ValueError:
         raise UserError(f"{folder / 'run.json'} is damaged; give another run_dir") from None
 
@@ -68,8 +102,12 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two configurations in a way that a resumed run must not: `key: old -> new`."""
-    before, after = flatten(old, without=FREE), flatten(new, without=FREE)
+    """What differs between two configurations in a way that a resumed run must not: `key: old -> new`.
+
+    The new one may allow more with `allow_changes`.
+    """
+    free = (*FREE, *new["allow_changes"])
+    before, after = flatten(old, without=free), flatten(new, without=free)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -125,10 +163,14 @@ def find_start(resume: str, runs_dir: Path) -> Path:
 
 def newest_intact(folder: Path) -> Path | None:
     """The newest step checkpoint whose digest matches; says which ones it passed over."""
+    damaged = []
     for path in checkpoints(folder):
         if durable.intact(path):
+            if damaged:
+                names = ", ".join(damaged)
+                print(f"warning: damaged, by the sha256: {names}; going on from {path.name}", file=sys.stderr)
             return path
-        print(f"warning: {path} is damaged or has no matching .sha256; trying the one before it")
+        damaged.append(path.name)
     return None
 
 
