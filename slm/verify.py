@@ -20,7 +20,7 @@ from slm.data.windows import EndlessOrder
 from slm.errors import UserError, report
 
 CLOCK = ("tokens_per_second", "mfu", "device/memory_gb", "device/utilization")  # what no resume can repeat
-LOGS = ("metrics.jsonl", "samples.jsonl", "windows.jsonl")
+LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 
 
 def main() -> int:
@@ -132,7 +132,7 @@ def shown(steps: list[int]) -> str:
 
 def first_difference(one: Path, other: Path) -> str | None:
     """Where two run folders first differ in what they consumed, logged and learned; None if they do not."""
-    for name in reversed(LOGS):
+    for name in LOGS:
         pairs = itertools.zip_longest(*(comparable(folder / name) for folder in (one, other)))
         for number, (a, b) in enumerate(pairs, start=1):
             if a != b:

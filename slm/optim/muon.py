@@ -85,6 +85,8 @@ class Muon(torch.optim.Optimizer):
         for parameter in rows:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        if not rows:
+            return
         gradients, averages = [p.grad for p in rows], [self.state[p]["momentum"] for p in rows]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's look ahead

@@ -35,9 +35,7 @@ CHANGES = {  # what then appears in checkpoints/, or goes
     "digest": lambda before, now: any(name.endswith(".sha256") for name, _ in now - before),
     "published": lambda before, now: any(name.endswith(".ckpt") for name, _ in now - before),
     "named": lambda before, now: any(name == "last.json" for name, _ in now - before),
-    "pruned": lambda before, now: bool(
-        {name for name, _ in before} - {name for name, _ in now if "partial" not in name}
-    ),
+    "pruned": lambda before, now: bool(names(before, ".ckpt") - names(now, ".ckpt")),
 }
 MOMENTS = ("import", "any", *LINES, *CHANGES)
 
@@ -50,13 +48,13 @@ class Chaos:
     overrides: list[str]
     script: Path = ROOT / "train.py"
     environment: dict[str, str] = field(default_factory=dict)
-    saved: set[str] = field(default_factory=set)  # names of checkpoints that have been seen
+    saved: set[str] = field(default_factory=set)  # names of checkpoints that have been seen while it was watched
     killed: list[str] = field(default_factory=list)  # the moments that were hit
 
-    def live(self, moment: str | None, rng: random.Random) -> int:
+    def live(self, moment: str | None, rng: random.Random, *more: str) -> int:
         """Starts the command and kills it at the moment, if that comes. Returns the exit code, -9 if killed."""
         process = subprocess.Popen(
-            [sys.executable, str(self.script), *self.overrides, f"run_dir={self.folder}"],
+            [sys.executable, str(self.script), *self.overrides, *more, f"run_dir={self.folder}"],
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
@@ -78,6 +76,7 @@ class Chaos:
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait(timeout=120)
         reader.join(timeout=10)
+        process.stdout.close()
         if code == -signal.SIGKILL:
             self.killed.append(moment)
         elif code:
@@ -88,7 +87,6 @@ class Chaos:
     def check(self):
         """What must hold at every moment: no torn file has a checkpoint's name, and of two saves two are there."""
         there = runs.checkpoints(self.folder)
-        self.saved |= {path.name for path in there}
         torn = [path.name for path in there if not durable.intact(path)]
         assert not torn, f"{torn} torn"
         assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
@@ -101,20 +99,20 @@ class Chaos:
             return
         before, past, passed = self._look(), 0, rng.randrange(4)  # how many such changes to let pass
         while process.poll() is None:
-            if moment in LINES:
-                if any(LINES[moment] in line for line in printed[:]):
-                    time.sleep(rng.uniform(0, 0.3))
-                    return
-                if moment.startswith("token") and any(LINES["training"] in line for line in printed[:]):
-                    time.sleep(rng.uniform(0, 2))  # both came from the cache
-                    return
-            elif CHANGES[moment](before, now := self._look()):
-                past += 1
+            begun = [line for line in printed[:] if any(start in line for start in LINES.values())]
+            now = self._look()
+            self.saved |= names(now, ".ckpt")
+            if moment in CHANGES:
+                past += CHANGES[moment](before, now)
                 if past > passed:
                     return
-                before = now
-            else:
-                before = now
+            elif any(LINES[moment] in line for line in begun):
+                time.sleep(rng.uniform(0, 0.3))
+                return
+            elif moment.startswith("token") and any(LINES["training"] in line for line in begun):
+                time.sleep(rng.uniform(0, 2))  # both came from the cache
+                return
+            before = now
             time.sleep(0.0005)
 
     def _look(self) -> set[tuple[str, int]]:
@@ -122,6 +120,10 @@ class Chaos:
         with contextlib.suppress(FileNotFoundError):
             return {(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self.folder / "checkpoints")}
         return set()
+
+
+def names(entries: set[tuple[str, int]], suffix: str) -> set[str]:
+    return {name for name, _ in entries if name.endswith(suffix)}
 
 
 def moments(kills: int, rng: random.Random) -> Iterator[str]:

@@ -1,0 +1,81 @@
+"""train.py with one promise broken, to see whether that is noticed: SLM_BROKEN=order python broken.py ..."""
+
+import contextlib
+import io
+import os
+import signal
+import time
+
+from slm import durable, events
+from slm.cli import train_main
+from slm.training.callbacks import Randomness
+from slm.training.checkpoints import Checkpoints
+from slm.training.data import WindowsData
+from slm.training.module import Pretraining
+
+
+def order():
+    """The data start anew after a resume."""
+    WindowsData.load_state_dict = lambda self, state: None
+
+
+def randomness():
+    """Dropout draws from wherever the global generator happens to be."""
+    Randomness.on_train_batch_start = lambda *args: None
+
+
+def history():
+    """What was logged after the checkpoint is not forgotten."""
+    events.cut = lambda path, step: None
+
+
+def atomicity():
+    """Files are written in place, slowly."""
+
+    @contextlib.contextmanager
+    def in_place(path, *, digest=False):
+        buffer = io.BytesIO()
+        yield buffer
+        content = buffer.getvalue()
+        with open(path, "wb", buffering=0) as file:
+            file.write(content[: len(content) // 2])
+            time.sleep(0.2)
+            file.write(content[len(content) // 2 :])
+        if digest:
+            durable.write(durable.digest_path(path), f"{durable.sha256(path)}  {path.name}\n".encode())
+
+    durable.replacing = in_place
+
+
+def validation():
+    """A checkpoint is written before the validation that is due at its step, in which the first life ends."""
+    finish, validate = Checkpoints.on_train_batch_end, Pretraining.validation_step
+
+    def finish_before(self, *args):
+        self.val_every = 10**9
+        finish(self, *args)
+
+    def step(self, windows, index):
+        if os.environ.get("SLM_LIFE") == "1" and self.trainer.global_step == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return validate(self, windows, index)
+
+    Checkpoints.on_train_batch_end, Pretraining.validation_step = finish_before, step
+
+
+def retention():
+    """The old checkpoints go before the new one is written."""
+    save = Checkpoints._save
+
+    def prune_first(self, trainer):
+        for path in self.folder.glob("*.ckpt"):
+            path.unlink()
+        time.sleep(0.2)
+        save(self, trainer)
+
+    Checkpoints._save = prune_first
+
+
+if __name__ == "__main__":
+    globals()[os.environ["SLM_BROKEN"]]()
+    train_main()
