@@ -20,6 +20,8 @@ from slm.plan import Plan, make_plan
 from slm.report.curves import loss_curve
 from slm.tokenizers import Tokenizer
 
+TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
+
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
@@ -31,6 +33,8 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
         if card["status"] == "done" and card["budget"] == config["budget"]:
             print(f"{run_dir} is done: {config['optimized_metric']} {card['objective']}")
             return card["objective"]
+    elif first:
+        runs.refuse_foreign(run_dir)
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
@@ -92,6 +96,9 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
         return -1
     content = checkpoint.read(start)
     step = content["global_step"]
+    checkpoint.check_weights(start, prepared.model, content["state_dict"])
+    if missing := [key for key in TRAINING_STATE if key not in content]:
+        raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
     if start.parent.parent != run_dir and step >= prepared.steps:
@@ -102,14 +109,14 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
 def prepare_data(plan: Plan) -> Prepared:
     """Corpus, tokenizer and token store, from the cache where they are there."""
     config = plan.config
-    corpus = build(config["data"]["corpus"], "data")
+    corpus = build(config["data"]["corpus"], "data", trusted=config["trusted_targets"])
     kind = ", ".join(str(value) for key, value in config["tokenizer"].items() if key not in ("_target_", "seed"))
-    name = config["tokenizer"]["_target_"].split(".")[-3]
+    name = config["tokenizer"]["_target_"].removesuffix(".build").split(".")[-2]
 
     def make(documents) -> Tokenizer:
         print(f"building the tokenizer: {name} ({kind})" if kind else f"building the tokenizer: {name}")
         begin = time.perf_counter()
-        made = build(config["tokenizer"], "tokenizer", documents=documents)
+        made = build(config["tokenizer"], "tokenizer", trusted=config["trusted_targets"], documents=documents)
         print(f"tokenizer: {made.vocab_size:,} ids after {time.perf_counter() - begin:.1f} s")
         return made
 
@@ -161,8 +168,8 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run folder {run_dir} cannot be made: {error.strerror}; give another runs_dir") from None
-    for torn in run_dir.rglob("*.partial"):  # a killed process's
-        torn.unlink()
+    runs.write_card(run_dir, card)  # before all else: it says whose folder this is
+    runs.remove_torn(run_dir)
     for file in ("metrics.jsonl", "samples.jsonl"):
         events.cut(run_dir / file, step)
     (run_dir / "tokenizer").mkdir(exist_ok=True)
@@ -170,7 +177,6 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
     for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (run_dir / file).write_text(text, encoding="utf-8")
-    runs.write_card(run_dir, card)
 
 
 def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from slm import durable
+from slm.doors import NAME, bounded, refuse_url
 from slm.errors import UserError
 
+CARD = {  # what a run that goes on needs of run.json
+    **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
+    **{"config": dict, "budget": dict, "lives": int},
+}
+TORN_FILE = re.compile(r".+\.\d+\.partial")  # slm.durable's
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
     *PATHS,
     *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "trainer"),
-    *("data.workers", "data.streaming", "data.corpus.streaming", "model.gradient_checkpointing"),
+    *("data.workers", "data.streaming", "data.corpus.streaming", "model.gradient_checkpointing", "trusted_targets"),
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
@@ -34,14 +40,36 @@ def new_folder(root: Path, name: str, moment: str) -> Path:
 
 def read_card(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where no run has been."""
+    path = folder / "run.json"
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise UserError(f"run_dir={folder} is a file; give a folder") from None
-    except ValueError:
-        raise UserError(f"{folder / 'run.json'} is damaged; give another run_dir") from None
+    except (ValueError, RecursionError):
+        card = None
+    sound = isinstance(card, dict) and bounded(card)
+    if not sound or not all(isinstance(card.get(key), kind) for key, kind in CARD.items()):
+        raise UserError(f"{path} is damaged; give another run_dir")
+    if not NAME.fullmatch(card["run_id"]):
+        raise UserError(f"{path} is damaged: run_id={card['run_id']!r} is no name; give another run_dir")
+    return card
+
+
+def refuse_foreign(folder: Path):
+    """Raises UserError for a folder without run.json that holds something, which is nobody's to write or delete in."""
+    others = sorted(path.name for path in folder.glob("[!.]*") if path.suffix not in (".partial", ".lock"))
+    if others:
+        raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is no run's; give a new folder")
+
+
+def remove_torn(folder: Path):
+    """Deletes what a killed process left half written, where a run writes such files and nowhere else."""
+    for place in (folder, folder / "checkpoints"):
+        for path in place.glob("*.partial"):
+            if TORN_FILE.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def write_card(folder: Path, card: dict[str, Any]):
@@ -100,8 +128,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
     newest run. Raises UserError with what is there instead."""
-    if "://" in ckpt:
-        raise UserError(f"ckpt={ckpt} is a URL; download the file first, and only from people you trust")
+    refuse_url("ckpt", ckpt)
     if ckpt in ("latest", "last", "best"):
         found = sorted(runs_dir.glob("*/checkpoints/last.json"), key=lambda path: path.stat().st_mtime)
         if not found:
@@ -136,8 +163,13 @@ def _of_run(folder: Path, pointers: tuple[str, ...]) -> Path:
     for pointer in pointers:
         path = folder / "checkpoints" / f"{pointer}.json"
         if path.exists():
-            file = folder / "checkpoints" / json.loads(path.read_text(encoding="utf-8"))["file"]
-            if file.exists():
+            try:
+                name = str(json.loads(path.read_text(encoding="utf-8"))["file"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                name = ""
+            if not STEP_FILE.fullmatch(name):
+                raise UserError(f"{path} is damaged: it must name a file beside it; give ckpt=<that .ckpt file>")
+            if (file := path.with_name(name)).exists():
                 return file
     raise UserError(f"{folder} holds no checkpoint; a run folder has them in checkpoints/")
 
