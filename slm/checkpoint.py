@@ -6,6 +6,7 @@ and nothing else is ever read (weights_only), so a checkpoint cannot execute cod
 
 import pickle
 import tempfile
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +86,9 @@ def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
     described, weights = checkpoint["slm"], checkpoint["state_dict"]
     try:
         config = GPTConfig(**described["model"])
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    try:
         check_weights(path, config, weights)
         model = GPT(config)
     except (TypeError, RuntimeError, MemoryError, OverflowError):
@@ -135,7 +139,9 @@ def _unpickled(path: Path) -> Any:
     if not plain:
         raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is wrong with a file that is refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} contains code or is damaged: it holds more than tensors and plain values, so it is not loaded"

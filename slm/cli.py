@@ -192,13 +192,14 @@ def quoted(argument: str) -> str:
 
 
 def parsed(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        given = re.search(r"override '?([^\s=']*)", str(error))  # not its value, which may be a secret
-        raise UserError(
-            f"cannot read {given[1] if given else 'the arguments'}; write key=value, and quote special characters"
-        ) from None
+    parser, found = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            found += parser.parse_overrides([override])
+        except HydraException:  # whose message repeats the value, which may be a secret
+            key = override.partition("=")[0]
+            raise UserError(f"cannot read {key}; write key=value, and quote special characters") from None
+    return found
 
 
 def check_overrides(overrides: list[str], sweep: bool):

@@ -26,7 +26,7 @@ FLAGS = (  # Hydra's, without those that load a pickle or another configuration 
 QUIET = {"version": 1, "root": None, "disable_existing_loggers": False}
 FIXED = {"callbacks": {}, "searchpath": [], "job.env_set": {}, "job_logging": QUIET, "hydra_logging": QUIET}
 LAUNCHERS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-MOST_NODES, DEEPEST = 10**6, 64  # of a YAML file or a checkpoint; ours have some thousands, in less than ten layers
+MOST_NODES, DEEPEST = 10**5, 64  # of a YAML file or a checkpoint; ours have some thousands, in less than ten layers
 
 
 def check_flag(word: str):
