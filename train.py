@@ -1,8 +1,13 @@
 """Trains a GPT: python train.py [group=option ...] [key=value ...], all of them in conf/train.yaml."""
 
+import os
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training or a story is under way, Ctrl-C simply ends the program
+# until training is under way and can save, what asks the program to stop simply ends it
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+if "SLURM_JOB_ID" in os.environ:  # but SLURM's "time is nearly up" waits until there is something to save
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
 from slm.cli import train_main  # noqa: E402
 

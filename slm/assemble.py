@@ -5,7 +5,6 @@ import netrc
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,11 @@ import torch
 
 from slm import checkpoint
 from slm.build import build, check, is_node, locate
-from slm.corpora import Corpus
-from slm.data.store import TokenStore
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
-from slm.model import GPT, GPTConfig
+from slm.model import GPT
 from slm.plan import Plan, build_schedule
-from slm.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What the data turned out to be."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    tokenizer_folder: Path
-    store: TokenStore
-    model: GPTConfig
-    targets_per_window: float  # on average
-    steps: int
-
-    def tokens(self, windows: int) -> int:
-        """Targets in so many windows, on average."""
-        return round(windows * self.targets_per_window)
+from slm.prepare import Prepared
 
 
 def check_watchers(config: dict[str, Any], run_dir: Path):
@@ -47,6 +27,9 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
     names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
     facts = dict.fromkeys(names)
     trusted = config["trusted_targets"]
+    fault = config["debug"]["fault"]
+    if fault["kind"] is not None:
+        check(locate("slm.training.debugging.Fault", "debug.fault"), fault, "debug.fault")
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, trusted=trusted, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
@@ -65,10 +48,11 @@ def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, 
 def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
     """The Lightning trainer, module and data of a run."""
     from slm.training.callbacks import Randomness
-    from slm.training.checkpoints import StopRequests
     from slm.training.data import WindowsData
+    from slm.training.debugging import Fault, WindowLog
     from slm.training.logger import MetricsFile
     from slm.training.module import Pretraining
+    from slm.training.stopping import StopRequests
 
     quiet_lightning()
     config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
@@ -93,6 +77,8 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         devices=hardware.devices,
         validation_windows=plan.data.validation_windows,
         workers=workers,
+        timeout=plan.data.timeout,
+        skipped=max((rewind["skipped"] for rewind in card["rewinds"]), default=0),
         pin_memory=on_gpu,
         seed=config["seed"],
     )
@@ -112,6 +98,10 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }
     watchers = [build(node, where, trusted=trusted, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
+    if config["debug"]["log_windows"]:
+        watchers.append(WindowLog(run_dir / "windows.jsonl", data))
+    if config["debug"]["fault"]["kind"] is not None:
+        watchers.append(Fault(**config["debug"]["fault"]))
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
     trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers)
     return trainer, module, data
@@ -121,6 +111,7 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
     """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
     import lightning.pytorch as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
     from slm.training.checkpoints import DurableCheckpointIO
@@ -143,7 +134,10 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[DurableCheckpointIO()],
+            plugins=[
+                DurableCheckpointIO(),
+                *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
             **{flag: value for flag in flags if (value := getattr(plan.trainer, flag)) is not None},

@@ -1,7 +1,6 @@
 """The command lines: arguments to configuration through Hydra, mistakes to one line, outcomes to exit codes."""
 
 import contextlib
-import errno
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slm.build import check, did_you_mean, is_node, locate
 from slm.doors import NAME, check_files, check_flag, check_hydra, refuse_secrets
-from slm.errors import ResourceError, Stopped, UserError, report
+from slm.errors import REFUSALS, ResourceError, Stopped, UserError, report
 from slm.runs import file_name, flatten, new_folder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -122,7 +121,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     except (UserError, OmegaConfBaseException) as error:
         return Outcome(name, math.nan, report(error))
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if getattr(error, "errno", None) in REFUSALS:
             refused = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
             return Outcome(name, math.nan, report(refused))
         traceback.print_exc()

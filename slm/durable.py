@@ -1,6 +1,7 @@
-"""Files that are whole or not there, whatever is killed when, and digests that say whether they are intact."""
+"""Files that are whole or not there, whatever is killed when; digests that say whether they are intact; locks."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
     With `digest` its sha256 is written beside it first: a digest without its file harms nobody, a file without its
     digest would not be trusted.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -63,3 +63,17 @@ def intact(path: Path) -> bool:
         return digest_path(path).read_text().split()[:1] == [sha256(path)]
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds a lock file, in which its holder's process id stands; it is released however that process ends.
+
+    Without `wait` raises BlockingIOError if another process holds it.
+    """
+    with open(path, "a+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: forked loaders do not hold it
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,8 +1,13 @@
 """The exceptions that a command turns into one line and an exit code. Everything else that is raised is our bug."""
 
+import errno
 import os
 import sys
 import traceback
+
+REFUSALS = (  # of a disk: full, over quota or limit, read-only, forbidden, broken
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
 
 
 class UserError(ValueError):
@@ -21,12 +26,26 @@ class ResourceError(UserError):
     exit_code = 4
 
 
-class Stopped(Exception):
-    """A run that was asked to stop has saved its state and does so."""
+class Diverged(UserError):
+    """A training whose loss or gradient is no longer a number, or rises again and again."""
 
-    def __init__(self, reason: str, exit_code: int):
+    exit_code = 3
+
+
+class Rewind(Exception):
+    """The loss has risen so far at `step` that training shall go back to the last checkpoint and take other windows."""
+
+    def __init__(self, step: int, reason: str):
         super().__init__(reason)
-        self.reason, self.exit_code = reason, exit_code
+        self.step, self.reason = step, reason
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has saved its state and does so. `requeue`: the job shall be queued again."""
+
+    def __init__(self, reason: str, exit_code: int, requeue: bool = False):
+        super().__init__(reason)
+        self.reason, self.exit_code, self.requeue = reason, exit_code, requeue
 
 
 def report(error: Exception) -> int:

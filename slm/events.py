@@ -25,7 +25,7 @@ def line_of(event: dict[str, Any]) -> str:
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The events of the file; a last line that a kill cut short is left out."""
-    if not path.exists():
+    if not path.is_file():
         return
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -35,5 +35,5 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def cut(path: Path, step: int):
     """Forgets what was written after the checkpoint of `step`, since it will be written again."""
-    if path.exists():
+    if path.is_file():
         durable.write_text(path, "".join(line_of(event) for event in lines(path) if event["step"] <= step))

@@ -1,5 +1,6 @@
 """A configuration found sound, before anything expensive: typed, checked, with the machine's facts settled."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -30,6 +31,10 @@ class Settings:
     cache_dir: str
     resume: str
     trusted_targets: list[str]
+    allow_changes: list[str]
+    verify_resume: bool
+    on_nonfinite: Literal["stop", "skip"]
+    on_spike: Literal["warn", "skip", "rewind"]
 
     def __post_init__(self):
         check_prefixes(self.trusted_targets)
@@ -54,12 +59,15 @@ class DataSettings:
     batch_windows: int
     validation_windows: int | None
     workers: int | None
+    timeout: float
 
     def __post_init__(self):
         if self.validation_windows is not None and self.validation_windows < 1:
             raise UserError(f"data.validation_windows={self.validation_windows} must be at least 1, or null for all")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"data.workers={self.workers} must be at least 0, or null")
+        if not 0 < self.timeout < math.inf:
+            raise UserError(f"data.timeout={self.timeout} must be above 0 (seconds)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,7 @@ class TrainerSettings:
     strategy: str
     precision: str
     microbatch: int | None
+    auto_microbatch: bool
     clip: float | None
     deterministic: bool | None
     benchmark: bool | None
@@ -81,6 +90,10 @@ class TrainerSettings:
     def __post_init__(self):
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"trainer.clip={self.clip} must be above 0, or null for no limit")
+        if self.auto_microbatch and self.microbatch is not None:
+            raise UserError(
+                f"trainer.auto_microbatch=true and trainer.microbatch={self.microbatch} exclude one another; give one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +182,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
     if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
         raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
+    if settings.on_spike == "rewind" and hardware.devices > 1:
+        raise UserError(f"on_spike=rewind works with one device, not {hardware.devices}; use on_spike=skip")
     return Plan(
         config=config,
         settings=settings,

@@ -1,65 +1,94 @@
 """The composition root of a training: from a resolved configuration to a finished run folder."""
 
+import contextlib
 import os
 import shlex
+import shutil
+import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from slm import checkpoint, events, runs
-from slm.assemble import Prepared, assemble, check_watchers, leave
-from slm.build import build
-from slm.data.store import fingerprint, prepare, prepare_tokenizer
-from slm.errors import ResourceError, Stopped, UserError
+from slm import checkpoint, durable, events, runs
+from slm.assemble import assemble, check_watchers, leave
+from slm.errors import Diverged, ResourceError, Rewind, Stopped, UserError
 from slm.estimate import parameters
 from slm.plan import Plan, make_plan
+from slm.prepare import Prepared, prepare_data, settle_microbatch
 from slm.report.curves import loss_curve
-from slm.tokenizers import Tokenizer
+from slm.training.hardware import smaller
 
+MACHINE = ("device", "precision", "threads", "microbatch")  # on which the last digits of a number depend
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
 
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
-    first = is_first_process()  # asked now: the end of a distributed run clears what tells it
     plan = make_plan(config)
-    card = runs.read_card(run_dir)
+    runs.refuse_foreign(run_dir)
+    with runs.claimed(run_dir) if is_first_process() else contextlib.nullcontext():
+        while True:
+            try:
+                return live(plan, run_dir, overrides)
+            except Rewind as rewind:
+                note_rewind(plan, run_dir, rewind)
+
+
+def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
+    """One life of a run, from its newest checkpoint to its end or to whatever interrupts it."""
+    first = is_first_process()  # asked now: the end of a distributed run clears what tells it
+    config, card = plan.config, runs.read_card(run_dir)
     if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
         if card["status"] == "done" and card["budget"] == config["budget"]:
             print(f"{run_dir} is done: {config['optimized_metric']} {card['objective']}")
             return card["objective"]
-    elif first:
-        runs.refuse_foreign(run_dir)
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
+    plan = settle_microbatch(plan, prepared, card)
     step = check_start(start, prepared, run_dir)
-    card = make_card(plan, prepared, run_dir, card)
+    card = make_card(plan, prepared, run_dir, card, step)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
+    card["windows"] = len(data.train)
     if first:
         open_run(card, prepared, run_dir, overrides, step)
         describe(plan, prepared, run_dir, start)
 
-    status = "failed"
+    status, stopped = "failed", None
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(runs.flatten(config))
-        stopped = fit(trainer, module, data, start)
+        stopped = fit(trainer, module, data, start, plan, run_dir)
         status = "stopped" if stopped else "done"
     finally:
         objective = best(run_dir, config["optimized_metric"])
-        if first:
+        if first and run_dir.is_dir():
             runs.write_card(run_dir, {**card, "status": status, "objective": objective})
             loss_curve(run_dir)
         leave(trainer)
     if first:  # another process must not end in an error, or Lightning kills the first one
         conclude(run_dir, config, objective, stopped)
     return objective
+
+
+def note_rewind(plan: Plan, run_dir: Path, rewind: Rewind):
+    """Has the next life pass over the windows from its checkpoint to the step that raised the loss."""
+    card, newest = runs.read_card(run_dir), runs.newest_intact(run_dir)
+    to = checkpoint.read(newest)["global_step"] if newest else 0
+    before = card["rewinds"][-1] if card["rewinds"] else {"to": -1, "skipped": 0}
+    if before["to"] == to:
+        raise Diverged(
+            f"{rewind.reason} at step {rewind.step}, again after rewinding to step {to} and taking other windows; "
+            "lower optimizer.lr"
+        )
+    skipped = before["skipped"] + (rewind.step - to) * plan.data.batch_windows
+    card["rewinds"].append({"step": rewind.step, "to": to, "skipped": skipped, "reason": rewind.reason})
+    runs.write_card(run_dir, card)
+    print(f"rewinding to step {to}, passing over {rewind.step - to} steps' windows", file=sys.stderr)
 
 
 def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
@@ -106,44 +135,15 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
     return step
 
 
-def prepare_data(plan: Plan) -> Prepared:
-    """Corpus, tokenizer and token store, from the cache where they are there."""
-    config = plan.config
-    corpus = build(config["data"]["corpus"], "data", trusted=config["trusted_targets"])
-    kind = ", ".join(str(value) for key, value in config["tokenizer"].items() if key not in ("_target_", "seed"))
-    name = config["tokenizer"]["_target_"].removesuffix(".build").split(".")[-2]
-
-    def make(documents) -> Tokenizer:
-        print(f"building the tokenizer: {name} ({kind})" if kind else f"building the tokenizer: {name}")
-        begin = time.perf_counter()
-        made = build(config["tokenizer"], "tokenizer", trusted=config["trusted_targets"], documents=documents)
-        print(f"tokenizer: {made.vocab_size:,} ids after {time.perf_counter() - begin:.1f} s")
-        return made
-
-    tokenizer, folder = prepare_tokenizer(config["tokenizer"], make, corpus, plan.cache)
-    store = prepare(corpus, tokenizer, fingerprint(folder), plan.cache)
-    train = store.manifest["splits"]["train"]
-    windows, targets_per_window = plan.windows(train["tokens"], train["documents"])
-    steps = plan.budget.total_steps(plan.data.batch_windows, windows, targets_per_window)
-    model = replace(plan.model, vocab_size=tokenizer.vocab_size)
-    return Prepared(
-        corpus=corpus,
-        tokenizer=tokenizer,
-        tokenizer_folder=folder,
-        store=store,
-        model=model,
-        targets_per_window=targets_per_window,
-        steps=steps,
-    )
-
-
-def make_card(plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None) -> dict[str, Any]:
-    """run.json: who the run is and how it stands; `before` is the card of its earlier life."""
+def make_card(
+    plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None, step: int
+) -> dict[str, Any]:
+    """run.json: who the run is and how it stands; `before` is the card of its earlier life, `step` its checkpoint's."""
     manifest = prepared.store.manifest
     for key in ("corpus", "tokenizer"):
         if before and before[key] != manifest[key]:
             raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
-    return {
+    card = {
         "run_id": before["run_id"] if before else f"{runs.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
         "name": run_dir.name,
         "created": before["created"] if before else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -152,31 +152,47 @@ def make_card(plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, A
         "tokenizer": manifest["tokenizer"],
         "device": plan.hardware.name,
         "precision": plan.hardware.precision,
+        "threads": torch.get_num_threads(),
+        "microbatch": plan.microbatch,
         "parameters": parameters(prepared.model).total,
         "steps": prepared.steps,
         "budget": plan.config["budget"],
+        "first_step": before.get("first_step", 0) if before else max(step, 0),
         "lives": before["lives"] + 1 if before else 1,
+        "rewinds": [rewind for rewind in before.get("rewinds", []) if rewind["to"] <= max(step, 0)] if before else [],
         "status": "running",
         "objective": None,
         "config": plan.config,
     }
+    if before and (others := [key for key in MACHINE if card[key] != before.get(key)]):
+        shown = ", ".join(f"{key} {before.get(key)} -> {card[key]}" for key in others)
+        print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
+    return card
 
 
 def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
-    """Makes the run folder, or takes it up again at the step of its checkpoint."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run folder {run_dir} cannot be made: {error.strerror}; give another runs_dir") from None
+    """Fills the run folder, or takes it up again at the step of its checkpoint."""
     runs.write_card(run_dir, card)  # before all else: it says whose folder this is
     runs.remove_torn(run_dir)
-    for file in ("metrics.jsonl", "samples.jsonl"):
+    for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
         events.cut(run_dir / file, step)
-    (run_dir / "tokenizer").mkdir(exist_ok=True)
+    for folder in ("tokenizer", "checkpoints"):
+        (run_dir / folder).mkdir(exist_ok=True)
     prepared.tokenizer.save(run_dir / "tokenizer")
     for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        (run_dir / file).write_text(text, encoding="utf-8")
+        durable.write_text(run_dir / file, text)
+    check_room(prepared, run_dir)
+
+
+def check_room(prepared: Prepared, run_dir: Path):
+    """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
+    needed = 4 * 12 * parameters(prepared.model).total  # keep_last 2, the best, and the one that is being written
+    if (free := shutil.disk_usage(run_dir).free) < needed:
+        raise ResourceError(
+            f"{run_dir} has {free / 1e9:.2f} GB of disk left, and the checkpoints take {needed / 1e9:.2f}; "
+            "make room, or give another runs_dir"
+        )
 
 
 def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
@@ -197,17 +213,40 @@ def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
     )
 
 
-def fit(trainer, module, data, start: Path | None) -> Stopped | None:
+def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) -> Stopped | None:
     """Trains to the end or to a requested stop, which is returned."""
     try:
         trainer.fit(module, data, ckpt_path=str(start) if start else None, weights_only=True)
     except Stopped as stopped:
         return stopped
-    except torch.OutOfMemoryError:
-        raise ResourceError(
-            f"out of memory with {data.microbatch} windows per forward pass; the same training fits into less with "
-            f"trainer.microbatch={max(data.microbatch // 2, 1)}, or with model.gradient_checkpointing=true"
-        ) from None
+    except Exception as error:
+        if explained := explain(error, plan, run_dir):
+            raise explained from None
+        raise
+    return None
+
+
+def explain(error: Exception, plan: Plan, run_dir: Path) -> UserError | None:
+    """What a failure of the machine under training means, None for any other."""
+    from slm.training.memory import is_out_of_memory
+
+    text = str(error)
+    if is_out_of_memory(error):
+        less = smaller(plan.microbatch, plan.data.batch_windows, plan.hardware)
+        return ResourceError(
+            f"out of memory with {plan.microbatch} windows per forward pass; the same training fits into less with "
+            f"trainer.microbatch={less}, trainer.auto_microbatch=true or model.gradient_checkpointing=true"
+        )
+    if isinstance(error, UserError) and "Original Traceback" in text:  # as it comes from a loader process
+        return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        return ResourceError(
+            f"a loader process took more than data.timeout={plan.data.timeout} seconds; is the disk well?"
+        )
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        return ResourceError(f"{' '.join(text.split())}; out of memory? data.workers=0 needs less")
+    if isinstance(error, FileNotFoundError) and not run_dir.is_dir():
+        return ResourceError(f"the run folder {run_dir} was removed during training; nothing is left to go on from")
     return None
 
 
@@ -218,7 +257,13 @@ def best(run_dir: Path, metric: str) -> float | None:
 
 
 def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, stopped: Stopped | None):
+    from slm.training.stopping import requeue
+
     if stopped:
+        if stopped.requeue and config["run_dir"]:
+            requeue()
+        elif stopped.requeue:
+            print("not requeued: without run_dir=<folder> the same command would begin another run", file=sys.stderr)
         print(f"{stopped.reason}; the same command with run_dir={shlex.quote(str(run_dir))} goes on from here")
         if stopped.exit_code:
             raise stopped

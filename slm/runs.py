@@ -1,18 +1,21 @@
 """Run folders: where a run keeps what, who it is, and how to find one again."""
 
+import contextlib
 import hashlib
 import json
 import platform
 import re
 import secrets
 import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from slm import durable
 from slm.doors import NAME, bounded, refuse_url
-from slm.errors import UserError
+from slm.errors import REFUSALS, ResourceError, UserError
 
 CARD = {  # what a run that goes on needs of run.json
     **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
@@ -23,8 +26,11 @@ STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
     *PATHS,
-    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "trainer"),
-    *("data.workers", "data.streaming", "data.corpus.streaming", "model.gradient_checkpointing", "trusted_targets"),
+    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "debug"),
+    *("trusted_targets", "allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
+    *(f"trainer.{key}" for key in ("auto_microbatch", "deterministic", "benchmark", "detect_anomaly", "profiler")),
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
@@ -38,19 +44,54 @@ def new_folder(root: Path, name: str, moment: str) -> Path:
     return root / f"{moment}_{file_name(name)}-{secrets.token_hex(2)}"
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder for this process alone; one that was made for that is gone again if no run began in it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run_dir={folder} is a file; give a folder") from None
+    except OSError as error:
+        kind = ResourceError if error.errno in REFUSALS else UserError
+        raise kind(f"run folder {folder} cannot be written: {error.strerror}; give another one") from None
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(durable.locked(lock, wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"run folder {folder} is in use by process {lock.read_text()}; wait for it, or give another run_dir"
+            ) from None
+        try:
+            yield
+        finally:
+            if made and not (folder / "run.json").exists():
+                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what is not empty stays
+                    for path in made:
+                        path.rmdir()
+
+
 def read_card(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where no run has been."""
     path = folder / "run.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except NotADirectoryError:
-        raise UserError(f"run_dir={folder} is a file; give a folder") from None
     except (ValueError, RecursionError):
         card = None
     sound = isinstance(card, dict) and bounded(card)
-    if not sound or not all(isinstance(card.get(key), kind) for key, kind in CARD.items()):
+    sound = sound and all(isinstance(card.get(key), kind) for key, kind in CARD.items())
+    sound = sound and all(isinstance(card.get(key, 1), int) for key in ("first_step", "microbatch"))
+    rewinds = card.get("rewinds", []) if sound else None
+    sound = isinstance(rewinds, list) and all(
+        isinstance(rewind, dict) and all(isinstance(rewind.get(key), int) for key in ("step", "to", "skipped"))
+        for rewind in rewinds
+    )
+    if not sound:
         raise UserError(f"{path} is damaged; give another run_dir")
     if not NAME.fullmatch(card["run_id"]):
         raise UserError(f"{path} is damaged: run_id={card['run_id']!r} is no name; give another run_dir")
@@ -59,8 +100,8 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 def refuse_foreign(folder: Path):
     """Raises UserError for a folder without run.json that holds something, which is nobody's to write or delete in."""
-    others = sorted(path.name for path in folder.glob("[!.]*") if path.suffix not in (".partial", ".lock"))
-    if others:
+    others = sorted(path.name for path in folder.glob("[!.]*") if not TORN_FILE.fullmatch(path.name))
+    if others and not (folder / "run.json").exists():
         raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is no run's; give a new folder")
 
 
@@ -96,8 +137,12 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two configurations in a way that a resumed run must not: `key: old -> new`."""
-    before, after = flatten(old, without=FREE), flatten(new, without=FREE)
+    """What differs between two configurations in a way that a resumed run must not: `key: old -> new`.
+
+    The new one may allow more with `allow_changes`.
+    """
+    free = (*FREE, *new["allow_changes"])
+    before, after = flatten(old, without=free), flatten(new, without=free)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -152,24 +197,33 @@ def find_start(resume: str, runs_dir: Path) -> Path:
 
 def newest_intact(folder: Path) -> Path | None:
     """The newest step checkpoint whose digest matches; says which ones it passed over."""
+    damaged = []
     for path in checkpoints(folder):
         if durable.intact(path):
+            if damaged:
+                names = ", ".join(damaged)
+                print(f"warning: damaged, by the sha256: {names}; going on from {path.name}", file=sys.stderr)
             return path
-        print(f"warning: {path} is damaged or has no matching .sha256; trying the one before it")
+        damaged.append(path.name)
     return None
+
+
+def pointed(pointer: Path) -> Path:
+    """The step checkpoint that last.json or best.json names, beside it and nowhere else."""
+    try:
+        name = str(json.loads(pointer.read_text(encoding="utf-8"))["file"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = ""
+    if not STEP_FILE.fullmatch(name):
+        raise UserError(f"{pointer} is damaged: it must name a file beside it; give ckpt=<that .ckpt file>")
+    return pointer.with_name(name)
 
 
 def _of_run(folder: Path, pointers: tuple[str, ...]) -> Path:
     for pointer in pointers:
         path = folder / "checkpoints" / f"{pointer}.json"
         if path.exists():
-            try:
-                name = str(json.loads(path.read_text(encoding="utf-8"))["file"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                name = ""
-            if not STEP_FILE.fullmatch(name):
-                raise UserError(f"{path} is damaged: it must name a file beside it; give ckpt=<that .ckpt file>")
-            if (file := path.with_name(name)).exists():
+            if (file := pointed(path)).exists():
                 return file
     raise UserError(f"{folder} holds no checkpoint; a run folder has them in checkpoints/")
 

@@ -17,10 +17,11 @@ FLOORS = [  # a module may import only from the floors listed before its own
     {"data", "checkpoint", "optim"},  # what knows the parts of a GPT, or what a loss ignores
     {"runs", "report", "estimate"},  # what knows a run folder, or what a model costs
     {"generation"},  # a model put to use
-    {"evaluate"},
+    {"evaluate", "verify"},
     {"training"},  # Lightning
     {"build"},  # from here on: the composition root
     {"plan"},
+    {"prepare"},
     {"assemble"},
     {"run"},
     {"cli"},  # Hydra

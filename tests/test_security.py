@@ -27,7 +27,17 @@ from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 TOKENIZER = {"tokenizer.json": b'{"kind": "bytes"}'}
 SECRET = "XYZZY-0123456789-plugh"
 POINTERS = ['{"file": "../../outside.ckpt"}', '{"file": "/etc/passwd"}', '{"file": ["a"]}', "[]", "{", "[" * 9999]
-CARDS = ["[]", "{}", "{", "[" * 99_999, {"run_id": "../../x"}, {"run_id": 3}, {"config": None}, {"lives": "2"}]
+CARDS = [
+    "[]",
+    "{}",
+    "{",
+    "[" * 99_999,
+    {"run_id": "../../x"},
+    {"run_id": 3},
+    {"config": None},
+    {"lives": "2"},
+    {"rewinds": [3]},
+]
 
 
 class Evil:

@@ -43,5 +43,6 @@ class Shakespeare:
                 raise UserError(f"cannot download {self.url} ({error}): {remedy}") from error
             if hashlib.sha256(content).hexdigest() != SHA256:
                 raise UserError(f"what came from {self.url} is not tiny Shakespeare (its sha256 differs): {remedy}")
+            file.parent.mkdir(parents=True, exist_ok=True)
             durable.write(file, content)
         return file

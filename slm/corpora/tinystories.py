@@ -75,6 +75,7 @@ class TinyStories:
         remembered = _read_json(memory)
         if isinstance(answer, str):
             if remembered.get(key) != answer:
+                memory.parent.mkdir(parents=True, exist_ok=True)
                 durable.write(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
             return answer, True
 

@@ -5,7 +5,6 @@ it is complete, so a folder with the final name can be trusted, whatever was kil
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -110,7 +109,7 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cache folder {parent} cannot be made: {error.strerror}; give another cache_dir") from None
-    with _lock(folder.with_suffix(".lock")):
+    with durable.locked(folder.with_suffix(".lock"), wait=True):
         if not folder.is_dir():
             temporary = folder.with_suffix(".partial")
             shutil.rmtree(temporary, ignore_errors=True)  # a killed process's: the lock says that nobody lives in it
@@ -195,11 +194,3 @@ def _meter(what: str):
         yield show
     if not sys.stderr.isatty():
         print(line, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _lock(path: Path):
-    """Held by one process; released by the system when that process ends, however it ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

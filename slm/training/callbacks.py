@@ -65,8 +65,6 @@ class TrainingMetrics(Callback):
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps, self.tokens_per_step = every_n_steps, tokens_per_step
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
-        self.nats: torch.Tensor | float = 0.0  # of the step under way, and its targets; both stay on the device
-        self.targets: torch.Tensor | float = 0.0
         self.start: float | None = None  # of the steps since the last line
         self.steps = 0
         self.latest: dict[str, float] = {}  # as published last
@@ -76,7 +74,6 @@ class TrainingMetrics(Callback):
             self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.nats, self.targets = self.nats + outputs["nats"], self.targets + outputs["targets"]
         if not step_ends(trainer, batch_idx):
             return
         self.steps += 1
@@ -84,7 +81,6 @@ class TrainingMetrics(Callback):
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1 or last:
             self._publish(trainer, module)
             self.start, self.steps = None, 0
-        self.nats = self.targets = 0.0
 
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
@@ -93,7 +89,7 @@ class TrainingMetrics(Callback):
         self.start, self.steps = None, 0
 
     def _publish(self, trainer, module):
-        sums = trainer.strategy.reduce(torch.stack([self.nats, self.targets]), reduce_op="sum")
+        sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
         nats, targets = sums.tolist()  # waits for the device
         rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.start)
         values = {

@@ -1,54 +1,17 @@
-"""When checkpoints are written, which are kept, and how a run stops on request."""
+"""When checkpoints are written and which are kept."""
 
 import json
 import math
-import signal
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm import checkpoint, durable, runs
 from slm.errors import Stopped, UserError
-
-
-class StopRequests(Callback):
-    """Turns SIGTERM, SIGINT and an elapsed budget into a request that `Checkpoints` grants between two steps.
-
-    A second SIGINT stops at once: what was saved before is whole.
-    """
-
-    def __init__(self, max_seconds: float | None):
-        self.max_seconds, self.started = max_seconds, time.monotonic()
-        self.request: Stopped | None = None
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def on_train_start(self, trainer, module):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.previous[number] = signal.signal(number, self._on_signal)
-
-    def teardown(self, trainer, module, stage):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
-
-    def on_exception(self, trainer, module, exception):
-        self.teardown(trainer, module, "fit")  # which Lightning leaves out
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds:
-            self.request = self.request or Stopped("budget.max_time is used up", 0)
-
-    def _on_signal(self, number, frame):
-        if self.request and number == signal.SIGINT:
-            raise Stopped("stopped at once", 130)
-        name = signal.Signals(number).name
-        print(f"{name}: finishing this step and saving it; Ctrl-C stops at once", file=sys.stderr)
-        self.request = Stopped(f"stopped by {name}", 128 + number)
+from slm.training.stopping import StopRequests
 
 
 class Checkpoints(Checkpoint):
@@ -136,13 +99,18 @@ class Checkpoints(Checkpoint):
 
     @rank_zero_only
     def _publish(self, newest: Path):
+        """Names the newest and the best, once what was logged up to them would survive a power cut, too."""
+        for log in self.folder.parent.glob("*.jsonl"):
+            durable.flush(log)
         durable.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
         if self.best:
             durable.write_text(self.folder / "best.json", json.dumps(self.best))
 
     @rank_zero_only
     def _prune(self):
-        for path in runs.checkpoints(self.folder.parent)[self.keep_last :]:
+        """Leaves newer ones than this step's alone: they are damaged, and will be written again."""
+        saved = runs.checkpoints(self.folder.parent)
+        for path in saved[saved.index(self._path(self.saved_step)) + self.keep_last :]:
             if not self.best or path.name != self.best["file"]:
                 path.unlink(missing_ok=True)
                 durable.digest_path(path).unlink(missing_ok=True)

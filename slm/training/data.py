@@ -1,19 +1,24 @@
 """The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
 
+from collections import deque
 from typing import Literal
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, EndlessOrder, Windows, spread
-from slm.errors import UserError
+from slm.errors import ResourceError, UserError
+from slm.training.stopping import ignore_requests
 
 
 class WindowsData(L.LightningDataModule):
-    """Its state is one integer: the windows that all devices together have consumed."""
+    """Its state is the position in the order: the windows that all devices together have consumed or passed over.
+
+    `skipped` windows are passed over since they made the loss rise; `timeout` is in seconds, for loader processes.
+    """
 
     def __init__(
         self,
@@ -26,6 +31,8 @@ class WindowsData(L.LightningDataModule):
         devices: int,
         validation_windows: int | None,
         workers: int,
+        timeout: float,
+        skipped: int,
         pin_memory: bool,
         seed: int,
     ):
@@ -40,12 +47,30 @@ class WindowsData(L.LightningDataModule):
                 f"the {devices} devices"
             )
         self.microbatch, self.devices, self.seed = microbatch, devices, seed
-        self.validation_windows, self.workers, self.pin_memory = validation_windows, workers, pin_memory
-        self.consumed = 0
+        self.validation_windows, self.pin_memory = validation_windows, pin_memory
+        self.workers, self.timeout = workers, timeout if workers else 0
+        self.skipped = self.position = skipped
+        self.indices: deque[Tensor] = deque()  # of the windows of each of the step's microbatches, on this device
 
     def train_dataloader(self) -> DataLoader:
-        order = EndlessOrder(len(self.train), self.seed, self.consumed, self.trainer.global_rank, self.devices)
-        return self._loader(self.train, sampler=order)
+        self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
+        order = EndlessOrder(len(self.train), self.seed, self.position, self.trainer.global_rank, self.devices)
+        return self._loader(Numbered(self.train), sampler=order)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx: int) -> Tensor:
+        if torch.is_tensor(batch):  # of the validation
+            return batch
+        indices, windows = batch
+        self.indices.append(indices)
+        return windows
+
+    def step_windows(self) -> list[int]:
+        """The step's windows in their order, once its last microbatch is here. To be called by all processes."""
+        mine = torch.cat(tuple(self.indices))
+        if self.devices == 1:
+            return mine.tolist()
+        module = self.trainer.lightning_module
+        return module.all_gather(mine.to(module.device)).T.flatten().tolist()
 
     def val_dataloader(self) -> DataLoader:
         """The same windows every time, spread over the split."""
@@ -60,6 +85,8 @@ class WindowsData(L.LightningDataModule):
             collate_fn=as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=ignore_requests,
+            timeout=self.timeout,
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(self.seed),  # else a loader draws from the global one
         )
@@ -67,12 +94,30 @@ class WindowsData(L.LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         trainer = self.trainer  # which saves between steps only
         per_step = self.microbatch * self.devices * trainer.accumulate_grad_batches
-        return {"consumed": trainer.global_step * per_step}
+        return {"consumed": trainer.global_step * per_step + self.skipped, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, int]):
-        self.consumed = state["consumed"]
+        before = state.get("skipped", 0)  # more may be skipped now
+        self.skipped = max(self.skipped, before)
+        self.position = state["consumed"] + self.skipped - before
 
 
-def as_it_is(batch: Tensor) -> Tensor:
+class Numbered(Dataset):
+    """With the windows of each microbatch, their indices, which an error in reading them names."""
+
+    def __init__(self, windows: Dataset):
+        self.windows = windows
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        try:
+            return torch.tensor(indices), self.windows.__getitems__(indices)
+        except OSError as error:
+            raise ResourceError(f"windows {indices} cannot be read: {error.strerror}; is the disk well?") from None
+        except Exception as error:
+            error.add_note(f"in windows {indices}")
+            raise
+
+
+def as_it_is(batch):
     """The windows of a microbatch come as one tensor already."""
     return batch

@@ -88,6 +88,12 @@ def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int
     return asked
 
 
+def smaller(size: int, batch_windows: int, hardware: Hardware) -> int:
+    """The next microbatch below `size` with which the global batch stays the same."""
+    share = batch_windows // hardware.devices
+    return max(divisor for divisor in range(1, max(size, 2)) if share % divisor == 0)
+
+
 def keep_freed_memory():
     """Tells glibc not to hand freed tensors back to the kernel, and so not to fault every page of them in again.
 

@@ -35,16 +35,23 @@ class Pretraining(L.LightningModule):
         self.targets_per_window = targets_per_window
         self.register_buffer("token_lengths", token_lengths, persistent=False)
         self.validation = LanguageModelMetrics()
+        self.nats: Tensor | float = 0.0  # of the step under way, and its targets, on this device
+        self.targets: Tensor | float = 0.0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
+        self.before_update: list[Callable[[], None]] = []  # called when a step's gradients are clipped; see `no_update`
 
-    def training_step(self, windows: Tensor, index: int) -> dict[str, Tensor]:
+    def on_train_batch_start(self, windows: Tensor, index: int):
+        if index % self.trainer.accumulate_grad_batches == 0:
+            self.nats = self.targets = 0.0
+
+    def training_step(self, windows: Tensor, index: int) -> Tensor:
         """The nats of all targets over the mean number of targets, so that each target weighs the same in every
         microbatch and on every device, however long their windows are."""
         inputs, targets = split(windows)
         mean = cross_entropy(self.model.features(inputs), self.model.head.weight, targets)
         count = (targets != IGNORE).sum()
-        loss = mean * (count / (len(windows) * self.targets_per_window))
-        return {"loss": loss, "nats": mean.detach() * count, "targets": count}
+        self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
+        return mean * (count / (len(windows) * self.targets_per_window))
 
     def validation_step(self, windows: Tensor, index: int) -> Tensor:
         """Nats of each target (B, T), 0 where there is none."""
@@ -70,6 +77,13 @@ class Pretraining(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         limit = float("inf") if self.clip is None else self.clip
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        for act in self.before_update:
+            act()
+
+    def no_update(self):
+        """Leaves the step's update out: optimizers pass over parameters without a gradient."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,119 @@
+"""What stands between a gradient and the weights: updates that would spoil them are not made."""
+
+import json
+import math
+import statistics
+import sys
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from slm import durable, events
+from slm.errors import Diverged, Rewind, UserError
+from slm.training.callbacks import write_metrics
+from slm.training.checkpoints import step_ends
+from slm.training.data import WindowsData
+
+
+class Guard(Callback):
+    """Looks at each step's loss and gradient norm before the update.
+
+    A loss or norm that is not finite stops the run (`stop`) or only this update (`skip`); so does a loss more than
+    `spike_threshold` standard deviations above the mean of the last `spike_window` ones, where `warn` lets it pass
+    and `rewind` raises Rewind. Float16 overflows are no fault: its loss scaling skips them. More than `max_skips` in
+    a row stop the run in any case. A run that is stopped so writes crash.json and raises Diverged.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_nonfinite: Literal["stop", "skip"],
+        on_spike: Literal["warn", "skip", "rewind"],
+        max_skips: int,
+        spike_window: int,
+        spike_threshold: float,
+        folder: Path,
+        data: WindowsData,
+    ):
+        if max_skips < 1:
+            raise UserError(f"callbacks.guard.max_skips={max_skips} must be at least 1")
+        if spike_window < 2:
+            raise UserError(f"callbacks.guard.spike_window={spike_window} must be at least 2 steps")
+        if not spike_threshold > 0:
+            raise UserError(f"callbacks.guard.spike_threshold={spike_threshold} must be above 0")
+        self.on_nonfinite, self.on_spike, self.max_skips = on_nonfinite, on_spike, max_skips
+        self.spike_threshold, self.folder, self.data = spike_threshold, folder, data
+        self.losses: deque[float] = deque(maxlen=spike_window)  # of the last steps that were taken
+        self.in_a_row = self.skipped = 0
+        self.skipping = False  # the step under way
+
+    def state_dict(self) -> dict:
+        return {"losses": list(self.losses), "in_a_row": self.in_a_row, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict):
+        self.losses.extend(state["losses"])
+        self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
+
+    def setup(self, trainer, module, stage):
+        module.before_update.append(partial(self.check, trainer, module))
+
+    def check(self, trainer, module):
+        sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
+        nats, targets, norm = [*torch.stack([*sums, module.grad_norm.to(sums)]).tolist()]  # waits for the device
+        step, loss = trainer.global_step + 1, nats / targets
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            scaled = getattr(trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
+            facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+            self._refuse(trainer, module, step, facts, skip=scaled or self.on_nonfinite == "skip")
+        elif self._spikes(loss):
+            facts = f"loss {loss:.4g} after a mean of {statistics.fmean(self.losses):.4g}"
+            self._note(trainer, step, "spike", facts)
+            if self.on_spike == "rewind":
+                raise Rewind(step, facts)
+            if self.on_spike == "skip":
+                self._refuse(trainer, module, step, facts, skip=True)
+            else:
+                self._accept(loss)
+        else:
+            self._accept(loss)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.skipping and step_ends(trainer, batch_idx):
+            self.skipping = False
+            write_metrics(trainer, {"train/skipped": self.skipped})
+
+    def _accept(self, loss: float):
+        self.losses.append(loss)
+        self.in_a_row = 0
+
+    def _spikes(self, loss: float) -> bool:
+        if len(self.losses) < max(self.losses.maxlen // 2, 2):
+            return False
+        return loss > statistics.fmean(self.losses) + self.spike_threshold * statistics.pstdev(self.losses)
+
+    def _refuse(self, trainer, module, step: int, facts: str, skip: bool):
+        windows = self.data.step_windows()
+        self.in_a_row += 1
+        if skip and self.in_a_row <= self.max_skips:
+            module.no_update()
+            self.skipped, self.skipping = self.skipped + 1, True
+            self._note(trainer, step, "skipped", facts, windows=windows)
+            return
+        crash = {"step": step, "reason": facts, "skipped_in_a_row": self.in_a_row - 1, "windows": windows}
+        if trainer.is_global_zero:
+            durable.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
+        remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
+        after = f" after {self.max_skips} skipped steps" if skip else ""
+        raise Diverged(
+            f"{facts} at step {step}{after}: stopped before the update; its windows are in "
+            f"{self.folder / 'crash.json'}; {remedy}"
+        )
+
+    def _note(self, trainer, step: int, event: str, facts: str, **details):
+        if trainer.is_global_zero:
+            events.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
+            print(f"warning: step {step}: {event}: {facts}", file=sys.stderr)
