@@ -222,9 +222,8 @@ def pointed(pointer: Path) -> Path:
 def _of_run(folder: Path, pointers: tuple[str, ...]) -> Path:
     for pointer in pointers:
         path = folder / "checkpoints" / f"{pointer}.json"
-        if path.exists():
-            if (file := pointed(path)).exists():
-                return file
+        if path.exists() and (file := pointed(path)).exists():
+            return file
     raise UserError(f"{folder} holds no checkpoint; a run folder has them in checkpoints/")
 
 

@@ -579,6 +579,7 @@ def labs(tmp_path, monkeypatch):
             "import os\nfrom pathlib import Path\nfrom lightning.pytorch.callbacks import Callback\n"
             f"Path({str(tmp_path / name)!r} + '.imported').touch()\n"
             "class Hook(Callback):\n    pass\ndef schedule(step):\n    return 1.0\nalias = os.getcwd\nlater = print\n"
+            "class Call:\n    def __call__(self):\n        pass\ninstance = Call()\n"
         )
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -593,7 +594,7 @@ def test_trusted_targets_end_where_a_package_ends(prefix, labs):
     assert not list(labs.glob("*.imported"))  # nothing was imported to find that out
     assert locate("my_lab.Hook", "hooks.x", [prefix]).__name__ == "Hook"
     assert locate("my_lab.schedule", "hooks.x", [prefix])(0) == 1
-    for borrowed in ("os.remove", "alias", "later", "Path", "os.path.join", "schedule.__globals__.get"):
+    for borrowed in ("os.remove", "alias", "later", "instance", "Path", "os.path.join", "schedule.__globals__.get"):
         refused(lambda: locate(f"my_lab.{borrowed}", "hooks.x", [prefix]), "or not its own")  # noqa: B023
 
 
