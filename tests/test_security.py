@@ -386,6 +386,7 @@ SHUT = {
     "hooks.mine.password={secret}": "looks like a secret",
     "hydra.job.env_set.WANDB_API_KEY={secret}": "looks like a secret",
     "+logger.wandb={{api_key: {secret}": "cannot read +logger.wandb; write key=value",
+    "name=${{oc.env:SLM_TEST_TOKEN}}": "name holds what SLM_TEST_TOKEN does",
     "name=a{known}": "name holds what SLM_TEST_TOKEN does",
     "data.path=https://me:{known}x@example.org/a.txt": "data.path holds",
     "data.path=https://me:hunter2@example.org/a.txt": "data.path holds a URL with a password",
