@@ -199,7 +199,7 @@ def test_truncated_and_flipped_files_are_one_line(saved):
     (pickled,) = [part for part in zipfile.ZipFile(path).infolist() if part.filename.endswith("data.pkl")]
     begin = whole.index(zipfile.ZipFile(path).read(pickled))
     damaged = [whole[: rng.randrange(len(whole))] for _ in range(30)]
-    for first, last in [(begin, begin + pickled.file_size)] * 150 + [(len(whole) - 1000, len(whole))] * 50:
+    for first, last in [(begin, begin + pickled.file_size)] * 80 + [(len(whole) - 1000, len(whole))] * 30:
         flipped = bytearray(whole)
         for _ in range(rng.choice((1, 1, 4))):
             flipped[rng.randrange(first, last)] = rng.randrange(256)
@@ -245,7 +245,7 @@ def test_other_weights_are_named(saved):
 
 FILES = {
     "../outside.json": TOKENIZER["tokenizer.json"],
-    "/tmp/outside.json": TOKENIZER["tokenizer.json"],
+    "{folder}/outside.json": TOKENIZER["tokenizer.json"],
     "..": b"",
     "": b"",
     "tokenizer.json": b'{"kind": "byt',
@@ -266,10 +266,9 @@ SETTINGS = {
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_a_tokenizer_stay_in_their_folder(name, saved, tmp_path):
     before = set(tmp_path.parent.rglob("*"))
-    path = saved(content(slm={"tokenizer": {name: FILES[name]}}))
+    path = saved(content(slm={"tokenizer": {name.format(folder=tmp_path): FILES[name]}}))
     refused(lambda: checkpoint.load(path), str(path))
     assert set(tmp_path.parent.rglob("*")) == {*before, path}
-    assert not Path("/tmp/outside.json").exists()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
