@@ -95,6 +95,7 @@ class Outcome:
 
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
+    from slm.rehearse import rehearse
     from slm.run import train
 
     hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
@@ -114,6 +115,9 @@ def run_job(cfg: DictConfig) -> Outcome:
         else:
             run_dir = own_folder(config)
         name = run_dir.name
+        if config["verify_resume"]:
+            same = rehearse(list(hydra_config.overrides.task), run_dir.with_name(f"verify_{name}"))
+            return Outcome(name, math.nan, 0 if same else 1)
         objective = train(config, run_dir=run_dir, overrides=list(hydra_config.overrides.task))
         return Outcome(name, math.nan if objective is None else objective, 0)
     except Stopped as stopped:

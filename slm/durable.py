@@ -26,6 +26,9 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
             write(digest_path(path), f"{sha256(temporary)}  {path.name}\n".encode())
         temporary.replace(path)
         flush(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say which file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

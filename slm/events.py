@@ -13,8 +13,12 @@ from slm import durable
 
 
 def append(path: Path, event: dict[str, Any]):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line_of(event))
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line_of(event))
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say which file
+        raise
 
 
 def line_of(event: dict[str, Any]) -> str:

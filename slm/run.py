@@ -1,6 +1,7 @@
 """The composition root of a training: from a resolved configuration to a finished run folder."""
 
 import contextlib
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -55,6 +56,7 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
     trainer, module, data = assemble(plan, prepared, run_dir, card)
     card["windows"] = len(data.train)
     if first:
+        check_room(config, prepared, run_dir)
         open_run(card, prepared, run_dir, overrides, step)
         describe(plan, prepared, run_dir, start)
 
@@ -66,10 +68,9 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
         status = "stopped" if stopped else "done"
     finally:
         objective = best(run_dir, config["optimized_metric"])
-        if first and run_dir.is_dir():
-            runs.write_card(run_dir, {**card, "status": status, "objective": objective})
-            loss_curve(run_dir)
         leave(trainer)
+        if first:
+            close_run(run_dir, {**card, "status": status, "objective": objective})
     if first:  # another process must not end in an error, or Lightning kills the first one
         conclude(run_dir, config, objective, stopped)
     return objective
@@ -182,15 +183,26 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
     for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         durable.write_text(run_dir / file, text)
-    check_room(prepared, run_dir)
 
 
-def check_room(prepared: Prepared, run_dir: Path):
+def close_run(run_dir: Path, card: dict[str, Any]):
+    """Writes down how it ended; a disk that has just failed may do so again, which is no news."""
+    try:
+        runs.write_card(run_dir, card)
+        loss_curve(run_dir)
+    except OSError:
+        if card["status"] != "failed":
+            raise
+
+
+def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
-    needed = 4 * 12 * parameters(prepared.model).total  # keep_last 2, the best, and the one that is being written
+    files = config["callbacks"]["checkpoints"]["keep_last"] + 2  # the best, and the one that is being written
+    there = sum(path.stat().st_size for path in runs.checkpoints(run_dir))
+    needed = files * 12 * parameters(prepared.model).total - there
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise ResourceError(
-            f"{run_dir} has {free / 1e9:.2f} GB of disk left, and the checkpoints take {needed / 1e9:.2f}; "
+            f"{run_dir} has {free / 1e9:.3f} GB of disk left, and {files} checkpoints take {needed / 1e9:.3f} GB more; "
             "make room, or give another runs_dir"
         )
 
@@ -220,6 +232,8 @@ def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) ->
     except Stopped as stopped:
         return stopped
     except Exception as error:
+        for loader in multiprocessing.active_children():  # a hanging one would be waited for at the end
+            loader.kill()
         if explained := explain(error, plan, run_dir):
             raise explained from None
         raise

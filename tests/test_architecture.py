@@ -23,7 +23,7 @@ FLOORS = [  # a module may import only from the floors listed before its own
     {"plan"},
     {"prepare"},
     {"assemble"},
-    {"run"},
+    {"run", "rehearse"},
     {"cli"},  # Hydra
 ]
 OWNERS = {  # framework -> the only modules that may import it

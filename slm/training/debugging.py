@@ -20,7 +20,7 @@ from slm.training.data import WindowsData
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 Kind = Literal[
-    *("nan", "spike", "out-of-memory", "kill", "terminate", "interrupt"),
+    *("nonfinite", "spike", "out-of-memory", "kill", "terminate", "interrupt"),
     *("loader-killed", "loader-raises", "loader-hangs"),
 ]
 
@@ -41,7 +41,7 @@ class WindowLog(Callback):
 class Fault(Callback):
     """Does something bad at optimizer step `step`, counted from 1, each time that a process gets there.
 
-    `nan` and `spike` concern the loss; the loader's faults need data.workers above 0, but for loader-raises.
+    `nonfinite` and `spike` concern the loss; the loader's faults need data.workers above 0, but for loader-raises.
     """
 
     def __init__(self, *, kind: Kind, step: int):
@@ -50,12 +50,12 @@ class Fault(Callback):
         self.kind, self.step = kind, step
 
     def setup(self, trainer, module, stage):
-        if self.kind in ("nan", "spike"):
+        if self.kind in ("nonfinite", "spike"):
             take_step = module.training_step
 
-            def spoiled(windows: Tensor, index: int) -> Tensor:
-                factor = {"nan": float("nan"), "spike": 10.0}[self.kind] if self._is_now(trainer) else 1.0
-                loss = take_step(windows, index) * factor
+            def spoiled(*batch) -> Tensor:
+                factor = {"nonfinite": float("nan"), "spike": 10.0}[self.kind] if self._is_now(trainer) else 1.0
+                loss = take_step(*batch) * factor
                 module.nats = module.nats * factor
                 return loss
 

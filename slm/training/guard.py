@@ -71,13 +71,13 @@ class Guard(Callback):
             self._refuse(trainer, module, step, facts, skip=scaled or self.on_nonfinite == "skip")
         elif self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {statistics.fmean(self.losses):.4g}"
+            if self.on_spike == "skip":
+                self._refuse(trainer, module, step, facts, skip=True)
+                return
             self._note(trainer, step, "spike", facts)
             if self.on_spike == "rewind":
                 raise Rewind(step, facts)
-            if self.on_spike == "skip":
-                self._refuse(trainer, module, step, facts, skip=True)
-            else:
-                self._accept(loss)
+            self._accept(loss)
         else:
             self._accept(loss)
 

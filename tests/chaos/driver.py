@@ -1,0 +1,168 @@
+"""Kills train.py, with all its processes, again and again until it ends by itself, and compares it with a run in peace.
+
+python tests/chaos/driver.py --kills 20 --seed 0 FOLDER key=value ...
+
+Moments: random ones (imports, preparation, steps, validations: wherever the clock hits), and aimed ones, at lines that
+it prints and at changes in its checkpoint folder.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slm import durable, runs, verify
+
+ROOT = Path(__file__).parents[2]
+LINES = {  # what it prints when it begins with something
+    "tokenizer": "building the tokenizer",
+    "tokenizing": "tokenizer:",
+    "start": "budget:",
+    "training": "device:",
+    "validated": ": val/loss",
+}
+CHANGES = {  # what then appears in checkpoints/, or goes
+    "writing": lambda before, now: any(name.endswith(".partial") for name, _ in now - before),
+    "digest": lambda before, now: any(name.endswith(".sha256") for name, _ in now - before),
+    "published": lambda before, now: any(name.endswith(".ckpt") for name, _ in now - before),
+    "named": lambda before, now: any(name == "last.json" for name, _ in now - before),
+    "pruned": lambda before, now: bool(
+        {name for name, _ in before} - {name for name, _ in now if "partial" not in name}
+    ),
+}
+MOMENTS = ("import", "any", *LINES, *CHANGES)
+
+
+@dataclass
+class Chaos:
+    """One run folder, its command, and what its lives have shown."""
+
+    folder: Path
+    overrides: list[str]
+    script: Path = ROOT / "train.py"
+    environment: dict[str, str] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)  # names of checkpoints that have been seen
+    killed: list[str] = field(default_factory=list)  # the moments that were hit
+
+    def live(self, moment: str | None, rng: random.Random) -> int:
+        """Starts the command and kills it at the moment, if that comes. Returns the exit code, -9 if killed."""
+        process = subprocess.Popen(
+            [sys.executable, str(self.script), *self.overrides, f"run_dir={self.folder}"],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": str(ROOT),
+                **self.environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        printed: list[str] = []
+        reader = threading.Thread(target=lambda: printed.extend(process.stdout), daemon=True)
+        reader.start()
+        if moment:
+            self._wait(process, moment, printed, rng)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait(timeout=120)
+        reader.join(timeout=10)
+        if code == -signal.SIGKILL:
+            self.killed.append(moment)
+        elif code:
+            raise AssertionError("".join(printed))
+        self.check()
+        return code
+
+    def check(self):
+        """What must hold at every moment: no torn file has a checkpoint's name, and of two saves two are there."""
+        there = runs.checkpoints(self.folder)
+        self.saved |= {path.name for path in there}
+        torn = [path.name for path in there if not durable.intact(path)]
+        assert not torn, f"{torn} torn"
+        assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
+
+    def _wait(self, process: subprocess.Popen, moment: str, printed: list[str], rng: random.Random):
+        """Until the moment comes or the process ends."""
+        if moment in ("import", "any"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 4 if moment == "import" else 9))
+            return
+        before, past, passed = self._look(), 0, rng.randrange(4)  # how many such changes to let pass
+        while process.poll() is None:
+            if moment in LINES:
+                if any(LINES[moment] in line for line in printed[:]):
+                    time.sleep(rng.uniform(0, 0.3))
+                    return
+                if moment.startswith("token") and any(LINES["training"] in line for line in printed[:]):
+                    time.sleep(rng.uniform(0, 2))  # both came from the cache
+                    return
+            elif CHANGES[moment](before, now := self._look()):
+                past += 1
+                if past > passed:
+                    return
+                before = now
+            else:
+                before = now
+            time.sleep(0.0005)
+
+    def _look(self) -> set[tuple[str, int]]:
+        """Names and times of change of what is in checkpoints/."""
+        with contextlib.suppress(FileNotFoundError):
+            return {(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self.folder / "checkpoints")}
+        return set()
+
+
+def moments(kills: int, rng: random.Random) -> Iterator[str]:
+    """Each kind about as often, in random order."""
+    return itertools.islice(itertools.chain.from_iterable(iter(lambda: rng.sample(MOMENTS, len(MOMENTS)), None)), kills)
+
+
+def compare(peaceful: Path, chaotic: Chaos):
+    """Raises AssertionError if the killed run is not the other one to the bit, or not whole."""
+    difference = verify.first_difference(peaceful, chaotic.folder)
+    assert difference is None, difference
+    faults = list(verify.faults_of(chaotic.folder))
+    assert not faults, faults
+    left = [path for path in chaotic.folder.rglob("*") if path.suffix == ".partial"]
+    assert not left, left
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="+")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+
+    def chaos(name: str) -> Chaos:
+        return Chaos(arguments.folder / name, [*arguments.overrides, f"cache_dir={arguments.folder / f'cache-{name}'}"])
+
+    peaceful, killed = chaos("peaceful"), chaos("killed")
+    assert peaceful.live(None, rng) == 0
+    for moment in moments(arguments.kills, rng):
+        begin, code = time.monotonic(), killed.live(moment, rng)
+        print(f"{moment:10} {'killed' if code else 'ended'} after {time.monotonic() - begin:.1f} s", flush=True)
+        if code == 0:
+            break
+    else:
+        killed.live(None, rng)
+    compare(peaceful.folder, killed)
+    print(f"{len(killed.killed)} kills, and the same to the bit")
+
+
+if __name__ == "__main__":
+    main()
