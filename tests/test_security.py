@@ -21,6 +21,7 @@ from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.plan import make_plan
+from slm.rehearse import rehearse
 from slm.run import train
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
@@ -372,6 +373,12 @@ def test_nothing_is_deleted_that_is_not_ours(copy, composed, tmp_path):
     train(composed("budget.steps=11"), run_dir=copy, overrides=[])
     assert all(path.exists() for path in [*kept, copy / "folder.1.partial"])
     assert not any(path.exists() for path in torn)
+
+
+def test_a_rehearsal_deletes_only_what_it_made(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused(lambda: rehearse([], tmp_path), "is there already")
+    assert (tmp_path / "thesis.txt").exists()
 
 
 # -- the command line -----------------------------------------------------------------------------------------------
