@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
         raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
     names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
     facts = dict.fromkeys(names)
+    trusted = config["trusted_targets"]
     fault = config["debug"]["fault"]
     if fault["kind"] is not None:
         check(locate("slm.training.debugging.Fault", "debug.fault"), fault, "debug.fault")
     for where, node in nodes_of(config, "callbacks"):
-        build(node, where, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
+        build(node, where, trusted=trusted, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
-        check(locate(node["_target_"], where), node, where)
+        check(locate(node["_target_"], where, trusted), node, where)
 
 
 def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
@@ -54,11 +56,12 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
 
     quiet_lightning()
     config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
+    trusted = config["trusted_targets"]
     torch.manual_seed(config["seed"])
     module = Pretraining(
         GPT(prepared.model),
-        optimizer=partial(build_optimizer, config["optimizer"]),
-        schedule=build_schedule(config["schedule"], prepared.steps),
+        optimizer=partial(build_optimizer, config["optimizer"], trusted),
+        schedule=build_schedule(config["schedule"], prepared.steps, trusted),
         targets_per_window=prepared.targets_per_window,
         token_lengths=torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]),
         clip=plan.trainer.clip,
@@ -94,7 +97,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         "flops_per_token": training_flops_per_token(prepared.model),
         "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
     }
-    watchers = [build(node, where, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
+    watchers = [build(node, where, trusted=trusted, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
     if config["debug"]["log_windows"]:
         watchers.append(WindowLog(run_dir / "windows.jsonl", data))
     if config["debug"]["fault"]["kind"] is not None:
@@ -143,8 +146,8 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
 
-def build_optimizer(node: dict[str, Any], model: GPT) -> torch.optim.Optimizer:
-    return build(node, "optimizer", model=model)
+def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) -> torch.optim.Optimizer:
+    return build(node, "optimizer", trusted=trusted, model=model)
 
 
 def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
@@ -156,7 +159,7 @@ def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -
             if node["offline"]:
                 print("wandb: no key, so the run is kept offline; `wandb sync` sends it later")
         try:
-            logger = build(node, where, **facts)
+            logger = build(node, where, trusted=config["trusted_targets"], **facts)
         except ModuleNotFoundError:
             extra = where.removeprefix("logger.")
             raise UserError(f'{where} needs a package that is not here; pip install -e ".[{extra}]"') from None

@@ -15,13 +15,14 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slm.build import check, did_you_mean, is_node, locate
+from slm.doors import NAME, check_files, check_flag, check_hydra, refuse_secrets
 from slm.errors import REFUSALS, ResourceError, Stopped, UserError, report
 from slm.runs import file_name, flatten, new_folder
 
@@ -47,6 +48,8 @@ def train_main():
         return outcomes[-1].objective
 
     with one_line_errors():
+        refuse_secrets(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))
+        check_files(CONF)
         sys.argv[1:] = [quoted(argument) for argument in one_length(sys.argv[1:])]
         check_overrides(overrides_of(sys.argv[1:]), multirun())
         job()
@@ -62,6 +65,7 @@ def generate_main():
     with one_line_errors():
         prompts = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
         others = [argument for argument in sys.argv[1:] if argument not in prompts]
+        refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
         overrides = [quoted(argument.replace("ckpt_path=", "ckpt=", 1)) for argument in others]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             base = OmegaConf.to_container(hydra.compose("generate"))
@@ -100,6 +104,7 @@ def run_job(cfg: DictConfig) -> Outcome:
             cfg[folder] = str(Path(cfg[folder]).expanduser())
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
+        refuse_secrets(config)
         if hydra_config.mode == RunMode.MULTIRUN:
             if config["run_dir"]:
                 raise UserError(f"run_dir={config['run_dir']} is one folder and -m makes many; leave it out")
@@ -170,9 +175,11 @@ def overrides_of(arguments: list[str]) -> list[str]:
     """The overrides among the arguments. Raises UserError for a word that is neither one nor part of a flag."""
     overrides, before = [], ""
     for word in arguments:
-        if "=" in word or word.startswith("~"):
+        if word.startswith("-"):
+            check_flag(word)
+        elif "=" in word or word.startswith("~"):
             overrides.append(word)
-        elif not word.startswith("-") and not before.startswith("-"):
+        elif not before.startswith("-"):
             raise UserError(f"{word!r} is not key=value; python train.py --help lists the keys")
         before = word if word not in ("-m", "--multirun") else ""
     return overrides
@@ -188,46 +195,79 @@ def quoted(argument: str) -> str:
 
 
 def parsed(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        given = re.search(r"override '?(.*?)'?\s*:", str(error))
-        raise UserError(
-            f"cannot read {given[1] if given else 'the arguments'}; write key=value, and quote special characters"
-        ) from None
+    parser, found = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            found += parser.parse_overrides([override])
+        except HydraException:  # whose message repeats the value, which may be a secret
+            key = override.partition("=")[0]
+            raise UserError(f"cannot read {key}; write key=value, and quote special characters") from None
+    return found
 
 
 def check_overrides(overrides: list[str], sweep: bool):
-    """Raises UserError for an unknown option or key, also behind +, with the nearest name."""
-    options = {path.name: [file.stem for file in path.glob("*.yaml")] for path in CONF.iterdir() if path.is_dir()}
-    values, groups = [], []
-    for override in parsed(overrides):
-        if override.is_delete():
-            raise UserError(f"{override.input_line} takes a key away; give {override.key_or_group}=null instead")
-        if override.is_sweep_override() and not sweep:
-            raise UserError(f"{override.input_line} gives several values; add -m to run each of them")
-        key = override.key_or_group
-        if key in options:
-            choices = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-            for choice in choices:
-                if choice not in (None, "null", *options[key]):
-                    known = ", ".join(sorted(options[key]))
-                    raise UserError(f"{key}={choice} is not one of {known}{did_you_mean(str(choice), options[key])}")
-            groups.append(f"{key}={choices[0]}")
-        elif not key.startswith("hydra/"):
-            values.append(override)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = hydra.compose("train", overrides=groups, return_hydra_config=True)
-    base = OmegaConf.to_container(composed)
-    if "local" in base:
-        raise UserError("conf/local/default.yaml must begin with the line: # @package _global_")
-    if unknown := base.keys() - OmegaConf.load(CONF / "train.yaml").keys() - options.keys():
-        raise UserError(f"conf/local or an experiment sets {min(unknown)}{did_you_mean(min(unknown), list(base))}")
+    """Raises UserError for an unknown option or key, also behind +, with the nearest name, and for closed doors."""
+    options, values, own = sorted_out(overrides, sweep)
+    base = composition(options, own)
+    if swept := base["hydra"]["sweeper"].get("params"):  # overrides that a file gives
+        more, others, refused = sorted_out([f"{key}={value}" for key, value in swept.items()], sweep=True)
+        if refused or any(override.key_or_group == "trusted_targets" for override in others):
+            raise UserError("hydra.sweeper.params may set neither hydra nor trusted_targets")
+        options, values = more | options, [*others, *values]
+        base = composition(options, own)
+    for group, choices in options.items():
+        for choice in choices[1:]:
+            composition({**options, group: [choice]}, own)
     for override in values:
         check_key(override, base)
     if not sweep:  # what is still wrong, Hydra says; here it is one line
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             hydra.compose("train", overrides=overrides)
+
+
+def sorted_out(overrides: list[str], sweep: bool) -> tuple[dict[str, list], list[Override], list[str]]:
+    """The options chosen in each group, the overrides of values, and those of Hydra's own node as they were given."""
+    known = {path.name: [file.stem for file in path.glob("*.yaml")] for path in CONF.iterdir() if path.is_dir()}
+    options, values, own = {}, [], []
+    for override in parsed(overrides):
+        key, swept = override.key_or_group, override.is_sweep_override()
+        endless = override.value_type == ValueType.INTERVAL_SWEEP
+        given = [None] if endless else list(override.sweep_iterator()) if swept else [override.value()]
+        for value in given:
+            refuse_secrets({key: value})
+        if override.is_delete():
+            raise UserError(f"{override.input_line} takes a key away; give {key}=null instead")
+        if swept and not sweep:
+            raise UserError(f"{override.input_line} gives several values; add -m to run each of them")
+        if key in known and override.package is None:
+            for choice in given:
+                if choice not in (None, "null", *known[key]):
+                    names = ", ".join(sorted(known[key]))
+                    raise UserError(f"{key}={choice} is not one of {names}{did_you_mean(str(choice), known[key])}")
+            options[key] = given
+        elif re.fullmatch(r"hydra(/[a-z_]+)+", key) and NAME.fullmatch(str(given[0])):
+            own.append(override.input_line)
+        elif "/" in key or override.package is not None:
+            raise UserError(f"{override.input_line} is none of the options in conf/")
+        else:
+            values.append(override)
+            own += [override.input_line] if key.partition(".")[0] == "hydra" else []
+    return options, values, own
+
+
+def composition(options: dict[str, list], own: list[str]) -> dict:
+    """conf/ with the first of the options, unresolved, if it does nothing that no configuration may."""
+    chosen = [f"{group}={choices[0]}" for group, choices in options.items()]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        base = OmegaConf.to_container(hydra.compose("train", overrides=[*chosen, *own], return_hydra_config=True))
+    if "local" in base:
+        raise UserError("conf/local/default.yaml must begin with the line: # @package _global_")
+    known = OmegaConf.load(CONF / "train.yaml").keys() | {path.name for path in CONF.iterdir() if path.is_dir()}
+    if unknown := base.keys() - known:
+        raise UserError(f"conf/local or an experiment sets {min(unknown)}{did_you_mean(min(unknown), list(base))}")
+    check_hydra(base["hydra"])
+    refuse_secrets(base)
+    return base
 
 
 def check_key(override: Override, base: dict):
@@ -238,10 +278,11 @@ def check_key(override: Override, base: dict):
     if isinstance(node, dict) and path[-1] in node:
         return
     if override.is_add() or override.is_force_add():
-        if path[0] in OPEN:
+        if path[0] in OPEN and path[0] in base:
             return
         if is_node(node):
-            check(locate(node["_target_"], ".".join(path[:-1])), {path[-1]: override.value()}, ".".join(path[:-1]))
+            where = ".".join(path[:-1])
+            check(locate(node["_target_"], where, base["trusted_targets"]), {path[-1]: override.value()}, where)
             return
     known = [*base, *(key for key in flatten(base) if not key.startswith("hydra."))]
     last = [key for key in known if key.rpartition(".")[2] == path[-1]]  # the right name at another place

@@ -60,10 +60,14 @@ def main():
 def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
     """Everything that `page` shows, as plain types."""
     loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
-    node = dict(loaded.config["data"]["corpus"])
-    if node.pop("_target_") != TARGET:
+    data = loaded.config.get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    if not isinstance(node, dict) or node.get("_target_") != TARGET:
         raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
-    corpus = Storyworld(**node)
+    try:
+        corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
+    except TypeError:
+        raise UserError(f"{path} is damaged: its data.corpus is no storyworld; take another checkpoint") from None
     if loaded.corpus != corpus.fingerprint():
         raise UserError(f"{path} was trained on another storyworld than this version's; evaluate it with its own")
     samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # refused now, if at all

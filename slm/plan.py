@@ -1,13 +1,14 @@
 """A configuration found sound, before anything expensive: typed, checked, with the machine's facts settled."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from slm.build import build, check, is_node, locate
+from slm.doors import NAME, check_prefixes, refuse_url
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
@@ -29,12 +30,18 @@ class Settings:
     runs_dir: str
     cache_dir: str
     resume: str
+    trusted_targets: list[str]
     allow_changes: list[str]
     verify_resume: bool
     on_nonfinite: Literal["stop", "skip"]
     on_spike: Literal["warn", "skip", "rewind"]
 
     def __post_init__(self):
+        check_prefixes(self.trusted_targets)
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
+        for key in ("run_dir", "runs_dir", "cache_dir"):
+            refuse_url(key, getattr(self, key))
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0")
         if self.optimized_metric not in METRICS:
@@ -160,14 +167,17 @@ def make_plan(config: dict[str, Any]) -> Plan:
     keep_freed_memory()
     settings = _typed(Settings, config, "")
     data, trainer = _typed(DataSettings, config["data"], "data"), _typed(TrainerSettings, config["trainer"], "trainer")
-    budget = _typed(Budget, config["budget"], "budget")
+    budget, trusted = _typed(Budget, config["budget"], "budget"), settings.trusted_targets
+    refuse_url("data.path", config["data"].get("path"))
     for where, node in (("tokenizer", config["tokenizer"]), ("data", config["data"]["corpus"])):
-        check(locate(node["_target_"], where), node, where)
+        check(locate(node["_target_"], where, trusted), node, where)
     check(GPTConfig, config["model"], "model")
     model = GPTConfig(**config["model"], vocab_size=1)
     small = replace(model, depth=1, width=model.head_dim, kv_heads=None, mlp_width=None)
-    build(config["optimizer"], "optimizer", model=GPT(small))  # its rules, at the price of a small model
-    build_schedule(config["schedule"], budget.steps or 10**9)
+    build(
+        config["optimizer"], "optimizer", trusted=trusted, model=GPT(small)
+    )  # its rules, at the price of a small model
+    build_schedule(config["schedule"], budget.steps or 10**9, trusted)
     hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
     if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
@@ -186,14 +196,14 @@ def make_plan(config: dict[str, Any]) -> Plan:
     )
 
 
-def build_schedule(node: Mapping[str, Any], steps: int):
+def build_schedule(node: Mapping[str, Any], steps: int, trusted: Sequence[str] = ()):
     """The schedule of a run of so many steps. warmup_steps wins over warmup_share."""
     share, warmup = node["warmup_share"], node["warmup_steps"]
     if warmup is None:
         if not 0 <= share <= 1:
             raise UserError(f"schedule.warmup_share={share} must be between 0 and 1 (a share of all steps)")
         warmup = round(share * steps)
-    return build({**without(node, "warmup_share"), "warmup_steps": warmup}, "schedule", steps=steps)
+    return build({**without(node, "warmup_share"), "warmup_steps": warmup}, "schedule", trusted=trusted, steps=steps)
 
 
 def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -33,14 +33,14 @@ class Prepared:
 def prepare_data(plan: Plan) -> Prepared:
     """Corpus, tokenizer and token store, from the cache where they are there."""
     config = plan.config
-    corpus = build(config["data"]["corpus"], "data")
+    corpus = build(config["data"]["corpus"], "data", trusted=config["trusted_targets"])
     kind = ", ".join(str(value) for key, value in config["tokenizer"].items() if key not in ("_target_", "seed"))
-    name = config["tokenizer"]["_target_"].split(".")[-3]
+    name = config["tokenizer"]["_target_"].removesuffix(".build").split(".")[-2]
 
     def make(documents) -> Tokenizer:
         print(f"building the tokenizer: {name} ({kind})" if kind else f"building the tokenizer: {name}")
         begin = time.perf_counter()
-        made = build(config["tokenizer"], "tokenizer", documents=documents)
+        made = build(config["tokenizer"], "tokenizer", trusted=config["trusted_targets"], documents=documents)
         print(f"tokenizer: {made.vocab_size:,} ids after {time.perf_counter() - begin:.1f} s")
         return made
 

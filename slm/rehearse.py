@@ -28,6 +28,8 @@ OWN = {  # what a rehearsal decides itself; the rest is the user's
 
 def rehearse(overrides: list[str], root: Path) -> bool:
     """Trains in `root`, which is gone afterwards unless there is a difference; prints PASS or the first difference."""
+    if root.exists():
+        raise UserError(f"{root} is there already, and would be deleted; move it away")
     theirs = [override for override in overrides if not override.lstrip("+").startswith(("run_dir=", "logger", *OWN))]
     common = [*theirs, *(f"{key}={value}" for key, value in OWN.items())]
     to_the_end = [*common, "debug.fault.kind=terminate", f"debug.fault.step={2 * K}"]

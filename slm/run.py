@@ -23,11 +23,13 @@ from slm.report.curves import loss_curve
 from slm.training.hardware import smaller
 
 MACHINE = ("device", "precision", "threads", "microbatch")  # on which the last digits of a number depend
+TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
 
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
     plan = make_plan(config)
+    runs.refuse_foreign(run_dir)
     with runs.claimed(run_dir) if is_first_process() else contextlib.nullcontext():
         while True:
             try:
@@ -124,6 +126,9 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
         return -1
     content = checkpoint.read(start)
     step = content["global_step"]
+    checkpoint.check_weights(start, prepared.model, content["state_dict"])
+    if missing := [key for key in TRAINING_STATE if key not in content]:
+        raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
     if start.parent.parent != run_dir and step >= prepared.steps:
@@ -168,8 +173,8 @@ def make_card(
 
 def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
     """Fills the run folder, or takes it up again at the step of its checkpoint."""
-    for torn in run_dir.rglob("*.partial"):  # a killed process's
-        torn.unlink()
+    runs.write_card(run_dir, card)  # before all else: it says whose folder this is
+    runs.remove_torn(run_dir)
     for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
         events.cut(run_dir / file, step)
     for folder in ("tokenizer", "checkpoints"):
@@ -178,7 +183,6 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
     for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         durable.write_text(run_dir / file, text)
-    runs.write_card(run_dir, card)
 
 
 def close_run(run_dir: Path, card: dict[str, Any]):

@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from slm import durable
+from slm.doors import NAME, bounded, refuse_url
 from slm.errors import REFUSALS, ResourceError, UserError
 
+CARD = {  # what a run that goes on needs of run.json
+    **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
+    **{"config": dict, "budget": dict, "lives": int},
+}
+TORN_FILE = re.compile(r".+\.\d+\.partial")  # slm.durable's
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
     *PATHS,
     *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "hooks", "debug"),
-    *("allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("trusted_targets", "allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
     *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
     *(f"trainer.{key}" for key in ("auto_microbatch", "deterministic", "benchmark", "detect_anomaly", "profiler")),
@@ -70,12 +76,41 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def read_card(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where no run has been."""
+    path = folder / "run.json"
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise UserError(f"{folder / 'run.json'} is damaged; give another run_dir") from None
+    except (ValueError, RecursionError):
+        card = None
+    sound = isinstance(card, dict) and bounded(card)
+    sound = sound and all(isinstance(card.get(key), kind) for key, kind in CARD.items())
+    sound = sound and all(isinstance(card.get(key, 1), int) for key in ("first_step", "microbatch"))
+    rewinds = card.get("rewinds", []) if sound else None
+    sound = isinstance(rewinds, list) and all(
+        isinstance(rewind, dict) and all(isinstance(rewind.get(key), int) for key in ("step", "to", "skipped"))
+        for rewind in rewinds
+    )
+    if not sound:
+        raise UserError(f"{path} is damaged; give another run_dir")
+    if not NAME.fullmatch(card["run_id"]):
+        raise UserError(f"{path} is damaged: run_id={card['run_id']!r} is no name; give another run_dir")
+    return card
+
+
+def refuse_foreign(folder: Path):
+    """Raises UserError for a folder without run.json that holds something, which is nobody's to write or delete in."""
+    others = sorted(path.name for path in folder.glob("[!.]*") if not TORN_FILE.fullmatch(path.name))
+    if others and not (folder / "run.json").exists():
+        raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is no run's; give a new folder")
+
+
+def remove_torn(folder: Path):
+    """Deletes what a killed process left half written, where a run writes such files and nowhere else."""
+    for place in (folder, folder / "checkpoints"):
+        for path in place.glob("*.partial"):
+            if TORN_FILE.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def write_card(folder: Path, card: dict[str, Any]):
@@ -138,8 +173,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
     newest run. Raises UserError with what is there instead."""
-    if "://" in ckpt:
-        raise UserError(f"ckpt={ckpt} is a URL; download the file first, and only from people you trust")
+    refuse_url("ckpt", ckpt)
     if ckpt in ("latest", "last", "best"):
         found = sorted(runs_dir.glob("*/checkpoints/last.json"), key=lambda path: path.stat().st_mtime)
         if not found:
@@ -174,13 +208,22 @@ def newest_intact(folder: Path) -> Path | None:
     return None
 
 
+def pointed(pointer: Path) -> Path:
+    """The step checkpoint that last.json or best.json names, beside it and nowhere else."""
+    try:
+        name = str(json.loads(pointer.read_text(encoding="utf-8"))["file"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = ""
+    if not STEP_FILE.fullmatch(name):
+        raise UserError(f"{pointer} is damaged: it must name a file beside it; give ckpt=<that .ckpt file>")
+    return pointer.with_name(name)
+
+
 def _of_run(folder: Path, pointers: tuple[str, ...]) -> Path:
     for pointer in pointers:
         path = folder / "checkpoints" / f"{pointer}.json"
-        if path.exists():
-            file = folder / "checkpoints" / json.loads(path.read_text(encoding="utf-8"))["file"]
-            if file.exists():
-                return file
+        if path.exists() and (file := pointed(path)).exists():
+            return file
     raise UserError(f"{folder} holds no checkpoint; a run folder has them in checkpoints/")
 
 

@@ -6,7 +6,6 @@ python -m slm.verify RUN RUN    compares weights, optimizer, metrics, samples an
 
 import argparse
 import itertools
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -94,8 +93,11 @@ def damaged_checkpoints(folder: Path) -> Iterator[str]:
             yield f"{path.name} holds numbers that are not finite in {bad[0]}"
     for pointer in ("last.json", "best.json"):
         path = folder / "checkpoints" / pointer
-        if path.exists() and not (path.parent / json.loads(path.read_text())["file"]).exists():
-            yield f"{pointer} names a checkpoint that is not there"
+        try:
+            if path.exists() and not runs.pointed(path).exists():
+                yield f"{pointer} names a checkpoint that is not there"
+        except UserError as error:
+            yield str(error)
 
 
 def irregular(what: str, steps: list[int], expected: Iterable[int]) -> Iterator[str]:

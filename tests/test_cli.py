@@ -174,7 +174,7 @@ MISTAKES = {
     "callbacks.samples.every_n_steps=0": "callbacks.samples.every_n_steps=0 must be at least 1",
     "callbacks.checkpoints.keep_last=1": "callbacks.checkpoints.keep_last=1 must be at least 2",
     "resume=/no/such.ckpt": "/no/such.ckpt does not exist",
-    "optimizer._target_=os.system": "optimizer._target_=os.system is outside slm., torch.optim., lightning.pytorch.",
+    "optimizer._target_=os.system": "optimizer._target_=os.system is outside slm.corpora., ",
     "trainer.clip=-1": "trainer.clip=-1 must be above 0",
     "trainer.devices=abc": "trainer.devices=abc must be at least 1, or auto",
     "schedule.final=-1": "schedule.final=-1 must be at least 0",

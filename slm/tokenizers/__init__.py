@@ -22,6 +22,10 @@ KINDS = {  # the kind written into tokenizer.json -> where its class lives
 }
 
 
+class Damaged(UserError):
+    """A folder that holds no tokenizer that can be loaded."""
+
+
 class Tokenizer(Protocol):
     """What the rest of the code may ask of a tokenizer. Text never contains control ids: `eos` is only ever added
     by the token store and produced by a model, and text that spells a special token stays text."""
@@ -50,8 +54,8 @@ class Tokenizer(Protocol):
 def load(folder: Path) -> Tokenizer:
     """The tokenizer that `save` wrote into the folder."""
     kind = read_settings(folder).get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{folder} holds a tokenizer of kind {kind!r}; known are {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Damaged(f"{folder} holds a tokenizer of kind {kind!r}; known are {', '.join(KINDS)}")
     module, name = KINDS[kind].split(":")
     return getattr(import_module(module), name).load(folder)
 
@@ -67,13 +71,13 @@ def read_settings(folder: Path) -> dict:
     try:
         settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no tokenizer.json in {folder}; a saved tokenizer is a folder that holds one") from None
-    except ValueError:
+        raise Damaged(f"no tokenizer.json in {folder}; a saved tokenizer is a folder that holds one") from None
+    except (ValueError, RecursionError):
         raise damaged(folder, "tokenizer.json") from None
     if not isinstance(settings, dict):
         raise damaged(folder, "tokenizer.json")
     return settings
 
 
-def damaged(folder: Path, file: str) -> UserError:
-    return UserError(f"{folder / file} is missing or damaged; delete the folder to build the tokenizer again")
+def damaged(folder: Path, file: str) -> Damaged:
+    return Damaged(f"{folder / file} is missing or damaged; delete the folder to build the tokenizer again")

@@ -45,7 +45,10 @@ class CharacterTokenizer(Tokenizer):
         characters = read_settings(folder).get("characters")
         if not isinstance(characters, str) or len(set(characters)) != len(characters):
             raise damaged(folder, "tokenizer.json")
-        return cls(characters)
+        try:
+            return cls(characters)
+        except UnicodeEncodeError:  # half of a surrogate pair is no character
+            raise damaged(folder, "tokenizer.json") from None
 
     def save(self, folder: Path) -> None:
         write_settings(folder, {"kind": "characters", "characters": self.characters})

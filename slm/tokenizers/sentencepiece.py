@@ -94,7 +94,10 @@ class SentencePieceTokenizer(Tokenizer):
             raise damaged(folder, "sentencepiece.model") from None
         if hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
             raise damaged(folder, "sentencepiece.model")
-        return cls(model, settings)
+        try:
+            return cls(model, settings)
+        except RuntimeError:  # what the library says of bytes that are no model of its own
+            raise damaged(folder, "sentencepiece.model") from None
 
     def save(self, folder: Path) -> None:
         sha256 = hashlib.sha256(self.model).hexdigest()  # a damaged model can load without an error
