@@ -103,11 +103,11 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     if config["debug"]["fault"]["kind"] is not None:
         watchers.append(Fault(**config["debug"]["fault"]))
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
-    trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers)
+    trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers, run_dir)
     return trainer, module, data
 
 
-def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
+def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir: Path):
     """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
     import lightning.pytorch as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -135,7 +135,7 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list):
             callbacks=callbacks,
             logger=loggers,
             plugins=[
-                DurableCheckpointIO(),
+                DurableCheckpointIO(run_dir),
                 *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
             ],
             enable_progress_bar=False,

@@ -259,7 +259,9 @@ def explain(error: Exception, plan: Plan, run_dir: Path) -> UserError | None:
         )
     killed = isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")
     if killed or isinstance(error, ConnectionResetError | EOFError):  # as the news of its end comes
-        return ResourceError(f"a loader process was killed ({' '.join(text.split())}); out of memory? try data.workers=0")
+        return ResourceError(
+            f"a loader process was killed ({' '.join(text.split())}); out of memory? try data.workers=0"
+        )
     if isinstance(error, FileNotFoundError) and not run_dir.is_dir():
         return ResourceError(f"the run folder {run_dir} was removed during training; nothing is left to go on from")
     return None

@@ -71,7 +71,7 @@ def last_line(done) -> str:
 
 def test_a_run_folder_is_complete(run_dir):
     names = {path.name for path in run_dir.iterdir()}
-    expected = {"config.yaml", "overrides.yaml", "run.json", "tokenizer", "checkpoints"}
+    expected = {".lock", "config.yaml", "overrides.yaml", "run.json", "tokenizer", "checkpoints"}
     assert expected | {"metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"} == names
     card = json.loads((run_dir / "run.json").read_text())
     assert card["status"] == "done"

@@ -229,7 +229,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_old_ones(composed, tmp_path, mon
 
     monkeypatch.setattr(torch, "save", save)
     folder = tmp_path / "run"
-    with pytest.raises(OSError, match="No space left") as error:
+    with pytest.raises(OSError, match="No space left") as error:  # from the thread that writes
         train(composed(*FAULT), run_dir=folder, overrides=[])
     assert error.value.filename.endswith(f"step-{saved[2]:06d}.ckpt")
     assert steps_saved(folder) == saved[1::-1]

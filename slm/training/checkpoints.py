@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from slm import checkpoint, durable, runs
 from slm.errors import Stopped, UserError
@@ -54,13 +57,14 @@ class Checkpoints(Checkpoint):
         path = self._path(trainer.global_step)
         if path.exists():
             self.saved_step = trainer.global_step
-            self._publish(path)  # a kill may have come before the pointers
+            self._publish(path, self.best)  # a kill may have come before the pointers
         else:
             self.best = None  # another run's checkpoint: what was best there is not here
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
+        trainer.strategy.checkpoint_io.check()
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more, due or not
@@ -80,6 +84,7 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer, module):
         if self.saved_step != trainer.global_step:  # stopped early
             self._save(trainer)
+        trainer.strategy.checkpoint_io.wait()
 
     def _finish_step(self, trainer, improved: bool):
         step = trainer.global_step
@@ -88,30 +93,28 @@ class Checkpoints(Checkpoint):
         if improved or self.stop.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
         if self.stop.request:
+            trainer.strategy.checkpoint_io.wait()
             raise self.stop.request
 
     def _save(self, trainer):
-        path = self._path(trainer.global_step)
+        path, writer = self._path(trainer.global_step), trainer.strategy.checkpoint_io
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
-        self._publish(path)
-        self._prune()
+        best = dict(self.best) if self.best else None
+        writer.then(lambda: (self._publish(path, best), self._prune(path, best)))
 
     @rank_zero_only
-    def _publish(self, newest: Path):
-        """Names the newest and the best, once what was logged up to them would survive a power cut, too."""
-        for log in self.folder.parent.glob("*.jsonl"):
-            durable.flush(log)
+    def _publish(self, newest: Path, best: dict[str, Any] | None):
         durable.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
-        if self.best:
-            durable.write_text(self.folder / "best.json", json.dumps(self.best))
+        if best:
+            durable.write_text(self.folder / "best.json", json.dumps(best))
 
     @rank_zero_only
-    def _prune(self):
-        """Leaves newer ones than this step's alone: they are damaged, and will be written again."""
+    def _prune(self, newest: Path, best: dict[str, Any] | None):
+        """Leaves those of later steps alone: they are damaged, and will be written again."""
         saved = runs.checkpoints(self.folder.parent)
-        for path in saved[saved.index(self._path(self.saved_step)) + self.keep_last :]:
-            if not self.best or path.name != self.best["file"]:
+        for path in saved[saved.index(newest) + self.keep_last :]:
+            if not best or path.name != best["file"]:
                 path.unlink(missing_ok=True)
                 durable.digest_path(path).unlink(missing_ok=True)
 
@@ -120,16 +123,59 @@ class Checkpoints(Checkpoint):
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Lightning's door to the disk, through slm.checkpoint."""
+    """Lightning's door to the disk, through slm.checkpoint, which writes a copy in a thread while training goes on.
+
+    What has been logged is flushed before: no power cut must leave a checkpoint whose log is lost. What goes wrong
+    is raised by the next call of any method.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.thread = folder, ThreadPoolExecutor(1, "checkpoints")
+        self.under_way: Future | None = None
 
     def save_checkpoint(self, content: dict[str, Any], path, storage_options=None):
-        checkpoint.save(content, Path(path))
+        self.wait()
+        self.under_way = self.thread.submit(self._write, copied(content), Path(path))
+
+    def then(self, act: Callable[[], Any]):
+        """Does something more once what is being written is there."""
+        if written := self.under_way:
+            self.under_way = self.thread.submit(lambda: (written.result(), act()))
+
+    def wait(self):
+        if self.under_way:
+            under_way, self.under_way = self.under_way, None
+            under_way.result()
+
+    def check(self):
+        """Does not wait."""
+        if self.under_way and self.under_way.done():
+            self.wait()
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
         return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path):
         Path(path).unlink(missing_ok=True)
+
+    def teardown(self):
+        self.thread.shutdown()
+
+    def _write(self, content: dict[str, Any], path: Path):
+        for log in self.folder.glob("*.jsonl"):
+            durable.flush(log)
+        checkpoint.save(content, path)
+
+
+def copied(value: Any) -> Any:
+    """Nested values with tensors of their own, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
 
 
 def step_ends(trainer, batch_idx: int) -> bool:
