@@ -1,9 +1,12 @@
-"""What the framework costs: one training step through Lightning, callbacks and logging, against a bare loop.
+"""What the framework costs, and what exactness and durability cost in it: training steps in four ways, in turn.
 
     python benchmarks/overhead.py --text FILE [--model small] [--steps 12] [--rounds 5] [--device cpu]
 
-Both train the same model on the same windows with the same optimizer, clipping and precision, in turn, in one process.
-Prints tokens/s of each round and the ratio of the medians.
+bare: a loop of twenty lines of torch. inexact: Lightning, callbacks and logging, without what makes a run exact
+(reseeding, the look at loss and gradient norm before each update). exact: as train.py runs. saving: the same with one
+checkpoint, which is copied, written, flushed and hashed while training goes on.
+All train the same model on the same windows with the same optimizer, clipping and precision. Prints the seconds of each
+round, the ratios of the medians, and what exactness and a checkpoint every 100 steps add together.
 """
 
 import argparse
@@ -26,7 +29,10 @@ from slm.build import build  # noqa: E402
 from slm.data.windows import EndlessOrder  # noqa: E402
 from slm.loss import cross_entropy  # noqa: E402
 from slm.plan import make_plan  # noqa: E402
-from slm.run import make_card, open_run, prepare_data  # noqa: E402
+from slm.prepare import prepare_data  # noqa: E402
+from slm.run import make_card, open_run  # noqa: E402
+from slm.training.callbacks import Randomness  # noqa: E402
+from slm.training.guard import Guard  # noqa: E402
 
 
 def main():
@@ -39,15 +45,21 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plan, prepared = prepare(arguments, Path(folder))
-        rates = {"bare": [], "framework": []}
+        ways = {"bare": bare_loop, "inexact": inexact, "exact": exact, "saving": saving}
+        seconds = {way: [] for way in ways}
         for number in range(arguments.rounds + 1):  # the first is a warm-up
-            for name, measure in (("bare", bare_loop), ("framework", framework)):
-                seconds = measure(plan, prepared, Path(folder) / f"run{number}")
+            for way in ways if number % 2 else reversed(ways):
+                taken = ways[way](plan, prepared, Path(folder) / f"{way}{number}")
                 if number:
-                    rates[name].append(arguments.steps * plan.tokens_per_step / seconds)
-                    print(f"round {number}  {name:9}  {rates[name][-1]:10,.0f} tokens/s", flush=True)
-    bare, ours = (statistics.median(rates[name]) for name in ("bare", "framework"))
-    print(f"median: bare {bare:,.0f}, framework {ours:,.0f} tokens/s; overhead {bare / ours - 1:+.1%}")
+                    seconds[way].append(taken / arguments.steps)
+                    print(f"round {number}  {way:9}  {seconds[way][-1]:.4f} s per step", flush=True)
+    bare, without, ours, _ = (statistics.median(seconds[way]) for way in ways)
+    pairs = zip(seconds["saving"], seconds["exact"], strict=True)
+    checkpoint = statistics.median(with_it - without_it for with_it, without_it in pairs) * arguments.steps
+    print(f"median seconds per step: bare {bare:.4f}, inexact {without:.4f}, exact {ours:.4f}")
+    print(f"the framework adds {ours / bare - 1:+.1%} to the bare loop")
+    added = (ours + checkpoint / 100) / without - 1
+    print(f"exactness, and a checkpoint of {checkpoint:.3f} s every 100 steps, add {added:+.1%} to inexact steps")
 
 
 def prepare(arguments, folder: Path):
@@ -70,21 +82,33 @@ def prepare(arguments, folder: Path):
     return plan, prepare_data(plan)
 
 
-def framework(plan, prepared, run_dir: Path) -> float:
+def exact(plan, prepared, run_dir: Path, without: tuple = (), every_n_steps: int | None = None) -> float:
     """Seconds from the start of the first step to the end of the last, as train.py runs them."""
-    card = make_card(plan, prepared, run_dir, None)
+    run_dir.mkdir()
+    card = make_card(plan, prepared, run_dir, None, step=-1)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
     open_run(card, prepared, run_dir, [], step=-1)
     marks = Marks()
-    trainer.callbacks.insert(0, marks)
+    trainer.callbacks = [marks, *(callback for callback in trainer.callbacks if not isinstance(callback, without))]
+    if every_n_steps:
+        trainer.checkpoint_callback.every_n_steps = every_n_steps
     trainer.fit(module, data)
     return marks.end - marks.start
+
+
+def inexact(plan, prepared, run_dir: Path) -> float:
+    return exact(plan, prepared, run_dir, without=(Randomness, Guard))
+
+
+def saving(plan, prepared, run_dir: Path) -> float:
+    """With one checkpoint early enough for its writing to end before the last step."""
+    return exact(plan, prepared, run_dir, every_n_steps=prepared.steps // 2 + 1)
 
 
 def bare_loop(plan, prepared, run_dir: Path) -> float:
     """The same in twenty lines of torch."""
     device = plan.hardware.device
-    _, module, data = assemble(plan, prepared, run_dir, {"run_id": "", "name": ""})
+    _, module, data = assemble(plan, prepared, run_dir, {"run_id": "", "name": "", "rewinds": [], "corpus": ""})
     model = module.model.to(device).train()
     optimizer = build(plan.config["optimizer"], "optimizer", model=model)
     order = iter(EndlessOrder(len(data.train), plan.config["seed"]))

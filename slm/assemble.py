@@ -1,7 +1,7 @@
 """The Lightning trainer, module and data of a run, from its plan and its prepared data."""
 
+import contextlib
 import logging
-import netrc
 import os
 import warnings
 from collections.abc import Sequence
@@ -151,13 +151,16 @@ def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) ->
 
 
 def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
+    from slm.training.logger import why_offline
+
     facts = {"save_dir": str(run_dir), "name": card["name"], "id": card["run_id"], "path": run_dir / "metrics.jsonl"}
     loggers = []
     for where, node in nodes_of(config, "logger"):
         if "offline" in node and node["offline"] is None:
-            node = {**node, "offline": not has_wandb_key()}
-            if node["offline"]:
-                print("wandb: no key, so the run is kept offline; `wandb sync` sends it later")
+            reason = why_offline()
+            node = {**node, "offline": reason is not None}
+            if reason:
+                print(f"wandb: {reason}, so the run is kept offline; `wandb sync` sends it later")
         try:
             logger = build(node, where, trusted=config["trusted_targets"], **facts)
         except ModuleNotFoundError:
@@ -167,22 +170,14 @@ def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -
     return loggers
 
 
-def has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def leave(trainer):
     """Ends what would otherwise go over into the next job of a sweep."""
     from lightning.pytorch.loggers import WandbLogger
 
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            with contextlib.suppress(Exception):  # it may have gone down meanwhile
+                logger.experiment.finish()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

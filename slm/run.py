@@ -41,6 +41,8 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
 def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
     """One life of a run, from its newest checkpoint to its end or to whatever interrupts it."""
     first = is_first_process()  # asked now: the end of a distributed run clears what tells it
+    from slm.training.logger import for_each_logger
+
     config, card = plan.config, runs.read_card(run_dir)
     if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
@@ -62,8 +64,7 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
 
     status, stopped = "failed", None
     try:
-        for logger in trainer.loggers:
-            logger.log_hyperparams(runs.flatten(config))
+        for_each_logger(trainer, lambda logger: logger.log_hyperparams(runs.flatten(config)))
         stopped = fit(trainer, module, data, start, plan, run_dir)
         status = "stopped" if stopped else "done"
     finally:

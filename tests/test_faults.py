@@ -196,7 +196,10 @@ def test_auto_microbatch_finds_the_largest_that_fits_and_keeps_it(composed, tmp_
         ("loader-killed", 1, r"a loader process was killed \(.*\); out of memory\? try data.workers=0"),
         ("loader-raises", 1, r"windows \[\d+, \d+, \d+, \d+\] cannot be read: Input/output error"),
         ("loader-raises", 0, r"windows \[\d+, \d+, \d+, \d+\] cannot be read: Input/output error"),
-        ("loader-hangs", 1, "a loader process took more than data.timeout=1 seconds"),
+        pytest.param(
+            *("loader-hangs", 1, "a loader process took more than data.timeout=1 seconds"),
+            marks=pytest.mark.slow,  # torch waits long before it gives a loader up
+        ),
     ],
 )
 def test_a_loader_that_fails(composed, tmp_path, kind, workers, message):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from slm.errors import UserError
 from slm.training.checkpoints import step_ends
+from slm.training.logger import for_each_logger
 
 
 class Randomness(Callback):
@@ -108,8 +109,7 @@ class TrainingMetrics(Callback):
 
 def write_metrics(trainer, values: dict[str, float]):
     """To every logger, under the number of optimizer steps done."""
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
+    for_each_logger(trainer, lambda logger: logger.log_metrics(values, step=trainer.global_step))
 
 
 def device_metrics(device: torch.device) -> dict[str, float]:

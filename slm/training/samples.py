@@ -13,6 +13,7 @@ from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
 from slm.tokenizers import Tokenizer
 from slm.training.checkpoints import step_ends
+from slm.training.logger import for_each_logger
 
 
 class Samples(Callback):
@@ -60,9 +61,13 @@ class Samples(Callback):
             events.append(self.folder / "samples.jsonl", story)
         write_page(self.folder)
         print(f"step {step}: {stories[0]['prompt']}{stories[0]['text']}\n")
-        for logger in trainer.loggers:
+        rows = [list(story.values()) for story in stories]
+
+        def log_table(logger):
             if isinstance(logger, WandbLogger):
-                logger.log_table("samples", ["step", "prompt", "text"], [list(s.values()) for s in stories], step=step)
+                logger.log_table("samples", ["step", "prompt", "text"], rows, step=step)
+
+        for_each_logger(trainer, log_table)
 
 
 def write_page(folder: Path):
