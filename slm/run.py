@@ -41,8 +41,6 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
 def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
     """One life of a run, from its newest checkpoint to its end or to whatever interrupts it."""
     first = is_first_process()  # asked now: the end of a distributed run clears what tells it
-    from slm.training.logger import for_each_logger
-
     config, card = plan.config, runs.read_card(run_dir)
     if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
@@ -61,6 +59,8 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
         check_room(config, prepared, run_dir)
         open_run(card, prepared, run_dir, overrides, step)
         describe(plan, prepared, run_dir, start)
+
+    from slm.training.logger import for_each_logger
 
     status, stopped = "failed", None
     try:
