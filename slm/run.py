@@ -1,7 +1,6 @@
 """The composition root of a training: from a resolved configuration to a finished run folder."""
 
 import contextlib
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -233,11 +232,11 @@ def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) ->
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        for loader in multiprocessing.active_children():  # a hanging one would be waited for at the end
-            loader.kill()
         if explained := explain(error, plan, run_dir):
             raise explained from None
         raise
+    finally:
+        data.close()
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slm import cli, evaluate
+from slm import cli, evaluate, verify
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,13 +22,14 @@ QUICKSTART = "python train.py experiment=quickstart"  # run as it stands by .ci/
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py") and command != QUICKSTART]
 GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
 EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
+VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 
 
 def test_the_readme_has_commands():
     assert len(TRAINING) >= 8
     assert len(GENERATION) >= 4
     assert len(EVALUATION) >= 1
-    assert {*TRAINING, *GENERATION, *EVALUATION, QUICKSTART} == set(COMMANDS)
+    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, QUICKSTART} == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,19 @@ def test_evaluation(command, places, monkeypatch, capsys):
     given = shlex.split(command)[3:]
     assert run(evaluate.main, "evaluate", [*given, "--stories", "2"], folder, monkeypatch) == 0
     assert "told stories" in capsys.readouterr().out
+
+
+def test_verification(places, monkeypatch, capsys):
+    folder, stand_in = places
+    arguments = stand_in | {"run_dir": "VERIFIED", "callbacks.samples": "null"}
+    assert run(cli.train_main, "train.py", list(map("=".join, arguments.items())), folder, monkeypatch) == 0
+    capsys.readouterr()
+    for command, says in zip(VERIFICATION, ("VERIFIED is whole", "the same to the bit"), strict=True):
+        given = ["VERIFIED" if word == "RUN" else word for word in shlex.split(command)[3:]]
+        monkeypatch.setattr(sys, "argv", ["verify", *given])
+        monkeypatch.chdir(folder)
+        assert verify.main() == 0
+        assert says in capsys.readouterr().out
 
 
 def test_ci_runs_the_installation_and_the_quickstart():

@@ -1,5 +1,6 @@
 """The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
 
+import multiprocessing
 from collections import deque
 from typing import Literal
 
@@ -51,6 +52,7 @@ class WindowsData(L.LightningDataModule):
         self.workers, self.timeout = workers, timeout if workers else 0
         self.skipped = self.position = skipped
         self.indices: deque[Tensor] = deque()  # of the windows of each of the step's microbatches, on this device
+        self.loaders: list[DataLoader] = []
 
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
@@ -78,7 +80,7 @@ class WindowsData(L.LightningDataModule):
         return self._loader(Subset(self.validation, chosen[self.trainer.global_rank :: self.devices]))
 
     def _loader(self, windows, sampler=None) -> DataLoader:
-        return DataLoader(
+        loader = DataLoader(
             windows,
             batch_size=self.microbatch,
             sampler=sampler,
@@ -90,6 +92,16 @@ class WindowsData(L.LightningDataModule):
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(self.seed),  # else a loader draws from the global one
         )
+        self.loaders.append(loader)
+        return loader
+
+    def close(self):
+        """Ends the loader processes, which ignore a friendly request, and of which one may hang."""
+        for loader in self.loaders:
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
+        for process in multiprocessing.active_children():
+            process.kill()
 
     def state_dict(self) -> dict[str, int]:
         trainer = self.trainer  # which saves between steps only
