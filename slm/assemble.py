@@ -53,6 +53,9 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
 
 def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
     """Place and content of each node in the groups; null leaves one out."""
+    for group in groups:
+        if not isinstance(config.get(group), dict):
+            raise UserError(f"{group} must hold nodes by their names, not be {config.get(group)!r}; {{}} is none")
     nodes = [(f"{group}.{name}", node) for group in groups for name, node in config[group].items() if node is not None]
     for where, node in nodes:
         if not is_node(node):

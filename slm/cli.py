@@ -92,10 +92,12 @@ class Outcome:
 
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
+    from slm.plan import Settings, typed
     from slm.run import train
 
     hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
     try:
+        typed(Settings, OmegaConf.to_container(cfg, resolve=True), "")
         for folder in ("cache_dir", "runs_dir"):
             cfg[folder] = str(Path(cfg[folder]).expanduser())
         config = OmegaConf.to_container(cfg, resolve=True)
@@ -176,9 +178,9 @@ def overrides_of(arguments: list[str]) -> list[str]:
 
 
 def quoted(argument: str) -> str:
-    """Quotes a path for Hydra's grammar, in which commas, equals signs and stars mean something else."""
+    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers mean something else."""
     key, equals, value = argument.partition("=")
-    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"[\w./~:@-]*|'.*'|\".*\"", value):
+    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return argument
     escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"
