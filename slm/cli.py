@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from slm import durable
 from slm.build import check, did_you_mean, is_node, locate
 from slm.errors import ResourceError, Stopped, UserError, report
 from slm.runs import file_name, flatten, new_folder
@@ -99,7 +100,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     try:
         typed(Settings, OmegaConf.to_container(cfg, resolve=True), "")
         for folder in ("cache_dir", "runs_dir"):
-            cfg[folder] = str(Path(cfg[folder]).expanduser())
+            cfg[folder] = str(durable.typed(cfg[folder]))
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
         if hydra_config.mode == RunMode.MULTIRUN:
@@ -132,7 +133,7 @@ def run_job(cfg: DictConfig) -> Outcome:
 def own_folder(config: dict) -> Path:
     """run_dir, or a new folder, which the other processes of a distributed run learn from the environment."""
     if config["run_dir"]:
-        return Path(config["run_dir"]).expanduser()
+        return durable.typed(config["run_dir"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:
         raise UserError("several processes need one folder that they all know; give run_dir=<folder>")
     moment = time.strftime("%Y-%m-%d_%H%M%S")

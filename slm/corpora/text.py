@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
+from slm import durable
 from slm.corpora import Split
 from slm.errors import UserError
 
@@ -70,10 +71,10 @@ class Text:
         if not self.path:
             raise UserError("data=text needs data.path=<file, folder or glob>")
         try:
-            files = self._found(Path(self.path).expanduser())
+            files = self._found(durable.typed(self.path))
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # too long a name, an odd pattern, nobody's home
+        except (OSError, ValueError) as error:  # too long a name, an odd pattern
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"data.path={self.path[:200]} names no file: {reason}") from None
         for file in files:

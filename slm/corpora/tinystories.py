@@ -130,7 +130,7 @@ def _read_json(path: Path) -> dict[str, str]:
 
 
 def _shards(folder: str | Path, split: Split) -> list[Path]:
-    shards = sorted((Path(folder).expanduser() / "data").glob(f"{split}-*.parquet"))
+    shards = [path for path in sorted((durable.typed(folder) / "data").glob(f"{split}-*.parquet")) if path.is_file()]
     if not shards:
         raise UserError(f"no {split} files in {folder}: the folder must hold {LAYOUT}")
     announced = re.search(r"-of-(\d+)", shards[0].name)

@@ -14,6 +14,7 @@ from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
+from slm.generation.stream import check_count
 from slm.tokenizers import Tokenizer
 from slm.training.callbacks import write_metrics
 from slm.training.data import WindowsData
@@ -35,8 +36,8 @@ class Stories(Callback):
         tokenizer: Tokenizer | None = None,
         data: WindowsData | None = None,
     ):
-        if count < 0:
-            raise UserError(f"callbacks.stories.count={count} must be at least 0")
+        if count:
+            check_count("callbacks.stories.count", count)
         if seed < 0:
             raise UserError(f"callbacks.stories.seed={seed} must be at least 0")
         if layout != "documents" or not (corpus is None or isinstance(corpus, Storyworld)):
