@@ -48,7 +48,8 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
-        check(locate(node["_target_"], where), node, where)
+        given = {key: value for key, value in node.items() if value is not None}
+        check(locate(node["_target_"], where), given, where)
 
 
 def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:

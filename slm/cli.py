@@ -120,8 +120,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     except (UserError, OmegaConfBaseException) as error:
         return Outcome(name, math.nan, report(error))
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            refused = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
+        if refused := refusal(error):
             return Outcome(name, math.nan, report(refused))
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
@@ -141,6 +140,16 @@ def own_folder(config: dict) -> Path:
     return Path(folder)
 
 
+def refusal(error: Exception) -> UserError | None:
+    """What the system said of a file in one line, if it is not our bug."""
+    number, file = getattr(error, "errno", None), str(getattr(error, "filename", None) or "the run folder")[:200]
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return ResourceError(f"cannot write {file}: {error.strerror}")
+    if number in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return UserError(f"{file} names no file: {error.strerror}")
+    return None
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with one line and an exit code for everything that is not our bug."""
@@ -152,6 +161,10 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not (refused := refusal(error)):
+            raise
+        sys.exit(report(refused))
 
 
 def multirun() -> bool:
