@@ -189,8 +189,9 @@ def check_memory(model: GPTConfig, hardware: Hardware):
     needed = count * (4 if hardware.precision.endswith("16-true") else 8)
     if memory and needed > memory:
         raise UserError(
-            f"model.width={model.width} x model.depth={model.depth} at model.context={model.context} has {count:.3g} "
-            f"parameters or more: {needed / 1e9:.3g} GB of weights and gradients, and here are {memory / 1e9:.3g} GB"
+            f"model.width={model.width}, model.depth={model.depth}, model.mlp_width={model.hidden_width} and "
+            f"model.context={model.context} make {count:.3g} parameters or more: {needed / 1e9:.3g} GB of weights and "
+            f"gradients, and here are {memory / 1e9:.3g} GB; give smaller ones"
         )
 
 

@@ -89,7 +89,9 @@ def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int
     if not 1 <= batch_windows <= MAX_BATCH_WINDOWS:
         raise UserError(f"data.batch_windows={batch_windows} must be at least 1, at most {MAX_BATCH_WINDOWS:,}")
     if batch_windows % hardware.devices:
-        raise UserError(f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices")
+        raise UserError(
+            f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices (trainer.devices)"
+        )
     share = batch_windows // hardware.devices
     if asked is None:  # the largest divisor that fills the device and spares its memory
         limit = 32 if hardware.accelerator == "gpu" else 8
