@@ -48,9 +48,9 @@ def real(name: str) -> Path:
     return REAL_DATA / name
 
 
-def write_shard(folder: Path, name: str, rows: list[str | None], column: str = "text") -> None:
+def write_shard(folder: Path, name: str, rows: list, column: str = "text", kind: str = "string") -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    table = pa.table({column: pa.array(rows, pa.string())})
+    table = pa.table({column: pa.array(rows, kind)})
     pyarrow.parquet.write_table(table, folder / "data" / name, compression="none")
 
 
@@ -134,6 +134,11 @@ def test_local_fingerprint_is_of_names_and_contents(tmp_path):
     assert tinystories(second).fingerprint() != fingerprint
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def damage_nothing_there(folder: Path) -> None:
     for file in (folder / "data").iterdir():
         file.unlink()
@@ -147,8 +152,17 @@ def damage_nothing_there(folder: Path) -> None:
         (lambda folder: (folder / "data" / "train-00001-of-00003.parquet").write_bytes(b""), "not a parquet file"),
         (lambda folder: (folder / "data" / "train-00001-of-00003.parquet").write_text("no" * 50), "not a parquet file"),
         (lambda folder: write_shard(folder, "train-00001-of-00003.parquet", ["x"], "story"), r"columns \['story'\]"),
+        (
+            lambda folder: write_shard(folder, "train-00001-of-00003.parquet", [1, 2], kind="int64"),
+            "`text` of int64 instead of text",
+        ),
+        (
+            lambda folder: write_shard(folder, "train-00001-of-00003.parquet", [b"a"], kind="binary"),
+            "`text` of binary instead of text",
+        ),
+        (lambda folder: pipe(folder / "data" / "train-00001-of-00003.parquet"), "one of 3 files but 2 are there"),
     ],
-    ids=["empty", "half copied", "empty shard", "no parquet", "other column"],
+    ids=["empty", "half copied", "empty shard", "no parquet", "other column", "numbers", "bytes", "pipe"],
 )
 def test_local_folder_errors(tmp_path, damage: Callable[[Path], None], says: str):
     damage(write_stories(tmp_path))
