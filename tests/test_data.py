@@ -188,7 +188,10 @@ def test_an_untouched_shard_is_read_once(store, monkeypatch):
         (lambda manifest: {**manifest, "dtype": "float64"}, "is damaged"),
         (lambda manifest: {**manifest, "splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
         (
-            lambda manifest: {**manifest, "splits": {s: {**v, "shards": []} for s, v in manifest["splits"].items()}},
+            lambda manifest: {
+                **manifest,
+                "splits": {s: {**v, "shards": [], "tokens": 0} for s, v in manifest["splits"].items()},
+            },
             "damaged",
         ),
         (lambda manifest: {**manifest, "format": 7}, "says format=7, but this run needs format=1; delete"),
