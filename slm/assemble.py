@@ -33,11 +33,15 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, trusted=trusted, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
-        check(locate(node["_target_"], where, trusted), node, where)
+        given = {key: value for key, value in node.items() if value is not None}
+        check(locate(node["_target_"], where, trusted), given, where)
 
 
 def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
     """Place and content of each node in the groups; null leaves one out."""
+    for group in groups:
+        if not isinstance(config.get(group), dict):
+            raise UserError(f"{group} must hold nodes by their names, not be {config.get(group)!r}; {{}} is none")
     nodes = [(f"{group}.{name}", node) for group in groups for name, node in config[group].items() if node is not None]
     for where, node in nodes:
         if not is_node(node):

@@ -1,8 +1,10 @@
 """Configuration nodes to objects, after checking every key and type against the constructor that will receive them."""
 
+import contextlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -77,10 +79,7 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     prefix = f"{where}." if where else ""
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    try:
-        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # a library's annotations may name what it imports for type checkers only
-        hints = {}
+    hints = hints_of(target.__init__ if inspect.isclass(target) else target)
     for key, value in values.items():
         if key == "_target_" or is_node(value):
             continue
@@ -90,6 +89,16 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
             )
         if key in hints and not fits(value, hints[key]):
             raise UserError(f"{prefix}{key}={value!r} must be {describe(hints[key])}")
+
+
+def hints_of(function: Callable) -> dict[str, Any]:
+    """Its annotations as types, those apart that name what a library imports for type checkers only."""
+    hints = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        one = types.SimpleNamespace(__annotations__={name: annotation})
+        with contextlib.suppress(NameError):
+            hints |= get_type_hints(one, globalns=inspect.unwrap(function).__globals__)
+    return hints
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
@@ -112,6 +121,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool):
         return isinstance(value, hint)
+    if is_dataclass(hint):
+        return isinstance(value, hint)
     if origin in (list, tuple, Sequence):
         inner = arguments[0] if arguments else Any
         return isinstance(value, list | tuple) and all(fits(item, inner) for item in value)
@@ -124,5 +135,7 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
+    if is_dataclass(hint):
+        return f"a node whose _target_ is {hint.__module__}.{hint.__qualname__}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return words.get(hint, "a list" if origin in (list, tuple, Sequence) else str(hint))

@@ -21,9 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from slm import durable
 from slm.build import check, did_you_mean, is_node, locate
 from slm.doors import NAME, check_files, check_flag, check_hydra, refuse_secrets
-from slm.errors import REFUSALS, ResourceError, Stopped, UserError, report
+from slm.errors import Stopped, UserError, refusal, report
 from slm.runs import file_name, flatten, new_folder
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -95,13 +96,15 @@ class Outcome:
 
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
+    from slm.plan import Settings, typed
     from slm.rehearse import rehearse
     from slm.run import train
 
     hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
     try:
+        typed(Settings, OmegaConf.to_container(cfg, resolve=True), "")
         for folder in ("cache_dir", "runs_dir"):
-            cfg[folder] = str(Path(cfg[folder]).expanduser())
+            cfg[folder] = str(durable.expanded(cfg[folder]))
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
         refuse_secrets(config)
@@ -125,8 +128,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     except (UserError, OmegaConfBaseException) as error:
         return Outcome(name, math.nan, report(error))
     except Exception as error:
-        if getattr(error, "errno", None) in REFUSALS:
-            refused = ResourceError(f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
+        if refused := refusal(error):
             return Outcome(name, math.nan, report(refused))
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
@@ -138,7 +140,7 @@ def run_job(cfg: DictConfig) -> Outcome:
 def own_folder(config: dict) -> Path:
     """run_dir, or a new folder, which the other processes of a distributed run learn from the environment."""
     if config["run_dir"]:
-        return Path(config["run_dir"]).expanduser()
+        return durable.expanded(config["run_dir"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:
         raise UserError("several processes need one folder that they all know; give run_dir=<folder>")
     moment = time.strftime("%Y-%m-%d_%H%M%S")
@@ -157,6 +159,10 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not (refused := refusal(error)):
+            raise
+        sys.exit(report(refused))
 
 
 def multirun() -> bool:
@@ -186,9 +192,9 @@ def overrides_of(arguments: list[str]) -> list[str]:
 
 
 def quoted(argument: str) -> str:
-    """Quotes a path for Hydra's grammar, in which commas, equals signs and stars mean something else."""
+    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers mean something else."""
     key, equals, value = argument.partition("=")
-    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"[\w./~:@-]*|'.*'|\".*\"", value):
+    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return argument
     escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"

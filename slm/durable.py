@@ -33,6 +33,14 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path as a person types it: a leading ~ or ~name is a home, where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name
+        return Path(path)
+
+
 def write(path: Path, content: bytes):
     with replacing(path) as file:
         file.write(content)

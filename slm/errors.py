@@ -57,3 +57,13 @@ def report(error: Exception) -> int:
         said = said.__cause__ or said.__context__
     print("error: " + " ".join(str(said).split()), file=sys.stderr)
     return code
+
+
+def refusal(error: OSError | Exception) -> UserError | None:
+    """What the system said of a file in one line, None if that is rather our bug."""
+    number, file = getattr(error, "errno", None), str(getattr(error, "filename", None) or "the run folder")[:200]
+    if number in REFUSALS:
+        return ResourceError(f"cannot write {file}: {error.strerror}")
+    if number in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return UserError(f"{file} names no file: {error.strerror}")
+    return None

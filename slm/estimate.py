@@ -42,12 +42,23 @@ def parameters(config: GPTConfig) -> Parameters:
     return Parameters(total, total - sum(p.numel() for p in embeddings))
 
 
+def least_parameters(config: GPTConfig) -> int:
+    """The large matrices of a model and its tables of positions, by arithmetic: for sizes that nothing could hold."""
+    positions = config.width if config.positions == "learned" else 2 * config.head_dim
+    embeddings = config.vocab_size * config.width * (1 if config.tied else 2)
+    return config.depth * _per_block(config) + embeddings + config.context * positions
+
+
+def _per_block(config: GPTConfig) -> int:
+    """Weights of a block's matrices."""
+    attention = config.width * (config.width + 2 * config.kv_width) + config.width * config.width
+    return attention + config.width * config.hidden_width * (3 if config.mlp == "swiglu" else 2)
+
+
 def training_flops_per_token(config: GPTConfig) -> int:
     """6 per matrix weight and token, plus 12 * width per block and position of context for attention scores and
     their use (arXiv:2204.02311, appendix B). Recomputed activations do not count, as usual for MFU."""
-    per_block = config.width * (config.width + 2 * config.kv_width) + config.width * config.width
-    per_block += config.width * config.hidden_width * (3 if config.mlp == "swiglu" else 2)
-    matrices = config.depth * per_block + config.vocab_size * config.width
+    matrices = config.depth * _per_block(config) + config.vocab_size * config.width
     return 6 * matrices + 12 * config.depth * config.width * config.context
 
 

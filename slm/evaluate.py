@@ -25,6 +25,7 @@ from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
+from slm.generation.stream import MAX_COUNT
 from slm.loss import token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -41,8 +42,8 @@ def main():
     parser.add_argument("--runs-dir", default="runs", help="where latest, last and best look")
     arguments = parser.parse_args()
     try:
-        if arguments.stories < 2:
-            raise UserError(f"--stories={arguments.stories} must be at least 2")
+        if not 2 <= arguments.stories <= MAX_COUNT:
+            raise UserError(f"--stories={arguments.stories} must be at least 2, at most {MAX_COUNT:,}")
         if arguments.seed < 0:
             raise UserError(f"--seed={arguments.seed} must be at least 0")
         path = runs.find_checkpoint(arguments.run, Path(arguments.runs_dir))

@@ -54,8 +54,8 @@ class GPTConfig:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
-        if not 1 <= self.rope_base < math.inf:
-            raise UserError(f"model.rope_base={self.rope_base} must be at least 1 and finite")
+        if not 1 <= self.rope_base <= 1e15:
+            raise UserError(f"model.rope_base={self.rope_base} must be at least 1, at most 1e15")
         if self.width % self.head_dim:
             below, above = self.width // self.head_dim * self.head_dim, -(-self.width // self.head_dim) * self.head_dim
             fix = f"{below} or {above}" if below else f"{above}"

@@ -1,18 +1,21 @@
 """A configuration found sound, before anything expensive: typed, checked, with the machine's facts settled."""
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.build import build, check, is_node, locate
+from slm.build import build, check, fits, is_node, locate
 from slm.doors import NAME, check_prefixes, refuse_url
 from slm.errors import UserError
+from slm.estimate import least_parameters
 from slm.model import GPT, GPTConfig
 from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
 
+MAX_BUDGET = 1e18  # steps, tokens or epochs: what an integer of 64 bits can count with room to spare
 METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
 
 
@@ -42,8 +45,8 @@ class Settings:
             raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
         for key in ("run_dir", "runs_dir", "cache_dir"):
             refuse_url(key, getattr(self, key))
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
         if self.optimized_metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"optimized_metric={self.optimized_metric} is not one of {known}")
@@ -64,8 +67,11 @@ class DataSettings:
     def __post_init__(self):
         if self.validation_windows is not None and self.validation_windows < 1:
             raise UserError(f"data.validation_windows={self.validation_windows} must be at least 1, or null for all")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"data.workers={self.workers} must be at least 0, or null")
+        cores = os.cpu_count() or 1
+        if self.workers is not None and not 0 <= self.workers <= 8 * cores:
+            raise UserError(
+                f"data.workers={self.workers} must be from 0 to {8 * cores} (8 for each of {cores} cores), or null"
+            )
         if not 0 < self.timeout < math.inf:
             raise UserError(f"data.timeout={self.timeout} must be above 0 (seconds)")
 
@@ -111,18 +117,19 @@ class Budget:
             shown = " and ".join(f"budget.{name}={value}" for name, value in given.items()) or "none"
             raise UserError(f"exactly one of budget.steps, budget.tokens and budget.epochs must be given, not {shown}")
         ((name, value),) = given.items()
-        if not value > 0:
-            raise UserError(f"budget.{name}={value} must be above 0")
+        if not 0 < value <= MAX_BUDGET:
+            raise UserError(f"budget.{name}={value} must be above 0 and at most {MAX_BUDGET:g}")
         self.max_seconds()
 
     def max_seconds(self) -> float | None:
         if self.max_time is None:
             return None
-        try:
-            hours, minutes, seconds = (int(part) for part in self.max_time.split(":"))
-        except ValueError:
-            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00") from None
-        return timedelta(hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+        if not (parts := re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2})", self.max_time)):
+            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00")
+        hours, minutes, seconds = map(int, parts.groups())
+        if not (total := 3600 * hours + 60 * minutes + seconds):
+            raise UserError(f"budget.max_time={self.max_time} is no time at all; give more, or null for no limit")
+        return float(total)
 
     def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
         """For a training split of so many windows."""
@@ -165,20 +172,24 @@ class Plan:
 def make_plan(config: dict[str, Any]) -> Plan:
     """Raises UserError for whatever can be found wrong without data, Lightning or a long computation."""
     keep_freed_memory()
-    settings = _typed(Settings, config, "")
-    data, trainer = _typed(DataSettings, config["data"], "data"), _typed(TrainerSettings, config["trainer"], "trainer")
-    budget, trusted = _typed(Budget, config["budget"], "budget"), settings.trusted_targets
+    settings = typed(Settings, config, "")
+    data, trainer = typed(DataSettings, config["data"], "data"), typed(TrainerSettings, config["trainer"], "trainer")
+    budget, trusted = typed(Budget, config["budget"], "budget"), settings.trusted_targets
     refuse_url("data.path", config["data"].get("path"))
+    nodes = {key: config.get(key) for key in ("tokenizer", "optimizer", "schedule")}
+    for where, node in {**nodes, "data.corpus": config["data"].get("corpus")}.items():
+        if not is_node(node):
+            raise UserError(f"{where} must have a _target_, the class that it makes, not be {node!r}")
     for where, node in (("tokenizer", config["tokenizer"]), ("data", config["data"]["corpus"])):
         check(locate(node["_target_"], where, trusted), node, where)
     check(GPTConfig, config["model"], "model")
     model = GPTConfig(**config["model"], vocab_size=1)
-    small = replace(model, depth=1, width=model.head_dim, kv_heads=None, mlp_width=None)
-    build(
-        config["optimizer"], "optimizer", trusted=trusted, model=GPT(small)
-    )  # its rules, at the price of a small model
-    build_schedule(config["schedule"], budget.steps or 10**9, trusted)
     hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
+    check_memory(model, hardware)
+    small = replace(model, context=1, depth=1, width=model.head_dim, kv_heads=None, mlp_width=None)
+    # its rules, at the price of a small model
+    build(config["optimizer"], "optimizer", trusted=trusted, model=GPT(small))
+    build_schedule(config["schedule"], budget.steps or 10**9, trusted)
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
     if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
         raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
@@ -196,11 +207,23 @@ def make_plan(config: dict[str, Any]) -> Plan:
     )
 
 
+def check_memory(model: GPTConfig, hardware: Hardware):
+    """Refuses a model whose weights and gradients alone, at 4 bytes each, are more than all devices' memory."""
+    count, memory = least_parameters(model), hardware.memory
+    needed = count * (4 if hardware.precision.endswith("16-true") else 8)
+    if memory and needed > memory:
+        raise UserError(
+            f"model.width={model.width}, model.depth={model.depth}, model.mlp_width={model.hidden_width} and "
+            f"model.context={model.context} make {count:.3g} parameters or more: {needed / 1e9:.3g} GB of weights and "
+            f"gradients, and here are {memory / 1e9:.3g} GB; give smaller ones"
+        )
+
+
 def build_schedule(node: Mapping[str, Any], steps: int, trusted: Sequence[str] = ()):
     """The schedule of a run of so many steps. warmup_steps wins over warmup_share."""
     share, warmup = node["warmup_share"], node["warmup_steps"]
     if warmup is None:
-        if not 0 <= share <= 1:
+        if not (fits(share, float) and 0 <= share <= 1):
             raise UserError(f"schedule.warmup_share={share} must be between 0 and 1 (a share of all steps)")
         warmup = round(share * steps)
     return build({**without(node, "warmup_share"), "warmup_steps": warmup}, "schedule", trusted=trusted, steps=steps)
@@ -210,7 +233,7 @@ def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in keys}
 
 
-def _typed(kind: type, node: Mapping[str, Any], where: str) -> Any:
+def typed(kind: type, node: Mapping[str, Any], where: str) -> Any:
     """The dataclass from those keys of the node that it has, checked."""
     names = {field.name for field in fields(kind)}
     values = {key: value for key, value in node.items() if key in names and not is_node(value)}

@@ -179,7 +179,7 @@ def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
         if not found:
             raise UserError(f"ckpt={ckpt}: no run in {runs_dir} has a checkpoint yet; train one with python train.py")
         return _of_run(found[-1].parent.parent, ("last",) if ckpt == "last" else ("best", "last"))
-    path = Path(ckpt).expanduser()
+    path = durable.expanded(ckpt)
     if path.is_dir():
         return _of_run(path, ("best", "last"))
     if not path.exists():
@@ -190,7 +190,7 @@ def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
 def find_start(resume: str, runs_dir: Path) -> Path:
     """The checkpoint that training goes on from: a .ckpt, or the newest intact one of a run folder or of `latest`."""
     path = find_checkpoint(resume, runs_dir)
-    if resume == "latest" or Path(resume).expanduser().is_dir():
+    if resume == "latest" or durable.expanded(resume).is_dir():
         return newest_intact(path.parent.parent) or path
     return path
 

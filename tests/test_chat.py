@@ -215,7 +215,7 @@ import torch
 from test_chat import ByteTokenizer, Sampler, chat, tiny
 torch.set_num_threads(1)
 tokenizer = ByteTokenizer.build([])
-chat(tiny(tokenizer), tokenizer, Sampler(), max_new_tokens=10**9, seed=1, stop_at_eos=False)
+chat(tiny(tokenizer), tokenizer, Sampler(), max_new_tokens=10**6, seed=1, stop_at_eos=False)
 print("left as it should")
 """
 

@@ -54,8 +54,13 @@ def small(folder, text_file):
 
 @pytest.fixture(scope="module")
 def run_dir(small, folder) -> Path:
-    """A run, made by the command line."""
-    done = command("train.py", *small, f"run_dir={folder / 'a run, with = and ü'}")
+    """A run, made by the command line, in a process that dies where it looks for a network."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "NETWORK = ('socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'socket.sendto')\n"
+        "sys.addaudithook(lambda event, arguments: os._exit(77) if event in NETWORK else None)\n"
+    )
+    done = command("train.py", *small, f"run_dir={folder / 'a run, with = and ü'}", PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
     return folder / "a run, with = and ü"
 
@@ -193,6 +198,11 @@ MISTAKES = {
     "runs_dir=/proc/nope": "/proc/nope",
     "seed=-1": "seed=-1 must be at least 0",
     "model.context=100000": "fewer than one window of model.context=100000",
+    "name=1": "name=1 must be text or null",
+    "runs_dir=null": "runs_dir=None must be text",
+    "model.depth=1000000000": "model.depth=1000000000, model.mlp_width=256",
+    "budget.tokens=inf": "budget.tokens=inf must be above 0 and at most 1e+18",
+    "data.path=a**b": "data.path=a**b names no file: Invalid pattern",
 }
 
 
@@ -345,6 +355,27 @@ def test_modes_of_generation(run_dir, tmp_path):
         (["ckpt={run}", "temprature=1"], "did you mean temperature?"),
         (["ckpt={run}", "+temprature=1"], "did you mean temperature?"),
         (["ckpt={run}", "max_new_tokens=-1"], "max_new_tokens=-1"),
+        (
+            ["ckpt={run}", "max_new_tokens=1000000000"],
+            "max_new_tokens=1000000000 must be a whole number from 1 to 1,000",
+        ),
+        (["ckpt={run}", "num_samples=0"], "num_samples=0 must be a whole number from 1"),
+        (["ckpt={run}", "num_samples=1e9"], "num_samples=1000000000.0 must be a whole number"),
+        (["ckpt={run}", "temperature=nan"], "temperature=nan must be"),
+        (["ckpt={run}", "temperature=-1"], "temperature=-1 must be"),
+        (["ckpt={run}", "top_k=0"], "top_k=0 must be"),
+        (["ckpt={run}", "top_p=0"], "top_p=0 must be"),
+        (["ckpt={run}", "seed=null"], "seed=None must be a whole number"),
+        (["ckpt={run}", "prompt=\udcff"], "prompt= is not UTF-8 text"),
+        (["ckpt={run}", "prompts_file={pipe}"], "is not a file; save the prompts in one"),
+        (["ckpt={run}", "prompts_file=/dev/zero"], "is not a file"),
+        (["ckpt={run}", "prompts_file={run}"], "is not a file"),
+        (["ckpt={run}", "prompts_file={truncated}"], "is not UTF-8 text"),
+        (["ckpt={run}", "prompts_file={nothing}"], "is empty"),
+        (["ckpt={pipe}"], "no checkpoint at"),
+        (["ckpt=" + "x" * 300], "names no file: File name too long"),
+        (["ckpt=~nobody-of-that-name/x.ckpt"], "does not exist"),
+        (["ckpt=/proc/self/mem"], "not a checkpoint"),
         (["ckpt={run}", "prompts_file=/no/such.txt"], "/no/such.txt"),
         (["ckpt={run}", "prompt=a", "interactive=true"], "prompt= and interactive= exclude one another"),
         (["ckpt={run}", "device=cuda"], "device=cuda"),
@@ -362,7 +393,9 @@ def test_mistakes_in_generation(arguments, message, run_dir, tmp_path, monkeypat
     (tmp_path / "flipped.ckpt.sha256").write_text(digest)
     torch.save({"state_dict": {}}, places["foreign"])
     places["text"].write_text("these are not weights")
-    places |= {"run": run_dir, "empty": tmp_path / "empty"}
+    places |= {"run": run_dir, "empty": tmp_path / "empty", "pipe": tmp_path / "pipe", "nothing": tmp_path / "nothing"}
+    os.mkfifo(places["pipe"])
+    places["nothing"].touch()
     monkeypatch.setattr(sys, "argv", ["generate.py", *(argument.format(**places) for argument in arguments)])
     with pytest.raises(SystemExit) as exit_:
         cli.generate_main()

@@ -48,9 +48,9 @@ def real(name: str) -> Path:
     return REAL_DATA / name
 
 
-def write_shard(folder: Path, name: str, rows: list[str | None], column: str = "text") -> None:
+def write_shard(folder: Path, name: str, rows: list, column: str = "text", kind: str = "string") -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    table = pa.table({column: pa.array(rows, pa.string())})
+    table = pa.table({column: pa.array(rows, kind)})
     pyarrow.parquet.write_table(table, folder / "data" / name, compression="none")
 
 
@@ -134,6 +134,11 @@ def test_local_fingerprint_is_of_names_and_contents(tmp_path):
     assert tinystories(second).fingerprint() != fingerprint
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def damage_nothing_there(folder: Path) -> None:
     for file in (folder / "data").iterdir():
         file.unlink()
@@ -147,8 +152,17 @@ def damage_nothing_there(folder: Path) -> None:
         (lambda folder: (folder / "data" / "train-00001-of-00003.parquet").write_bytes(b""), "not a parquet file"),
         (lambda folder: (folder / "data" / "train-00001-of-00003.parquet").write_text("no" * 50), "not a parquet file"),
         (lambda folder: write_shard(folder, "train-00001-of-00003.parquet", ["x"], "story"), r"columns \['story'\]"),
+        (
+            lambda folder: write_shard(folder, "train-00001-of-00003.parquet", [1, 2], kind="int64"),
+            "`text` of int64 instead of text",
+        ),
+        (
+            lambda folder: write_shard(folder, "train-00001-of-00003.parquet", [b"a"], kind="binary"),
+            "`text` of binary instead of text",
+        ),
+        (lambda folder: pipe(folder / "data" / "train-00001-of-00003.parquet"), "one of 3 files but 2 are there"),
     ],
-    ids=["empty", "half copied", "empty shard", "no parquet", "other column"],
+    ids=["empty", "half copied", "empty shard", "no parquet", "other column", "numbers", "bytes", "pipe"],
 )
 def test_local_folder_errors(tmp_path, damage: Callable[[Path], None], says: str):
     damage(write_stories(tmp_path))
@@ -437,6 +451,16 @@ TEXT_ERRORS = {
     "null": (None, {}, r"data=text needs data\.path=<file, folder or glob>"),
     "missing": ("tiny.txt", {}, "does not exist, did you mean .*tinny.txt"),
     "missing, nothing near": ("zzzzzzzz", {}, "zzzzzzzz does not exist$"),
+    "nothing": ("", {}, r"data=text needs data\.path"),
+    "pipe": ("pipe", {}, "pipe: that is neither a file nor a folder"),
+    "device": ("/dev/zero", {}, "zero: that is neither a file nor a folder"),
+    "unreadable": ("/proc/self/mem", {}, "mem cannot be read: Input/output error"),
+    "link to nothing": ("gone", {}, "gone does not exist$"),
+    "too long": ("x" * 300, {}, "names no file: File name too long"),
+    "odd glob": ("a**b", {}, r"names no file: Invalid pattern"),
+    "nobody's home": ("~nobody-of-that-name/x.txt", {}, "does not exist"),
+    "UTF-16": ("utf16.txt", {}, "utf16.txt is not UTF-8 at byte 0"),
+    "half a character": ("surrogate.txt", {}, "surrogate.txt is not UTF-8 at byte 3"),
     "missing folder": ("no/where/tiny.txt", {}, "does not exist$"),
     "glob": ("*.xml", {}, "no file matches"),
     "folder": ("folder", {}, r"no \*\.txt file in the folder"),
@@ -466,12 +490,45 @@ def test_text_errors_come_before_the_first_document(tmp_path, case):
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
+    (tmp_path / "utf16.txt").write_bytes("two words".encode("utf-16"))
+    (tmp_path / "surrogate.txt").write_bytes(b"two\xed\xa0\x80")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.md").write_text("a")
+    (tmp_path / "gone").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
     path, choices, says = TEXT_ERRORS[case]
+    if path and not path.startswith(("/", "~")):
+        path = tmp_path / path
+
+    def read():
+        corpus = text(path, **choices)
+        corpus.fingerprint()  # what a training asks first
+        next(corpus.documents("train"))
+
     with pytest.raises(UserError, match=says) as error:
-        next(text(path and tmp_path / path, **choices).documents("train"))
+        read()
     one_line(error)
+
+
+def test_text_passes_over_what_is_no_text_file(tmp_path):
+    """Among good files: an empty one, a folder, a link to nothing, a pipe, which nobody ever writes to."""
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt").mkdir()
+    (tmp_path / "d.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "e.txt")
+    (tmp_path / "f.txt").write_text("last")
+    corpus = text(tmp_path, train_ratio=0.5)
+    assert corpus.fingerprint()
+    assert both(corpus) == (["first"], ["last"])
+
+
+def test_text_keeps_what_is_odd_but_utf8(tmp_path):
+    """NUL, control characters and a byte order mark that is not at the start."""
+    odd = "a\0b \x01\x1b \ufeff \U0001f642"
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + odd.encode() + b"\r\none\rtwo\nthree\r\n")
+    (tmp_path / "b.txt").write_text("last")
+    assert both(text(tmp_path, train_ratio=0.5))[0] == [odd + "\none\ntwo\nthree\n"]
 
 
 @pytest.mark.parametrize("separator", [None, "|"])

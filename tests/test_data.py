@@ -1,12 +1,14 @@
 """The token store survives kills and never re-tokenizes; windows are the ids; the order is pure."""
 
 import hashlib
+import io
 import itertools
 import json
 import pickle
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +118,107 @@ def test_a_killed_preparation_is_not_trusted(tmp_path):
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
 
 
-def test_a_shortened_shard_is_refused(store):
-    shard = store.folder / "train-00001.bin"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train-00001.bin is missing or not \d+ bytes"):
-        TokenStore.open(store.folder)
+EXPECTED = {"format": 1, "tokenizer": "fingerprint", "vocab_size": 257}
+
+
+def edited(store: TokenStore, edit, *, honest: bool) -> None:
+    """Changes the bytes of the second shard; an honest editor puts the new digest into the manifest."""
+    shard, manifest = store.folder / "train-00001.bin", json.loads((store.folder / "manifest.json").read_text())
+    content = edit(shard.read_bytes())
+    time.sleep(0.02)  # a file system's clock may tick no faster
+    shard.write_bytes(content)
+    if honest:
+        manifest["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
+        (store.folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("edit", "honest", "message"),
+    [
+        (
+            lambda ids: ids[:-1],
+            False,
+            r"train-00001.bin has (\d+) bytes, not the \d+ of its \d+ ids; delete .* to rebuild",
+        ),
+        (lambda ids: b"", True, r"train-00001.bin has 0 bytes, not the \d+ of its \d+ ids"),
+        (lambda ids: ids[:80] + bytes([ids[80] ^ 4]) + ids[81:], False, "train-00001.bin was changed after .* sha256"),
+        (
+            lambda ids: ids[:80] + b"\x01\x01" + ids[82:],
+            True,
+            "train-00001.bin holds the id 257 of a vocabulary of 257",
+        ),
+    ],
+    ids=["odd", "empty", "one bit", "beyond the vocabulary"],
+)
+def test_an_edited_shard_is_refused_although_it_was_found_sound_before(store, edit, honest, message):
+    assert set(json.loads((store.folder / "verified.json").read_text())) >= {"train-00001.bin", "validation-00000.bin"}
+    edited(store, edit, honest=honest)
+    for _ in range(2):  # a refusal is not remembered as a success
+        with pytest.raises(UserError, match=message):
+            TokenStore.open(store.folder, EXPECTED)
+
+
+def test_a_lost_shard_is_refused(store):
+    (store.folder / "train-00001.bin").unlink()
+    with pytest.raises(UserError, match=r"train-00001.bin cannot be read: No such file or directory; delete"):
+        TokenStore.open(store.folder, EXPECTED)
+
+
+def test_an_untouched_shard_is_read_once(store, monkeypatch):
+    read = []
+
+    def spy(path, mode):
+        read.append(path.name)
+        return io.FileIO(path, mode)
+
+    monkeypatch.setattr(store_module, "open", spy, raising=False)
+    assert TokenStore.open(store.folder, EXPECTED) == store
+    assert read == []
+    (store.folder / "verified.json").write_text("damaged")
+    assert TokenStore.open(store.folder, EXPECTED) == store
+    assert sorted(read) == sorted(path.name for path in store.folder.glob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: None, "manifest.json is missing; delete .* to rebuild"),
+        (lambda manifest: "", "manifest.json cannot be read or is damaged"),
+        (lambda manifest: "[1]", "is damaged"),
+        (lambda manifest: {**manifest, "dtype": "float64"}, "is damaged"),
+        (lambda manifest: {**manifest, "splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
+        (
+            lambda manifest: {
+                **manifest,
+                "splits": {s: {**v, "shards": [], "tokens": 0} for s, v in manifest["splits"].items()},
+            },
+            "damaged",
+        ),
+        (lambda manifest: {**manifest, "format": 7}, "says format=7, but this run needs format=1; delete"),
+        (
+            lambda manifest: {**manifest, "tokenizer": "other"},
+            "tokenizer=other, but this run needs tokenizer=fingerprint",
+        ),
+        (lambda manifest: {**manifest, "vocab_size": 300}, "vocab_size=300, but this run needs vocab_size=257"),
+    ],
+    ids=["missing", "empty", "a list", "dtype", "one split", "no shards", "format", "tokenizer", "vocabulary"],
+)
+def test_a_foreign_or_damaged_manifest_is_refused(store, change, message):
+    path = store.folder / "manifest.json"
+    content = change(json.loads(path.read_text()))
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        TokenStore.open(store.folder, EXPECTED)
+
+
+def test_documents_that_never_end_are_refused(store):
+    """By an editor who put the digest right: it must not end in an index out of range."""
+    edited(store, lambda ids: bytes(len(ids)), honest=True)
+    with pytest.raises(UserError, match="the train split has a shard without an end of a document"):
+        Documents(TokenStore.open(store.folder, EXPECTED), "train", 64, ByteTokenizer.eos)
 
 
 def test_a_tokenizer_is_built_once_per_corpus_and_settings(corpus, tmp_path):

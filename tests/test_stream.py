@@ -8,7 +8,14 @@ import torch
 from slm.errors import UserError
 from slm.generation import stream
 from slm.generation.sampling import Sampler
-from slm.generation.stream import Completion, TextStream, complete, encode_prompt, generate
+from slm.generation.stream import (
+    Completion,
+    TextStream,
+    complete,
+    encode_prompt,
+    generate,
+    window_start,
+)
 from slm.model import GPT, GPTConfig
 from slm.tokenizers.bytes import ByteTokenizer
 
@@ -142,6 +149,37 @@ def test_one_forward_pass_per_step_of_one_token_per_running_row():
     assert len(text) == 30
 
 
+def test_a_long_prompt_is_read_in_few_passes_also_beside_a_short_one():
+    """A million ids: what the context has long forgotten is never read, and no pass is spent on it."""
+    model, shapes = tiny(context=16), []
+
+    def read(_, inputs):
+        shapes.append(tuple(inputs[0].shape))
+        assert len(shapes) <= 10
+
+    hook = model.tokens.register_forward_pre_hook(read)
+    short, *_ = prompts_of(3)
+    long = prompts_of(50)[0] * 20_000
+    texts = run(model, [short, long], max_new_tokens=4)
+    hook.remove()
+    assert sum(rows * ids for rows, ids in shapes) < 100
+    tail = window_start(len(long), 16)
+    assert texts == {0: reference(model, short, 4), 1: reference(model, long[tail:], 4)}
+
+
+def test_counts_have_a_limit():
+    for count in (-1, 0, 10**6 + 1, 10**9, 1.0, None, True):
+        with pytest.raises(UserError, match=r"max_new_tokens=.* must be a whole number from 1 to 1,000,000"):
+            generate(tiny(), [[1]], sampler=GREEDY, max_new_tokens=count, eos=None, seed=0)
+
+
+def test_completions_come_as_they_are_told(tokenizer):
+    """A million samples of a thousand prompts are asked for, and some of them taken."""
+    model, prompts = tiny(vocab_size=tokenizer.vocab_size), ["ab", *map(str, range(1000))]
+    told = stream.completions(model, tokenizer, prompts, num_samples=10**6, sampler=Sampler(), max_new_tokens=2, seed=0)
+    assert [next(told).prompt for _ in range(100)] == ["ab"] * 100
+
+
 def test_steps_without_a_new_token_are_not_yielded():
     model = tiny(context=64)
     steps = list(generate(model, prompts_of(1, 9), sampler=GREEDY, max_new_tokens=2, eos=None, seed=0))
@@ -152,7 +190,7 @@ def test_nothing_outside_is_touched():
     model, modes = tiny().train(), []
     hook = model.tokens.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
     state = torch.random.get_rng_state(), random.getstate()
-    steps = generate(model, prompts_of(3, 4), sampler=Sampler(), max_new_tokens=10**9, eos=None, seed=0)
+    steps = generate(model, prompts_of(3, 4), sampler=Sampler(), max_new_tokens=10**6, eos=None, seed=0)
     assert model.training
     for _ in range(20):
         next(steps)

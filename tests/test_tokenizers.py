@@ -18,6 +18,7 @@ import pytest
 from slm import tokenizers
 from slm.errors import UserError
 from slm.tokenizers import gpt2 as gpt2_module
+from slm.tokenizers import sentencepiece as sentencepiece_module
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.gpt2 import GPT2Tokenizer
@@ -223,6 +224,20 @@ def test_no_document_is_dropped():
     long = "word " * 3000
     tokenizer = sentencepiece_tokenizer([long + "ж", "щ ▅"], vocab_size=270)
     assert len(tokenizer.encode("ж")) == len(tokenizer.encode("щ")) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_a_long_text_is_cut_without_a_trace(algorithm, monkeypatch):
+    tokenizer = sentencepiece_tokenizer(algorithm=algorithm)
+    texts = [" ".join(seeded_documents(20, seed=3)), "a  b ▁ \n c " * 50, "", " "]
+    whole = [tokenizer.encode(text) for text in texts]
+    monkeypatch.setattr(sentencepiece_module, "PIECE_CHARACTERS", 16)
+    assert max(map(len, sentencepiece_module.pieces(texts[0]))) <= 32
+    assert [tokenizer.encode(text) for text in texts] == whole
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == whole
+    solid = "abcdefgh" * 100  # no space to cut at
+    assert [len(piece) for piece in sentencepiece_module.pieces(solid)] == [32] * 25
+    assert tokenizer.decode(tokenizer.encode(solid)) == solid
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])

@@ -1,5 +1,6 @@
 """Plain text of your own: a file, a folder of *.txt files or a glob, UTF-8."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
+from slm import durable
 from slm.corpora import Split
 from slm.errors import UserError
 
@@ -19,6 +21,7 @@ CHUNK_CHARACTERS = 1 << 20
 class Text:
     """One document per file, or per `separator`, stripped of the white space around it. Blank documents are skipped.
 
+    Line ends of every kind become \\n and a byte order mark at the start of a file is dropped; all else stays as it is.
     split=contiguous: the first `train_ratio` of the documents are train; a single document is cut there instead.
     split=seeded: each document is train with probability `train_ratio`, drawn from (`seed`, its index) alone.
     """
@@ -58,35 +61,41 @@ class Text:
         """Reads every file once."""
         digests = []
         for path in self._files():
-            with open(path, "rb") as file:
+            with readable(path), open(path, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         seed = self.seed if self.split == "seeded" else None
         choices = [digests, self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
 
     def _files(self) -> list[Path]:
-        if self.path is None:
+        if not self.path:
             raise UserError("data=text needs data.path=<file, folder or glob>")
-        path = Path(self.path).expanduser()
-        if path.is_dir():
-            files = sorted(path.rglob("*.txt"))
-        elif path.exists():
-            files = [path]
-        elif set("*?[") & set(self.path):
-            files = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        else:
-            siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            nearest = get_close_matches(path.name, siblings, n=1)
-            hint = f", did you mean {path.parent / nearest[0]}?" if nearest else ""
-            raise UserError(f"data.path={self.path} does not exist{hint}")
-        files = [file for file in files if file.is_file()]
-        if not files:
-            raise UserError(
-                f"data.path={self.path}: no {'*.txt file in the folder' if path.is_dir() else 'file matches'}"
-            )
+        try:
+            files = self._found(durable.expanded(self.path))
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:  # too long a name, an odd pattern
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"data.path={self.path[:200]} names no file: {reason}") from None
         for file in files:
             if not os.access(file, os.R_OK):
                 raise UserError(f"{file} may not be read: mend its permissions")
+        return files
+
+    def _found(self, path: Path) -> list[Path]:
+        if path.is_dir():
+            files, none = sorted(path.rglob("*.txt")), "no *.txt file in the folder"
+        elif path.exists():
+            files, none = [path], "that is neither a file nor a folder"
+        elif set("*?[") & set(self.path):
+            files, none = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))), "no file matches"
+        else:
+            siblings = path.parent.iterdir() if path.parent.is_dir() else []
+            nearest = get_close_matches(path.name, [file.name for file in siblings if file.exists()], n=1)
+            hint = f", did you mean {path.parent / nearest[0]}?" if nearest else ""
+            raise UserError(f"data.path={self.path} does not exist{hint}")
+        if not (files := [file for file in files if file.is_file()]):  # reading a pipe may never end
+            raise UserError(f"data.path={self.path}: {none}")
         return files
 
     def _all(self) -> Iterator[str]:
@@ -131,8 +140,17 @@ class Text:
         return "validation" if int.from_bytes(digest[:8]) / 2**64 < 1 - self.train_ratio else "train"
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Puts what the system says of an unreadable file into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _read(path: Path, separator: str | None) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:  # "sig": a leading byte order mark is dropped
+    with readable(path), path.open(encoding="utf-8-sig") as file:  # "sig": a leading byte order mark is dropped
         try:
             if separator is None:
                 yield file.read()

@@ -22,6 +22,7 @@ from slm.errors import UserError
 
 PROBE_SECONDS = 3.0
 BATCH_STORIES = 1000
+TEXT_TYPES = ("string", "large_string", "string_view", "dictionary<values=string", "null")  # in pyarrow's words
 LAYOUT = "data/train-*.parquet and data/validation-*.parquet with a column `text`"
 
 
@@ -131,7 +132,7 @@ def _read_json(path: Path) -> dict[str, str]:
 
 
 def _shards(folder: str | Path, split: Split) -> list[Path]:
-    shards = sorted((Path(folder).expanduser() / "data").glob(f"{split}-*.parquet"))
+    shards = [path for path in sorted((durable.expanded(folder) / "data").glob(f"{split}-*.parquet")) if path.is_file()]
     if not shards:
         raise UserError(f"no {split} files in {folder}: the folder must hold {LAYOUT}")
     announced = re.search(r"-of-(\d+)", shards[0].name)
@@ -147,11 +148,13 @@ def _local_files(folder: str | Path, split: Split) -> list[str]:
     shards = _shards(folder, split)
     for shard in shards:
         try:
-            columns = pyarrow.parquet.read_schema(shard).names
+            schema = pyarrow.parquet.read_schema(shard)
         except (OSError, ValueError) as error:
             raise UserError(f"{shard} is not a parquet file, copy it again: {_first_line(error)}") from error
-        if "text" not in columns:
-            raise UserError(f"{shard} has the columns {columns}: the folder must hold {LAYOUT}")
+        if "text" not in schema.names:
+            raise UserError(f"{shard} has the columns {schema.names}: the folder must hold {LAYOUT}")
+        if not str(kind := schema.field("text").type).startswith(TEXT_TYPES):
+            raise UserError(f"{shard} has a column `text` of {kind} instead of text: the folder must hold {LAYOUT}")
     return [glob.escape(str(shard.absolute())) for shard in shards]
 
 

@@ -26,6 +26,8 @@ from slm.tokenizers import Tokenizer
 FORMAT = 1
 SHARD_TOKENS = 2**27  # 256 MiB of uint16
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
+READ_BYTES = 2**22  # verified at a time
+VERIFIED = "verified.json"  # beside the manifest: which shards were found sound, as they were then
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,50 @@ class TokenStore:
     manifest: dict
 
     @classmethod
-    def open(cls, folder: Path) -> "TokenStore":
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        store = cls(folder, manifest)
-        for split in manifest["splits"].values():
-            for shard in split["shards"]:
-                path, expected = folder / shard["file"], shard["tokens"] * store.dtype.itemsize
-                if not path.is_file() or path.stat().st_size != expected:
-                    raise UserError(
-                        f"token shard {path} is missing or not {expected} bytes; delete {folder} to rebuild"
-                    )
+    def open(cls, folder: Path, expected: Mapping[str, Any]) -> "TokenStore":
+        """The store in the folder, once everything that it says of itself was found true.
+
+        `expected` is what its manifest must say. Raises UserError for another store and for a damaged one. A shard is
+        read in full, at about 1.5 GB/s, unless it was found sound before and nobody has touched it since.
+        """
+        store = cls(folder, _read_manifest(folder, expected))
+        known = _read_json(folder / VERIFIED)
+        stamps = {
+            shard["file"]: store._verify(shard, known)
+            for split in store.manifest["splits"].values()
+            for shard in split["shards"]
+        }
+        if stamps != known:
+            with contextlib.suppress(OSError):  # a cache that may only be read is read again the next time
+                durable.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
+
+    def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
+        """What tells an untouched shard, whose size, digest and ids were found to be those of the manifest."""
+        path, remedy = self.folder / shard["file"], f"delete {self.folder} to rebuild it"
+        size, vocab_size = shard["tokens"] * self.dtype.itemsize, self.manifest["vocab_size"]
+        try:
+            stat = path.stat()
+            if stat.st_size != size:
+                raise UserError(
+                    f"token shard {path} has {stat.st_size:,} bytes, not the {size:,} of its {shard['tokens']:,} ids; "
+                    f"{remedy}"
+                )
+            stamp = [size, stat.st_ctime_ns, stat.st_ino, shard["sha256"], vocab_size]
+            if known.get(path.name) == stamp:
+                return stamp
+            digest, largest = hashlib.sha256(), 0
+            with open(path, "rb") as file:
+                while block := file.read(READ_BYTES):
+                    digest.update(block)
+                    largest = max(largest, int(np.frombuffer(block, self.dtype).max()))
+        except OSError as error:
+            raise UserError(f"token shard {path} cannot be read: {error.strerror}; {remedy}") from None
+        if digest.hexdigest() != shard["sha256"]:
+            raise UserError(f"token shard {path} was changed after it was written: its sha256 is another; {remedy}")
+        if largest >= vocab_size:
+            raise UserError(f"token shard {path} holds the id {largest} of a vocabulary of {vocab_size}; {remedy}")
+        return stamp
 
     @property
     def dtype(self) -> np.dtype:
@@ -79,6 +114,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
     Memory is constant in the size of the corpus, its longest document apart.
     """
     identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
+    expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
@@ -86,10 +122,10 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
             split: _write_split(corpus.documents(split), tokenizer, folder, split, dtype)
             for split in ("train", "validation")
         }
-        manifest = {**identity, "dtype": dtype.name, "vocab_size": tokenizer.vocab_size, "splits": splits}
+        manifest = {**expected, "dtype": dtype.name, "splits": splits}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
-    return TokenStore.open(_cached(cache / "tokens", identity, write))
+    return TokenStore.open(_cached(cache / "tokens", identity, write), expected)
 
 
 def fingerprint(folder: Path) -> str:
@@ -124,6 +160,40 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
     return folder
+
+
+def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
+    """The manifest, with every key that is asked of it and the expected values."""
+    path, remedy = folder / "manifest.json", f"delete {folder} to rebuild it"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {remedy}")
+    manifest = _read_json(path)
+    for key, value in expected.items():
+        if manifest and manifest.get(key) != value:
+            raise UserError(f"{path} says {key}={manifest.get(key)}, but this run needs {key}={value}; {remedy}")
+    try:
+        splits = [manifest["splits"][split] for split in ("train", "validation")]
+        sound = manifest["dtype"] in ("uint16", "uint32")
+        for split in splits:
+            shards = split["shards"]
+            sound &= split["documents"] > 0 and split["bytes"] >= 0
+            sound &= split["tokens"] == sum(shard["tokens"] for shard in shards)
+            sound &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
+            sound &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} cannot be read or is damaged; {remedy}")
+    return manifest
+
+
+def _read_json(path: Path) -> dict:
+    """A file's object, empty if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:

@@ -69,6 +69,8 @@ class Documents(Dataset):
         self.made_of = store, split, context, eos
         self.shards, self.context, self.eos = store.shards(split), context, eos
         ends = [np.flatnonzero(shard == eos) for shard in self.shards]
+        if not all(map(len, ends)):
+            raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
         self.ends = np.concatenate(ends)  # of each document, where its eos is in its shard
         self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
         self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])

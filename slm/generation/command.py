@@ -4,16 +4,15 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from slm import checkpoint, runs
+from slm import checkpoint, durable, runs
 from slm.errors import UserError
 from slm.generation.chat import chat
 from slm.generation.sampling import Sampler
-from slm.generation.stream import Completion, TextStream, check_count, complete, encode_prompt, generate
+from slm.generation.stream import Completion, TextStream, check_count, completions, encode_prompt, generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,8 @@ class Request:
         if self.prompt and (self.prompts_file or self.interactive):
             other = "prompts_file" if self.prompts_file else "interactive"
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
+        if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # how Python shows bytes that are no text
+            raise UserError("prompt= is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
 
     @property
     def sampler(self) -> Sampler:
@@ -59,7 +60,10 @@ class Request:
         if self.prompts_file is None:
             return [self.prompt]
         try:
-            lines = Path(self.prompts_file).expanduser().read_text(encoding="utf-8").splitlines()
+            path = durable.expanded(self.prompts_file)
+            if path.exists() and not path.is_file():  # a pipe might never end
+                raise UserError(f"prompts_file={self.prompts_file} is not a file; save the prompts in one")
+            lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise UserError(f"prompts_file={self.prompts_file} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -77,7 +81,7 @@ def generate_command(request: Request):
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
-    path = runs.find_checkpoint(request.ckpt, Path(request.runs_dir).expanduser())
+    path = runs.find_checkpoint(request.ckpt, durable.expanded(request.runs_dir))
     loaded = checkpoint.load(path, device_of(request.device))
     settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.interactive:
@@ -96,7 +100,7 @@ def generate_command(request: Request):
             print(piece, end="", flush=True)
         print()
         return
-    stories = complete(
+    stories = completions(
         loaded.model,
         loaded.tokenizer,
         prompts,
@@ -104,9 +108,8 @@ def generate_command(request: Request):
         stop_at_eos=request.stop_at_eos,
         **settings,
     )
-    for samples in stories:
-        for number, story in enumerate(samples):
-            write(story, number, request.format)
+    for number, story in enumerate(stories):
+        write(story, number % request.num_samples, request.format)
 
 
 def pieces(loaded: checkpoint.Loaded, prompt: str, **settings) -> Iterator[str]:

@@ -2,15 +2,18 @@
 
 Prompts of different lengths share a batch without padding. All rows are read to the same length, first to that of
 the shortest prompt; from there a row that still has prompt is fed its own next id, and every other one what was
-sampled for it. So no mask is needed, and up to rounding each row computes what it would alone.
+sampled for it. So no mask is needed, and up to rounding each row computes what it would alone. When every row still
+has prompt, it is read in one go up to the end of the shortest.
 
 A text may outgrow the context: when the cache is full, the newest half of the context is read anew, from position 0,
 and decoding goes on. A prompt longer than the context is cut where reading it token by token would have cut it.
 """
 
 import codecs
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 import torch
@@ -21,7 +24,8 @@ from slm.generation.sampling import Sampler
 from slm.model import GPT, Cache
 from slm.tokenizers import Tokenizer
 
-MAX_ROWS = 64  # that `complete` decodes at once; each holds a cache of its own
+MAX_COUNT = 1_000_000  # tokens of a text, and texts of a prompt
+MAX_ROWS = 64  # that `completions` decodes at once; each holds a cache of its own
 
 
 @dataclass(kw_only=True)
@@ -39,8 +43,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def check_count(name: str, value: int):
-    if type(value) is not int or value < 1:
-        raise UserError(f"{name}={value!r} must be a whole number from 1")
+    if type(value) is not int or not 1 <= value <= MAX_COUNT:
+        raise UserError(f"{name}={value!r} must be a whole number from 1 to {MAX_COUNT:,}")
 
 
 def generate(
@@ -89,10 +93,10 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> It
             new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
             if new:
                 yield new
-            begin, end = end, end + 1
             keep = [place for place, row in enumerate(rows) if not row.stopped]
             if len(keep) < len(rows):
                 rows, seen, cache.store = [rows[place] for place in keep], seen[keep], cache.store[:, :, keep]
+            begin, end = end, max(end + 1, min((len(row.ids) for row in rows), default=0))  # no row samples before
     finally:
         model.train(was_training)
 
@@ -158,6 +162,15 @@ class Completion:
 
 
 def complete(
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, num_samples: int = 1, **settings
+) -> list[list[Completion]]:
+    """For every prompt its num_samples `completions`."""
+    check_count("num_samples", num_samples)
+    told = completions(model, tokenizer, prompts, num_samples=num_samples, **settings)
+    return [list(islice(told, num_samples)) for _ in prompts]
+
+
+def completions(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
@@ -167,26 +180,35 @@ def complete(
     seed: int,
     num_samples: int = 1,
     stop_at_eos: bool = True,
-) -> list[list[Completion]]:
-    """For every prompt its num_samples completions. Further prompts after it do not change them."""
-    check_count("num_samples", num_samples)
-    starts = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(num_samples)]
+) -> Iterator[Completion]:
+    """num_samples completions of the first prompt, then of the next, MAX_ROWS in memory at a time.
+
+    Further prompts after it do not change them.
+    """
     eos = tokenizer.eos if stop_at_eos else None
     settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "eos": eos, "seed": seed}
-    texts = [[] for _ in starts]
+    total = len(prompts) * num_samples
+    for first in range(0, total, MAX_ROWS):
+        asked = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
+        ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(asked)}
+        texts = _texts(generate(model, [ids[prompt] for prompt in asked], first_row=first, **settings))
+        for row, prompt in enumerate(asked, first):
+            text = texts.pop(row)
+            finished = text[-1] == eos
+            text = text[:-1] if finished else text
+            decoded = tokenizer.decode(text)
+            yield Completion(prompt=prompt, text=decoded, tokens=len(text), finished=finished)
+
+
+def _texts(steps: Iterator[list[tuple[int, int]]]) -> dict[int, list[int]]:
+    """Row -> the tokens of all steps."""
+    texts = defaultdict(list)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)  # a training may want them, but CUDA has no deterministic cumsum
     try:
-        for first in range(0, len(starts), MAX_ROWS):
-            for step in generate(model, starts[first : first + MAX_ROWS], first_row=first, **settings):
-                for row, token in step:
-                    texts[row].append(token)
+        for step in steps:
+            for row, token in step:
+                texts[row].append(token)
     finally:
         torch.use_deterministic_algorithms(deterministic)
-    completions = []
-    for row, ids in enumerate(texts):
-        finished = ids[-1] == eos
-        ids = ids[:-1] if finished else ids
-        prompt, text = prompts[row // num_samples], tokenizer.decode(ids)
-        completions.append(Completion(prompt=prompt, text=text, tokens=len(ids), finished=finished))
-    return [completions[first : first + num_samples] for first in range(0, len(completions), num_samples)]
+    return texts

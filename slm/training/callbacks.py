@@ -1,6 +1,7 @@
 """What watches a training: numbers, randomness, early stopping. Each can be taken out without touching the rest."""
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -34,6 +35,8 @@ class EarlyStopping(L.callbacks.EarlyStopping):
     def __init__(self, *, patience: int | None, min_delta: float):
         if patience is not None and patience < 1:
             raise UserError(f"callbacks.early_stopping.patience={patience} must be at least 1, or null for never")
+        if not 0 <= min_delta < math.inf:
+            raise UserError(f"callbacks.early_stopping.min_delta={min_delta} must be at least 0 and finite")
         self.enabled = patience is not None
         super().__init__(
             "val/loss", min_delta, patience or 1, mode="min", check_finite=False, check_on_train_epoch_end=False

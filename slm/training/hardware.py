@@ -1,6 +1,7 @@
 """From what a trainer preset asks for to what this machine will do: device, precision, microbatch."""
 
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import torch
 
 from slm.errors import UserError
 
+MAX_BATCH_WINDOWS = 1_000_000
+LAUNCHED = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")  # what tells a node of the others
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
@@ -23,6 +26,16 @@ class Hardware:
     @property
     def device(self) -> torch.device:
         return torch.device({"gpu": "cuda"}.get(self.accelerator, self.accelerator))
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of all devices, None where the system does not say. A CPU has one memory however many processes."""
+        if self.accelerator == "gpu":
+            return torch.cuda.get_device_properties(0).total_memory * self.devices
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
 
     @property
     def sixteen_bit(self) -> bool:
@@ -50,6 +63,10 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
         raise UserError(f"trainer.devices={devices} must be at least 1, or auto")
     if num_nodes < 1:
         raise UserError(f"trainer.num_nodes={num_nodes} must be at least 1")
+    if num_nodes > 1 and not any(name in os.environ for name in LAUNCHED):
+        raise UserError(
+            f"trainer.num_nodes={num_nodes} would wait for the others for ever; start it with torchrun or srun"
+        )
     present = torch.cuda.device_count() if accelerator == "gpu" else 1
     count = present if devices in ("auto", -1, "-1") else int(devices)
     if accelerator == "gpu" and count > present:
@@ -69,10 +86,12 @@ def _best_precision(accelerator: str) -> str:
 
 def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int:
     """Windows per forward pass and device, such that whole microbatches make up the global batch."""
-    if batch_windows < 1:
-        raise UserError(f"data.batch_windows={batch_windows} must be at least 1")
+    if not 1 <= batch_windows <= MAX_BATCH_WINDOWS:
+        raise UserError(f"data.batch_windows={batch_windows} must be at least 1, at most {MAX_BATCH_WINDOWS:,}")
     if batch_windows % hardware.devices:
-        raise UserError(f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices")
+        raise UserError(
+            f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices (trainer.devices)"
+        )
     share = batch_windows // hardware.devices
     if asked is None:  # the largest divisor that fills the device and spares its memory
         limit = 32 if hardware.accelerator == "gpu" else 8

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from slm import events
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
+from slm.generation.stream import check_count, complete
 from slm.tokenizers import Tokenizer
 from slm.training.checkpoints import step_ends
 from slm.training.logger import for_each_logger
@@ -32,6 +32,7 @@ class Samples(Callback):
     ):
         if every_n_steps < 1:
             raise UserError(f"callbacks.samples.every_n_steps={every_n_steps} must be at least 1")
+        check_count("callbacks.samples.max_new_tokens", max_new_tokens)
         self.every_n_steps, self.prompts, self.max_new_tokens = every_n_steps, list(prompts), max_new_tokens
         self.sampler, self.seed, self.folder, self.tokenizer = sampler, seed, folder, tokenizer
 

@@ -14,6 +14,7 @@ from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
+from slm.generation.stream import MAX_COUNT
 from slm.tokenizers import Tokenizer
 from slm.training.callbacks import write_metrics
 from slm.training.data import WindowsData
@@ -35,8 +36,8 @@ class Stories(Callback):
         tokenizer: Tokenizer | None = None,
         data: WindowsData | None = None,
     ):
-        if count < 0:
-            raise UserError(f"callbacks.stories.count={count} must be at least 0")
+        if not 0 <= count <= MAX_COUNT:
+            raise UserError(f"callbacks.stories.count={count} must be at least 0, at most {MAX_COUNT:,}")
         if seed < 0:
             raise UserError(f"callbacks.stories.seed={seed} must be at least 0")
         if layout != "documents" or not (corpus is None or isinstance(corpus, Storyworld)):

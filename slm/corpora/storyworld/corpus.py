@@ -14,6 +14,7 @@ from slm.corpora.storyworld.world import LEVELS, Pairs, StoryWorld
 from slm.errors import UserError
 
 FORMAT = 1  # to be raised when the same texts and seed make other stories
+MAX_STORIES = 10**8  # at least 60 GB of text
 VALIDATION = 8  # every eighth story, by a hash of its text, is one for validation, and can never be one for training
 
 
@@ -27,8 +28,8 @@ class Storyworld:
         if level not in LEVELS:
             raise UserError(f"data.level={level} is not one of {', '.join(LEVELS)}")
         for name, count in (("stories", stories), ("validation_stories", validation_stories)):
-            if count < 1:
-                raise UserError(f"data.{name}={count} must be at least 1")
+            if not 1 <= count <= MAX_STORIES:
+                raise UserError(f"data.{name}={count} must be at least 1, at most {MAX_STORIES:,}")
         self.level, self.seed = level, seed
         self.counts = {"train": stories, "validation": validation_stories}
 
