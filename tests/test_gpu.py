@@ -10,7 +10,10 @@ from slm import checkpoint, runs
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
 from slm.loss import cross_entropy
+from slm.model import GPTConfig
 from slm.run import train
+from slm.training.hardware import settle
+from slm.training.memory import largest_microbatch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,3 +79,32 @@ def test_greedy_stories_are_those_of_the_cpu(composed, tmp_path):
         settings = {"sampler": Sampler(greedy=True), "max_new_tokens": 80, "seed": 0}
         told.append([story.text for (story,) in complete(loaded.model, loaded.tokenizer, ["the", "a red"], **settings)])
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_loss_that_is_not_finite_is_left_out(composed, tmp_path, precision, optimizer):
+    folder, fault = tmp_path / "run", ("debug.fault.kind=nonfinite", "debug.fault.step=10", "on_nonfinite=skip")
+    gpu = "trainer.accelerator=gpu", f"trainer.precision={precision}", f"optimizer={optimizer}"
+    train(composed(*gpu, *fault, "callbacks.checkpoints.every_n_steps=9"), run_dir=folder, overrides=[])
+    nine, ten = (checkpoint.read(path) for path in reversed(runs.checkpoints(folder)[:2]))
+    assert (nine["global_step"], ten["global_step"]) == (9, 10)
+    assert_same(nine["state_dict"], ten["state_dict"])
+    assert {"step": 10, "train/skipped": 1} in history(folder)
+
+
+def test_auto_microbatch_tries_the_memory_that_is_there(composed, tmp_path):
+    """The whole batch of a small model fits; of a large one, where memory is limited, a part of it."""
+    config = composed("trainer.accelerator=gpu", "trainer.auto_microbatch=true", "data.batch_windows=64")
+    train(config, run_dir=tmp_path / "run", overrides=[])
+    assert runs.read_card(tmp_path / "run")["microbatch"] == 64
+    large = config["model"] | {"depth": 8, "width": 512, "head_dim": 64, "context": 512}
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(4e9 / total)
+    try:
+        size = largest_microbatch(GPTConfig(**large, vocab_size=16000), 256, settle("gpu", 1, 1, "bf16-mixed"))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 <= size < 256
+    assert 256 % size == 0
