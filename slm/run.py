@@ -21,7 +21,7 @@ from slm.prepare import Prepared, prepare_data, settle_microbatch
 from slm.report.curves import loss_curve
 from slm.training.hardware import smaller
 
-MACHINE = ("device", "precision", "threads", "microbatch")  # on which the last digits of a number depend
+MACHINE = ("device", "devices", "precision", "threads", "microbatch", "torch")  # on them last digits depend
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
 
 
@@ -152,8 +152,10 @@ def make_card(
         "corpus": manifest["corpus"],
         "tokenizer": manifest["tokenizer"],
         "device": plan.hardware.name,
+        "devices": plan.hardware.devices,
         "precision": plan.hardware.precision,
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "microbatch": plan.microbatch,
         "parameters": parameters(prepared.model).total,
         "steps": prepared.steps,
