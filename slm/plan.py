@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -190,6 +191,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     # its rules, at the price of a small model
     build(config["optimizer"], "optimizer", trusted=trusted, model=GPT(small))
     build_schedule(config["schedule"], budget.steps or 10**9, trusted)
+    if (final := config["schedule"].get("final", 0)) > 1:
+        print(f"warning: schedule.final={final} is above 1, so the learning rate ends above its peak", file=sys.stderr)
     size = microbatch(trainer.microbatch, data.batch_windows, hardware)
     if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
         raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")

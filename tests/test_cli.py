@@ -114,10 +114,18 @@ def test_sweep(small, folder):
     assert time.time() - start < 60
 
 
-def test_a_failing_job_does_not_end_a_sweep(small, folder, tmp_path):
-    done = command("train.py", "-m", *small, "model.width=33,64", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "model.width=33 must be a multiple" in done.stderr
+def trained(monkeypatch, *arguments) -> int:
+    """The exit code of train.py, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.train_main()
+    return exit_.value.code
+
+
+def test_a_failing_job_does_not_end_a_sweep(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert trained(monkeypatch, "-m", *small, "model.width=33,64") == 2
+    assert "model.width=33 must be a multiple" in capsys.readouterr().err
     assert len(list(tmp_path.glob("sweeps/*/*/run.json"))) == 1
 
 
@@ -226,14 +234,13 @@ def cli_sees_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def test_vocabulary_too_large_names_the_maximum(small, folder):
-    done = command("train.py", *[a for a in small if a != "tokenizer=bytes"], "tokenizer.vocab_size=16000")
-    assert done.returncode == 2
-    assert "tokenizer.vocab_size=16000" in last_line(done)
+def test_vocabulary_too_large_names_the_maximum(small, capsys, monkeypatch):
+    arguments = [argument for argument in small if argument != "tokenizer=bytes"]
+    assert trained(monkeypatch, *arguments, "tokenizer.vocab_size=16000") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "tokenizer.vocab_size=16000" in line
     maximum = max(
-        int(word)
-        for word in last_line(done).replace("=", " ").replace(",", " ").split()
-        if word.isdigit() and word != "16000"
+        int(word) for word in line.replace("=", " ").replace(",", " ").split() if word.isdigit() and word != "16000"
     )
     assert 256 < maximum < 16000
 
@@ -320,23 +327,30 @@ def test_prompts_are_literal(run_dir, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no folders of Hydra's
 
 
-def test_modes_of_generation(run_dir, tmp_path):
+def told(capsys, monkeypatch, *arguments) -> str:
+    """What generate.py prints, run in this process."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
+    cli.generate_main()
+    return capsys.readouterr().out
+
+
+def test_modes_of_generation(run_dir, tmp_path, capsys, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("the cat\n\na small, old dog saw\n", encoding="utf-8")
     (lone,) = (run_dir / "checkpoints").glob("step-000010.ckpt")
     copy = tmp_path / "lone.ckpt"
     copy.write_bytes(lone.read_bytes())
     batch = [f"ckpt={copy}", f"prompts_file={prompts}", "num_samples=2", "max_new_tokens=9", "format=jsonl", "seed=3"]
-    first, second = (command("generate.py", *batch, cwd=tmp_path) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout == second.stdout
-    stories = [json.loads(line) for line in first.stdout.splitlines()]
+    first, second = (told(capsys, monkeypatch, *batch) for _ in range(2))
+    assert first == second
+    stories = [json.loads(line) for line in first.splitlines()]
     assert [(story["prompt"], story["sample"]) for story in stories] == [
         ("the cat", 0), ("the cat", 1), ("a small, old dog saw", 0), ("a small, old dog saw", 1)
     ]  # fmt: skip
     greedy = [f"ckpt={copy}", "prompt=the", "greedy=true", "max_new_tokens=9"]
-    streamed, whole = (command("generate.py", *greedy, f"stream={value}", cwd=tmp_path) for value in ("true", "false"))
-    assert streamed.stdout.strip() == whole.stdout.removesuffix("---\n").strip()
+    streamed, whole = (told(capsys, monkeypatch, *greedy, f"stream={value}") for value in ("true", "false"))
+    assert streamed.strip() == whole.removesuffix("---\n").strip()
 
 
 @pytest.mark.parametrize(

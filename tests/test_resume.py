@@ -66,7 +66,12 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
 
 @pytest.mark.parametrize(
     ("optimizer", "layout", "workers", "accumulation"),
-    [("adamw", "packed", 0, 1), ("adamw", "packed", 0, 4), ("adamw", "documents", 2, 1), ("muon", "packed", 2, 4)],
+    [
+        ("adamw", "packed", 0, 4),
+        ("muon", "documents", 2, 1),
+        pytest.param("adamw", "packed", 0, 1, marks=pytest.mark.slow),
+        pytest.param("muon", "packed", 2, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, layout, workers, accumulation):
     """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: aligned and not aligned."""
@@ -172,7 +177,7 @@ def test_resume_from_another_runs_checkpoint(composed, tmp_path):
     assert_same(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 1)])
+@pytest.mark.parametrize(("before", "after"), [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_another_microbatch_goes_on_at_the_same_step_and_window(composed, tmp_path, before, after):
     """Half of the run with one microbatch, half with another: the order of the data and of validation is the same."""
 

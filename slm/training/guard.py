@@ -2,13 +2,13 @@
 
 import json
 import math
-import statistics
 import sys
 from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -63,14 +63,14 @@ class Guard(Callback):
 
     def check(self, trainer, module):
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
-        nats, targets, norm = [*torch.stack([*sums, module.grad_norm.to(sums)]).tolist()]  # waits for the device
+        nats, targets, norm = torch.stack([*sums, module.grad_norm.to(sums)]).tolist()  # waits for the device
         step, loss = trainer.global_step + 1, nats / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
             self._refuse(trainer, module, step, facts, skip=scaled or self.on_nonfinite == "skip")
         elif self._spikes(loss):
-            facts = f"loss {loss:.4g} after a mean of {statistics.fmean(self.losses):.4g}"
+            facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
                 self._refuse(trainer, module, step, facts, skip=True)
                 return
@@ -93,7 +93,8 @@ class Guard(Callback):
     def _spikes(self, loss: float) -> bool:
         if len(self.losses) < max(self.losses.maxlen // 2, 2):
             return False
-        return loss > statistics.fmean(self.losses) + self.spike_threshold * statistics.pstdev(self.losses)
+        recent = np.array(self.losses)
+        return loss > recent.mean() + self.spike_threshold * recent.std()
 
     def _refuse(self, trainer, module, step: int, facts: str, skip: bool):
         windows = self.data.step_windows()
