@@ -27,10 +27,10 @@ from slm import cli  # noqa: E402, F401  (registers the resolvers that conf/ use
 from slm.assemble import assemble  # noqa: E402
 from slm.build import build  # noqa: E402
 from slm.data.windows import EndlessOrder  # noqa: E402
+from slm.lives import make_card, open_run  # noqa: E402
 from slm.loss import cross_entropy  # noqa: E402
 from slm.plan import make_plan  # noqa: E402
 from slm.prepare import prepare_data  # noqa: E402
-from slm.run import make_card, open_run  # noqa: E402
 from slm.training.callbacks import Randomness  # noqa: E402
 from slm.training.guard import Guard  # noqa: E402
 

@@ -3,26 +3,27 @@
 import contextlib
 import os
 import shlex
-import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from slm import checkpoint, durable, events, runs
+from slm import events, runs
 from slm.assemble import assemble, check_watchers, leave
-from slm.errors import Diverged, ResourceError, Rewind, Stopped, UserError
+from slm.errors import ResourceError, Rewind, Stopped, UserError
 from slm.estimate import parameters
+from slm.lives import (
+    check_room,
+    check_start,
+    close_run,
+    make_card,
+    note_rewind,
+    open_run,
+    refuse_changes,
+    start_checkpoint,
+)
 from slm.plan import Plan, make_plan
 from slm.prepare import Prepared, prepare_data, settle_microbatch
-from slm.report.curves import loss_curve
 from slm.training.hardware import smaller
-
-MACHINE = ("device", "devices", "precision", "threads", "microbatch", "torch")  # on them last digits depend
-TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
 
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
@@ -74,139 +75,6 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
     if first:  # another process must not end in an error, or Lightning kills the first one
         conclude(run_dir, config, objective, stopped)
     return objective
-
-
-def note_rewind(plan: Plan, run_dir: Path, rewind: Rewind):
-    """Has the next life pass over the windows from its checkpoint to the step that raised the loss."""
-    card, newest = runs.read_card(run_dir), runs.newest_intact(run_dir)
-    to = checkpoint.read(newest)["global_step"] if newest else 0
-    before = card["rewinds"][-1] if card["rewinds"] else {"to": -1, "skipped": 0}
-    if before["to"] == to:
-        raise Diverged(
-            f"{rewind.reason} at step {rewind.step}, again after rewinding to step {to} and taking other windows; "
-            "lower optimizer.lr"
-        )
-    skipped = before["skipped"] + (rewind.step - to) * plan.data.batch_windows
-    card["rewinds"].append({"step": rewind.step, "to": to, "skipped": skipped, "reason": rewind.reason})
-    runs.write_card(run_dir, card)
-    print(f"rewinding to step {to}, passing over {rewind.step - to} steps' windows", file=sys.stderr)
-
-
-def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
-    if config["resume"] == "never":
-        raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-    if changed := runs.changes(card["config"], config):
-        raise UserError(
-            f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
-            "give the same one, or another run_dir"
-        )
-
-
-def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
-    """The checkpoint to go on from: this run's newest intact one, else the one that resume= names."""
-    newest = runs.newest_intact(run_dir)
-    if newest is None and config["resume"] not in ("auto", "never"):
-        newest = runs.find_start(config["resume"], Path(config["runs_dir"]))
-        other = checkpoint.read(newest)["slm"]["config"]
-        if changed := runs.changes(other, config):
-            raise UserError(
-                f"{newest} was trained with another configuration ({'; '.join(changed)}); give the same one"
-            )
-    if newest is None and runs.checkpoints(run_dir):
-        raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
-    return newest
-
-
-def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
-    """The step that training goes on from, -1 for a new run, if the checkpoint fits the data.
-
-    The same configuration on another corpus makes other ids, which the checkpoint's weights would not know.
-    """
-    if start is None:
-        return -1
-    content = checkpoint.read(start)
-    step = content["global_step"]
-    checkpoint.check_weights(start, prepared.model, content["state_dict"])
-    if missing := [key for key in TRAINING_STATE if key not in content]:
-        raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
-    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
-        raise UserError(f"{start} was trained with another tokenizer; give the same data")
-    if start.parent.parent != run_dir and step >= prepared.steps:
-        raise UserError(f"{start} is at step {step} of {prepared.steps} already; give more steps")
-    return step
-
-
-def make_card(
-    plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None, step: int
-) -> dict[str, Any]:
-    """run.json: who the run is and how it stands; `before` is the card of its earlier life, `step` its checkpoint's."""
-    manifest = prepared.store.manifest
-    for key in ("corpus", "tokenizer"):
-        if before and before[key] != manifest[key]:
-            raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
-    card = {
-        "run_id": before["run_id"] if before else f"{runs.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
-        "name": run_dir.name,
-        "created": before["created"] if before else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **runs.identity(plan.config),
-        "corpus": manifest["corpus"],
-        "tokenizer": manifest["tokenizer"],
-        "device": plan.hardware.name,
-        "devices": plan.hardware.devices,
-        "precision": plan.hardware.precision,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "microbatch": plan.microbatch,
-        "parameters": parameters(prepared.model).total,
-        "steps": prepared.steps,
-        "budget": plan.config["budget"],
-        "first_step": before.get("first_step", 0) if before else max(step, 0),
-        "lives": before["lives"] + 1 if before else 1,
-        "rewinds": [rewind for rewind in before.get("rewinds", []) if rewind["to"] <= max(step, 0)] if before else [],
-        "status": "running",
-        "objective": None,
-        "config": plan.config,
-    }
-    if before and (others := [key for key in MACHINE if card[key] != before.get(key)]):
-        shown = ", ".join(f"{key} {before.get(key)} -> {card[key]}" for key in others)
-        print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
-    return card
-
-
-def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
-    """Fills the run folder, or takes it up again at the step of its checkpoint."""
-    runs.write_card(run_dir, card)  # before all else: it says whose folder this is
-    runs.remove_torn(run_dir)
-    for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
-        events.cut(run_dir / file, step)
-    for folder in ("tokenizer", "checkpoints"):
-        (run_dir / folder).mkdir(exist_ok=True)
-    prepared.tokenizer.save(run_dir / "tokenizer")
-    for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        durable.write_text(run_dir / file, text)
-
-
-def close_run(run_dir: Path, card: dict[str, Any]):
-    """Writes down how it ended; a disk that has just failed may do so again, which is no news."""
-    try:
-        runs.write_card(run_dir, card)
-        loss_curve(run_dir)
-    except OSError:
-        if card["status"] != "failed":
-            raise
-
-
-def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
-    """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
-    files = config["callbacks"]["checkpoints"]["keep_last"] + 2  # the best, and the one that is being written
-    there = sum(path.stat().st_size for path in runs.checkpoints(run_dir))
-    needed = files * 12 * parameters(prepared.model).total - there
-    if (free := shutil.disk_usage(run_dir).free) < needed:
-        raise ResourceError(
-            f"{run_dir} has {free / 1e9:.3f} GB of disk left, and {files} checkpoints take {needed / 1e9:.3f} GB more; "
-            "make room, or give another runs_dir"
-        )
 
 
 def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):

@@ -22,7 +22,7 @@ FLOORS = [  # a module may import only from the floors listed before its own
     {"build"},  # from here on: the composition root
     {"plan"},
     {"prepare"},
-    {"assemble"},
+    {"assemble", "lives"},
     {"run", "rehearse"},
     {"cli"},  # Hydra
 ]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,9 +212,7 @@ def test_a_loader_that_fails(composed, tmp_path, kind, workers, message):
 
 
 def test_a_disk_without_room_is_known_before_training(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "slm.run.shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("", (), {"free": 10**6})
-    )
+    monkeypatch.setattr("slm.lives.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(ResourceError, match=r"0.001 GB of disk left, and 4 checkpoints take 0.006 GB more"):
         train(composed(), run_dir=tmp_path / "run", overrides=[])
     assert not (tmp_path / "run").exists()

@@ -67,8 +67,11 @@ class Guard(Callback):
         step, loss = trainer.global_step + 1, nats / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
+            if scaled and self.in_a_row < self.max_skips:
+                self.in_a_row += 1  # the scaler leaves the update out and scales less from now on
+                return
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
-            self._refuse(trainer, module, step, facts, skip=scaled or self.on_nonfinite == "skip")
+            self._refuse(trainer, module, step, facts, skip=self.on_nonfinite == "skip")
         elif self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
