@@ -26,7 +26,7 @@ def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
     if changed := runs.changes(card["config"], config):
         raise UserError(
             f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
-            "give the same one, or another run_dir"
+            "give the same one, another run_dir, or allow_changes=[key]"
         )
 
 
