@@ -62,6 +62,8 @@ class Fault(Callback):
             module.training_step = spoiled
         elif self.kind.startswith("loader"):
             data = trainer.datamodule
+            if not data.workers and self.kind != "loader-raises":
+                raise UserError(f"debug.fault.kind={self.kind} happens to a loader process; give data.workers=1")
             consumed = (self.step - 1) * data.microbatch * data.devices * trainer.accumulate_grad_batches
             first = next(iter(EndlessOrder(len(data.train), data.seed, consumed)))
             data.train = FaultyWindows(data.train, self.kind, first)
