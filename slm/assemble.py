@@ -26,6 +26,10 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
         raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
     names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
     facts = dict.fromkeys(names)
+    if not config["callbacks"].get("guard") and (config["on_nonfinite"], config["on_spike"]) != ("stop", "warn"):
+        raise UserError(
+            "on_nonfinite and on_spike are callbacks.guard's, which is left out; leave one of them as it is"
+        )
     trusted = config["trusted_targets"]
     fault = config["debug"]["fault"]
     if fault["kind"] is not None:
@@ -182,6 +186,8 @@ def leave(trainer):
         if isinstance(logger, WandbLogger):
             with contextlib.suppress(Exception):  # it may have gone down meanwhile
                 logger.experiment.finish()
+            if os.environ.get("WANDB_MODE") == "dryrun":  # Lightning's word for this run alone
+                del os.environ["WANDB_MODE"]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

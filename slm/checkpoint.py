@@ -33,6 +33,7 @@ class Loaded:
     step: int
     config: dict[str, Any]  # the run's resolved configuration
     corpus: str  # the fingerprint of what it was trained on
+    run_id: str
 
 
 def description(model: GPTConfig, tokenizer_folder: Path, config: dict, card: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +56,12 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 def save(checkpoint: dict[str, Any], path: Path):
     """Atomic, durable and with its digest: whatever happens, `path` is the old file or the new one."""
     with durable.replacing(path, digest=True) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's own, over what the disk has said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -106,6 +112,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
         step=checkpoint["global_step"],
         config=described["config"],
         corpus=described["corpus"],
+        run_id=described["run_id"],
     )
 
 

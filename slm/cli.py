@@ -40,7 +40,7 @@ OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second,
 
 
 def train_main():
-    """python train.py: composes, checks, trains. Exits with 0, 2, 4, 130, 143, or 1 and a traceback for our bugs."""
+    """python train.py: composes, checks, trains. Exits with 0, 2, 3, 4, 130, 143, or 1 and a traceback for our bugs."""
     outcomes: list[Outcome] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -119,7 +119,7 @@ def run_job(cfg: DictConfig) -> Outcome:
             run_dir = own_folder(config)
         name = run_dir.name
         if config["verify_resume"]:
-            same = rehearse(list(hydra_config.overrides.task), run_dir.with_name(f"verify_{name}"))
+            same = rehearse(list(hydra_config.overrides.task), run_dir.resolve().with_name(f"verify_{name}"))
             return Outcome(name, math.nan, 0 if same else 1)
         objective = train(config, run_dir=run_dir, overrides=list(hydra_config.overrides.task))
         return Outcome(name, math.nan if objective is None else objective, 0)

@@ -54,7 +54,11 @@ def refuse_secrets(tree: Mapping[str, Any]):
 
     By its key, as a URL with a password, or as the value of an environment variable with such a name.
     """
-    known = {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SECRET_LENGTH}
+    known = {
+        name: value
+        for name, value in os.environ.items()
+        if SECRET.search(name) and len(value) >= SECRET_LENGTH and not value.startswith("/")  # where one is kept
+    }
     for key, value in leaves(tree):
         if SECRET.search(key):
             raise UserError(

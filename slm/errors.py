@@ -33,11 +33,14 @@ class Diverged(UserError):
 
 
 class Rewind(Exception):
-    """The loss has risen so far at `step` that training shall go back to the last checkpoint and take other windows."""
+    """The loss has risen so far at `step` that training shall go back to the last checkpoint and take other windows.
 
-    def __init__(self, step: int, reason: str):
+    `skipped` are the windows that were passed over before.
+    """
+
+    def __init__(self, step: int, reason: str, skipped: int):
         super().__init__(reason)
-        self.step, self.reason = step, reason
+        self.step, self.reason, self.skipped = step, reason, skipped
 
 
 class Stopped(Exception):

@@ -28,13 +28,18 @@ def line_of(event: dict[str, Any]) -> str:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of the file; a last line that a kill cut short is left out."""
+    """The events of the file up to a line that is none, such as one that a kill or a power cut has torn."""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                return
+            if not (line.endswith("\n") and isinstance(event, dict) and isinstance(event.get("step"), int)):
+                return
+            yield event
 
 
 def cut(path: Path, step: int):

@@ -1,5 +1,6 @@
 """A run's folder over its lives: begun, taken up again at the right checkpoint, closed; and what of it may change."""
 
+import math
 import shutil
 import sys
 import time
@@ -32,26 +33,28 @@ def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
 
 def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     """The checkpoint to go on from: this run's newest intact one, else the one that resume= names."""
-    newest = runs.newest_intact(run_dir)
-    if newest is None and config["resume"] not in ("auto", "never"):
-        newest = runs.find_start(config["resume"], Path(config["runs_dir"]))
-        other = checkpoint.read(newest)["slm"]["config"]
-        if changed := runs.changes(other, config):
-            raise UserError(
-                f"{newest} was trained with another configuration ({'; '.join(changed)}); give the same one"
-            )
-    if newest is None and runs.checkpoints(run_dir):
+    if newest := runs.newest_intact(run_dir):
+        return newest
+    if runs.checkpoints(run_dir):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
-    return newest
+    if config["resume"] in ("auto", "never"):
+        return None
+    start = runs.find_start(config["resume"], Path(config["runs_dir"]))
+    if changed := runs.changes(checkpoint.read(start)["slm"]["config"], config):
+        raise UserError(
+            f"{start} was trained with another configuration ({'; '.join(changed)}); "
+            "give the same one, or allow_changes=[key]"
+        )
+    return start
 
 
-def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
-    """The step that training goes on from, -1 for a new run, if the checkpoint fits the data.
+def check_start(start: Path | None, prepared: Prepared, run_dir: Path, card: dict[str, Any] | None) -> tuple[int, int]:
+    """The step that training goes on from, -1 for a new run, and the windows passed over, if the checkpoint fits.
 
     The same configuration on another corpus makes other ids, which the checkpoint's weights would not know.
     """
     if start is None:
-        return -1
+        return -1, 0
     content = checkpoint.read(start)
     step = content["global_step"]
     checkpoint.check_weights(start, prepared.model, content["state_dict"])
@@ -59,19 +62,25 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path) -> int:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
-    if start.parent.parent != run_dir and step >= prepared.steps:
+    own = start.parent.parent == run_dir
+    if own and card and content["slm"]["run_id"] != card["run_id"]:
+        raise UserError(f"{start} is another run's ({content['slm']['run_id']}); move it away")
+    if not own and step >= prepared.steps:
         raise UserError(f"{start} is at step {step} of {prepared.steps} already; give more steps")
-    return step
+    return step, content["WindowsData"].get("skipped", 0)
 
 
 def make_card(
-    plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None, step: int
+    plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None, step: int, skipped: int = 0
 ) -> dict[str, Any]:
-    """run.json: who the run is and how it stands; `before` is the card of its earlier life, `step` its checkpoint's."""
+    """run.json: who the run is and how it stands; `before` is the card of its earlier life, `step` and the windows
+    `skipped` are its checkpoint's."""
     manifest = prepared.store.manifest
     for key in ("corpus", "tokenizer"):
         if before and before[key] != manifest[key]:
             raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
+    own = [plan.settings.log_every_n_steps, plan.settings.val_every_n_steps]  # of what is logged
+    intervals = before.get("intervals", []) if before else []
     card = {
         "run_id": before["run_id"] if before else f"{runs.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
         "name": run_dir.name,
@@ -89,7 +98,9 @@ def make_card(
         "steps": prepared.steps,
         "budget": plan.config["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
+        "first_skipped": before.get("first_skipped", 0) if before else skipped,
         "lives": before["lives"] + 1 if before else 1,
+        "intervals": intervals if own in intervals else [*intervals, own],
         "rewinds": [rewind for rewind in before.get("rewinds", []) if rewind["to"] <= max(step, 0)] if before else [],
         "status": "running",
         "objective": None,
@@ -119,6 +130,7 @@ def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides:
     runs.remove_torn(run_dir)
     for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
         events.cut(run_dir / file, step)
+    events.cut(run_dir / "events.jsonl", math.inf)  # which tells of all lives; but a torn line goes
     for folder in ("tokenizer", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
     prepared.tokenizer.save(run_dir / "tokenizer")
@@ -137,17 +149,16 @@ def close_run(run_dir: Path, card: dict[str, Any]):
             raise
 
 
-def note_rewind(plan: Plan, run_dir: Path, rewind: Rewind):
+def note_rewind(config: dict[str, Any], run_dir: Path, rewind: Rewind):
     """Has the next life pass over the windows from its checkpoint to the step that raised the loss."""
     card, newest = runs.read_card(run_dir), runs.newest_intact(run_dir)
-    to = checkpoint.read(newest)["global_step"] if newest else 0
-    before = card["rewinds"][-1] if card["rewinds"] else {"to": -1, "skipped": 0}
-    if before["to"] == to:
+    to = runs.step_of(newest) if newest else card["first_step"]
+    if any(before["to"] == to for before in card["rewinds"]):
         raise Diverged(
             f"{rewind.reason} at step {rewind.step}, again after rewinding to step {to} and taking other windows; "
             "lower optimizer.lr"
         )
-    skipped = before["skipped"] + (rewind.step - to) * plan.data.batch_windows
+    skipped = rewind.skipped + (rewind.step - to) * config["data"]["batch_windows"]
     card["rewinds"].append({"step": rewind.step, "to": to, "skipped": skipped, "reason": rewind.reason})
     runs.write_card(run_dir, card)
     print(f"rewinding to step {to}, passing over {rewind.step - to} steps' windows", file=sys.stderr)

@@ -16,6 +16,7 @@ from slm.estimate import least_parameters
 from slm.model import GPT, GPTConfig
 from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
 
+ORDER = ("seed.", "data.batch_windows.", "data.layout.", "data.corpus.", "tokenizer.", "model.context.")
 MAX_BUDGET = 1e18  # steps, tokens or epochs: what an integer of 64 bits can count with room to spare
 METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
 
@@ -42,6 +43,10 @@ class Settings:
 
     def __post_init__(self):
         check_prefixes(self.trusted_targets)
+        if fixed := [key for key in self.allow_changes if f"{key}.".startswith(ORDER) or key in ("data", "model")]:
+            raise UserError(
+                f"allow_changes={fixed[0]}: what a step reads or is made of depends on it; begin another run"
+            )
         if self.name is not None and not NAME.fullmatch(self.name):
             raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
         for key in ("run_dir", "runs_dir", "cache_dir"):

@@ -1,5 +1,6 @@
 """From a sound configuration to what training starts from: corpus, tokenizer, token store, the model's size."""
 
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from slm.build import build
 from slm.corpora import Corpus
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
+from slm.errors import UserError
 from slm.model import GPTConfig
 from slm.plan import Plan
 from slm.tokenizers import Tokenizer
@@ -66,8 +68,13 @@ def settle_microbatch(plan: Plan, prepared: Prepared, card: dict[str, Any] | Non
     if not plan.trainer.auto_microbatch:
         return plan
     share = plan.data.batch_windows // plan.hardware.devices
-    size = card and card.get("microbatch")
-    if not size or share % size:
+    found = card and card["config"]["trainer"].get("auto_microbatch") and card["microbatch"]
+    size = found if found and share % found == 0 else None
+    if size is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+            raise UserError(
+                "trainer.auto_microbatch=true tries one device, not many processes; give trainer.microbatch"
+            )
         from slm.training.memory import largest_microbatch
 
         size = largest_microbatch(prepared.model, share, plan.hardware)

@@ -4,6 +4,7 @@ The own command line, in processes of its own: 2k steps at a stretch; then k ste
 same command again.
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from slm import runs
 from slm.errors import UserError
-from slm.verify import first_difference, step_of
+from slm.verify import first_difference
 
 K = 8
 SCRIPT = Path(__file__).parents[1] / "train.py"
@@ -30,18 +31,20 @@ def rehearse(overrides: list[str], root: Path) -> bool:
     """Trains in `root`, which is gone afterwards unless there is a difference; prints PASS or the first difference."""
     if root.exists():
         raise UserError(f"{root} is there already, and would be deleted; move it away")
-    theirs = [override for override in overrides if not override.lstrip("+").startswith(("run_dir=", "logger", *OWN))]
+    theirs = [override for override in overrides if not re.match(r"\+*(run_dir=|verify_resume=|logger[.=])", override)]
     common = [*theirs, *(f"{key}={value}" for key, value in OWN.items())]
     to_the_end = [*common, "debug.fault.kind=terminate", f"debug.fault.step={2 * K}"]
     killed = [*common, "debug.fault.kind=kill", f"debug.fault.step={K + 2}"]
     straight, resumed = root / "straight", root / "resumed"
     _run(to_the_end, straight, f"1 of 3: {2 * K} steps", {0, 128 + signal.SIGTERM})  # 0 if the budget is smaller
+    if (steps := runs.step_of(runs.checkpoints(straight)[0])) < K + 2:
+        shutil.rmtree(root)
+        raise UserError(f"verify_resume=true needs a budget of {K + 2} steps at least, not {steps}")
     _run(killed, resumed, f"2 of 3: killed in step {K + 2}", {-signal.SIGKILL})
     _run(to_the_end, resumed, "3 of 3: the same command again", {0, 128 + signal.SIGTERM})
     if difference := first_difference(straight, resumed):
         print(f"FAIL: the resumed run differs: {difference}; both runs are in {root}")
         return False
-    steps = step_of(runs.checkpoints(straight)[0])
     shutil.rmtree(root)
     print(
         f"PASS: {steps} steps, and the same killed and resumed, agree to the bit in windows, metrics, samples, weights"
@@ -54,5 +57,6 @@ def _run(overrides: list[str], folder: Path, what: str, expected: set[int]):
     command = [sys.executable, str(SCRIPT), *overrides, f"run_dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in expected:
+        shutil.rmtree(folder.parent, ignore_errors=True)
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise UserError(f"verify_resume, {what}: ended with exit code {done.returncode}; {said[-1] if said else ''}")

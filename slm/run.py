@@ -28,31 +28,31 @@ from slm.training.hardware import smaller
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
-    plan = make_plan(config)
     runs.refuse_foreign(run_dir)
-    with runs.claimed(run_dir) if is_first_process() else contextlib.nullcontext():
+    with runs.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext():
         while True:
             try:
-                return live(plan, run_dir, overrides)
+                return live(config, run_dir, overrides)
             except Rewind as rewind:
-                note_rewind(plan, run_dir, rewind)
+                note_rewind(config, run_dir, rewind)
 
 
-def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
+def live(config: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
     """One life of a run, from its newest checkpoint to its end or to whatever interrupts it."""
-    first = is_first_process()  # asked now: the end of a distributed run clears what tells it
-    config, card = plan.config, runs.read_card(run_dir)
+    first = is_first_process(config)  # asked now: the end of a distributed run clears what tells it
+    card = runs.read_card(run_dir)
     if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
         if card["status"] == "done" and card["budget"] == config["budget"]:
             print(f"{run_dir} is done: {config['optimized_metric']} {card['objective']}")
             return card["objective"]
+    plan = make_plan(config)
     start = start_checkpoint(config, run_dir)
     check_watchers(config, run_dir)
     prepared = prepare_data(plan)
     plan = settle_microbatch(plan, prepared, card)
-    step = check_start(start, prepared, run_dir)
-    card = make_card(plan, prepared, run_dir, card, step)
+    step, skipped = check_start(start, prepared, run_dir, card)
+    card = make_card(plan, prepared, run_dir, card, step, skipped)
     trainer, module, data = assemble(plan, prepared, run_dir, card)
     card["windows"] = len(data.train)
     if first:
@@ -62,7 +62,7 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
 
     from slm.training.logger import for_each_logger
 
-    status, stopped = "failed", None
+    status, stopped, lock = "failed", None, runs.lock_of(run_dir)
     try:
         for_each_logger(trainer, lambda logger: logger.log_hyperparams(runs.flatten(config)))
         stopped = fit(trainer, module, data, start, plan, run_dir)
@@ -70,7 +70,7 @@ def live(plan: Plan, run_dir: Path, overrides: list[str]) -> float | None:
     finally:
         objective = best(run_dir, config["optimized_metric"])
         leave(trainer)
-        if first:
+        if first and runs.lock_of(run_dir) == lock:
             close_run(run_dir, {**card, "status": status, "objective": objective})
     if first:  # another process must not end in an error, or Lightning kills the first one
         conclude(run_dir, config, objective, stopped)
@@ -97,12 +97,18 @@ def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
 
 def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) -> Stopped | None:
     """Trains to the end or to a requested stop, which is returned."""
+    from slm.training.stopping import StopRequests
+
     try:
         trainer.fit(module, data, ckpt_path=str(start) if start else None, weights_only=True)
     except Stopped as stopped:
         return stopped
+    except Rewind:
+        if request := next(c.request for c in trainer.callbacks if isinstance(c, StopRequests)):
+            return request  # the next life will come to the same step and rewind
+        raise
     except Exception as error:
-        if explained := explain(error, plan, run_dir):
+        if explained := explain(error, plan, run_dir, loaders=data.workers):
             raise explained from None
         raise
     finally:
@@ -110,16 +116,18 @@ def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) ->
     return None
 
 
-def explain(error: Exception, plan: Plan, run_dir: Path) -> UserError | None:
-    """What a failure of the machine under training means, None for any other."""
+def explain(error: Exception, plan: Plan, run_dir: Path, loaders: int) -> UserError | None:
+    """What a failure of the machine under training means, None for any other. `loaders` are processes."""
     from slm.training.memory import is_out_of_memory
 
     text = str(error)
     if is_out_of_memory(error):
         less = smaller(plan.microbatch, plan.data.batch_windows, plan.hardware)
+        remedies = ["trainer.auto_microbatch=true"] if plan.microbatch > 1 and not plan.trainer.auto_microbatch else []
+        remedies = [f"trainer.microbatch={less}", *remedies] if less < plan.microbatch else []
         return ResourceError(
             f"out of memory with {plan.microbatch} windows per forward pass; the same training fits into less with "
-            f"trainer.microbatch={less}, trainer.auto_microbatch=true or model.gradient_checkpointing=true"
+            f"{' or '.join([*remedies, 'model.gradient_checkpointing=true'])}"
         )
     if isinstance(error, UserError) and "Original Traceback" in text:  # as it comes from a loader process
         return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
@@ -128,12 +136,12 @@ def explain(error: Exception, plan: Plan, run_dir: Path) -> UserError | None:
             f"a loader process took more than data.timeout={plan.data.timeout} seconds; is the disk well?"
         )
     killed = isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")
-    if killed or isinstance(error, ConnectionResetError | EOFError):  # as the news of its end comes
+    if loaders and (killed or isinstance(error, ConnectionResetError | EOFError)):  # as the news of its end comes
         return ResourceError(
             f"a loader process was killed ({' '.join(text.split())}); out of memory? try data.workers=0"
         )
     if isinstance(error, FileNotFoundError) and not run_dir.is_dir():
-        return ResourceError(f"the run folder {run_dir} was removed during training; nothing is left to go on from")
+        return ResourceError(f"the run folder {run_dir} was removed or moved away during training")
     return None
 
 
@@ -163,6 +171,8 @@ def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, sto
             print(f"        python -m slm.evaluate {shlex.quote(str(run_dir))}")
 
 
-def is_first_process() -> bool:
+def is_first_process(config: dict[str, Any]) -> bool:
     """True in the one process that speaks and writes for all of a distributed run."""
+    if config["trainer"]["devices"] == config["trainer"]["num_nodes"] == 1:
+        return True  # whatever the environment says
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -61,9 +61,10 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             held.enter_context(durable.locked(lock, wait=False))
         except BlockingIOError:
-            raise UserError(
-                f"run folder {folder} is in use by process {lock.read_text()}; wait for it, or give another run_dir"
-            ) from None
+            holder = ""
+            with contextlib.suppress(OSError):
+                holder = f" by process {lock.read_text()}"
+            raise UserError(f"run folder {folder} is in use{holder}; wait for it, or give another run_dir") from None
         try:
             yield
         finally:
@@ -72,6 +73,14 @@ def claimed(folder: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # what is not empty stays
                     for path in made:
                         path.rmdir()
+
+
+def lock_of(folder: Path) -> int | None:
+    """What tells this folder's lock from that of another folder that has come to stand at its place."""
+    try:
+        return (folder / ".lock").stat().st_ino
+    except OSError:
+        return None
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -106,7 +115,10 @@ def refuse_foreign(folder: Path):
 
 
 def remove_torn(folder: Path):
-    """Deletes what a killed process left half written, where a run writes such files and nowhere else."""
+    """Deletes what a killed process left half written or half deleted, where a run writes files and nowhere else."""
+    for digest in (folder / "checkpoints").glob("step-*.ckpt.sha256"):
+        if not digest.with_suffix("").exists():
+            digest.unlink()
     for place in (folder, folder / "checkpoints"):
         for path in place.glob("*.partial"):
             if TORN_FILE.fullmatch(path.name) and path.is_file():
@@ -168,6 +180,10 @@ def checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints of a run folder, newest first; whether they are intact is another question."""
     found = ((STEP_FILE.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("*.ckpt"))
     return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(STEP_FILE.fullmatch(checkpoint.name)[1])
 
 
 def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:

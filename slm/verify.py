@@ -45,7 +45,7 @@ def main() -> int:
 
 def whole(folder: Path) -> str:
     """What was found in order, in a sentence."""
-    card, steps = runs.read_card(folder), [step_of(path) for path in runs.checkpoints(folder)]
+    card, steps = runs.read_card(folder), [runs.step_of(path) for path in runs.checkpoints(folder)]
     logs = ", ".join(f"{sum(1 for _ in events.lines(folder / name))} lines of {name}" for name in LOGS)
     return (
         f"{folder} is whole: status {card['status']}, {card['lives']} lives, checkpoints of steps "
@@ -58,26 +58,30 @@ def faults_of(folder: Path) -> Iterator[str]:
     card = runs.read_card(folder)
     if card is None:
         raise UserError(f"{folder} is no run folder: it has no run.json")
-    yield from damaged_checkpoints(folder)
-    saved = [step_of(path) for path in runs.checkpoints(folder)]
+    yield from damaged_checkpoints(folder, card)
+    saved = [runs.step_of(path) for path in runs.checkpoints(folder)]
     if not saved:
         yield "there is no checkpoint"
         return
-    last = max(saved)
+    last, config = max(saved), card["config"]
     for name in LOGS:
-        text = (folder / name).read_text(encoding="utf-8") if (folder / name).exists() else ""
-        if text and not text.endswith("\n"):
-            yield f"{name} ends in the middle of a line"
-    first, ends = card["first_step"], {last} if last == card["steps"] or card["status"] == "done" else set()
-    config, metrics = card["config"], list(events.lines(folder / "metrics.jsonl"))
-    for name, every, start in (("train/loss", "log_every_n_steps", {1}), ("val/loss", "val_every_n_steps", set())):
-        expected = start | ends | set(range(config[every], last + 1, config[every]))
+        lines = (folder / name).read_bytes().splitlines(keepends=True) if (folder / name).exists() else []
+        if (read := sum(1 for _ in events.lines(folder / name))) < len(lines):
+            yield f"{name} cannot be read from line {read + 1} on"
+    metrics, first = list(events.lines(folder / "metrics.jsonl")), card.get("first_step", 0)
+    end, stopped_early = {last} if last == card["steps"] else set(), card["status"] == "done" and last < card["steps"]
+    ends = {"train/loss": end, "val/loss": {last} if stopped_early else end}
+    for name, every, start in (("train/loss", 0, {1}), ("val/loss", 1, set())):
         steps = [line["step"] for line in metrics if name in line]
+        expected: set[int] = set()
+        if len(card.get("intervals", [])) == 1 and config["callbacks"].get("metrics"):  # in all of its lives
+            interval = card["intervals"][0][every]
+            expected = start | ends[name] | set(range(interval, last + 1, interval))
         yield from irregular(name, steps, {step for step in expected if first < step})
     yield from wrong_windows(list(events.lines(folder / "windows.jsonl")), card, last)
 
 
-def damaged_checkpoints(folder: Path) -> Iterator[str]:
+def damaged_checkpoints(folder: Path, card: dict[str, Any]) -> Iterator[str]:
     for path in runs.checkpoints(folder):
         if not durable.intact(path):
             yield f"{path.name} does not match its sha256"
@@ -87,7 +91,9 @@ def damaged_checkpoints(folder: Path) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             continue
-        if loaded.step != step_of(path):
+        if loaded.run_id != card["run_id"]:
+            yield f"{path.name} is another run's, {loaded.run_id}"
+        if loaded.step != runs.step_of(path):
             yield f"{path.name} holds step {loaded.step}"
         if bad := [name for name, value in loaded.model.state_dict().items() if not value.isfinite().all()]:
             yield f"{path.name} holds numbers that are not finite in {bad[0]}"
@@ -112,20 +118,18 @@ def irregular(what: str, steps: list[int], expected: Iterable[int]) -> Iterator[
 
 def wrong_windows(lines: list[dict[str, Any]], card: dict[str, Any], last: int) -> Iterator[str]:
     """Each step from the first logged one on must have consumed what the endless order says, no more and no less."""
-    if not lines:
+    if not lines or "windows" not in card:
         return
+    last = last if card["config"]["debug"]["log_windows"] else lines[-1]["step"]
     yield from irregular("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
     batch, seed = card["config"]["data"]["batch_windows"], card["config"]["seed"]
     for line in lines:
-        passed_over = max((rewind["skipped"] for rewind in card["rewinds"] if rewind["to"] < line["step"]), default=0)
+        rewound = [rewind["skipped"] for rewind in card["rewinds"] if rewind["to"] < line["step"]]
+        passed_over = max([card.get("first_skipped", 0), *rewound])
         order = EndlessOrder(card["windows"], seed, (line["step"] - 1) * batch + passed_over)
         if line["windows"] != list(itertools.islice(order, batch)):
             yield f"step {line['step']} consumed other windows than the order has there"
             return
-
-
-def step_of(path: Path) -> int:
-    return int(runs.STEP_FILE.fullmatch(path.name)[1])
 
 
 def shown(steps: list[int]) -> str:
@@ -133,7 +137,13 @@ def shown(steps: list[int]) -> str:
 
 
 def first_difference(one: Path, other: Path) -> str | None:
-    """Where two run folders first differ in what they consumed, logged and learned; None if they do not."""
+    """Where two run folders first differ in what they consumed, logged and learned; None if they do not.
+
+    Raises UserError for a folder that is none.
+    """
+    for folder in (one, other):
+        if runs.read_card(folder) is None:
+            raise UserError(f"{folder} is no run folder: it has no run.json")
     for name in LOGS:
         pairs = itertools.zip_longest(*(comparable(folder / name) for folder in (one, other)))
         for number, (a, b) in enumerate(pairs, start=1):
@@ -157,7 +167,7 @@ def comparable(log: Path) -> Iterator[dict[str, Any]]:
 def unequal(a: Any, b: Any, place: str) -> str | None:
     """The place at which two nested values first differ in a bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b):
+        if a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes():
             return None
         apart = f", by up to {(a.double() - b.double()).abs().max():.3g}" if a.shape == b.shape else ""
         return f"{place}{apart}"

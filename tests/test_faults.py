@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from slm.model import GPTConfig
 from slm.run import train
 from slm.training import debugging, memory
 from slm.training.hardware import Hardware, smaller
+from slm.training.logger import CSVFile
 
 FAULT = ("debug.fault.step=7", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=3")
 
 
 def steps_saved(folder) -> list[int]:
     assert all(durable.intact(path) for path in runs.checkpoints(folder))
-    return [verify.step_of(path) for path in runs.checkpoints(folder)]
+    return [runs.step_of(path) for path in runs.checkpoints(folder)]
 
 
 # -- numbers that are none, and losses that rise --------------------------------------------------------------------
@@ -160,7 +162,9 @@ def test_slurm_gets_its_node_back_and_the_job_into_its_queue(composed, tmp_path,
 
 def test_out_of_memory_names_a_microbatch_for_the_same_batch(composed, tmp_path):
     config = composed(*FAULT, "debug.fault.kind=out-of-memory", "data.batch_windows=6", "trainer.microbatch=6")
-    with pytest.raises(ResourceError, match=r"out of memory with 6 windows .* trainer.microbatch=3, "):
+    with pytest.raises(
+        ResourceError, match=r"out of memory with 6 windows .* trainer.microbatch=3 or trainer.auto_microbatch=true"
+    ):
         train(config, run_dir=tmp_path / "run", overrides=[])
     assert steps_saved(tmp_path / "run") == [6, 5]
     assert smaller(9, 18, Hardware("cpu", 1, "32-true", "")) == 6
@@ -243,9 +247,55 @@ def test_a_run_folder_that_is_removed_is_not_made_again(composed, tmp_path, monk
     monkeypatch.setattr(
         debugging.Fault, "on_train_batch_start", lambda *_: folder.exists() and folder.rename(tmp_path / "x")
     )
-    with pytest.raises(ResourceError, match="was removed during training"):
+    with pytest.raises(ResourceError, match="was removed or moved away during training"):
         train(composed(*FAULT, "debug.fault.kind=kill"), run_dir=folder, overrides=[])
     assert not folder.exists()
+
+
+def test_after_out_of_memory_auto_microbatch_tries_what_fits(composed, tmp_path, monkeypatch):
+    """And does not take the size of the life that ran out of it."""
+    real = memory.cross_entropy
+
+    def limited(features, *rest):
+        if len(features) > 2:
+            raise torch.OutOfMemoryError
+        return real(features, *rest)
+
+    monkeypatch.setattr(memory, "cross_entropy", limited)
+    with pytest.raises(ResourceError, match=r"auto_microbatch=true"):
+        train(composed(*FAULT, "debug.fault.kind=out-of-memory"), run_dir=tmp_path / "run", overrides=[])
+    train(composed(*FAULT, "trainer.auto_microbatch=true"), run_dir=tmp_path / "run", overrides=[])
+    assert runs.read_card(tmp_path / "run")["microbatch"] == 2
+
+
+def test_a_logger_that_fails_is_done_without(composed, tmp_path, monkeypatch, capsys):
+    def broken(self, metrics, step=None):
+        if step == 3:
+            raise ConnectionError("the line is dead")
+
+    monkeypatch.setattr(CSVFile, "log_metrics", broken)
+    train(composed("logger=csv", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: CSVFile failed (the line is dead); going on without it, metrics.jsonl has all"]
+    assert len([line for line in history(tmp_path / "run") if "train/loss" in line]) == 10
+
+
+def test_lines_that_are_none_do_not_stop_a_resume(composed, tmp_path):
+    """What comes after such a line is written again, if the checkpoint is older; else verify names it."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(composed(*FAULT, "debug.fault.kind=terminate"), run_dir=folder, overrides=[])
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(b"\n\0\0\0\n" + b'{"note": "mine"}\n')
+    assert list(verify.faults_of(folder)) == ["metrics.jsonl cannot be read from line 9 on"]
+    train(composed(*FAULT), run_dir=folder, overrides=[])
+    assert list(verify.faults_of(folder)) == []
+
+
+def test_tied_weights_are_one_tensor_in_a_checkpoint(composed, tmp_path):
+    train(composed("callbacks.samples=null", "model.tied=true"), run_dir=tmp_path / "run", overrides=[])
+    weights = checkpoint.read(runs.checkpoints(tmp_path / "run")[0])["state_dict"]
+    assert weights["model.tokens.weight"].data_ptr() == weights["model.head.weight"].data_ptr()
 
 
 # -- one run folder, one process ------------------------------------------------------------------------------------
@@ -264,6 +314,66 @@ def test_a_run_folder_in_use_is_refused_until_its_holder_dies(composed, tmp_path
             train(composed(), run_dir=folder, overrides=[])
         holder.kill()
     train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
+
+
+def test_a_folder_that_another_run_has_taken_is_left_alone(composed, tmp_path, monkeypatch):
+    """Moved away while its run goes on, and a new one begun in its place: the old process notices and ends."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def swap(self, trainer, *_):
+        if trainer.global_step == 5 and not moved.exists():
+            folder.rename(moved)
+            shutil.copytree(moved, folder)
+
+    monkeypatch.setattr(debugging.Fault, "on_train_batch_start", swap)
+    with pytest.raises(ResourceError, match="was removed or moved away"):
+        train(composed(*FAULT, "debug.fault.kind=kill"), run_dir=folder, overrides=[])
+    assert runs.read_card(folder)["status"] == "running"  # as the copy was
+
+
+def test_checkpoints_of_other_runs_are_not_taken(composed, tmp_path):
+    for name in ("one", "other"):
+        with pytest.raises(Stopped):
+            train(composed(*FAULT, "debug.fault.kind=terminate"), run_dir=tmp_path / name, overrides=[])
+    for path in (tmp_path / "other" / "checkpoints").glob("step-000007*"):
+        shutil.copy(path, tmp_path / "one" / "checkpoints")
+    with pytest.raises(UserError, match=r"step-000007.ckpt is another run's"):
+        train(composed(*FAULT), run_dir=tmp_path / "one", overrides=[])
+    assert any("another run's" in fault for fault in verify.faults_of(tmp_path / "one"))
+
+
+def test_resume_does_not_begin_anew_where_there_are_checkpoints(composed, tmp_path):
+    """Not even with resume=<another run>, if the digests of its own checkpoints are gone."""
+    train(composed("callbacks.samples=null"), run_dir=tmp_path / "other", overrides=[])
+    start = f"resume='{runs.checkpoints(tmp_path / 'other')[1]}'"
+    train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
+    runs.write_card(tmp_path / "run", runs.read_card(tmp_path / "run") | {"status": "running"})
+    for path in (tmp_path / "run" / "checkpoints").glob("*.sha256"):
+        path.unlink()
+    with pytest.raises(UserError, match="is intact; move the folder away"):
+        train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
+
+
+def test_a_rewound_run_can_be_gone_on_from_in_another(composed, tmp_path, monkeypatch):
+    """Its passed over windows stay so, and come first when the other one rewinds."""
+    once(monkeypatch)
+    train(composed(*SPIKE, "on_spike=rewind"), run_dir=tmp_path / "one", overrides=[])
+    start = f"resume='{tmp_path / 'one' / 'checkpoints' / 'step-000009.ckpt'}'"
+    monkeypatch.setattr(debugging.Fault, "_is_now", lambda self, trainer: trainer.global_step == 10)
+    more = "budget.steps=12", "callbacks.checkpoints.every_n_steps=20", "val_every_n_steps=20"
+    changed = "allow_changes=[val_every_n_steps]"
+    with pytest.raises(Diverged, match="again after rewinding to step 9"):
+        train(composed(*SPIKE, "on_spike=rewind", start, *more, changed), run_dir=tmp_path / "two", overrides=[])
+    (rewind,) = runs.read_card(tmp_path / "two")["rewinds"]
+    assert (rewind["to"], rewind["skipped"]) == (9, 4 + 2 * 4)
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
+def test_what_the_environment_says_of_ranks_opens_no_door(composed, tmp_path, monkeypatch, name):
+    """A run on one device is its own first process, so it takes the lock."""
+    monkeypatch.setenv(name, "1")
+    train(composed("callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    assert list(verify.faults_of(tmp_path / "run")) == []
 
 
 # -- what may change on resume --------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ DAMAGES = {
     ),
     "windows is missing at steps 4": lambda run: edit_lines(run / "windows.jsonl", lambda lines: lines.pop(3)),
     "step 4 consumed other windows than the order has there": swap_windows,
-    "metrics.jsonl ends in the middle of a line": lambda run: edit_lines(
+    "metrics.jsonl cannot be read from line 13 on": lambda run: edit_lines(
         run / "metrics.jsonl", lambda lines: lines.append('{"step": 11')
     ),
     "best.json names a checkpoint that is not there": lambda run: (run / "checkpoints" / "best.json").write_text(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from slm import checkpoint, durable, runs
-from slm.errors import Stopped, UserError
+from slm.errors import ResourceError, Stopped, UserError
 from slm.training.stopping import StopRequests
 
 
@@ -35,6 +35,7 @@ class Checkpoints(Checkpoint):
         self.description, self.val_every, self.stop = description, val_every, stop
         self.best: dict[str, Any] | None = None  # step, file and val/loss
         self.saved_step: int | None = None
+        self.lock: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -54,6 +55,7 @@ class Checkpoints(Checkpoint):
             counts |= {"ready": done, "started": done, "processed": done, "completed": done - under_way}
 
     def on_train_start(self, trainer, module):
+        self.lock = runs.lock_of(self.folder.parent)
         path = self._path(trainer.global_step)
         if path.exists():
             self.saved_step = trainer.global_step
@@ -65,6 +67,8 @@ class Checkpoints(Checkpoint):
         if not step_ends(trainer, batch_idx):
             return
         trainer.strategy.checkpoint_io.check()
+        if trainer.is_global_zero and runs.lock_of(self.folder.parent) != self.lock:
+            raise ResourceError(f"the run folder {self.folder.parent} was removed or moved away during training")
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more, due or not
@@ -164,17 +168,22 @@ class DurableCheckpointIO(CheckpointIO):
     def _write(self, content: dict[str, Any], path: Path):
         for log in self.folder.glob("*.jsonl"):
             durable.flush(log)
+        durable.flush(self.folder)
         checkpoint.save(content, path)
 
 
-def copied(value: Any) -> Any:
-    """Nested values with tensors of their own, on the CPU."""
+def copied(value: Any, known: dict[tuple, Tensor] | None = None) -> Any:
+    """Nested values with tensors of their own, on the CPU; what was one tensor, as tied weights are, stays one."""
+    known = {} if known is None else known
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        place = value.data_ptr(), value.dtype, value.shape, value.stride()
+        if place not in known:
+            known[place] = value.detach().to("cpu", copy=True)
+        return known[place]
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: copied(item, known) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(copied(item, known) for item in value)
     return value
 
 

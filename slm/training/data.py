@@ -1,6 +1,5 @@
 """The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
 
-import multiprocessing
 from collections import deque
 from typing import Literal
 
@@ -97,11 +96,10 @@ class WindowsData(L.LightningDataModule):
 
     def close(self):
         """Ends the loader processes, which ignore a friendly request, and of which one may hang."""
-        for loader in self.loaders:
-            if loader._iterator is not None:
-                loader._iterator._shutdown_workers()
-        for process in multiprocessing.active_children():
-            process.kill()
+        for iterator in [loader._iterator for loader in self.loaders if loader._iterator is not None]:
+            iterator._shutdown_workers()
+            for process in iterator._workers:
+                process.kill()
 
     def state_dict(self) -> dict[str, int]:
         trainer = self.trainer  # which saves between steps only

@@ -71,6 +71,8 @@ class Guard(Callback):
                 self.in_a_row += 1  # the scaler leaves the update out and scales less from now on
                 return
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+            if scaled:
+                facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
             self._refuse(trainer, module, step, facts, skip=self.on_nonfinite == "skip")
         elif self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
@@ -79,7 +81,7 @@ class Guard(Callback):
                 return
             self._note(trainer, step, "spike", facts)
             if self.on_spike == "rewind":
-                raise Rewind(step, facts)
+                raise Rewind(step, facts, self.data.skipped)
             self._accept(loss)
         else:
             self._accept(loss)

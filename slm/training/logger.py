@@ -22,7 +22,7 @@ def for_each_logger(trainer, act: Callable[[Logger], None]):
         try:
             act(logger)
         except Exception as error:
-            if isinstance(logger, MetricsFile):
+            if type(logger) is MetricsFile:
                 raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
             name, said = type(logger).__name__, " ".join(str(error).split())

@@ -12,8 +12,9 @@ SPARE = 3  # times the parameters, in their own type: two moments of AdamW, and 
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """On a CPU torch has no exception of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Of a GPU or of the machine: only some of its ways to say so have an exception of their own."""
+    words = "out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cannot allocate memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def divisors(number: int, limit: int) -> list[int]:
@@ -31,7 +32,6 @@ def largest_microbatch(config: GPTConfig, share: int, hardware: Hardware) -> int
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            del error  # whose frames hold tensors
         finally:
             model.zero_grad(set_to_none=True)
             if hardware.accelerator == "gpu":
