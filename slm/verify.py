@@ -46,7 +46,8 @@ def main() -> int:
 def whole(folder: Path) -> str:
     """What was found in order, in a sentence."""
     card, steps = runs.read_card(folder), [runs.step_of(path) for path in runs.checkpoints(folder)]
-    logs = ", ".join(f"{sum(1 for _ in events.lines(folder / name))} lines of {name}" for name in LOGS)
+    counts = {name: sum(1 for _ in events.lines(folder / name)) for name in LOGS}
+    logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
     return (
         f"{folder} is whole: status {card['status']}, {card['lives']} lives, checkpoints of steps "
         f"{', '.join(map(str, sorted(steps)))} open and match their sha256; {logs} complete and unique"

@@ -219,6 +219,7 @@ def read(tmp_path) -> Callable[..., SimpleNamespace]:
     return run
 
 
+@pytest.mark.slow
 def test_hub_streamed_downloaded_and_gone(tmp_path, read):
     hub = Hub(write_stories(tmp_path / "repository"))
     with serving(hub):
@@ -246,6 +247,7 @@ def test_hub_streamed_downloaded_and_gone(tmp_path, read):
     assert (gone.documents, gone.fingerprint) == (STORIES, streamed.fingerprint)
 
 
+@pytest.mark.slow
 def test_a_cache_that_load_dataset_filled_is_enough_offline(tmp_path, read):
     folder = write_stories(tmp_path / "repository")
     write_shard(folder, "train-00001-of-00003.parquet", [""])  # by itself load_dataset fails on a shard without rows

@@ -68,7 +68,7 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
     ("optimizer", "layout", "workers", "accumulation"),
     [
         ("adamw", "packed", 0, 4),
-        ("muon", "documents", 2, 1),
+        pytest.param("muon", "documents", 2, 1, marks=pytest.mark.slow),
         pytest.param("adamw", "packed", 0, 1, marks=pytest.mark.slow),
         pytest.param("muon", "packed", 2, 4, marks=pytest.mark.slow),
     ],
