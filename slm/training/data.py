@@ -1,5 +1,6 @@
 """The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
 
+import multiprocessing
 from collections import deque
 from typing import Literal
 
@@ -96,10 +97,13 @@ class WindowsData(L.LightningDataModule):
 
     def close(self):
         """Ends the loader processes, which ignore a friendly request, and of which one may hang."""
-        for iterator in [loader._iterator for loader in self.loaders if loader._iterator is not None]:
-            iterator._shutdown_workers()
-            for process in iterator._workers:
+        for loader in self.loaders:
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
+        for process in multiprocessing.active_children():  # Lightning may have let go of a hanging one
+            if process.daemon:  # as torch's are
                 process.kill()
+                process.join(timeout=5)
 
     def state_dict(self) -> dict[str, int]:
         trainer = self.trainer  # which saves between steps only
