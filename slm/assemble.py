@@ -31,9 +31,7 @@ def check_watchers(config: dict[str, Any], run_dir: Path):
             "on_nonfinite and on_spike are callbacks.guard's, which is left out; leave one of them as it is"
         )
     trusted = config["trusted_targets"]
-    fault = config["debug"]["fault"]
-    if fault["kind"] is not None:
-        check(locate("slm.training.debugging.Fault", "debug.fault"), fault, "debug.fault")
+    build_fault(config)
     for where, node in nodes_of(config, "callbacks"):
         build(node, where, trusted=trusted, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
     for where, node in nodes_of(config, "hooks", "logger"):
@@ -56,8 +54,7 @@ def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, 
 def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
     """The Lightning trainer, module and data of a run."""
     from slm.training.callbacks import Randomness
-    from slm.training.data import WindowsData
-    from slm.training.debugging import Fault, WindowLog
+    from slm.training.debugging import WindowLog
     from slm.training.logger import MetricsFile
     from slm.training.module import Pretraining
     from slm.training.stopping import StopRequests
@@ -74,22 +71,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         token_lengths=torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]),
         clip=plan.trainer.clip,
     )
-    on_gpu = hardware.accelerator == "gpu"
-    workers = plan.data.workers if plan.data.workers is not None else 2 if on_gpu else 0
-    data = WindowsData(
-        prepared.store,
-        layout=plan.data.layout,
-        eos=tokenizer.eos,
-        context=prepared.model.context,
-        microbatch=plan.microbatch,
-        devices=hardware.devices,
-        validation_windows=plan.data.validation_windows,
-        workers=workers,
-        timeout=plan.data.timeout,
-        skipped=max((rewind["skipped"] for rewind in card["rewinds"]), default=0),
-        pin_memory=on_gpu,
-        seed=config["seed"],
-    )
+    data = build_data(plan, prepared, card)
     stop = StopRequests(plan.budget.max_seconds())
     described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card)
     facts = {
@@ -108,8 +90,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     watchers = [build(node, where, trusted=trusted, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
     if config["debug"]["log_windows"]:
         watchers.append(WindowLog(run_dir / "windows.jsonl", data))
-    if config["debug"]["fault"]["kind"] is not None:
-        watchers.append(Fault(**config["debug"]["fault"]))
+    watchers += build_fault(config)
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
     trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers, run_dir)
     return trainer, module, data
@@ -152,6 +133,34 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
         )
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
+
+
+def build_data(plan: Plan, prepared: Prepared, card: dict[str, Any]):
+    from slm.training.data import WindowsData
+
+    on_gpu = plan.hardware.accelerator == "gpu"
+    return WindowsData(
+        prepared.store,
+        layout=plan.data.layout,
+        eos=prepared.tokenizer.eos,
+        context=prepared.model.context,
+        microbatch=plan.microbatch,
+        devices=plan.hardware.devices,
+        validation_windows=plan.data.validation_windows,
+        workers=plan.data.workers if plan.data.workers is not None else 2 if on_gpu else 0,
+        timeout=plan.data.timeout,
+        skipped=max((rewind["skipped"] for rewind in card["rewinds"]), default=0),
+        pin_memory=on_gpu,
+        seed=plan.config["seed"],
+    )
+
+
+def build_fault(config: dict[str, Any]) -> list:
+    """What debug.fault asks for, if it does."""
+    fault = config["debug"]["fault"]
+    if fault["kind"] is None:
+        return []
+    return [build({"_target_": "slm.training.debugging.Fault", **fault}, "debug.fault")]
 
 
 def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) -> torch.optim.Optimizer:

@@ -123,11 +123,14 @@ def explain(error: Exception, plan: Plan, run_dir: Path, loaders: int) -> UserEr
     text = str(error)
     if is_out_of_memory(error):
         less = smaller(plan.microbatch, plan.data.batch_windows, plan.hardware)
-        remedies = ["trainer.auto_microbatch=true"] if plan.microbatch > 1 and not plan.trainer.auto_microbatch else []
-        remedies = [f"trainer.microbatch={less}", *remedies] if less < plan.microbatch else []
+        remedies = ["model.gradient_checkpointing=true"]
+        if plan.microbatch > 1 and not plan.trainer.auto_microbatch:
+            remedies.insert(0, "trainer.auto_microbatch=true")
+        if less < plan.microbatch:
+            remedies.insert(0, f"trainer.microbatch={less}")
         return ResourceError(
             f"out of memory with {plan.microbatch} windows per forward pass; the same training fits into less with "
-            f"{' or '.join([*remedies, 'model.gradient_checkpointing=true'])}"
+            f"{' or '.join(remedies)}"
         )
     if isinstance(error, UserError) and "Original Traceback" in text:  # as it comes from a loader process
         return type(error)(text.strip().splitlines()[-1].partition(": ")[2])

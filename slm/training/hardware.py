@@ -10,6 +10,7 @@ import torch
 from slm.errors import UserError
 
 MAX_BATCH_WINDOWS = 1_000_000
+CPU_MICROBATCH = 8  # windows, at most, for the sake of memory
 LAUNCHED = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")  # what tells a node of the others
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -94,8 +95,7 @@ def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int
         )
     share = batch_windows // hardware.devices
     if asked is None:  # the largest divisor that fills the device and spares its memory
-        limit = 32 if hardware.accelerator == "gpu" else 8
-        return max(size for size in range(1, min(share, limit) + 1) if share % size == 0)
+        return divisors(share, 32 if hardware.accelerator == "gpu" else CPU_MICROBATCH)[0]
     if asked < 1:
         raise UserError(f"trainer.microbatch={asked} must be at least 1")
     if share % asked:
@@ -110,7 +110,12 @@ def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int
 def smaller(size: int, batch_windows: int, hardware: Hardware) -> int:
     """The next microbatch below `size` with which the global batch stays the same."""
     share = batch_windows // hardware.devices
-    return max(divisor for divisor in range(1, max(size, 2)) if share % divisor == 0)
+    return divisors(share, max(size - 1, 1))[0]
+
+
+def divisors(share: int, limit: int) -> list[int]:
+    """The microbatches that make up a device's share of the batch, from at most `limit` windows down."""
+    return [size for size in range(min(share, limit), 0, -1) if share % size == 0]
 
 
 def keep_freed_memory():

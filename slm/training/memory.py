@@ -5,7 +5,7 @@ import torch
 from slm.errors import ResourceError
 from slm.loss import cross_entropy
 from slm.model import GPT, GPTConfig
-from slm.training.hardware import Hardware
+from slm.training.hardware import CPU_MICROBATCH, Hardware, divisors
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 SPARE = 3  # times the parameters, in their own type: two moments of AdamW, and room for what else there is
@@ -17,15 +17,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def divisors(number: int, limit: int) -> list[int]:
-    """Of `number`, from `limit` down."""
-    return [size for size in range(min(number, limit), 0, -1) if number % size == 0]
-
-
 def largest_microbatch(config: GPTConfig, share: int, hardware: Hardware) -> int:
     """The largest divisor of a device's `share` of windows that fits, beside gradients and the optimizer's state."""
     model = GPT(config).to(hardware.device)
-    for size in divisors(share, limit=share if hardware.accelerator == "gpu" else 8):
+    for size in divisors(share, share if hardware.accelerator == "gpu" else CPU_MICROBATCH):
         try:
             _train_once(model, size, hardware)
             return size
