@@ -1,6 +1,7 @@
 """What several tests need: a small text of our own, and configurations as the command line would compose them."""
 
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from slm import cli  # noqa: F401  (registers the resolvers that conf/ uses)
+from slm import cli  # which registers the resolvers that conf/ uses, too
 
 CONF = Path(__file__).parents[1] / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
@@ -46,3 +47,11 @@ def composed(text_file, tmp_path):
         return config | {"name": config["name"] or "test"}
 
     return compose
+
+
+def trained(monkeypatch, *arguments: str) -> int:
+    """The exit code of `python train.py` with these arguments, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.train_main()
+    return exit_.value.code

@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from conftest import CONF
+from conftest import CONF, trained
 from omegaconf import OmegaConf
 
 from slm import cli
@@ -115,14 +115,6 @@ def test_sweep(small, folder, capsys, monkeypatch):
     assert time.time() - start < 60
 
 
-def trained(monkeypatch, *arguments) -> int:
-    """The exit code of train.py, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    return exit_.value.code
-
-
 def test_a_failing_job_does_not_end_a_sweep(small, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert trained(monkeypatch, "-m", *small, "model.width=33,64") == 2
@@ -222,11 +214,8 @@ def test_mistakes_are_one_line(override, small, folder, monkeypatch, capsys):
     if override == "trainer=rtx4090" and cli_sees_cuda():
         pytest.skip("this machine has a CUDA GPU")
     before = set((folder / "runs").rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["train.py", *small, override])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
+    assert trained(monkeypatch, *small, override) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert exit_.value.code == 2
     assert error[-1].startswith("error: ")
     assert MISTAKES[override] in error[-1]
     assert set((folder / "runs").rglob("*")) == before
@@ -256,10 +245,7 @@ def test_bad_text(content, message, small, tmp_path, monkeypatch, capsys):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     arguments = [a for a in small if not a.startswith(("data.path", "data.separator"))]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"data.path={path}"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    assert exit_.value.code == 2
+    assert trained(monkeypatch, *arguments, f"data.path={path}") == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -276,10 +262,7 @@ def test_what_the_machine_lacks_is_one_line_and_exit_code_4(error, message, smal
         raise error
 
     monkeypatch.setattr("slm.training.module.Pretraining.training_step", full)
-    monkeypatch.setattr(sys, "argv", ["train.py", *small])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    assert exit_.value.code == 4
+    assert trained(monkeypatch, *small) == 4
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -288,10 +271,7 @@ def test_our_bugs_keep_their_traceback(small, monkeypatch, capsys):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("slm.run.prepare_data", broken)
-    monkeypatch.setattr(sys, "argv", ["train.py", *small])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    assert exit_.value.code == 1
+    assert trained(monkeypatch, *small) == 1
     assert "RuntimeError: a bug" in capsys.readouterr().err
 
 

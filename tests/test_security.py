@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONF
+from conftest import CONF, trained
 
 from slm import checkpoint, cli, doors, durable, evaluate, runs, tokenizers
 from slm.build import build, locate
@@ -429,10 +429,7 @@ def test_shut_to_the_command_line(argument, text_file, tmp_path, monkeypatch, ca
     monkeypatch.setenv("SLM_TEST_TOKEN", known)
     monkeypatch.chdir(tmp_path)
     small = ["data=text", f"data.path={text_file}", "trainer=cpu", "debug=default"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *small, argument.format(secret=SECRET, known=known)])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    assert exit_.value.code == 2
+    assert trained(monkeypatch, *small, argument.format(secret=SECRET, known=known)) == 2
     line = said(capsys)
     assert SHUT[argument] in line
     assert not any(secret in line for secret in (SECRET, known, "hunter2"))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import trained
 
 from slm import checkpoint, runs, verify
-from slm.cli import train_main
 from slm.run import train
 
 
@@ -22,10 +22,7 @@ def whole(text_file, tmp_path_factory) -> Path:
         *("debug=default", "debug.log_windows=true", f"cache_dir={place / 'cache'}", f"run_dir={place / 'run'}"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            train_main()
-    assert exit_.value.code == 0
+        assert trained(patch, *arguments) == 0
     return place / "run"
 
 
@@ -132,15 +129,10 @@ def test_verify_resume(text_file, tmp_path, monkeypatch, capsys):
         *("debug=default", "budget.steps=40", "model.dropout=0.1", "data.workers=2", "trainer.microbatch=2"),
         *(f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path / 'runs'}", "logger=csv", "verify_resume=true"),
     ]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        train_main()
-    printed = capsys.readouterr()
-    assert exit_.value.code == 0, printed.err
+    code, printed = trained(monkeypatch, *arguments), capsys.readouterr()
+    assert code == 0, printed.err
     assert "PASS: 16 steps" in printed.out
     assert list((tmp_path / "runs").iterdir()) == []
     monkeypatch.setattr("slm.rehearse.first_difference", lambda *folders: "metrics.jsonl, line 3")
-    with pytest.raises(SystemExit) as exit_:
-        train_main()
-    assert exit_.value.code == 1
+    assert trained(monkeypatch, *arguments) == 1
     assert "FAIL: the resumed run differs: metrics.jsonl, line 3; both runs are in" in capsys.readouterr().out
