@@ -19,6 +19,7 @@ import sentencepiece
 
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer, damaged, read_settings, write_settings
+from slm.tokenizers.words import Words
 
 EOS = 3  # after the pad, unk and bos that SentencePiece wants
 FIRST_BYTE = 4  # the ids of the bytes 0 to 255 follow the control ids
@@ -56,6 +57,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
         self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+        # BPE merges within a word; unigram weighs a whole text, whose equal segmentations may change places
+        self._words = Words(self._encode) if settings["algorithm"] == "bpe" else None
 
     def _bytes_of(self, token: int) -> bytes:
         if token < FIRST_BYTE:
@@ -116,11 +119,16 @@ class SentencePieceTokenizer(Tokenizer):
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._words:
+            return self._words.ids(texts)
         cut = [pieces(text) for text in texts]
         ids = iter(self._processor.encode(list(chain.from_iterable(cut)), num_threads=os.cpu_count()))
         return [
             np.concatenate([np.array(self._exact(part, next(ids)), dtype=np.int32) for part in parts]) for parts in cut
         ]
+
+    def _encode(self, text: str) -> list[int]:
+        return [token for part in pieces(text) for token in self._exact(part, self._processor.encode(part))]
 
     def _exact(self, text: str, ids: list[int]) -> list[int]:
         """The ids of the text, for which the library gave `ids`, with every genuine U+2581 by its bytes."""
