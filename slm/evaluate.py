@@ -26,6 +26,7 @@ from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
 from slm.generation.stream import MAX_COUNT
+from slm.generation.weights import for_decoding
 from slm.loss import token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -61,6 +62,7 @@ def main():
 def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
     """Everything that `page` shows, as plain types."""
     loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    for_decoding(loaded.model, "float32")
     data = loaded.config.get("data")
     node = data.get("corpus") if isinstance(data, dict) else None
     if not isinstance(node, dict) or node.get("_target_") != TARGET:

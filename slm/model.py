@@ -104,23 +104,34 @@ NORMS: dict[str, Callable[[GPTConfig, int], nn.Module]] = {
 
 
 class Cache:
-    """Keys and values of the positions already seen, two (B, K, positions, D) per block, at most the context.
+    """Keys and values of the positions already seen, per block (B, K, positions, D), at most the context.
 
     Whoever generates owns it.
     """
 
+    mask: Tensor | None = None  # which of the keys may be seen, where that is not told by their number
+
     def __init__(self, config: GPTConfig, batch: int, positions: int | None = None, device=None, dtype=None):
         heads = config.kv_width // config.head_dim
-        shape = config.depth, 2, batch, heads, min(positions or config.context, config.context), config.head_dim
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        shape = 2, batch, heads, min(positions or config.context, config.context), config.head_dim
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)]
         self.length = 0  # positions filled; moved once per forward pass, by GPT
+
+    def begin(self, new: int) -> slice | Tensor:
+        """The positions of the next `new` tokens, as an index."""
+        return slice(self.length, self.length + new)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the new (B, K, T, D), returns all (B, K, S, D)."""
+        keys, values = self.layers[layer]
         end = self.length + k.size(2)
-        self.store[layer, 0, :, :, self.length : end] = k
-        self.store[layer, 1, :, :, self.length : end] = v
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, rows: list[int]):
+        """Drops the other rows of the batch."""
+        self.layers = [layer[:, rows] for layer in self.layers]
 
 
 class Rotary(nn.Module):
@@ -133,19 +144,28 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (context, D)
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        cos, sin = (table[start : start + x.size(2)].to(x.dtype) for table in (self.cos, self.sin))
-        return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+    def forward(self, positions: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, D) of the positions, which `rotate` takes."""
+        return self.cos[positions], self.sin[positions]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal softmax(q k / sqrt(D)) v, (B, H, T, D), of the last T of S positions; k and v are (B, K, S, D)."""
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (B, H, T, D), turned by the angles of their positions."""
+    cos, sin = (table.to(x.dtype) for table in rotation)
+    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+    """Causal softmax(q k / sqrt(D)) v, (B, H, T, D), of the last T of S positions; k and v are (B, K, S, D).
+
+    A mask (T, S) says instead which keys each query sees.
+    """
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
-    if q.device.type != "cpu" or T == 1:
-        # is_causal aligns its triangle top-left, which is wrong once keys are more than queries
-        past = q.new_ones(T, S, dtype=torch.bool).tril(S - T) if 1 < T < S else None
+    if q.device.type != "cpu" or T == 1 or mask is not None:
+        if mask is None and 1 < T < S:  # is_causal aligns its triangle top-left, wrong where keys are more than queries
+            mask = q.new_ones(T, S, dtype=torch.bool).tril(S - T)
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=past, is_causal=T == S, dropout_p=dropout, enable_gqa=H != K
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=dropout, enable_gqa=H != K
         )
     # On a CPU plain products train up to four times as fast, on tiles of queries that skip most of the future.
     q, k, v = q.reshape(B * K, H // K, T, D), k.flatten(0, 1), v.flatten(0, 1)
@@ -170,17 +190,17 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         if self.query_norm:
             qk = torch.cat([self.query_norm(qk[:, : self.heads]), self.key_norm(qk[:, self.heads :])], dim=1)
-        if rotary:
-            qk = rotary(qk, cache.length if cache else 0)
+        if rotation:
+            qk = rotate(qk, rotation)
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         if cache:
             k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, self.dropout if self.training else 0.0, cache.mask if cache else None)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
 
@@ -206,10 +226,10 @@ class Block(nn.Module):
         norm = NORMS[config.norm]
         self.attention_norm, self.attention = norm(config, config.width), Attention(config, layer)
         self.mlp_norm, self.mlp = norm(config, config.width), MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None, cache: Cache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -221,7 +241,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if learned else None
         self.rotary = None if learned else Rotary(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = NORMS[config.norm](config, config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -247,15 +267,17 @@ class GPT(nn.Module):
         end = start + tokens.size(1)
         if end > self.config.context:
             raise ValueError(f"{start} + {tokens.size(1)} positions exceed the context of {self.config.context}")
+        positions = cache.begin(tokens.size(1)) if cache else slice(0, end)
         x = self.tokens(tokens)
         if self.positions:
-            x = x + self.positions.weight[start:end]
+            x = x + self.positions.weight[positions]
+        rotation = self.rotary(positions) if self.rotary else None
         x = self.dropout(x)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, self.rotary, cache, use_reentrant=False)
+                x = checkpoint(block, x, rotation, cache, use_reentrant=False)
             else:
-                x = block(x, self.rotary, cache)
+                x = block(x, rotation, cache)
         if cache:
             cache.length = end
         return self.norm(x)

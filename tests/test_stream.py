@@ -7,6 +7,7 @@ import torch
 
 from slm.errors import UserError
 from slm.generation import stream
+from slm.generation.reader import window_start
 from slm.generation.sampling import Sampler
 from slm.generation.stream import (
     Completion,
@@ -14,7 +15,6 @@ from slm.generation.stream import (
     complete,
     encode_prompt,
     generate,
-    window_start,
 )
 from slm.model import GPT, GPTConfig
 from slm.tokenizers.bytes import ByteTokenizer

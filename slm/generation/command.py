@@ -13,6 +13,7 @@ from slm.errors import UserError
 from slm.generation.chat import chat
 from slm.generation.sampling import Sampler
 from slm.generation.stream import Completion, TextStream, check_count, completions, encode_prompt, generate
+from slm.generation.weights import Dtype, check_dtype, for_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Request:
     format: Literal["text", "jsonl"]
     interactive: bool
     device: Literal["auto", "cpu", "cuda", "mps"]
+    dtype: Dtype
 
     def __post_init__(self):
         if self.prompt and (self.prompts_file or self.interactive):
@@ -81,8 +83,11 @@ def generate_command(request: Request):
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
+    device = device_of(request.device)
+    check_dtype(request.dtype, device)
     path = runs.find_checkpoint(request.ckpt, durable.expanded(request.runs_dir))
-    loaded = checkpoint.load(path, device_of(request.device))
+    loaded = checkpoint.load(path, device)
+    for_decoding(loaded.model, request.dtype)
     settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
     if request.interactive:
         chat(

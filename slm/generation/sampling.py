@@ -22,6 +22,8 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 def temperature(logits: Tensor, value: float) -> Tensor:
     """Divides the distances to the largest logit, which becomes 0: nothing overflows and no order is lost."""
+    if value == 1:
+        return logits
     return (logits - logits.amax(-1, keepdim=True)) / value
 
 
@@ -56,13 +58,15 @@ def choose(logits: Tensor, uniform: Tensor) -> Tensor:
 
     Never an id of probability zero. (torch.multinomial would take half of a decoding step on a CPU at V 16,000.)
     """
-    probabilities = logits.softmax(-1, dtype=torch.float32)
-    cumulative = probabilities.cumsum(-1)
-    ids = torch.searchsorted(cumulative, uniform.to(cumulative).unsqueeze(-1), right=True)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # the largest is 1
+    cumulative = weights.cumsum(-1)
+    ids = torch.searchsorted(cumulative, uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:], right=True)
     ids = ids.clamp(max=logits.size(-1) - 1)
-    # beyond the sum, which is 1 only up to rounding, and where a parallel cumsum wavers over ids of probability zero
-    impossible = probabilities.gather(-1, ids) == 0
-    return torch.where(impossible, probabilities.argmax(-1, keepdim=True), ids).squeeze(-1)
+    # rounding may reach the sum itself, and a GPU's parallel cumsum wavers over ids of weight zero
+    impossible = weights.gather(-1, ids) == 0
+    if logits.device.type != "cpu" or impossible.any():  # on a CPU asking is cheaper than an argmax
+        ids = torch.where(impossible, weights.argmax(-1, keepdim=True), ids)
+    return ids.squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

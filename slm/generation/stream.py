@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from slm.errors import UserError
+from slm.generation.reader import GraphReader, Reader
 from slm.generation.sampling import Sampler
-from slm.model import GPT, Cache
+from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 MAX_COUNT = 1_000_000  # tokens of a text, and texts of a prompt
@@ -35,6 +36,11 @@ class Row:
     left: int  # tokens it may still generate
     random: Random  # its own, so that its text depends neither on its companions nor on the global generators
     stopped: bool = False
+
+    def between(self, begin: int, end: int) -> list[int]:
+        """Its ids; behind the end of a row that has stopped, but is read beside the others, any id will do."""
+        ids = self.ids[begin:end]
+        return ids + [0] * (end - begin - len(ids))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -77,50 +83,37 @@ def generate(
 
 @torch.inference_mode()  # as a decorator it is left at every yield
 def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
-    weight = model.head.weight
-    longest = max((len(row.ids) + row.left for row in rows), default=1)
-    cache = Cache(model.config, len(rows), longest, device=weight.device, dtype=weight.dtype)
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=weight.device)
+    device = model.tokens.weight.device
+    kind = GraphReader if device.type == "cuda" else Reader
+    reader = kind(model, len(rows), max((len(row.ids) + row.left for row in rows), default=1))
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids that this step reads of every row
     was_training = model.training
     model.eval()
     try:
         while rows:
-            seen.scatter_(1, torch.tensor([row.ids[begin:end] for row in rows], device=weight.device), True)
+            seen.scatter_(1, torch.tensor([row.between(begin, end) for row in rows], device=device), True)
             if eos is not None:
                 seen[:, eos] = False
-            logits = _read(model, cache, rows, end)
+            first = reader.begin(end)
+            logits = reader.read([row.between(first, end) for row in rows])
             new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
             if new:
                 yield new
             keep = [place for place, row in enumerate(rows) if not row.stopped]
-            if len(keep) < len(rows):
-                rows, seen, cache.store = [rows[place] for place in keep], seen[keep], cache.store[:, :, keep]
-            begin, end = end, max(end + 1, min((len(row.ids) for row in rows), default=0))  # no row samples before
+            if len(keep) < len(rows) and len(keep) <= reader.worth_dropping * len(rows):
+                rows, seen = [rows[place] for place in keep], seen[keep]
+                reader.keep(keep)
+            begin, end = end, max(end + 1, min((len(row.ids) for row in rows if not row.stopped), default=0))
     finally:
         model.train(was_training)
 
 
-def window_start(end: int, context: int) -> int:
-    """Where the context begins when `end` ids are read: 0 until it is full, then on by half a context at a time."""
-    half = context - context // 2
-    return max(0, -(-(end - context) // half) * half)
-
-
-def _read(model: GPT, cache: Cache, rows: Sequence[Row], end: int) -> Tensor:
-    """Reads every row up to `end`, from the window's start if that has moved. Logits (B, V) after the last id."""
-    start = window_start(end, model.config.context)
-    if start + cache.length != end - 1:
-        cache.length = 0
-    tokens = torch.tensor([row.ids[start + cache.length : end] for row in rows], device=cache.store.device)
-    return model.head(model.features(tokens, cache)[:, -1])
-
-
 def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
-    """An id per row, meaningless where the row still has prompt; one transfer to the host."""
-    uniform = [row.random.random() if len(row.ids) == end else 0.0 for row in rows]
+    """An id per row, meaningless where the row still has prompt or has stopped; one transfer to the host."""
+    uniform = [row.random.random() if len(row.ids) == end and not row.stopped else 0.0 for row in rows]
     ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
-    ids, finite = torch.stack([ids, logits.isfinite().all(-1).long()]).tolist()
+    ids, finite = torch.stack([ids, logits.amax(-1).isfinite().long()]).tolist()
     if not all(finite):
         raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
     return ids
@@ -130,7 +123,7 @@ def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | Non
     """Appends its token to every row that has been read to its end."""
     new = []
     for row, token in zip(rows, tokens):
-        if len(row.ids) == end:
+        if len(row.ids) == end and not row.stopped:
             row.ids.append(token)
             row.left -= 1
             row.stopped = token == eos or not row.left

@@ -1,0 +1,54 @@
+"""Weights as decoding wants them: for each token all of them are read once, so their bytes are its time."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slm.errors import UserError
+from slm.model import GPT
+
+Dtype = Literal["float32", "bfloat16", "int8"]
+
+
+def for_decoding(model: GPT, dtype: Dtype) -> GPT:
+    """The model itself, changed for good: for generation and evaluation, no longer for training.
+
+    int8 holds the matrices of all linear layers in 8 bits, on a CPU only; what they multiply stays as it is.
+    """
+    device = model.tokens.weight.device
+    check_dtype(dtype, device)
+    if dtype == "int8":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(module, name, Int8Linear(child))
+        return model
+    model.to(getattr(torch, dtype))
+    if dtype == "float32" and device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # the few rows of decoding are twice as fast in this order
+                module.weight.data = module.weight.data.T.contiguous().T
+    return model
+
+
+def check_dtype(dtype: Dtype, device: torch.device):
+    if dtype == "int8" and device.type != "cpu":
+        raise UserError(f"dtype=int8 is for CPUs, whose memory is slow; on device={device.type} use dtype=bfloat16")
+
+
+class Int8Linear(nn.Module):
+    """x W + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
+        self.register_buffer("weight", (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("scales", scales)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scales)
+        y = y.view(*x.shape[:-1], -1).to(x.dtype)
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,110 @@
+"""Other weights and another cache for the sake of speed: what they may change, and what they may not."""
+
+import copy
+
+import pytest
+import torch
+from test_model import model_of
+
+from slm.errors import UserError
+from slm.generation.reader import Reader, StaticCache
+from slm.generation.sampling import Sampler
+from slm.generation.stream import generate
+from slm.generation.weights import Int8Linear, for_decoding
+from slm.model import Cache
+
+PROMPTS = [[1, 2, 3], [4], [5, 6]]
+
+
+def texts(model, **settings):
+    settings = {"sampler": Sampler(greedy=True), "max_new_tokens": 30, "eos": 7, "seed": 0, **settings}
+    return [pair for step in generate(model, PROMPTS, **settings) for pair in step]
+
+
+class StaticReader(Reader):
+    """What a CUDA graph repeats, without the graph: any device has it."""
+
+    make_cache = StaticCache
+    worth_dropping = 0.5
+
+    def step(self, tokens):
+        self.cache.position.fill_(self.cache.length)
+        return super().step(tokens)
+
+
+@pytest.mark.parametrize("choice", [{}, {"kv_heads": 2, "qk_norm": True}, {"positions": "learned"}])
+def test_a_static_cache_computes_what_a_growing_one_does(choice):
+    """Chunks, single tokens and, after the context is full, a fresh start over what the slots held before."""
+    model, tokens = model_of(**choice).double().eval(), torch.randint(17, (2, 12))
+    made = {"batch": 2, "positions": 12, "device": "cpu", "dtype": torch.float64}
+    growing, static = Cache(model.config, **made), StaticCache(model.config, **made)
+    with torch.no_grad():
+        for begin, end in [(0, 5), (5, 6), (6, 7), (7, 9), (9, 10), (0, 1), (1, 2), (2, 8), (8, 9)]:
+            if begin == 0:
+                growing.length = static.length = 0
+            static.position.fill_(begin)
+            torch.testing.assert_close(model(tokens[:, begin:end], static), model(tokens[:, begin:end], growing))
+            assert static.length == growing.length == end
+
+
+@pytest.mark.parametrize("sampler", [Sampler(greedy=True), Sampler(repetition_penalty=1.3)])
+def test_rows_that_have_stopped_disturb_no_other(monkeypatch, sampler):
+    """Rows stay in the batch until half of them have stopped: same texts, same order, beyond the context too."""
+    model = model_of(width=32, head_dim=8).double()
+    with torch.no_grad():
+        model.tokens.weight.normal_(std=0.3)
+    ends = 0
+    for eos in range(17):
+        with monkeypatch.context() as patch:
+            plain = texts(model, sampler=sampler, eos=eos)
+            patch.setattr("slm.generation.stream.Reader", StaticReader)
+            assert texts(model, sampler=sampler, eos=eos) == plain
+        lengths = [sum(row == r for row, _ in plain) for r in range(3)]
+        ends += min(lengths) < max(lengths)
+    assert ends > 2
+
+
+def test_float32_for_decoding_is_the_same_function():
+    model, tokens = model_of(width=64, head_dim=16), torch.randint(17, (2, 12))
+    expected, words = model(tokens), texts(model)
+    faster = for_decoding(copy.deepcopy(model), "float32")
+    assert faster.head.weight is faster.tokens.weight
+    torch.testing.assert_close(faster(tokens), expected)
+    assert texts(faster) == words
+
+
+def test_int8_is_near():
+    """Weights round to 1 part in 254 of their row's largest; the logits follow."""
+    model, tokens = model_of(width=128, head_dim=32).eval(), torch.randint(17, (4, 12))
+    with torch.no_grad():
+        expected = model(tokens)
+        eight = for_decoding(copy.deepcopy(model), "int8")
+        logits = eight(tokens)
+    assert torch.equal(eight.tokens.weight, model.tokens.weight)
+    assert sum(isinstance(module, Int8Linear) for module in eight.modules()) == 2 * 4 + 1
+    assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
+    assert sum(buffer.numel() * buffer.element_size() for buffer in eight.head.buffers()) < 17 * 128 + 100
+    assert texts(eight)
+
+
+def test_int8_takes_each_row_by_its_own_scale():
+    linear = torch.nn.Linear(64, 3)
+    with torch.no_grad():
+        linear.weight[0] *= 1e-4
+        linear.weight[1] *= 1e4
+        linear.weight[2] = 0
+    x = torch.randn(5, 64)
+    ours, theirs = Int8Linear(linear)(x), linear(x)
+    for row in range(3):
+        assert (ours[:, row] - theirs[:, row]).norm() < 0.02 * theirs[:, row].norm()
+
+
+def test_bfloat16():
+    model = model_of(width=64, head_dim=16)
+    assert for_decoding(model, "bfloat16").head.weight.dtype == torch.bfloat16
+    assert texts(model)
+
+
+def test_int8_is_refused_on_a_gpu():
+    with pytest.raises(UserError, match=r"dtype=int8 is for CPUs.* on device=meta use dtype=bfloat16"):
+        for_decoding(model_of().to("meta"), "int8")
