@@ -4,12 +4,13 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm import checkpoint
 from slm.build import build, check, is_node, locate
@@ -63,8 +64,10 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
     trusted = config["trusted_targets"]
     torch.manual_seed(config["seed"])
+    model = GPT(prepared.model)
     module = Pretraining(
-        GPT(prepared.model),
+        model,
+        features=features_of(model, plan),
         optimizer=partial(build_optimizer, config["optimizer"], trusted),
         schedule=build_schedule(config["schedule"], prepared.steps, trusted),
         targets_per_window=prepared.targets_per_window,
@@ -96,6 +99,14 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
     return trainer, module, data
 
 
+def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
+    from slm.training.compilation import compiled
+
+    on_gpu = plan.hardware.accelerator == "gpu"
+    compile = on_gpu if plan.trainer.compile is None else plan.trainer.compile
+    return compiled(model.features, plan.hardware.device) if compile else model.features
+
+
 def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir: Path):
     """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
     import lightning.pytorch as L
@@ -105,6 +116,8 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
 
     from slm.training.checkpoints import DurableCheckpointIO
 
+    if plan.hardware.accelerator == "gpu":
+        torch.set_float32_matmul_precision("high" if plan.trainer.tf32 else "highest")
     ddp = plan.trainer.strategy == "ddp"
     flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
     try:

@@ -93,6 +93,8 @@ class TrainerSettings:
     precision: str
     microbatch: int | None
     auto_microbatch: bool
+    compile: bool | None
+    tf32: bool
     clip: float | None
     deterministic: bool | None
     benchmark: bool | None

@@ -15,7 +15,7 @@ from slm.optim.schedule import Schedule
 class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
-    `optimizer` makes the optimizer once the model is on its device; `targets_per_window` is their mean number;
+    `features` computes those of `model`, by other means if need be, in training; `optimizer` makes the optimizer once the model is on its device; `targets_per_window` is their mean number;
     `token_lengths` (V,) are the bytes of text that each id stands for; `clip` is the largest gradient norm, None for no
     limit.
     """
@@ -24,6 +24,7 @@ class Pretraining(L.LightningModule):
         self,
         model: GPT,
         *,
+        features: Callable[[Tensor], Tensor],
         optimizer: Callable[[GPT], torch.optim.Optimizer],
         schedule: Schedule,
         targets_per_window: float,
@@ -32,6 +33,7 @@ class Pretraining(L.LightningModule):
     ):
         super().__init__()
         self.model, self.make_optimizer, self.schedule, self.clip = model, optimizer, schedule, clip
+        self.features = features
         self.targets_per_window = targets_per_window
         self.register_buffer("token_lengths", token_lengths, persistent=False)
         self.validation = LanguageModelMetrics()
@@ -48,7 +50,7 @@ class Pretraining(L.LightningModule):
         """The nats of all targets over the mean number of targets, so that each target weighs the same in every
         microbatch and on every device, however long their windows are."""
         inputs, targets = split(windows)
-        mean = cross_entropy(self.model.features(inputs), self.model.head.weight, targets)
+        mean = cross_entropy(self.features(inputs), self.model.head.weight, targets)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         return mean * (count / (len(windows) * self.targets_per_window))
