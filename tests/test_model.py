@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slm.errors import UserError
 from slm.estimate import parameters, training_flops_per_token
-from slm.model import GPT, Cache, GPTConfig, Rotary, attend, rotate
+from slm.model import GPT, Cache, GPTConfig, Rotary, attend, attend_in_tiles, rotate
 
 SMALL = {"vocab_size": 17, "context": 12, "depth": 2, "width": 16, "head_dim": 4, "bias": True, "tied": True}
 AXES = {
@@ -113,6 +113,7 @@ def test_attention_on_a_cpu_equals_torchs_with_gradients(heads, kv_heads, positi
 
     truth = run(torchs)
     torch.testing.assert_close(run(attend), truth, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run(lambda q, k, v: attend_in_tiles(q, k, v, 0.0)), truth, atol=1e-5, rtol=1e-5)
     for ours, theirs, true in zip(run(attend, torch.bfloat16), run(torchs, torch.bfloat16), truth, strict=True):
         assert (ours - true).norm() <= max(1.5 * (theirs - true).norm(), 0.01 * true.norm())
 

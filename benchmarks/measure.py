@@ -1,0 +1,97 @@
+"""What the benchmarks share: measurements in turn, the machine's limits, tables. Not to be run itself."""
+
+import contextlib
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each way returns, in rounds of all ways, every other one backwards; a first round is left out."""
+    values = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in ways if number % 2 else reversed(ways):
+            value = ways[way]()
+            if number:
+                values[way].append(value)
+                print(f"  round {number}  {way:42} {value:,.1f}", file=sys.stderr, flush=True)
+    return values
+
+
+@contextlib.contextmanager
+def another_process() -> Iterator[Callable]:
+    """Yields call(function, *arguments), which runs the function over there; what the function keeps stays there."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the ratios round by round, so that a machine that becomes slower does not count."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def seconds(work: Callable[[], object], device: torch.device | str = "cpu", repeat: int = 1) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        work()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeat
+
+
+def synchronize(device: torch.device | str):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def gemm_peak(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device | str) -> float:
+    """FLOP/s of the fastest of the products (rows, columns in, columns out), forward or backward."""
+    best = 0.0
+    for rows, inner, outer in shapes:
+        x, w, g = (
+            torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (outer, inner), (rows, outer))
+        )
+        for product in (lambda x=x, w=w: x @ w.T, lambda g=g, w=w: g @ w, lambda g=g, x=x: g.T @ x):
+            product()
+            best = max(best, *(2 * rows * inner * outer / seconds(product, device, repeat=2) for _ in range(3)))
+    return best
+
+
+def read_bandwidth(device: torch.device | str) -> float:
+    """Bytes/s of a sum over more memory than any cache holds."""
+    numbers = torch.ones(2**27, device=device)  # 512 MiB
+    numbers.sum()
+    return max(numbers.nbytes / seconds(numbers.sum, device) for _ in range(5))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def machine(device: str) -> str:
+    """A line for RESULTS.md: what ran where and when."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}"
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    known = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return name + "".join(f" {flag}" for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in known)
