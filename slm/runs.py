@@ -30,7 +30,10 @@ FREE = (  # what may change when a run is resumed: how long, how it is watched, 
     *("trusted_targets", "allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
     *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
-    *(f"trainer.{key}" for key in ("auto_microbatch", "deterministic", "benchmark", "detect_anomaly", "profiler", "compile", "tf32")),
+    *(
+        f"trainer.{key}"
+        for key in ("auto_microbatch", "deterministic", "benchmark", "detect_anomaly", "profiler", "compile", "tf32")
+    ),
 )
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 

@@ -1,6 +1,8 @@
 """Rows of ids in, logits after their last ids out; what was read before is in a cache."""
 
-from collections.abc import Sequence
+import contextlib
+import platform
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,10 +35,23 @@ class Reader:
         return self.step(torch.tensor(ids, device=self.device))
 
     def step(self, tokens: Tensor) -> Tensor:
-        return self.model.head(self.model.features(tokens, self.cache)[:, -1])
+        with small_kernels(self.model.tokens.weight):
+            return self.model.head(self.model.features(tokens, self.cache)[:, -1])
 
     def keep(self, rows: list[int]):
         self.cache.keep(rows)
+
+
+@contextlib.contextmanager
+def small_kernels(like: Tensor) -> Iterator[None]:
+    """Without oneDNN, where it multiplies no matrices: setting up its GELU takes ten times as long as that of a row."""
+    before = torch.backends.mkldnn.enabled
+    if like.device.type == "cpu" and like.dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64"):
+        torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def window_start(end: int, context: int) -> int:

@@ -15,9 +15,9 @@ from slm.optim.schedule import Schedule
 class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
-    `features` computes those of `model`, by other means if need be, in training; `optimizer` makes the optimizer once the model is on its device; `targets_per_window` is their mean number;
-    `token_lengths` (V,) are the bytes of text that each id stands for; `clip` is the largest gradient norm, None for no
-    limit.
+    `features` computes those of `model` in training, perhaps by other means; `optimizer` makes the optimizer once the
+    model is on its device; `targets_per_window` is their mean number; `token_lengths` (V,) are the bytes of text that
+    each id stands for; `clip` is the largest gradient norm, None for no limit.
     """
 
     def __init__(
