@@ -24,7 +24,7 @@ from measure import another_process, gemm_peak, in_turn, machine, ratio, table
 from training import make_run, train_seconds
 
 from slm.estimate import training_flops_per_token
-from slm.training.hardware import _best_precision
+from slm.training.hardware import best_precision
 
 AUTOCAST = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -68,7 +68,7 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
     numbers = itertools.count()
     overrides = [*arguments.set, f"data.batch_windows={arguments.windows}", f"trainer.microbatch={arguments.windows}"]
     ways, steps = {}, arguments.steps + 1
-    best = _best_precision("gpu" if device.type == "cuda" else "cpu")
+    best = best_precision("gpu" if device.type == "cuda" else "cpu")
 
     def ours(*more: str, change=lambda trainer, data: None):
         plan, prepared = make_run(

@@ -13,7 +13,7 @@ FLOORS = [  # a module may import only from the floors listed before its own
     {"durable", "doors"},
     {"tokenizers", "events"},  # text and files: no torch
     {"corpora"},  # nor here
-    {"model", "loss", "hooks"},  # tensors: no Lightning, no Hydra
+    {"model", "loss", "hooks", "precision"},  # tensors: no Lightning, no Hydra
     {"data", "checkpoint", "optim"},  # what knows the parts of a GPT, or what a loss ignores
     {"runs", "report", "estimate"},  # what knows a run folder, or what a model costs
     {"generation"},  # a model put to use

@@ -10,7 +10,7 @@ from test_model import model_of
 from slm.errors import UserError
 from slm.optim import schedule
 from slm.optim.adamw import adamw
-from slm.optim.muon import muon, orthogonalized
+from slm.optim.muon import muon, orthogonalized, orthogonalized
 from slm.optim.roles import roles, stacked
 
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "decay": "matrices"}
@@ -99,8 +99,9 @@ def take_steps(model, optimizer, count):
 
 
 @pytest.mark.parametrize("choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}])
-def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices):
+def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices, monkeypatch):
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
+    monkeypatch.setattr("slm.optim.muon.fast_bfloat16", lambda device: True)  # torch takes it everywhere
     ours, theirs = model_of(**choices), model_of(**choices)
     optimizer = muon(ours, **MUON_SETTINGS)
     role, rows = roles(theirs), stacked(theirs)
@@ -131,6 +132,20 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices)
         # the same to the bit on one CPU; another may round a stack of bfloat16 matrices otherwise than each
         torch.testing.assert_close(p, expected, atol=5e-4 if name in parts else 1e-6, rtol=1e-5)
         assert torch.equal(p.grad, gradients[name])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_orthogonalized(monkeypatch, fast):
+    """In either precision the singular vectors stay and the values come near 1."""
+    monkeypatch.setattr("slm.optim.muon.fast_bfloat16", lambda device: fast)
+    matrices = torch.randn(3, 8, 20)
+    result = orthogonalized(matrices)
+    assert result.dtype == (torch.bfloat16 if fast else torch.float32)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ result.float() @ vh.mT
+    values = inner.diagonal(dim1=1, dim2=2)
+    assert (values - 0.95).abs().max() < 0.3
+    assert (inner - torch.diag_embed(values)).abs().max() < (0.1 if fast else 1e-4)
 
 
 def test_rows_of_stacked_matrices():

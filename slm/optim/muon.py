@@ -13,6 +13,7 @@ from slm.errors import UserError
 from slm.model import GPT
 from slm.optim.adamw import adamw_on
 from slm.optim.roles import roles, stacked
+from slm.precision import fast_bfloat16
 
 NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
 
@@ -105,10 +106,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """(N, rows, columns), rows <= columns, with the same singular vectors and nearly all values at 0.7 to 1.2.
 
-    In bfloat16. Values of almost no size stay below: five iterations do not lift them so far.
+    In bfloat16, where that is fast. Values of almost no size stay below: five iterations do not lift them so far.
     """
     steps, (a, b, c) = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT

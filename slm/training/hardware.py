@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from slm.errors import UserError
+from slm.precision import fast_bfloat16
 
 MAX_BATCH_WINDOWS = 1_000_000
 CPU_MICROBATCH = 8  # windows, at most, for the sake of memory
@@ -57,7 +58,7 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision} is not one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        precision = _best_precision(accelerator)
+        precision = best_precision(accelerator)
     if accelerator == "cpu" and precision.startswith("16"):
         raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
     if not (devices in ("auto", -1, "-1") or (str(devices).isdigit() and int(devices) > 0)):
@@ -76,13 +77,10 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
     return Hardware(accelerator, count * num_nodes, precision, name)
 
 
-def _best_precision(accelerator: str) -> str:
+def best_precision(accelerator: str) -> str:
     if accelerator == "gpu":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    fast_bfloat16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if accelerator == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in fast_bfloat16):
-        return "bf16-mixed"
-    return "32-true"
+        return "bf16-mixed" if fast_bfloat16("cuda") else "16-mixed"
+    return "bf16-mixed" if accelerator == "cpu" and fast_bfloat16("cpu") else "32-true"
 
 
 def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int:
