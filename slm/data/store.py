@@ -198,10 +198,11 @@ def _read_json(path: Path) -> dict:
 
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
     counts, shards, shard = {"documents": 0, "bytes": 0, "tokens": 0}, [], None
+    eos = np.array([tokenizer.eos], dtype=np.int32)
     with _meter(f"tokenizing {split}") as show:
         for batch in _batches(documents):
             arrays = tokenizer.encode_batch(batch)
-            ids = np.concatenate([part for array in arrays for part in (array, [tokenizer.eos])]).astype(dtype)
+            ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
             if shard is None or shard.tokens + len(ids) > SHARD_TOKENS:
                 shards += [shard.close()] if shard else []
                 shard = _Shard(folder / f"{split}-{len(shards):05d}.bin")

@@ -1,0 +1,127 @@
+"""Megabytes of text per second into a token store, end to end, and of encoding alone, beside others in turn.
+
+    pip install tokenizers tiktoken
+    python benchmarks/tokenization.py --folder FOLDER [--megabytes 50] [--vocab-size 16000]
+
+FOLDER is in the layout of the TinyStories repository; its stories are repeated, each time with another number behind
+them, until there are so many megabytes. Hugging Face's tokenizer gets the same vocabulary size and the same stories to
+learn from; tiktoken's is GPT-2's, left out where its files cannot be had. Ids are checked to be SentencePiece's own.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from measure import in_turn, machine, ratio, seconds, table
+
+from slm.corpora.tinystories import TinyStories
+from slm.data.store import BATCH_CHARACTERS, fingerprint, prepare
+from slm.tokenizers.sentencepiece import SentencePieceTokenizer
+
+
+class Stories:
+    """A corpus in memory, so that only tokenizing and writing are timed."""
+
+    def __init__(self, stories: list[str]):
+        self.stories = stories
+
+    def documents(self, split: str) -> list[str]:
+        return self.stories if split == "train" else self.stories[:1]
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--megabytes", type=float, default=50)
+    parser.add_argument("--vocab-size", type=int, default=16_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    corpus = TinyStories(path=arguments.folder, streaming=False, repository="", revision="", cache="")
+    original = list(corpus.documents("train"))
+    stories = enough(original, arguments.megabytes * 1e6)
+    megabytes = sum(len(story.encode()) for story in stories) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        work = make_ways(original, stories, arguments.vocab_size, Path(folder))
+        ways = {name: lambda function=function: megabytes / seconds(function) for name, function in work.items()}
+        values = in_turn(ways, arguments.rounds)
+    plain = values["SentencePiece BPE itself, 2 threads"]
+    lines = [[name, f"{statistics.median(rates):.1f}", f"{ratio(rates, plain):.2f}"] for name, rates in values.items()]
+    print(machine("cpu"))
+    print(f"{megabytes:.1f} MB, {len(stories):,} stories, vocabulary {arguments.vocab_size:,}, ids equal")
+    print(table(["", "MB/s", "of SentencePiece BPE"], lines))
+
+
+def enough(stories: list[str], size: float) -> list[str]:
+    """So many bytes of stories; a number in each keeps the repeated ones from being the same words only."""
+    found, total = [], 0
+    for number, story in enumerate(itertools.cycle(stories)):
+        found.append(f"{story} {number}" if number >= len(stories) else story)
+        total += len(found[-1])
+        if total >= size:
+            return found
+
+
+def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: Path) -> dict[str, Callable]:
+    batches = list(in_batches(stories))
+    ways, numbers = {}, itertools.count()
+    for algorithm in ("bpe", "unigram"):
+        size = vocab_size if algorithm == "bpe" else min(vocab_size, 8_000)
+        settings = {"vocab_size": size, "algorithm": algorithm, "sample_documents": 10**6, "seed": 0}
+        tokenizer = SentencePieceTokenizer.build(iter(original), **settings)
+        tokenizer.save(folder / algorithm)
+        library = tokenizer._processor
+
+        def whole(tokenizer=tokenizer, algorithm=algorithm):
+            """As train.py prepares a corpus: in a fresh cache, by a tokenizer that has not seen a word."""
+            fresh = SentencePieceTokenizer.load(folder / algorithm)
+            prepare(Stories(stories), fresh, fingerprint(folder / algorithm), folder / f"cache{next(numbers)}")
+
+        name = algorithm.upper() if algorithm == "bpe" else algorithm
+        ways[f"slm {name}, into a token store"] = whole
+        ways[f"slm {name}, encoding"] = lambda tokenizer=tokenizer: [tokenizer.encode_batch(batch) for batch in batches]
+        ways[f"SentencePiece {name} itself, 2 threads"] = lambda library=library: [
+            library.encode(batch, num_threads=2) for batch in batches
+        ]
+        for ours, theirs in zip(tokenizer.encode_batch(batches[0]), library.encode(batches[0])):
+            assert np.array_equal(ours, theirs), "not the ids of SentencePiece"
+    try:
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+        byte_level = Tokenizer(models.BPE())
+        byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
+        byte_level.train_from_iterator(original, trainer)
+        ways["Hugging Face tokenizers"] = lambda: [byte_level.encode_batch_fast(batch) for batch in batches]
+    except ImportError:
+        pass
+    try:
+        import tiktoken
+
+        gpt2 = tiktoken.get_encoding("gpt2")
+        ways["tiktoken"] = lambda: [gpt2.encode_ordinary_batch(batch, num_threads=2) for batch in batches]
+    except Exception as error:  # of its download, of whichever kind
+        print(f"without tiktoken: {type(error).__name__}")
+    return ways
+
+
+def in_batches(stories: list[str]):
+    batch, characters = [], 0
+    for story in stories:
+        batch.append(story)
+        characters += len(story)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+if __name__ == "__main__":
+    main()
