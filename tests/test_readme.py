@@ -82,6 +82,13 @@ def test_training(command, places, monkeypatch):
         kept["logger"] = "wandb"
     merged = {**stand_in, **kept, "model": given.get("model", "small")}
     merged |= {"budget.steps": "2", "model.depth": "1", "model.context": "32", "tokenizer": "bytes"}
+    if "experiment" in given:  # which chooses what else it wants
+        for choice in ("model", "data", "data.separator", "tokenizer", "debug"):
+            merged.pop(choice, None)
+        small = {"data.batch_windows": "4", "trainer.microbatch": "2", "data.validation_windows": "2"}
+        merged |= small | {"callbacks.samples": "null"}
+        if given["experiment"] == "modern_small":
+            merged |= {"data": "text", "tokenizer.vocab_size": "300"}
     if given.get("data") == "storyworld":
         merged = {key: value for key, value in merged.items() if not key.startswith("data")} | {
             **{"data": "storyworld", "data.level": given.get("data.level", "tiny"), "tokenizer": "sentencepiece"},

@@ -1,0 +1,132 @@
+"""How much is learned in the same time: bits per byte on the same validation windows, by recipe.
+
+    python benchmarks/learn.py --task stories --path FOLDER --seconds 150        # FOLDER as TinyStories on the Hub
+    python benchmarks/learn.py --task shakespeare --path input.txt               # nanoGPT's 2,000 steps against ours
+    python benchmarks/learn.py --task parts --path FOLDER --steps 300 --seeds 1 2 3
+
+stories: each recipe first trains a few steps to learn its speed on this machine, then gets the steps that fill the
+seconds. parts: the modern recipe, and the same with one of its parts taken back, for equal steps. All are train.py as a
+user runs it, in processes of their own, with the same data, tokenizer and sizes; the time is that of the steps alone,
+beside that of the whole command.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import ROOT, machine, table
+
+# a GPT that a CPU can train in minutes
+SIZE = ["model=small", "model.depth=4", "model.width=192", "model.context=256", "tokenizer.vocab_size=4096"]
+BATCH = ["data.batch_windows=16", "trainer.microbatch=16"]
+OLD = ["model.bias=false", "schedule=cosine", "schedule.final=0.1"]
+MODERN = [
+    *("optimizer=muon", "optimizer.weight_decay=0.05", "schedule=warmup_stable_decay", "schedule.final=0.0"),
+    *("model.norm=rmsnorm", "model.mlp=relu2", "model.qk_norm=true", "model.zero_writers=true"),
+    *("model.bias=false", "model.tied=false"),
+]
+STORIES = {
+    "modern_small": MODERN,
+    "nanoGPT": [*OLD, "model.positions=learned", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"],
+    "classic (lr 3e-4)": ["schedule=cosine", "schedule.final=0.1", "schedule.warmup_share=0.04", "optimizer.lr=3e-4"],
+}
+SHAKESPEARE = {
+    "experiment=shakespeare": ["experiment=shakespeare"],
+    "nanoGPT": [
+        *("experiment=shakespeare", "model.positions=learned", "model.qk_norm=false", "model.zero_writers=false"),
+        *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"),
+        *("schedule=cosine", "schedule.final=0.1", "schedule.warmup_steps=100"),
+        *("data.batch_windows=12", "trainer.microbatch=12", "budget.steps=2000", "val_every_n_steps=2000"),
+    ],
+}
+PARTS = {
+    "modern": [],
+    "AdamW (lr 3e-3)": ["optimizer=adamw", "optimizer.lr=3e-3"],
+    "cosine to 0.1": ["schedule=cosine", "schedule.final=0.1"],
+    "without QK-norm": ["model.qk_norm=false"],
+    "GELU": ["model.mlp=gelu"],
+    "LayerNorm": ["model.norm=layernorm"],
+    "writers not at zero": ["model.zero_writers=false"],
+    "tied head": ["model.tied=true"],
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, choices=["stories", "shakespeare", "parts"])
+    parser.add_argument("--path", required=True, help="stories in the Hub's layout, or Shakespeare's input.txt")
+    parser.add_argument("--seconds", type=float, default=150, help="of training, for stories")
+    parser.add_argument("--steps", type=int, default=300, help="for parts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="+", help="these recipes alone")
+    arguments = parser.parse_args()
+    recipes = {"stories": STORIES, "shakespeare": SHAKESPEARE, "parts": PARTS}[arguments.task]
+    fixed = [f"data.path={arguments.path}", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=100000"]
+    if arguments.task != "shakespeare":
+        fixed += [*SIZE, *BATCH, "val_every_n_steps=100000"]
+    results = {name: [] for name in recipes if not arguments.only or name in arguments.only}
+    with tempfile.TemporaryDirectory() as cache:
+        fixed.append(f"cache_dir={cache}")
+        for seed in arguments.seeds:
+            for name in results:
+                chosen = [*fixed, *(MODERN if arguments.task == "parts" else []), *recipes[name], f"seed={seed}"]
+                if arguments.task == "parts":
+                    chosen.append(f"budget.steps={arguments.steps}")
+                if arguments.task == "stories":
+                    rate = train([*chosen, "budget.steps=12", "schedule.warmup_share=0.1"])["steps_per_second"]
+                    chosen.append(f"budget.steps={max(20, round(rate * arguments.seconds))}")
+                results[name].append(train(chosen))
+                print(f"  seed {seed}  {name:24} {results[name][-1]}", file=sys.stderr, flush=True)
+    print(f"{machine('cpu')}; seeds {arguments.seeds}")
+    print(table(["recipe", "steps", "training, s", "command, s", "val/loss", "bits per byte, by seed"], lines(results)))
+
+
+def train(overrides: list[str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        start = time.perf_counter()
+        command = [sys.executable, str(ROOT / "train.py"), f"run_dir={run}", *overrides]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        total = time.perf_counter() - start
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        card = json.loads((run / "run.json").read_text())
+    speeds = [line for line in metrics if "tokens_per_second" in line][1:]  # the first step sets things up
+    per_second = statistics.median(line["tokens_per_second"] for line in speeds)
+    steps_per_second = per_second * card["steps"] / speeds[-1]["train/tokens"]
+    return {
+        "steps": card["steps"],
+        "steps_per_second": round(steps_per_second, 3),
+        "training": round(card["steps"] / steps_per_second, 1),
+        "command": round(total, 1),
+        "loss": metrics[-1]["val/loss"],
+        "bits_per_byte": metrics[-1]["val/bits_per_byte"],
+    }
+
+
+def lines(results: dict[str, list[dict]]) -> list[list[str]]:
+    def mean(values: list[dict], key: str) -> float:
+        return statistics.mean(value[key] for value in values)
+
+    def by_seed(values: list[dict]) -> str:
+        return ", ".join(f"{value['bits_per_byte']:.4f}" for value in values)
+
+    return [
+        [
+            name,
+            f"{mean(values, 'steps'):,.0f}",
+            f"{mean(values, 'training'):.0f}",
+            f"{mean(values, 'command'):.0f}",
+            f"{mean(values, 'loss'):.4f}",
+            f"{mean(values, 'bits_per_byte'):.4f} ({by_seed(values)})",
+        ]
+        for name, values in results.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
