@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py --text input.txt [--rounds 5]
 
-python train.py --help; a misspelt key; and the first step of a small training whose data is in the cache already, beside
-the imports of the libraries that take most of it, each in a process of its own.
+python train.py --help; a misspelt key; and the first step of a small training whose data is in the cache already,
+beside the imports of the libraries that take most of it, each in a process of its own.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from slm.errors import Diverged, ResourceError, Stopped, UserError
 from slm.model import GPTConfig
 from slm.run import train
 from slm.training import debugging, memory
+from slm.training.guard import Guard
 from slm.training.hardware import Hardware, smaller
 from slm.training.logger import CSVFile
 
@@ -33,15 +34,23 @@ def steps_saved(folder) -> list[int]:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, accumulation):
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "a step later, as on a GPU"])
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, monkeypatch, accumulation, late, every):
+    monkeypatch.setattr(Guard, "may_be_late", lambda guard: late)
     config = composed(
-        *FAULT, "debug.fault.kind=nonfinite", "debug.log_windows=true", f"trainer.microbatch={4 // accumulation}"
+        *(*FAULT, "debug.fault.kind=nonfinite", "debug.log_windows=true", f"trainer.microbatch={4 // accumulation}"),
+        f"callbacks.checkpoints.every_n_steps={every}",
     )
     folder = tmp_path / "run"
-    with pytest.raises(Diverged, match=r"loss nan.* at step 7: stopped before the update.*on_nonfinite=skip") as error:
+    before = "anything of it was saved" if late else "the update"
+    with pytest.raises(Diverged, match=rf"loss nan.* at step 7: stopped before {before}.*on_nonfinite=skip") as error:
         train(config, run_dir=folder, overrides=[])
     assert error.value.exit_code == 3
-    assert steps_saved(folder) == [6, 5]
+    assert steps_saved(folder) == [6, 5] if every == 1 else [5]
+    assert all(
+        tensor.isfinite().all() for tensor in checkpoint.read(runs.checkpoints(folder)[0])["state_dict"].values()
+    )
     crash = json.loads((folder / "crash.json").read_text())
     assert crash["step"] == 7
     train(composed(*FAULT, "debug.log_windows=true"), run_dir=folder, overrides=[])  # it was the fault, not the data

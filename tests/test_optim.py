@@ -10,7 +10,7 @@ from test_model import model_of
 from slm.errors import UserError
 from slm.optim import schedule
 from slm.optim.adamw import adamw
-from slm.optim.muon import muon, orthogonalized, orthogonalized
+from slm.optim.muon import muon, orthogonalized
 from slm.optim.roles import roles, stacked
 
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "decay": "matrices"}

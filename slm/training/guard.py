@@ -4,13 +4,13 @@ import json
 import math
 import sys
 from collections import deque
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from slm import durable, events
 from slm.errors import Diverged, Rewind, UserError
@@ -20,7 +20,9 @@ from slm.training.data import WindowsData
 
 
 class Guard(Callback):
-    """Looks at each step's loss and gradient norm before the update.
+    """Looks at each step's loss and gradient norm before the update, or, where no update can be left out, a step later.
+
+    The latter, on one GPU, spares it the wait: the update is made, but what it has spoilt is never saved or validated.
 
     A loss or norm that is not finite stops the run (`stop`) or only this update (`skip`); so does a loss more than
     `spike_threshold` standard deviations above the mean of the last `spike_window` ones, where `warn` lets it pass
@@ -50,8 +52,10 @@ class Guard(Callback):
         self.losses: deque[float] = deque(maxlen=spike_window)  # of the last steps that were taken
         self.in_a_row = self.skipped = 0
         self.skipping = False  # the step under way
+        self.look: Look | None = None  # at a step that is not judged yet
 
     def state_dict(self) -> dict:
+        self.settle()
         return {"losses": list(self.losses), "in_a_row": self.in_a_row, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict):
@@ -59,12 +63,33 @@ class Guard(Callback):
         self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
 
     def setup(self, trainer, module, stage):
-        module.before_update.append(partial(self.check, trainer, module))
+        self.trainer, self.module = trainer, module
+        module.before_update.append(self.check)
 
-    def check(self, trainer, module):
-        sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
-        nats, targets, norm = torch.stack([*sums, module.grad_norm.to(sums)]).tolist()  # waits for the device
-        step, loss = trainer.global_step + 1, nats / targets
+    def check(self):
+        self.settle()
+        sums = self.trainer.strategy.reduce(torch.stack([self.module.nats, self.module.targets]), reduce_op="sum")
+        numbers = torch.stack([*sums, self.module.grad_norm.to(sums)])
+        self.look = Look(self.trainer.global_step + 1, numbers, tuple(self.data.indices))
+        if not self.may_be_late():
+            self.settle()
+
+    def may_be_late(self) -> bool:
+        stays = self.on_nonfinite == "stop" and self.on_spike == "warn"
+        return stays and self.module.device.type == "cuda" and self.data.devices == 1
+
+    def on_validation_start(self, trainer, module):
+        self.settle()
+
+    def settle(self):
+        """Judges the step that was looked at."""
+        if look := self.look:
+            self.look = None
+            self._judge(self.trainer, self.module, look)
+
+    def _judge(self, trainer, module, look: "Look"):
+        nats, targets, norm = look.numbers()
+        step, loss = look.step, nats / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
             if scaled and self.in_a_row < self.max_skips:
@@ -73,11 +98,11 @@ class Guard(Callback):
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
             if scaled:
                 facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
-            self._refuse(trainer, module, step, facts, skip=self.on_nonfinite == "skip")
+            self._refuse(trainer, module, look, facts, skip=self.on_nonfinite == "skip")
         elif self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
-                self._refuse(trainer, module, step, facts, skip=True)
+                self._refuse(trainer, module, look, facts, skip=True)
                 return
             self._note(trainer, step, "spike", facts)
             if self.on_spike == "rewind":
@@ -101,8 +126,8 @@ class Guard(Callback):
         recent = np.array(self.losses)
         return loss > recent.mean() + self.spike_threshold * recent.std()
 
-    def _refuse(self, trainer, module, step: int, facts: str, skip: bool):
-        windows = self.data.step_windows()
+    def _refuse(self, trainer, module, look: "Look", facts: str, skip: bool):
+        step, windows = look.step, self.data.step_windows(look.indices)
         self.in_a_row += 1
         if skip and self.in_a_row <= self.max_skips:
             module.no_update()
@@ -113,9 +138,10 @@ class Guard(Callback):
         if trainer.is_global_zero:
             durable.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
         remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
+        what = "anything of it was saved" if self.may_be_late() else "the update"
         after = f" after {self.max_skips} skipped steps" if skip else ""
         raise Diverged(
-            f"{facts} at step {step}{after}: stopped before the update; its windows are in "
+            f"{facts} at step {step}{after}: stopped before {what}; its windows are in "
             f"{self.folder / 'crash.json'}; {remedy}"
         )
 
@@ -123,3 +149,19 @@ class Guard(Callback):
         if trainer.is_global_zero:
             events.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
             print(f"warning: step {step}: {event}: {facts}", file=sys.stderr)
+
+
+class Look:
+    """Nats, targets and gradient norm of a step on their way from the device, and the indices of its windows."""
+
+    def __init__(self, step: int, numbers: Tensor, indices: tuple[Tensor, ...]):
+        self.step, self.indices = step, indices
+        self.host = numbers.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.Event() if numbers.is_cuda else None
+        if self.copied:
+            self.copied.record()
+
+    def numbers(self) -> list[float]:
+        if self.copied:
+            self.copied.synchronize()
+        return self.host.tolist()
