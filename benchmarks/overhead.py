@@ -74,6 +74,7 @@ def prepare(arguments, folder: Path):
         f"budget={{steps: {arguments.steps}, tokens: null, epochs: null}}",
         "data.validation_windows=1",
         "callbacks.samples.prompts=[]",
+        "trainer.compile=false",  # as the bare loop
         f"cache_dir='{folder}'",
     ]
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -19,6 +19,7 @@ from slm import tokenizers
 from slm.errors import UserError
 from slm.tokenizers import gpt2 as gpt2_module
 from slm.tokenizers import sentencepiece as sentencepiece_module
+from slm.tokenizers import words
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.gpt2 import GPT2Tokenizer
@@ -224,6 +225,22 @@ def test_no_document_is_dropped():
     long = "word " * 3000
     tokenizer = sentencepiece_tokenizer([long + "ж", "щ ▅"], vocab_size=270)
     assert len(tokenizer.encode("ж")) == len(tokenizer.encode("щ")) == 1
+
+
+def test_words_by_themselves_have_the_ids_of_the_whole_text(monkeypatch):
+    """Also when what is known of them is forgotten in between; against the library's own ids of whole texts."""
+    tokenizer = sentencepiece_tokenizer()
+    texts = [*TEXTS, *seeded_documents(50, seed=4), "word", " word", "  word", "word ", "a\n b\n\n  c", ""]
+    texts = [text for text in texts if sentencepiece_module.SPACE not in text]  # which it takes for a space
+    whole = tokenizer._processor.encode(texts)
+    for most in (2**17, 3):
+        monkeypatch.setattr(words, "MAX_WORDS", most)
+        for size in (1, 7, len(texts)):
+            batches = [tokenizer.encode_batch(texts[start : start + size]) for start in range(0, len(texts), size)]
+            assert [ids.tolist() for batch in batches for ids in batch] == whole
+    tokenizer.encode_batch(["one two three four five"])
+    assert len(tokenizer._words.known) == 5
+    assert tokenizer.encode_batch([]) == []
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
