@@ -208,7 +208,8 @@ def test_a_models_bytes_do_not_upset_the_terminal():
 
 
 PROGRAM = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as generate.py; a background job is born without it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as the leader of its session, so that the terminal turns byte 3 into SIGINT
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
