@@ -118,7 +118,8 @@ class Chaos:
     def _look(self) -> set[tuple[str, int]]:
         """Names and times of change of what is in checkpoints/."""
         with contextlib.suppress(FileNotFoundError):
-            return {(entry.name, entry.stat().st_mtime_ns) for entry in os.scandir(self.folder / "checkpoints")}
+            with os.scandir(self.folder / "checkpoints") as entries:  # any of which may vanish meanwhile
+                return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}
         return set()
 
 
