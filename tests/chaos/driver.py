@@ -117,9 +117,8 @@ class Chaos:
 
     def _look(self) -> set[tuple[str, int]]:
         """Names and times of change of what is in checkpoints/."""
-        with contextlib.suppress(FileNotFoundError):
-            with os.scandir(self.folder / "checkpoints") as entries:  # any of which may vanish meanwhile
-                return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:
+            return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}  # of which one may vanish meanwhile
         return set()
 
 
