@@ -28,11 +28,10 @@ from slm.estimate import parameters
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
 from slm.generation.weights import for_decoding
-from slm.loss import bits_per_byte
 from slm.model import GPT, GPTConfig
 from slm.plan import make_plan
 from slm.prepare import prepare_data
-from slm.training.module import split
+from slm.training.module import LanguageModelMetrics, split
 
 PROMPT = [1, 2, 3, 4]
 
@@ -116,17 +115,17 @@ def quality(arguments):
     prepared = prepare_data(make_plan(loaded.config))
     windows = Windows(prepared.store, "validation", loaded.model.config.context)
     chosen = spread(len(windows), loaded.config["data"]["validation_windows"])
-    lengths = [len(loaded.tokenizer.token_bytes(token)) for token in range(loaded.tokenizer.vocab_size)]
+    lengths = torch.tensor([len(loaded.tokenizer.token_bytes(token)) for token in range(loaded.tokenizer.vocab_size)])
     lines, first = [], None
     for dtype in ("float32", "bfloat16", *(["int8"] if arguments.device == "cpu" else [])):
         model = for_decoding(copy.deepcopy(loaded.model), dtype)
-        nats = text = 0.0
+        metrics = LanguageModelMetrics()
         for start in range(0, len(chosen), 8):
             inputs, targets = split(windows.__getitems__(chosen[start : start + 8]).to(arguments.device))
             logits = model(inputs).float()  # by the head itself, which may have 8 bits
-            nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
-            text += torch.tensor(lengths)[targets.cpu()].sum().item()
-        bits = bits_per_byte(nats, text)
+            nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            metrics.update(nats.double().sum().cpu(), targets.cpu(), lengths)
+        bits = metrics.compute()["bits_per_byte"].item()
         first = first or bits
         lines.append([dtype, f"{bits:.5f}", f"{bits - first:+.5f}"])
     print(machine(arguments.device))

@@ -25,11 +25,7 @@ from measure import ROOT, machine, table
 SIZE = ["model=small", "model.depth=4", "model.width=192", "model.context=256", "tokenizer.vocab_size=4096"]
 BATCH = ["data.batch_windows=16", "trainer.microbatch=16"]
 OLD = ["model.bias=false", "schedule=cosine", "schedule.final=0.1"]
-MODERN = [
-    *("optimizer=muon", "optimizer.weight_decay=0.05", "schedule=warmup_stable_decay", "schedule.final=0.0"),
-    *("model.norm=rmsnorm", "model.mlp=relu2", "model.qk_norm=true", "model.zero_writers=true"),
-    *("model.bias=false", "model.tied=false"),
-]
+MODERN = ["experiment=modern_small"]
 STORIES = {
     "modern_small": MODERN,
     "nanoGPT": [*OLD, "model.positions=learned", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"],

@@ -25,7 +25,7 @@ def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list
             value = ways[way]()
             if number:
                 values[way].append(value)
-                print(f"  round {number}  {way:42} {value:,.1f}", file=sys.stderr, flush=True)
+                print(f"  round {number}  {way:42} {value:,.4g}", file=sys.stderr, flush=True)
     return values
 
 

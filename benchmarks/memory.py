@@ -34,11 +34,10 @@ def main():
             f"data.batch_windows={arguments.windows}",
             f"trainer.microbatch={arguments.windows}",
         ]
-        plan, prepared = make_run(
+        _, prepared = make_run(
             Path(folder), overrides, vocab_size=arguments.vocab_size, steps=1, device=arguments.device
         )
         config, best = prepared.model, best_precision("gpu" if arguments.device == "cuda" else "cpu")
-        del plan, prepared
         lines = []
         for name, more in (("slm", []), ("slm, gradient checkpointing", ["model.gradient_checkpointing=true"])):
             what = [*overrides, *more], arguments.vocab_size, arguments.device

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import in_turn, synchronize
 from training import make_run, train_seconds
 
 from slm.assemble import assemble
@@ -40,13 +41,11 @@ def main():
             Path(folder), overrides, vocab_size=arguments.vocab_size, steps=arguments.steps + 1, device=arguments.device
         )
         ways = {"bare": bare_loop, "inexact": inexact, "exact": train_seconds, "saving": saving}
-        seconds = {way: [] for way in ways}
-        for number in range(arguments.rounds + 1):  # the first is a warm-up
-            for way in ways if number % 2 else reversed(ways):
-                taken = ways[way](plan, prepared, Path(folder) / f"{way}{number}")
-                if number:
-                    seconds[way].append(taken / arguments.steps)
-                    print(f"round {number}  {way:9}  {seconds[way][-1]:.4f} s per step", flush=True)
+        per_step = {
+            way: lambda take=take: take(plan, prepared, Path(folder) / "run") / arguments.steps
+            for way, take in ways.items()
+        }
+        seconds = in_turn(per_step, arguments.rounds)
     bare, without, ours, _ = (statistics.median(seconds[way]) for way in ways)
     pairs = zip(seconds["saving"], seconds["exact"], strict=True)
     checkpoint = statistics.median(with_it - without_it for with_it, without_it in pairs) * arguments.steps
@@ -94,8 +93,7 @@ def bare_loop(plan, prepared, run_dir: Path) -> float:
             group["lr"] = plan.config["optimizer"]["lr"] * module.schedule(step)
         optimizer.step()
         optimizer.zero_grad()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter() - start
 
 

@@ -95,14 +95,14 @@ def lit(config: GPTConfig) -> tuple[nn.Module, Loss]:
 
 def names(nanogpt: str | None) -> list[str]:
     """Of the peers that are here."""
-    installed = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    installed = [name for name, (package, _) in PACKAGED.items() if importlib.util.find_spec(package)]
     return (["nanoGPT"] if nanogpt else []) + installed
 
 
 @cache
 def peer(name: str, config: GPTConfig, nanogpt: str | None, device: str) -> tuple[nn.Module, Loss]:
     """A model of that depth, width, heads and vocabulary, and the mean nats of its predictions in windows."""
-    model, loss = nano(config, Path(nanogpt)) if name == "nanoGPT" else BUILD[name](config)
+    model, loss = nano(config, Path(nanogpt)) if name == "nanoGPT" else PACKAGED[name][1](config)
     return model.to(device), loss
 
 
@@ -133,5 +133,8 @@ def tokens_per_second(steps: int, *what) -> float:
     return windows * config.context / seconds(train_step(*what), device, steps)
 
 
-BUILD = {"HF GPT-2": hf_gpt2, "HF Llama": hf_llama, "litgpt": lit}
-PACKAGES = {"HF GPT-2": "transformers", "HF Llama": "transformers", "litgpt": "litgpt"}
+PACKAGED = {  # name -> the package that it comes with, and its maker
+    "HF GPT-2": ("transformers", hf_gpt2),
+    "HF Llama": ("transformers", hf_llama),
+    "litgpt": ("litgpt", lit),
+}

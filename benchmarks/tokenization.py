@@ -19,7 +19,7 @@ import numpy as np
 from measure import in_turn, machine, ratio, seconds, table
 
 from slm.corpora.tinystories import TinyStories
-from slm.data.store import BATCH_CHARACTERS, fingerprint, prepare
+from slm.data.store import batches, fingerprint, prepare
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
@@ -69,7 +69,7 @@ def enough(stories: list[str], size: float) -> list[str]:
 
 
 def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: Path) -> dict[str, Callable]:
-    batches = list(in_batches(stories))
+    batched = list(batches(stories))
     ways, numbers = {}, itertools.count()
     for algorithm in ("bpe", "unigram"):
         size = vocab_size if algorithm == "bpe" else min(vocab_size, 8_000)
@@ -85,11 +85,11 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
 
         name = algorithm.upper() if algorithm == "bpe" else algorithm
         ways[f"slm {name}, into a token store"] = whole
-        ways[f"slm {name}, encoding"] = lambda tokenizer=tokenizer: [tokenizer.encode_batch(batch) for batch in batches]
+        ways[f"slm {name}, encoding"] = lambda tokenizer=tokenizer: [tokenizer.encode_batch(batch) for batch in batched]
         ways[f"SentencePiece {name} itself, 2 threads"] = lambda library=library: [
-            library.encode(batch, num_threads=2) for batch in batches
+            library.encode(batch, num_threads=2) for batch in batched
         ]
-        for ours, theirs in zip(tokenizer.encode_batch(batches[0]), library.encode(batches[0])):
+        for ours, theirs in zip(tokenizer.encode_batch(batched[0]), library.encode(batched[0])):
             assert np.array_equal(ours, theirs), "not the ids of SentencePiece"
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -98,29 +98,17 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
         byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
         byte_level.train_from_iterator(original, trainer)
-        ways["Hugging Face tokenizers"] = lambda: [byte_level.encode_batch_fast(batch) for batch in batches]
+        ways["Hugging Face tokenizers"] = lambda: [byte_level.encode_batch_fast(batch) for batch in batched]
     except ImportError:
         pass
     try:
         import tiktoken
 
         gpt2 = tiktoken.get_encoding("gpt2")
-        ways["tiktoken"] = lambda: [gpt2.encode_ordinary_batch(batch, num_threads=2) for batch in batches]
+        ways["tiktoken"] = lambda: [gpt2.encode_ordinary_batch(batch, num_threads=2) for batch in batched]
     except Exception as error:  # of its download, of whichever kind
         print(f"without tiktoken: {type(error).__name__}")
     return ways
-
-
-def in_batches(stories: list[str]):
-    batch, characters = [], 0
-    for story in stories:
-        batch.append(story)
-        characters += len(story)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 if __name__ == "__main__":

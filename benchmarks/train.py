@@ -65,7 +65,6 @@ def main():
 
 def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable):
     """Ours first: the precision that trainer=auto takes, then the same with one batch; then the peers."""
-    numbers = itertools.count()
     overrides = [*arguments.set, f"data.batch_windows={arguments.windows}", f"trainer.microbatch={arguments.windows}"]
     ways, steps = {}, arguments.steps + 1
     best = best_precision("gpu" if device.type == "cuda" else "cpu")
@@ -75,7 +74,7 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
             folder, [*overrides, *more], vocab_size=arguments.vocab_size, steps=steps, device=device.type
         )
         tokens = arguments.steps * arguments.windows * prepared.model.context
-        run = lambda: tokens / train_seconds(plan, prepared, folder / f"run{next(numbers)}", change)  # noqa: E731
+        run = lambda: tokens / train_seconds(plan, prepared, folder / "run", change)  # noqa: E731
         return run, prepared.model
 
     ways[f"slm, {best}"], config = ours()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-from measure import ROOT
+from measure import ROOT, synchronize
 from omegaconf import OmegaConf
 
 from slm import cli  # noqa: F401  (registers the resolvers that conf/ uses)
@@ -110,10 +110,7 @@ def marks_of(trainer, accumulation: int):
 
         def on_validation_start(self, trainer, module):
             if trainer.global_step == trainer.max_steps:
-                if module.device.type == "cuda":
-                    import torch
-
-                    torch.cuda.synchronize()
+                synchronize(module.device)
                 self.end = time.perf_counter()
 
     marks = Marks()

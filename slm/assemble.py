@@ -103,8 +103,8 @@ def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
     from slm.training.compilation import compiled
 
     on_gpu = plan.hardware.accelerator == "gpu"
-    compile = on_gpu if plan.trainer.compile is None else plan.trainer.compile
-    return compiled(model.features, plan.hardware.device) if compile else model.features
+    wanted = on_gpu if plan.trainer.compile is None else plan.trainer.compile
+    return compiled(model.features, plan.hardware.device) if wanted else model.features
 
 
 def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir: Path):

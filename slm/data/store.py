@@ -200,7 +200,7 @@ def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, s
     counts, shards, shard = {"documents": 0, "bytes": 0, "tokens": 0}, [], None
     eos = np.array([tokenizer.eos], dtype=np.int32)
     with _meter(f"tokenizing {split}") as show:
-        for batch in _batches(documents):
+        for batch in batches(documents):
             arrays = tokenizer.encode_batch(batch)
             ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
             if shard is None or shard.tokens + len(ids) > SHARD_TOKENS:
@@ -234,7 +234,8 @@ class _Shard:
         return {"file": self.path.name, "tokens": self.tokens, "sha256": self.hash.hexdigest()}
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents of about BATCH_CHARACTERS together, or one that is longer."""
     batch, characters = [], 0
     for text in documents:
         batch.append(text)

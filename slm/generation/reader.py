@@ -14,14 +14,13 @@ class Reader:
     """Reads `rows` texts in step, of which the longest will have `positions` ids."""
 
     worth_dropping = 1.0  # rows are dropped once at most this share of them is left
+    make_cache = Cache
 
     def __init__(self, model: GPT, rows: int, positions: int):
         self.model = model
         weight = model.tokens.weight
         self.device = weight.device
         self.cache = self.make_cache(model.config, rows, positions, weight.device, weight.dtype)
-
-    make_cache = Cache
 
     def begin(self, end: int) -> int:
         """From where every row must be read to be read up to `end`: the window's start, if that has moved."""

@@ -21,7 +21,7 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
-    """Divides the distances to the largest logit, which becomes 0: nothing overflows and no order is lost."""
+    """Divides the distances to the largest logit, which becomes 0: nothing overflows and no order is lost. 1 is off."""
     if value == 1:
         return logits
     return (logits - logits.amax(-1, keepdim=True)) / value

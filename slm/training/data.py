@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import lightning.pytorch as L
@@ -67,12 +67,9 @@ class WindowsData(L.LightningDataModule):
         self.indices.append(indices)
         return windows
 
-    def step_windows(self, indices: Sequence[Tensor] | None = None) -> list[int]:
-        """The windows of a step in their order: of that whose `indices` were kept, or whose last microbatch is here.
-
-        To be called by all processes.
-        """
-        mine = torch.cat(tuple(self.indices if indices is None else indices))
+    def step_windows(self, indices: Iterable[Tensor]) -> list[int]:
+        """A step's windows in their order, from its `indices`, once all are there. To be called by all processes."""
+        mine = torch.cat(tuple(indices))
         if self.devices == 1:
             return mine.tolist()
         module = self.trainer.lightning_module

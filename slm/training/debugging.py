@@ -33,7 +33,7 @@ class WindowLog(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if step_ends(trainer, batch_idx):
-            windows = self.data.step_windows()
+            windows = self.data.step_windows(self.data.indices)
             if trainer.is_global_zero:
                 events.append(self.path, {"step": trainer.global_step, "windows": windows})
 

@@ -85,26 +85,26 @@ class Guard(Callback):
         """Judges the step that was looked at."""
         if look := self.look:
             self.look = None
-            self._judge(self.trainer, self.module, look)
+            self._judge(look)
 
-    def _judge(self, trainer, module, look: "Look"):
+    def _judge(self, look: "Look"):
         nats, targets, norm = look.numbers()
         step, loss = look.step, nats / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            scaled = getattr(trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
+            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
             if scaled and self.in_a_row < self.max_skips:
                 self.in_a_row += 1  # the scaler leaves the update out and scales less from now on
                 return
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
             if scaled:
                 facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
-            self._refuse(trainer, module, look, facts, skip=self.on_nonfinite == "skip")
+            self._refuse(look, facts, skip=self.on_nonfinite == "skip")
         elif self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
-                self._refuse(trainer, module, look, facts, skip=True)
+                self._refuse(look, facts, skip=True)
                 return
-            self._note(trainer, step, "spike", facts)
+            self._note(step, "spike", facts)
             if self.on_spike == "rewind":
                 raise Rewind(step, facts, self.data.skipped)
             self._accept(loss)
@@ -126,16 +126,16 @@ class Guard(Callback):
         recent = np.array(self.losses)
         return loss > recent.mean() + self.spike_threshold * recent.std()
 
-    def _refuse(self, trainer, module, look: "Look", facts: str, skip: bool):
+    def _refuse(self, look: "Look", facts: str, skip: bool):
         step, windows = look.step, self.data.step_windows(look.indices)
         self.in_a_row += 1
         if skip and self.in_a_row <= self.max_skips:
-            module.no_update()
+            self.module.no_update()
             self.skipped, self.skipping = self.skipped + 1, True
-            self._note(trainer, step, "skipped", facts, windows=windows)
+            self._note(step, "skipped", facts, windows=windows)
             return
         crash = {"step": step, "reason": facts, "skipped_in_a_row": self.in_a_row - 1, "windows": windows}
-        if trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             durable.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
         remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
         what = "anything of it was saved" if self.may_be_late() else "the update"
@@ -145,8 +145,8 @@ class Guard(Callback):
             f"{self.folder / 'crash.json'}; {remedy}"
         )
 
-    def _note(self, trainer, step: int, event: str, facts: str, **details):
-        if trainer.is_global_zero:
+    def _note(self, step: int, event: str, facts: str, **details):
+        if self.trainer.is_global_zero:
             events.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
             print(f"warning: step {step}: {event}: {facts}", file=sys.stderr)
 
