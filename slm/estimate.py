@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -65,7 +66,7 @@ def training_flops_per_token(config: GPTConfig) -> int:
 def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     """FLOP/s that the device can reach: from the table for a GPU, measured for a CPU, None where unknown."""
     if device.type == "cpu":
-        return measured_peak(torch.bfloat16 if sixteen_bit else torch.float32)
+        return measured_peak(torch.bfloat16 if sixteen_bit else torch.float32, torch.get_num_threads())
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -73,8 +74,9 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     return known[0][0 if sixteen_bit else 1] * 1e12 if known else None
 
 
-def measured_peak(dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """The fastest of the square matrix products that fit into the time, on this process's threads."""
+@cache
+def measured_peak(dtype: torch.dtype, threads: int, seconds: float = 0.3) -> float:
+    """The fastest of the square matrix products that fit into the time, on this process's `threads`, measured once."""
     size, best = 1024, 0.0
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     a @ b

@@ -15,12 +15,10 @@ def loss_curve(folder: Path) -> Path | None:
     if not any(series.values()):
         return None
 
-    import matplotlib
+    from matplotlib.figure import Figure  # by itself it draws into files, without a screen
 
-    matplotlib.use("agg")  # draws into files; needs no screen
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     styles = {"train/loss": {"alpha": 0.6, "linewidth": 1}, "val/loss": {"marker": "o", "markersize": 4}}
     for name, points in series.items():
         if points:
@@ -36,7 +34,6 @@ def loss_curve(folder: Path) -> Path | None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / "loss.png", dpi=120)
-    pyplot.close(figure)
     return folder / "loss.png"
 
 
