@@ -112,6 +112,8 @@ def litgpt(model, prompt: torch.Tensor, tokens: int):
 def quality(arguments):
     """Bits per byte on the run's own validation windows."""
     loaded = checkpoint.load(runs.find_checkpoint(arguments.ckpt, Path("runs")), arguments.device)
+    if loaded.config["data"]["layout"] != "packed":
+        raise SystemExit("--ckpt takes a run with data.layout=packed")
     prepared = prepare_data(make_plan(loaded.config))
     windows = Windows(prepared.store, "validation", loaded.model.config.context)
     chosen = spread(len(windows), loaded.config["data"]["validation_windows"])

@@ -57,14 +57,14 @@ def synchronize(device: torch.device | str):
 
 def gemm_peak(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device | str) -> float:
     """FLOP/s of the fastest of the products (rows, columns in, columns out), forward or backward."""
-    best = 0.0
+    best, repeat = 0.0, 2 if torch.device(device).type == "cpu" else 200  # a GPU's take microseconds
     for rows, inner, outer in shapes:
         x, w, g = (
             torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (outer, inner), (rows, outer))
         )
         for product in (lambda x=x, w=w: x @ w.T, lambda g=g, w=w: g @ w, lambda g=g, x=x: g.T @ x):
             product()
-            best = max(best, *(2 * rows * inner * outer / seconds(product, device, repeat=2) for _ in range(3)))
+            best = max(best, *(2 * rows * inner * outer / seconds(product, device, repeat) for _ in range(3)))
     return best
 
 
@@ -73,6 +73,11 @@ def read_bandwidth(device: torch.device | str) -> float:
     numbers = torch.ones(2**27, device=device)  # 512 MiB
     numbers.sum()
     return max(numbers.nbytes / seconds(numbers.sum, device) for _ in range(5))
+
+
+def sixteen_bits(precision: str) -> torch.dtype:
+    """Of Lightning's name of a precision; bfloat16 for one of 32 bits."""
+    return torch.float16 if precision.startswith("16") else torch.bfloat16
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -3,7 +3,8 @@
     pip install transformers litgpt; git clone https://github.com/karpathy/nanoGPT
     python benchmarks/memory.py --nanogpt nanoGPT [--device cuda]    # model=small, vocabulary 16,000, 8 windows of 512
 
-On a CPU that of the process, with what Python and its libraries take; on a GPU what tensors took of its memory.
+On a CPU that of the process, with what Python and its libraries take; on a GPU what tensors took of its memory, all
+of them compiled and not.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import peers
 import torch
-from measure import another_process, machine, table
+from measure import another_process, machine, sixteen_bits, table
 from training import make_run, train_seconds
 
 from slm.training.hardware import best_precision
@@ -38,14 +39,18 @@ def main():
             Path(folder), overrides, vocab_size=arguments.vocab_size, steps=1, device=arguments.device
         )
         config, best = prepared.model, best_precision("gpu" if arguments.device == "cuda" else "cpu")
-        lines = []
-        for name, more in (("slm", []), ("slm, gradient checkpointing", ["model.gradient_checkpointing=true"])):
-            what = [*overrides, *more], arguments.vocab_size, arguments.device
-            lines.append([f"{name}, {best}", *elsewhere(of_ours, *what)])
-        for name in peers.names(arguments.nanogpt):
-            for dtype in (torch.float32, *([torch.bfloat16] if best != "32-true" else [])):
-                what = name, config, arguments.nanogpt, arguments.windows, dtype, False, arguments.device
-                lines.append([f"{name}, {str(dtype).removeprefix('torch.')}", *elsewhere(of_peer, *what)])
+        lines, kinds = [], (False, True) if arguments.device == "cuda" else (False,)
+        recompute = ["model.gradient_checkpointing=true"]
+        for compile in kinds:
+            after = ", compiled" if compile else ""
+            for name, more in (("slm", []), ("slm, gradient checkpointing", recompute)):
+                chosen = [*overrides, *more, f"trainer.compile={str(compile).lower()}"]
+                figures = elsewhere(of_ours, chosen, arguments.vocab_size, arguments.device)
+                lines.append([f"{name}, {best}{after}", *figures])
+            for name in peers.names(arguments.nanogpt):
+                for dtype in (torch.float32, *([sixteen_bits(best)] if best != "32-true" else [])):
+                    what = name, config, arguments.nanogpt, arguments.windows, dtype, compile, arguments.device
+                    lines.append([f"{name}, {str(dtype).removeprefix('torch.')}{after}", *elsewhere(of_peer, *what)])
     print(machine(arguments.device))
     print(table(["", "peak, MB", "before the first step, MB"], lines))
 

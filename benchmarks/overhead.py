@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import in_turn, synchronize
+from measure import in_turn, sixteen_bits, synchronize
 from training import make_run, train_seconds
 
 from slm.assemble import assemble
@@ -78,9 +78,10 @@ def bare_loop(plan, prepared, run_dir: Path) -> float:
     model = module.model.to(device).train()
     optimizer = build(plan.config["optimizer"], "optimizer", model=model)
     order = iter(EndlessOrder(len(data.train), plan.config["seed"]))
-    dtype = torch.bfloat16 if plan.hardware.sixteen_bit else torch.float32
+    dtype = sixteen_bits(plan.hardware.precision)
     for step in range(prepared.steps):
         if step == 1:
+            synchronize(device)
             start = time.perf_counter()
         for _ in range(plan.accumulation):
             windows = data.train.__getitems__([next(order) for _ in range(plan.microbatch)]).to(device)

@@ -111,6 +111,7 @@ def train_step(
     name: str, config: GPTConfig, nanogpt: str | None, windows: int, dtype: torch.dtype, compile: bool, device: str
 ) -> Callable[[], None]:
     """A step as nanoGPT's loop takes it: autocast, clipping, AdamW, which is fused on a GPU only."""
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ours and as nanoGPT's train.py
     model, loss = peer(name, config, nanogpt, device)
     loss = torch.compile(loss) if compile else loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=device == "cuda")

@@ -59,7 +59,10 @@ def main():
 
 
 def enough(stories: list[str], size: float) -> list[str]:
-    """So many bytes of stories; a number in each keeps the repeated ones from being the same words only."""
+    """So many bytes, of the same stories again, each time with one new word, where they are fewer.
+
+    Repeated words are what our BPE is quick at: measure with as much text as there is.
+    """
     found, total = [], 0
     for number, story in enumerate(itertools.cycle(stories)):
         found.append(f"{story} {number}" if number >= len(stories) else story)
@@ -78,14 +81,18 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
         tokenizer.save(folder / algorithm)
         library = tokenizer._processor
 
-        def whole(tokenizer=tokenizer, algorithm=algorithm):
+        def whole(algorithm=algorithm):
             """As train.py prepares a corpus: in a fresh cache, by a tokenizer that has not seen a word."""
             fresh = SentencePieceTokenizer.load(folder / algorithm)
             prepare(Stories(stories), fresh, fingerprint(folder / algorithm), folder / f"cache{next(numbers)}")
 
+        def encoding(algorithm=algorithm):
+            fresh = SentencePieceTokenizer.load(folder / algorithm)
+            return [fresh.encode_batch(batch) for batch in batched]
+
         name = algorithm.upper() if algorithm == "bpe" else algorithm
         ways[f"slm {name}, into a token store"] = whole
-        ways[f"slm {name}, encoding"] = lambda tokenizer=tokenizer: [tokenizer.encode_batch(batch) for batch in batched]
+        ways[f"slm {name}, encoding"] = encoding
         ways[f"SentencePiece {name} itself, 2 threads"] = lambda library=library: [
             library.encode(batch, num_threads=2) for batch in batched
         ]

@@ -106,6 +106,7 @@ def marks_of(trainer, accumulation: int):
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if batch_idx == accumulation:
+                synchronize(module.device)
                 self.start = time.perf_counter()
 
         def on_validation_start(self, trainer, module):

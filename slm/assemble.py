@@ -104,7 +104,11 @@ def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
 
     on_gpu = plan.hardware.accelerator == "gpu"
     wanted = on_gpu if plan.trainer.compile is None else plan.trainer.compile
-    return compiled(model.features, plan.hardware.device) if wanted else model.features
+    if not wanted:
+        return model.features
+    own = int(os.environ.get("LOCAL_RANK", 0)) if plan.hardware.devices > 1 else 0  # of the machine's devices
+    device = torch.device(plan.hardware.device.type, own)
+    return compiled(model.features, device, lengths_vary=plan.data.layout == "documents")
 
 
 def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir: Path):
@@ -116,8 +120,8 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
 
     from slm.training.checkpoints import DurableCheckpointIO
 
-    if plan.hardware.accelerator == "gpu":
-        torch.set_float32_matmul_precision("high" if plan.trainer.tf32 else "highest")
+    tf32 = plan.hardware.accelerator == "gpu" and plan.trainer.tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     ddp = plan.trainer.strategy == "ddp"
     flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
     try:

@@ -10,12 +10,13 @@ from slm.run import train
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, about itself
-def test_a_compiled_training_is_the_same_one(composed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["packed", "documents"])
+def test_a_compiled_training_is_the_same_one(composed, tmp_path, monkeypatch, layout):
     """Same losses, same names of weights, also for blocks that are recomputed; and it resumes to the bit."""
     runs_of = {}
     for compile in ("false", "true"):
         settings = f"trainer.compile={compile}", "model.dropout=0.0", "model.gradient_checkpointing=true"
-        config = composed(*settings, "trainer.microbatch=2")
+        config = composed(*settings, "trainer.microbatch=2", f"data.layout={layout}", "model.context=320")
         train(config, run_dir=tmp_path / compile, overrides=[])
         runs_of[compile] = checkpoint.read(runs.checkpoints(tmp_path / compile)[0])["state_dict"]
     assert runs_of["true"].keys() == runs_of["false"].keys()

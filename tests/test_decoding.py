@@ -73,12 +73,14 @@ def test_float32_for_decoding_is_the_same_function():
     assert texts(faster) == words
 
 
-def test_int8_is_near():
+@pytest.mark.parametrize("sizes", [(128, 32, None), (128, 32, 100), (72, 24, 33)])  # whole sixteens, and others
+def test_int8_is_near(sizes):
     """Weights round to 1 part in 254 of their row's largest; the logits follow."""
-    model, tokens = model_of(width=128, head_dim=32).eval(), torch.randint(17, (4, 12))
+    width, head_dim, mlp_width = sizes
+    model, tokens = model_of(width=width, head_dim=head_dim, mlp_width=mlp_width).eval(), torch.randint(17, (4, 12))
     with torch.no_grad():
         expected = model(tokens)
-        eight = for_decoding(copy.deepcopy(model), "int8")
+        eight = for_decoding(for_decoding(copy.deepcopy(model), "float32"), "int8")
         logits = eight(tokens)
     assert torch.equal(eight.tokens.weight, model.tokens.weight)
     assert sum(isinstance(module, Int8Linear) for module in eight.modules()) == 2 * 4 + 1

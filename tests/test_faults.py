@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, m
     monkeypatch.setattr(Guard, "may_be_late", lambda guard: late)
     config = composed(
         *(*FAULT, "debug.fault.kind=nonfinite", "debug.log_windows=true", f"trainer.microbatch={4 // accumulation}"),
-        f"callbacks.checkpoints.every_n_steps={every}",
+        *(f"callbacks.checkpoints.every_n_steps={every}", "log_every_n_steps=100"),
     )
     folder = tmp_path / "run"
     before = "anything of it was saved" if late else "the update"
@@ -54,10 +54,24 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, m
     )
     crash = json.loads((folder / "crash.json").read_text())
     assert crash["step"] == 7
-    train(composed(*FAULT, "debug.log_windows=true"), run_dir=folder, overrides=[])  # it was the fault, not the data
+    again = composed(*FAULT, "debug.log_windows=true", "log_every_n_steps=100")
+    train(again, run_dir=folder, overrides=[])  # it was the fault, not the data
     windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
     assert crash["windows"] == windows[6]["windows"]
     assert list(verify.faults_of(folder)) == []
+
+
+@pytest.mark.parametrize("shown", ["callbacks.samples.every_n_steps=7", "log_every_n_steps=7"])
+def test_a_late_look_comes_before_anything_is_shown(composed, tmp_path, monkeypatch, shown):
+    monkeypatch.setattr(Guard, "may_be_late", lambda guard: True)
+    rare = "log_every_n_steps=100", "callbacks.samples.every_n_steps=100", "callbacks.checkpoints.every_n_steps=100"
+    config = composed("debug.fault.step=7", "debug.fault.kind=nonfinite", *rare, "val_every_n_steps=100", shown)
+    with pytest.raises(Diverged, match=r"loss nan.* at step 7"):
+        train(config, run_dir=tmp_path / "run", overrides=[])
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        steps = [json.loads(line)["step"] for line in (tmp_path / "run" / name).read_text().splitlines()]
+        assert steps
+        assert max(steps) < 7
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

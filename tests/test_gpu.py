@@ -23,6 +23,15 @@ pytestmark = [
 ]
 
 
+EXACT = "trainer.accelerator=gpu", "trainer.precision=32-true", "trainer.tf32=false"
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Whatever the training before has set for all of the process."""
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
 def test_it_trains_and_logs_what_a_gpu_has(composed, tmp_path, precision, optimizer):
@@ -73,7 +82,7 @@ def test_the_loss_is_that_of_the_cpu():
 
 
 def test_greedy_stories_are_those_of_the_cpu(composed, tmp_path):
-    train(composed("trainer.accelerator=gpu", "trainer.precision=32-true"), run_dir=tmp_path / "run", overrides=[])
+    train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
     path = runs.checkpoints(tmp_path / "run")[0]
     told = []
     for device in ("cpu", "cuda"):
@@ -131,7 +140,7 @@ def test_a_step_never_waits_for_the_device(composed, tmp_path, monkeypatch):
     )
     config = composed(
         *("trainer.accelerator=gpu", "trainer.precision=bf16-mixed", "budget.steps=10", "log_every_n_steps=10"),
-        *("val_every_n_steps=10", "callbacks.checkpoints.every_n_steps=10", "data.workers=2"),
+        *("val_every_n_steps=10", "callbacks.checkpoints.every_n_steps=10", "data.workers=2", "callbacks.samples=null"),
     )
     try:
         train(config, run_dir=tmp_path / "run", overrides=[])
@@ -158,7 +167,7 @@ def test_gradient_checkpointing_spares_memory(composed, tmp_path, compile):
 
 def test_stories_by_graphs_are_those_without(composed, tmp_path, monkeypatch):
     """Sampled, of many rows that end at different steps, and beyond the context."""
-    train(composed("trainer.accelerator=gpu", "trainer.precision=32-true"), run_dir=tmp_path / "run", overrides=[])
+    train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
     loaded = checkpoint.load(runs.checkpoints(tmp_path / "run")[0], "cuda")
     settings = {"sampler": Sampler(), "max_new_tokens": 150, "seed": 0, "num_samples": 6}
     graphs = complete(loaded.model, loaded.tokenizer, ["the", "a red dog", ""], **settings)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.errors import UserError
@@ -38,17 +39,24 @@ def check_dtype(dtype: Dtype, device: torch.device):
 
 
 class Int8Linear(nn.Module):
-    """x W + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32."""
+    """x W + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32.
+
+    Rows are filled up with zeros: torch's kernel reads 16 numbers at a time, also behind the end of a row.
+    """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach().float()
         scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
-        self.register_buffer("weight", (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        eight = (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.padding = -weight.size(1) % 16
+        self.register_buffer("weight", F.pad(eight, (0, self.padding)).contiguous())
         self.register_buffer("scales", scales)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scales)
+        rows = x.flatten(0, -2).bfloat16()
+        rows = F.pad(rows, (0, self.padding)) if self.padding else rows
+        y = torch._weight_int8pack_mm(rows, self.weight, self.scales)
         y = y.view(*x.shape[:-1], -1).to(x.dtype)
         return y if self.bias is None else y + self.bias

@@ -93,6 +93,7 @@ class TrainingMetrics(Callback):
         self.start, self.steps = None, 0
 
     def _publish(self, trainer, module):
+        module.settle()
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
         nats, targets = sums.tolist()  # waits for the device
         rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.start)

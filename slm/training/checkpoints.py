@@ -66,9 +66,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
-        trainer.strategy.checkpoint_io.check()
         if trainer.is_global_zero and runs.lock_of(self.folder.parent) != self.lock:
             raise ResourceError(f"the run folder {self.folder.parent} was removed or moved away during training")
+        trainer.strategy.checkpoint_io.check()
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more, due or not

@@ -22,7 +22,8 @@ from slm.training.data import WindowsData
 class Guard(Callback):
     """Looks at each step's loss and gradient norm before the update, or, where no update can be left out, a step later.
 
-    The latter, on one GPU, spares it the wait: the update is made, but what it has spoilt is never saved or validated.
+    The latter, on one GPU, spares it the wait: the update is made, but what it has spoilt is never saved, shown or
+    validated.
 
     A loss or norm that is not finite stops the run (`stop`) or only this update (`skip`); so does a loss more than
     `spike_threshold` standard deviations above the mean of the last `spike_window` ones, where `warn` lets it pass
@@ -65,6 +66,7 @@ class Guard(Callback):
     def setup(self, trainer, module, stage):
         self.trainer, self.module = trainer, module
         module.before_update.append(self.check)
+        module.before_use.append(self.settle)
 
     def check(self):
         self.settle()
@@ -99,7 +101,8 @@ class Guard(Callback):
             if scaled:
                 facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
             self._refuse(look, facts, skip=self.on_nonfinite == "skip")
-        elif self._spikes(loss):
+            return
+        if self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
                 self._refuse(look, facts, skip=True)
@@ -107,18 +110,13 @@ class Guard(Callback):
             self._note(step, "spike", facts)
             if self.on_spike == "rewind":
                 raise Rewind(step, facts, self.data.skipped)
-            self._accept(loss)
-        else:
-            self._accept(loss)
+        self.losses.append(loss)
+        self.in_a_row = 0
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.skipping and step_ends(trainer, batch_idx):
             self.skipping = False
             write_metrics(trainer, {"train/skipped": self.skipped})
-
-    def _accept(self, loss: float):
-        self.losses.append(loss)
-        self.in_a_row = 0
 
     def _spikes(self, loss: float) -> bool:
         if len(self.losses) < max(self.losses.maxlen // 2, 2):

@@ -41,6 +41,7 @@ class Pretraining(L.LightningModule):
         self.targets: Tensor | float = 0.0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
         self.before_update: list[Callable[[], None]] = []  # called when a step's gradients are clipped; see `no_update`
+        self.before_use: list[Callable[[], None]] = []  # called before anybody is shown what a step has made
 
     def on_train_batch_start(self, windows: Tensor, index: int):
         if index % self.trainer.accumulate_grad_batches == 0:
@@ -80,6 +81,11 @@ class Pretraining(L.LightningModule):
         limit = float("inf") if self.clip is None else self.clip
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         for act in self.before_update:
+            act()
+
+    def settle(self):
+        """Waits for all that is to be said of the steps so far; raises where one has gone wrong."""
+        for act in self.before_use:
             act()
 
     def no_update(self):

@@ -43,6 +43,7 @@ class Samples(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         last = trainer.global_step == trainer.max_steps
         if step_ends(trainer, batch_idx) and (trainer.global_step % self.every_n_steps == 0 or last):
+            module.settle()
             self._tell(trainer, module)
 
     def _tell(self, trainer, module):
