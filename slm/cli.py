@@ -48,6 +48,7 @@ def train_main():
         outcomes.append(run_job(cfg))
         return outcomes[-1].objective
 
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it finds wrong, so that here it is one line
     with one_line_errors():
         refuse_secrets(dict(argument.partition("=")[::2] for argument in sys.argv[1:]))
         check_files(CONF)
@@ -226,9 +227,6 @@ def check_overrides(overrides: list[str], sweep: bool):
             composition({**options, group: [choice]}, own)
     for override in values:
         check_key(override, base)
-    if not sweep:  # what is still wrong, Hydra says; here it is one line
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            hydra.compose("train", overrides=overrides)
 
 
 def sorted_out(overrides: list[str], sweep: bool) -> tuple[dict[str, list], list[Override], list[str]]:

@@ -75,7 +75,7 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
 
 
 @cache
-def measured_peak(dtype: torch.dtype, threads: int, seconds: float = 0.3) -> float:
+def measured_peak(dtype: torch.dtype, threads: int, seconds: float = 0.1) -> float:
     """The fastest of the square matrix products that fit into the time, on this process's `threads`, measured once."""
     size, best = 1024, 0.0
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
