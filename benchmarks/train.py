@@ -7,14 +7,16 @@
 
 Peers run in a process of their own, in float32, as nanoGPT is shipped for CPUs, and, where that is fast, in autocast to
 16 bits, with fused AdamW and TF32 on a GPU only, as shipped. On a GPU ours is compiled, and so is one row of each of
-them; --compile adds such rows on a CPU. "one batch again and again" is ours without a data path. The limit is the
-fastest product of two matrices of the model's own shapes, in each precision, in the same run.
+them; --compile adds such rows on a CPU. "one batch again and again" is ours without a data path, and the share of time
+that ours spends on getting batches says the same without the noise of the machine. The limit is the fastest product of
+two matrices of the model's own shapes, in each precision, in the same run.
 """
 
 import argparse
 import itertools
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def main():
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder, another_process() as elsewhere:
-        ways, config = make_ways(arguments, device, Path(folder), elsewhere)
+        ways, config, waits = make_ways(arguments, device, Path(folder), elsewhere)
         values = in_turn(ways, arguments.rounds)
     tokens, flops = arguments.windows * config.context, training_flops_per_token(config)
     width, rows = config.width, arguments.windows * config.context
@@ -60,10 +62,15 @@ def main():
         )
     )
     print(table(["", "tokens/s", "ours is faster by", "of the products' peak"], lines))
+    share = statistics.median(waits) * statistics.median(values[ours]) / tokens
+    print(f"getting a batch takes {statistics.median(waits) * 1e3:.2f} ms, {share:.2%} of a step")
 
 
 def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable):
-    """Ours first: the precision that trainer=auto takes, then the same with one batch; then the peers."""
+    """Ours first: the precision that trainer=auto takes, then the same with one batch; then the peers.
+
+    And the seconds that each batch of ours was waited for.
+    """
     overrides = [*arguments.set, f"data.batch_windows={arguments.windows}", f"trainer.microbatch={arguments.windows}"]
     ways, steps = {}, arguments.steps + 1
     best = best_precision("gpu" if device.type == "cuda" else "cpu")
@@ -76,7 +83,8 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
         run = lambda: tokens / train_seconds(plan, prepared, folder / "run", change)  # noqa: E731
         return run, prepared.model
 
-    ways[f"slm, {best}"], config = ours()
+    waits = []
+    ways[f"slm, {best}"], config = ours(change=lambda trainer, data: watch(data, waits))
     ways[f"slm, {best}, one batch again and again"], _ = ours(change=one_batch)
     if arguments.compile and device.type == "cpu":
         ways[f"slm, {best}, compiled"], _ = ours("trainer.compile=true")
@@ -89,7 +97,21 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
         for kind, dtype, compile in kinds:
             what = name, config, arguments.nanogpt, arguments.windows, dtype, compile, device.type
             ways[f"{name}, {kind}"] = lambda what=what: elsewhere(peers.tokens_per_second, arguments.steps, *what)
-    return ways, config
+    return ways, config, waits
+
+
+def watch(data, waits: list[float]):
+    real = data.train_dataloader
+
+    def loader():
+        batches = iter(real())
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - start)
+            yield batch
+
+    data.train_dataloader = loader
 
 
 def one_batch(trainer, data):
