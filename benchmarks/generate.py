@@ -19,11 +19,12 @@ import hydra
 import peers
 import torch
 import torch.nn.functional as F
-from measure import ROOT, in_turn, machine, ratio, read_bandwidth, seconds, table
+from measure import ROOT, in_turn, machine, one_line_errors, parsed, ratio, read_bandwidth, seconds, table
 from omegaconf import OmegaConf
 
-from slm import checkpoint, cli, runs  # noqa: F401  (registers the resolvers that conf/ uses)
+from slm import checkpoint, cli, runs
 from slm.data.windows import Windows, spread
+from slm.errors import UserError
 from slm.estimate import parameters
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
@@ -46,9 +47,10 @@ def main():
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
     parser.add_argument("--ckpt", help="a run folder or checkpoint whose quality to measure instead")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if arguments.ckpt:
         return quality(arguments)
+    cli.check_overrides([f"model={arguments.model}"], sweep=False)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         choices = OmegaConf.to_container(hydra.compose("train", [f"model={arguments.model}"]).model)
     config = GPTConfig(**choices, vocab_size=arguments.vocab_size)
@@ -113,7 +115,7 @@ def quality(arguments):
     """Bits per byte on the run's own validation windows."""
     loaded = checkpoint.load(runs.find_checkpoint(arguments.ckpt, Path("runs")), arguments.device)
     if loaded.config["data"]["layout"] != "packed":
-        raise SystemExit("--ckpt takes a run with data.layout=packed")
+        raise UserError(f"--ckpt {arguments.ckpt} has data.layout={loaded.config['data']['layout']}; give a packed run")
     prepared = prepare_data(make_plan(loaded.config))
     windows = Windows(prepared.store, "validation", loaded.model.config.context)
     chosen = spread(len(windows), loaded.config["data"]["validation_windows"])
@@ -137,4 +139,5 @@ def quality(arguments):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import ROOT, machine, table
+from measure import ROOT, machine, one_line_errors, parsed, table
 
 # a GPT that a CPU can train in minutes
 SIZE = ["model=small", "model.depth=4", "model.width=192", "model.context=256", "tokenizer.vocab_size=4096"]
@@ -60,8 +60,10 @@ def main():
     parser.add_argument("--steps", type=int, default=300, help="for parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", nargs="+", help="these recipes alone")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     recipes = {"stories": STORIES, "shakespeare": SHAKESPEARE, "parts": PARTS}[arguments.task]
+    if unknown := {*(arguments.only or [])} - recipes.keys():
+        parser.error(f"--only takes {', '.join(recipes)}, not {min(unknown)}")
     fixed = [f"data.path={arguments.path}", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=100000"]
     if arguments.task != "shakespeare":
         fixed += [*SIZE, *BATCH, "val_every_n_steps=100000"]
@@ -125,4 +127,5 @@ def lines(results: dict[str, list[dict]]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,5 +1,6 @@
-"""What the benchmarks share: measurements in turn, the machine's limits, tables. Not to be run itself."""
+"""What the benchmarks share: arguments, measurements in turn, the machine's limits, tables. Not to be run itself."""
 
+import argparse
 import contextlib
 import multiprocessing
 import platform
@@ -15,6 +16,23 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from slm.cli import one_line_errors  # noqa: E402, F401  (for their last lines)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, or one line and exit code 2 for what cannot be."""
+    given = parser.parse_args()
+    for name, value in vars(given).items():
+        option = f"--{name.replace('_', '-')}"
+        numbers = value if isinstance(value, list) else [value]
+        if name != "seeds" and any(type(number) in (int, float) and number <= 0 for number in numbers):
+            parser.error(f"{option} takes numbers above 0")
+        if name in ("nanogpt", "path", "folder", "text") and value and not Path(value).exists():
+            parser.error(f"{option} {value} does not exist")
+    if getattr(given, "device", None) == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no CUDA GPU here; take --device cpu")
+    return given
 
 
 def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

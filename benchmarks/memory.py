@@ -15,7 +15,7 @@ from pathlib import Path
 
 import peers
 import torch
-from measure import another_process, machine, sixteen_bits, table
+from measure import another_process, machine, one_line_errors, parsed, sixteen_bits, table
 from training import make_run, train_seconds
 
 from slm.training.hardware import best_precision
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--windows", type=int, default=8, help="per step, in one microbatch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             *arguments.set,
@@ -83,4 +83,5 @@ def of_peer(*what) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

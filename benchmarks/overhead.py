@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import in_turn, sixteen_bits, synchronize
+from measure import in_turn, one_line_errors, parsed, sixteen_bits, synchronize
 from training import make_run, train_seconds
 
 from slm.assemble import assemble
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps per measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     overrides = [f"model={arguments.model}", "data.batch_windows=8", "trainer.compile=false"]  # as the bare loop
     with tempfile.TemporaryDirectory() as folder:
         plan, prepared = make_run(
@@ -99,4 +99,5 @@ def bare_loop(plan, prepared, run_dir: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -94,9 +94,12 @@ def lit(config: GPTConfig) -> tuple[nn.Module, Loss]:
 
 
 def names(nanogpt: str | None) -> list[str]:
-    """Of the peers that are here."""
+    """Of the peers that are here; a line says which are not."""
     installed = [name for name, (package, _) in PACKAGED.items() if importlib.util.find_spec(package)]
-    return (["nanoGPT"] if nanogpt else []) + installed
+    here = (["nanoGPT"] if nanogpt else []) + installed
+    if missing := [name for name in ("nanoGPT", *PACKAGED) if name not in here]:
+        print(f"left out, since not here: {', '.join(missing)}", file=sys.stderr)
+    return here
 
 
 @cache

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import ROOT, machine, table
+from measure import ROOT, machine, one_line_errors, parsed, table
 
 IMPORTS = {
     "import torch": "import torch",
@@ -26,7 +26,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="a UTF-8 file of a megabyte or so")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     script = str(ROOT / "train.py")
     with tempfile.TemporaryDirectory() as folder:
         run = [
@@ -61,4 +61,5 @@ def first_step(run: list[str], folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measure import in_turn, machine, ratio, seconds, table
+from measure import in_turn, machine, one_line_errors, parsed, ratio, seconds, table
 
 from slm.corpora.tinystories import TinyStories
 from slm.data.store import batches, fingerprint, prepare
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--megabytes", type=float, default=50)
     parser.add_argument("--vocab-size", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     corpus = TinyStories(path=arguments.folder, streaming=False, repository="", revision="", cache="")
     original = list(corpus.documents("train"))
     stories = enough(original, arguments.megabytes * 1e6)
@@ -119,4 +119,5 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import peers
 import torch
-from measure import another_process, gemm_peak, in_turn, machine, ratio, sixteen_bits, table
+from measure import another_process, gemm_peak, in_turn, machine, one_line_errors, parsed, ratio, sixteen_bits, table
 from training import make_run, train_seconds
 
 from slm.estimate import training_flops_per_token
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
     parser.add_argument("--compile", action="store_true", help="also compiled, on a CPU; on a GPU in any case")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder, another_process() as elsewhere:
         ways, config, waits = make_ways(arguments, device, Path(folder), elsewhere)
@@ -126,4 +126,5 @@ def one_batch(trainer, data):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

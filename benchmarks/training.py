@@ -13,7 +13,7 @@ import numpy as np
 from measure import ROOT, synchronize
 from omegaconf import OmegaConf
 
-from slm import cli  # noqa: F401  (registers the resolvers that conf/ uses)
+from slm import cli
 from slm.assemble import assemble
 from slm.data.store import TokenStore
 from slm.lives import make_card, open_run
@@ -52,6 +52,7 @@ def make_run(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         "callbacks.samples=null",
         f"cache_dir='{folder}'",
     ]
+    cli.check_overrides(overrides, sweep=False)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", overrides=[*overrides, *fixed]), resolve=True)
     plan = make_plan(config | {"name": "benchmark"})

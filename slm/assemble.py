@@ -102,9 +102,7 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
 def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
     from slm.training.compilation import compiled
 
-    on_gpu = plan.hardware.accelerator == "gpu"
-    wanted = on_gpu if plan.trainer.compile is None else plan.trainer.compile
-    if not wanted:
+    if not plan.compiled:
         return model.features
     own = int(os.environ.get("LOCAL_RANK", 0)) if plan.hardware.devices > 1 else 0  # of the machine's devices
     device = torch.device(plan.hardware.device.type, own)

@@ -88,7 +88,8 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
                 f"{prefix}{key} is not a setting{did_you_mean(prefix + key, [prefix + p for p in parameters])}"
             )
         if key in hints and not fits(value, hints[key]):
-            raise UserError(f"{prefix}{key}={value!r} must be {describe(hints[key])}")
+            given = "null" if value is None else repr(value)
+            raise UserError(f"{prefix}{key}={given} must be {describe(hints[key])}")
 
 
 def hints_of(function: Callable) -> dict[str, Any]:

@@ -68,6 +68,9 @@ def generate_main():
         prompts = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
         others = [argument for argument in sys.argv[1:] if argument not in prompts]
         refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
+        for word in others:
+            if word.startswith("-") and word not in ("-h", "--help"):
+                raise UserError(f"{word} is not taken; give key=value, and python generate.py --help lists the keys")
         overrides = [quoted(argument.replace("ckpt_path=", "ckpt=", 1)) for argument in others]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             base = OmegaConf.to_container(hydra.compose("generate"))
@@ -75,6 +78,8 @@ def generate_main():
                 return print("python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text())
             for override in parsed(overrides):
                 check_key(override, base)
+                if override.is_sweep_override():
+                    raise UserError(f"{override.input_line} gives several values, and generate.py takes one")
             config = OmegaConf.to_container(hydra.compose("generate", overrides=overrides), resolve=True)
         from slm.generation.command import Request, generate_command
 

@@ -17,7 +17,7 @@ from slm.plan import Plan
 from slm.prepare import Prepared
 from slm.report.curves import loss_curve
 
-MACHINE = ("device", "devices", "precision", "threads", "microbatch", "torch")  # on them last digits depend
+MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # on them last digits depend
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
 
 
@@ -91,6 +91,7 @@ def make_card(
         "device": plan.hardware.name,
         "devices": plan.hardware.devices,
         "precision": plan.hardware.precision,
+        "compiled": plan.compiled,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "microbatch": plan.microbatch,

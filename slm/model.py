@@ -114,7 +114,7 @@ class Cache:
     def __init__(self, config: GPTConfig, batch: int, positions: int | None = None, device=None, dtype=None):
         heads = config.kv_width // config.head_dim
         shape = 2, batch, heads, min(positions or config.context, config.context), config.head_dim
-        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)]
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(config.depth)]
         self.length = 0  # positions filled; moved once per forward pass, by GPT
 
     def begin(self, new: int) -> slice | Tensor:
@@ -131,7 +131,7 @@ class Cache:
 
     def keep(self, rows: list[int]):
         """Drops the other rows of the batch."""
-        self.layers = [layer[:, rows] for layer in self.layers]
+        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
 
 class Rotary(nn.Module):
@@ -199,13 +199,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
-        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
+        qk, v = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
         if self.query_norm:
             qk = torch.cat([self.query_norm(qk[:, : self.heads]), self.key_norm(qk[:, self.heads :])], dim=1)
         if rotation:
             qk = rotate(qk, rotation)
-        q, k = qk.split((self.heads, self.kv_heads), dim=1)
+        q, k = qk.split_with_sizes((self.heads, self.kv_heads), dim=1)
         if cache:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0, cache.mask if cache else None)

@@ -165,6 +165,10 @@ class Plan:
     def accumulation(self) -> int:
         return self.data.batch_windows // (self.microbatch * self.hardware.devices)
 
+    @property
+    def compiled(self) -> bool:
+        return self.hardware.accelerator == "gpu" if self.trainer.compile is None else self.trainer.compile
+
     def windows(self, tokens: int, documents: int) -> tuple[float, float]:
         """How many windows a split of so many tokens and documents has, and how many targets each, on average."""
         context = self.model.context

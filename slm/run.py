@@ -89,7 +89,8 @@ def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
         f"budget: {prepared.steps:,} steps of {plan.data.batch_windows} windows = {tokens:,} tokens, "
         f"{tokens / train_tokens:.2f} epochs; microbatch {plan.microbatch} x {plan.hardware.devices} device(s) "
         f"x accumulation {plan.accumulation}",
-        f"device: {plan.hardware.name}, {plan.hardware.precision}",
+        f"device: {plan.hardware.name}, {plan.hardware.precision}"
+        + (", compiled (which the first step waits for)" if plan.compiled else ""),
         sep="\n",
         flush=True,
     )

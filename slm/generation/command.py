@@ -44,6 +44,8 @@ class Request:
         if self.prompt and (self.prompts_file or self.interactive):
             other = "prompts_file" if self.prompts_file else "interactive"
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
+        if self.interactive and self.format == "jsonl":
+            raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
         if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # how Python shows bytes that are no text
             raise UserError("prompt= is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
 

@@ -67,7 +67,7 @@ class StaticCache(Cache):
 
     def __init__(self, config, batch, positions, device, dtype):
         super().__init__(config, batch, positions, device, dtype)
-        self.slots = torch.arange(self.layers[0].size(3), device=device)
+        self.slots = torch.arange(self.layers[0][0].size(2), device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # to be set before each step of one token
 
     def begin(self, new: int) -> slice | Tensor:
