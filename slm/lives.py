@@ -107,8 +107,8 @@ def make_card(
         "objective": None,
         "config": plan.config,
     }
-    if before and (others := [key for key in MACHINE if card[key] != before.get(key)]):
-        shown = ", ".join(f"{key} {before.get(key)} -> {card[key]}" for key in others)
+    if before and (others := [key for key in MACHINE if card[key] != before.get(key, card[key])]):
+        shown = ", ".join(f"{key} {before[key]} -> {card[key]}" for key in others)
         print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
     return card
 

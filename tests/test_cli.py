@@ -71,6 +71,12 @@ def last_line(done) -> str:
     return lines[-1] if lines else ""
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "characters"])
+def test_a_recipe_takes_any_tokenizer(small, tmp_path, monkeypatch, tokenizer):
+    arguments = [*small, "experiment=modern_small", f"tokenizer={tokenizer}", f"run_dir={tmp_path / 'run'}"]
+    assert trained(monkeypatch, *arguments, "budget.steps=2", "val_every_n_steps=2", "callbacks.samples=null") == 0
+
+
 # -- training -------------------------------------------------------------------------------------------------------
 
 
