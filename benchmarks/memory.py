@@ -40,14 +40,14 @@ def main():
         )
         config, best = prepared.model, best_precision("gpu" if arguments.device == "cuda" else "cpu")
         lines, kinds = [], (False, True) if arguments.device == "cuda" else (False,)
-        recompute = ["model.gradient_checkpointing=true"]
+        recompute, others = ["model.gradient_checkpointing=true"], peers.names(arguments.nanogpt)
         for compile in kinds:
             after = ", compiled" if compile else ""
             for name, more in (("slm", []), ("slm, gradient checkpointing", recompute)):
                 chosen = [*overrides, *more, f"trainer.compile={str(compile).lower()}"]
                 figures = elsewhere(of_ours, chosen, arguments.vocab_size, arguments.device)
                 lines.append([f"{name}, {best}{after}", *figures])
-            for name in peers.names(arguments.nanogpt):
+            for name in others:
                 for dtype in (torch.float32, *([sixteen_bits(best)] if best != "32-true" else [])):
                     what = name, config, arguments.nanogpt, arguments.windows, dtype, compile, arguments.device
                     lines.append([f"{name}, {str(dtype).removeprefix('torch.')}{after}", *elsewhere(of_peer, *what)])

@@ -33,10 +33,9 @@ def steps_saved(folder) -> list[int]:
 # -- numbers that are none, and losses that rise --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "late", "every"),
-    [(1, False, 100), (2, False, 1), (1, True, 100), (2, True, 1)],  # late: a step later, as on a GPU
-)
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "a step later, as on a GPU"])
+@pytest.mark.parametrize("every", [1, 100])
 def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, monkeypatch, accumulation, late, every):
     monkeypatch.setattr(Guard, "may_be_late", lambda guard: late)
     config = composed(
