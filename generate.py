@@ -4,7 +4,7 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training or a story is under way, Ctrl-C simply ends the program
 
-from slm.cli import generate_main  # noqa: E402
+from slm.run.cli import generate_main  # noqa: E402
 
 if __name__ == "__main__":
     generate_main()

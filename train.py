@@ -9,10 +9,10 @@ signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 if "SLURM_JOB_ID" in os.environ:  # but SLURM's "time is nearly up" waits until there is something to save
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
-from slm.console import steady  # noqa: E402
+from slm.files.stdio import make_stdio_robust  # noqa: E402
 
 if __name__ == "__main__":
-    steady()
-    from slm.cli import train_main
+    make_stdio_robust()
+    from slm.run.cli import train_main
 
     train_main()

@@ -22,16 +22,18 @@ import torch.nn.functional as F
 from measure import ROOT, in_turn, machine, one_line_errors, parsed, ratio, read_bandwidth, seconds, table
 from omegaconf import OmegaConf
 
-from slm import checkpoint, cli, runs
-from slm.data.windows import Windows, spread
+from slm import checkpoint
+from slm.data.windows import Windows, evenly_spaced
 from slm.errors import UserError
 from slm.estimate import parameters
+from slm.files import run_folder
+from slm.generation.quantize import for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
-from slm.generation.weights import for_decoding
 from slm.model import GPT, GPTConfig
-from slm.plan import make_plan
-from slm.prepare import prepare_data
+from slm.run import cli
+from slm.run.config import make_plan
+from slm.run.prepare import prepare_data
 from slm.training.module import LanguageModelMetrics, split
 
 PROMPT = [1, 2, 3, 4]
@@ -113,12 +115,12 @@ def litgpt(model, prompt: torch.Tensor, tokens: int):
 @torch.no_grad()
 def quality(arguments):
     """Bits per byte on the run's own validation windows."""
-    loaded = checkpoint.load(runs.find_checkpoint(arguments.ckpt, Path("runs")), arguments.device)
+    loaded = checkpoint.load(run_folder.find_checkpoint(arguments.ckpt, Path("runs")), arguments.device)
     if loaded.config["data"]["layout"] != "packed":
         raise UserError(f"--ckpt {arguments.ckpt} has data.layout={loaded.config['data']['layout']}; give a packed run")
     prepared = prepare_data(make_plan(loaded.config))
     windows = Windows(prepared.store, "validation", loaded.model.config.context)
-    chosen = spread(len(windows), loaded.config["data"]["validation_windows"])
+    chosen = evenly_spaced(len(windows), loaded.config["data"]["validation_windows"])
     lengths = torch.tensor([len(loaded.tokenizer.token_bytes(token)) for token in range(loaded.tokenizer.vocab_size)])
     lines, first = [], None
     for dtype in ("float32", "bfloat16", *(["int8"] if arguments.device == "cpu" else [])):

@@ -34,7 +34,7 @@ STORIES = {
 SHAKESPEARE = {
     "experiment=shakespeare": ["experiment=shakespeare"],
     "nanoGPT": [
-        *("experiment=shakespeare", "model.positions=learned", "model.qk_norm=false", "model.zero_writers=false"),
+        *("experiment=shakespeare", "model.positions=learned", "model.qk_norm=false", "model.zero_init_residual=false"),
         *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"),
         *("schedule=cosine", "schedule.final=0.1", "schedule.warmup_steps=100"),
         *("data.batch_windows=12", "trainer.microbatch=12", "budget.steps=2000", "val_every_n_steps=2000"),
@@ -47,7 +47,7 @@ PARTS = {
     "without QK-norm": ["model.qk_norm=false"],
     "GELU": ["model.mlp=gelu"],
     "LayerNorm": ["model.norm=layernorm"],
-    "writers not at zero": ["model.zero_writers=false"],
+    "writers not at zero": ["model.zero_init_residual=false"],
     "tied head": ["model.tied=true"],
 }
 

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.cli import one_line_errors  # noqa: E402, F401  (for their last lines)
+from slm.run.cli import one_line_errors  # noqa: E402, F401  (for their last lines)
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -18,7 +18,7 @@ import torch
 from measure import another_process, machine, one_line_errors, parsed, sixteen_bits, table
 from training import make_run, train_seconds
 
-from slm.training.hardware import best_precision
+from slm.hardware import best_precision
 
 
 def main():

@@ -19,12 +19,12 @@ import torch
 from measure import in_turn, one_line_errors, parsed, sixteen_bits, synchronize
 from training import make_run, train_seconds
 
-from slm.assemble import assemble
-from slm.build import build
-from slm.data.windows import EndlessOrder
+from slm.data.windows import InfiniteShuffle
 from slm.loss import cross_entropy
-from slm.training.callbacks import Randomness
-from slm.training.guard import Guard
+from slm.run.instantiate import build
+from slm.run.trainer import assemble
+from slm.training.callbacks.guard import Guard
+from slm.training.callbacks.metrics import Seeding
 
 
 def main():
@@ -57,7 +57,7 @@ def main():
 
 def inexact(plan, prepared, run_dir: Path) -> float:
     def without(trainer, data):
-        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, Randomness | Guard)]
+        trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, Seeding | Guard)]
 
     return train_seconds(plan, prepared, run_dir, without)
 
@@ -77,7 +77,7 @@ def bare_loop(plan, prepared, run_dir: Path) -> float:
     _, module, data = assemble(plan, prepared, run_dir, {"run_id": "", "name": "", "rewinds": [], "corpus": ""})
     model = module.model.to(device).train()
     optimizer = build(plan.config["optimizer"], "optimizer", model=model)
-    order = iter(EndlessOrder(len(data.train), plan.config["seed"]))
+    order = iter(InfiniteShuffle(len(data.train), plan.config["seed"]))
     dtype = sixteen_bits(plan.hardware.precision)
     for step in range(prepared.steps):
         if step == 1:

@@ -26,7 +26,7 @@ from measure import another_process, gemm_peak, in_turn, machine, one_line_error
 from training import make_run, train_seconds
 
 from slm.estimate import training_flops_per_token
-from slm.training.hardware import best_precision
+from slm.hardware import best_precision
 
 
 def main():

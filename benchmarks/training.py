@@ -13,12 +13,12 @@ import numpy as np
 from measure import ROOT, synchronize
 from omegaconf import OmegaConf
 
-from slm import cli
-from slm.assemble import assemble
 from slm.data.store import TokenStore
-from slm.lives import make_card, open_run
-from slm.plan import Plan, make_plan
-from slm.prepare import Prepared
+from slm.run import cli
+from slm.run.config import Plan, make_plan
+from slm.run.prepare import Prepared
+from slm.run.resume import make_card, open_run
+from slm.run.trainer import assemble
 
 
 class Ids:

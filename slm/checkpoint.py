@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm import durable, tokenizers
-from slm.doors import NAME, bounded
+from slm import tokenizers
 from slm.errors import UserError
+from slm.files import atomic
 from slm.model import GPT, GPTConfig
+from slm.security import NAME, bounded
 from slm.tokenizers import Tokenizer
 
 FORMAT = 2
@@ -55,7 +56,7 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 def save(checkpoint: dict[str, Any], path: Path):
     """Atomic, durable and with its digest: whatever happens, `path` is the old file or the new one."""
-    with durable.replacing(path, digest=True) as file:
+    with atomic.replacing(path, digest=True) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's own, over what the disk has said
@@ -68,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
     """The raw checkpoint, on the CPU. Raises UserError for what is missing, damaged or not ours."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; ckpt= takes a .ckpt file, a run folder, latest, last or best")
-    if durable.digest_path(path).exists() and not durable.intact(path):
+    if atomic.digest_path(path).exists() and not atomic.intact(path):
         raise UserError(f"{path} is damaged: its sha256 is not the one beside it; take another checkpoint")
     checkpoint = _unpickled(path)
     described = checkpoint.get("slm") if isinstance(checkpoint, dict) else None

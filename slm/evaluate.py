@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from slm import checkpoint, durable, errors, runs
+from slm import checkpoint, errors
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.telling import Story
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError
+from slm.files import atomic, run_folder
+from slm.generation.quantize import for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
 from slm.generation.stream import MAX_COUNT
-from slm.generation.weights import for_decoding
 from slm.loss import token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -47,11 +48,11 @@ def main():
             raise UserError(f"--stories={arguments.stories} must be at least 2, at most {MAX_COUNT:,}")
         if arguments.seed < 0:
             raise UserError(f"--seed={arguments.seed} must be at least 0")
-        path = runs.find_checkpoint(arguments.run, Path(arguments.runs_dir))
+        path = run_folder.find_checkpoint(arguments.run, Path(arguments.runs_dir))
         evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
         print(page(evaluation))
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        durable.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         print(folder / "evaluation.json")
         if evaluation["seen"]["excess"]["high"] < 0:
             raise AssertionError("the model pays less than the entropy: a leak from the data, or a bug of ours")

@@ -45,7 +45,9 @@ class GPTConfig:
     dropout: float = 0.0  # on embeddings, attention weights and both residual branches
     tied: bool  # one matrix embeds tokens and reads them out (arXiv:1608.05859)
     rope_base: float = 10_000.0
-    zero_writers: bool = False  # what writes to the residual stream starts at zero, so that blocks start as identities
+    zero_init_residual: bool = (
+        False  # what writes to the residual stream starts at zero, so that blocks start as identities
+    )
     gradient_checkpointing: bool = False  # recompute each block in the backward pass to save memory
 
     def __post_init__(self):
@@ -264,7 +266,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        writers_std = 0.0 if self.config.zero_writers else 0.02 / math.sqrt(2 * self.config.depth)
+        writers_std = 0.0 if self.config.zero_init_residual else 0.02 / math.sqrt(2 * self.config.depth)
         for block in self.blocks:
             for writer in (block.attention.out, block.mlp.out):
                 nn.init.normal_(writer.weight, std=writers_std)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from slm import checkpoint, durable, events, runs
-from slm.data.windows import EndlessOrder
+from slm import checkpoint
+from slm.data.windows import InfiniteShuffle
 from slm.errors import UserError, report
+from slm.files import atomic, jsonl, run_folder
 
 CLOCK = ("tokens_per_second", "mfu", "device/memory_gb", "device/utilization")  # what no resume can repeat
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
@@ -33,7 +34,7 @@ def main() -> int:
             difference = first_difference(arguments.run, arguments.other)
             print(f"first difference: {difference}" if difference else "the same to the bit")
             return int(difference is not None)
-        faults = list(faults_of(arguments.run))
+        faults = list(find_problems(arguments.run))
     except UserError as error:
         return report(error)
     for fault in faults:
@@ -45,8 +46,11 @@ def main() -> int:
 
 def whole(folder: Path) -> str:
     """What was found in order, in a sentence."""
-    card, steps = runs.read_card(folder), [runs.step_of(path) for path in runs.checkpoints(folder)]
-    counts = {name: sum(1 for _ in events.lines(folder / name)) for name in LOGS}
+    card, steps = (
+        run_folder.read_run_json(folder),
+        [run_folder.step_of(path) for path in run_folder.checkpoints(folder)],
+    )
+    counts = {name: sum(1 for _ in jsonl.lines(folder / name)) for name in LOGS}
     logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
     return (
         f"{folder} is whole: status {card['status']}, {card['lives']} lives, checkpoints of steps "
@@ -54,22 +58,22 @@ def whole(folder: Path) -> str:
     )
 
 
-def faults_of(folder: Path) -> Iterator[str]:
+def find_problems(folder: Path) -> Iterator[str]:
     """Each thing that is wrong with a run folder, in a sentence. Raises UserError if it is none."""
-    card = runs.read_card(folder)
+    card = run_folder.read_run_json(folder)
     if card is None:
         raise UserError(f"{folder} is no run folder: it has no run.json")
     yield from damaged_checkpoints(folder, card)
-    saved = [runs.step_of(path) for path in runs.checkpoints(folder)]
+    saved = [run_folder.step_of(path) for path in run_folder.checkpoints(folder)]
     if not saved:
         yield "there is no checkpoint"
         return
     last, config = max(saved), card["config"]
     for name in LOGS:
         lines = (folder / name).read_bytes().splitlines(keepends=True) if (folder / name).exists() else []
-        if (read := sum(1 for _ in events.lines(folder / name))) < len(lines):
+        if (read := sum(1 for _ in jsonl.lines(folder / name))) < len(lines):
             yield f"{name} cannot be read from line {read + 1} on"
-    metrics, first = list(events.lines(folder / "metrics.jsonl")), card.get("first_step", 0)
+    metrics, first = list(jsonl.lines(folder / "metrics.jsonl")), card.get("first_step", 0)
     end, stopped_early = {last} if last == card["steps"] else set(), card["status"] == "done" and last < card["steps"]
     ends = {"train/loss": end, "val/loss": {last} if stopped_early else end}
     for name, every, start in (("train/loss", 0, {1}), ("val/loss", 1, set())):
@@ -79,12 +83,12 @@ def faults_of(folder: Path) -> Iterator[str]:
             interval = card["intervals"][0][every]
             expected = start | ends[name] | set(range(interval, last + 1, interval))
         yield from irregular(name, steps, {step for step in expected if first < step})
-    yield from wrong_windows(list(events.lines(folder / "windows.jsonl")), card, last)
+    yield from wrong_windows(list(jsonl.lines(folder / "windows.jsonl")), card, last)
 
 
 def damaged_checkpoints(folder: Path, card: dict[str, Any]) -> Iterator[str]:
-    for path in runs.checkpoints(folder):
-        if not durable.intact(path):
+    for path in run_folder.checkpoints(folder):
+        if not atomic.intact(path):
             yield f"{path.name} does not match its sha256"
             continue
         try:
@@ -94,14 +98,14 @@ def damaged_checkpoints(folder: Path, card: dict[str, Any]) -> Iterator[str]:
             continue
         if loaded.run_id != card["run_id"]:
             yield f"{path.name} is another run's, {loaded.run_id}"
-        if loaded.step != runs.step_of(path):
+        if loaded.step != run_folder.step_of(path):
             yield f"{path.name} holds step {loaded.step}"
         if bad := [name for name, value in loaded.model.state_dict().items() if not value.isfinite().all()]:
             yield f"{path.name} holds numbers that are not finite in {bad[0]}"
     for pointer in ("last.json", "best.json"):
         path = folder / "checkpoints" / pointer
         try:
-            if path.exists() and not runs.pointed(path).exists():
+            if path.exists() and not run_folder.pointed(path).exists():
                 yield f"{pointer} names a checkpoint that is not there"
         except UserError as error:
             yield str(error)
@@ -127,7 +131,7 @@ def wrong_windows(lines: list[dict[str, Any]], card: dict[str, Any], last: int) 
     for line in lines:
         rewound = [rewind["skipped"] for rewind in card["rewinds"] if rewind["to"] < line["step"]]
         passed_over = max([card.get("first_skipped", 0), *rewound])
-        order = EndlessOrder(card["windows"], seed, (line["step"] - 1) * batch + passed_over)
+        order = InfiniteShuffle(card["windows"], seed, (line["step"] - 1) * batch + passed_over)
         if line["windows"] != list(itertools.islice(order, batch)):
             yield f"step {line['step']} consumed other windows than the order has there"
             return
@@ -143,14 +147,14 @@ def first_difference(one: Path, other: Path) -> str | None:
     Raises UserError for a folder that is none.
     """
     for folder in (one, other):
-        if runs.read_card(folder) is None:
+        if run_folder.read_run_json(folder) is None:
             raise UserError(f"{folder} is no run folder: it has no run.json")
     for name in LOGS:
         pairs = itertools.zip_longest(*(comparable(folder / name) for folder in (one, other)))
         for number, (a, b) in enumerate(pairs, start=1):
             if a != b:
                 return f"{name}, line {number}: {a} and {b}"
-    newest = [next(iter(runs.checkpoints(folder)), None) for folder in (one, other)]
+    newest = [next(iter(run_folder.checkpoints(folder)), None) for folder in (one, other)]
     if None in newest:
         return None if newest == [None, None] else "only one of them has a checkpoint"
     states = [checkpoint.read(path) for path in newest]
@@ -161,7 +165,7 @@ def first_difference(one: Path, other: Path) -> str | None:
 
 
 def comparable(log: Path) -> Iterator[dict[str, Any]]:
-    for line in events.lines(log):
+    for line in jsonl.lines(log):
         yield {key: value for key, value in line.items() if key not in CLOCK}
 
 

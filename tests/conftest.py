@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from slm import cli  # which registers the resolvers that conf/ uses, too
+from slm.run import cli  # which registers the resolvers that conf/ uses, too
 
 CONF = Path(__file__).parents[1] / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"

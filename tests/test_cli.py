@@ -14,7 +14,7 @@ import torch
 from conftest import CONF, trained
 from omegaconf import OmegaConf
 
-from slm import cli
+from slm.run import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -276,7 +276,7 @@ def test_our_bugs_keep_their_traceback(small, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("slm.run.prepare_data", broken)
+    monkeypatch.setattr("slm.run.train.prepare_data", broken)
     assert trained(monkeypatch, *small) == 1
     assert "RuntimeError: a bug" in capsys.readouterr().err
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_resume import assert_same, final_state, history, train_with_kills
 
-from slm import checkpoint, runs
-from slm.run import train
+from slm import checkpoint
+from slm.files import run_folder
+from slm.run.train import train
 
 
 @pytest.mark.slow
@@ -18,7 +19,7 @@ def test_a_compiled_training_is_the_same_one(composed, tmp_path, monkeypatch, la
         settings = f"trainer.compile={compile}", "model.dropout=0.0", "model.gradient_checkpointing=true"
         config = composed(*settings, "trainer.microbatch=2", f"data.layout={layout}", "model.context=320")
         train(config, run_dir=tmp_path / compile, overrides=[])
-        runs_of[compile] = checkpoint.read(runs.checkpoints(tmp_path / compile)[0])["state_dict"]
+        runs_of[compile] = checkpoint.read(run_folder.checkpoints(tmp_path / compile)[0])["state_dict"]
     assert runs_of["true"].keys() == runs_of["false"].keys()
     for name, weights in runs_of["true"].items():
         torch.testing.assert_close(weights, runs_of["false"][name], atol=1e-3, rtol=1e-2)
@@ -36,4 +37,4 @@ def test_without_a_compiler_it_trains_all_the_same(composed, tmp_path, monkeypat
     monkeypatch.setattr(torch, "compile", refuse)
     train(composed("trainer.compile=true"), run_dir=tmp_path / "run", overrides=[])
     assert "warning: torch.compile does not work here (no C++ compiler here); training" in capsys.readouterr().err
-    assert runs.read_card(tmp_path / "run")["status"] == "done"
+    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"

@@ -22,13 +22,13 @@ from hub import REPOSITORY, Hub
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from slm import durable
 from slm.corpora import shakespeare
 from slm.corpora.download import fetch
 from slm.corpora.shakespeare import Shakespeare
 from slm.corpora.text import Text, split_stream
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
+from slm.files import atomic
 
 PROJECT = Path(__file__).parents[1]
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -640,7 +640,7 @@ def test_fetch_is_bounded_in_all():
 
 def test_a_file_is_replaced_whole(tmp_path):
     for content in (b"old", b"new"):
-        durable.write(tmp_path / "file", content)
+        atomic.write(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == content
     assert len(list(tmp_path.iterdir())) == 1
 

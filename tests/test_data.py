@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from slm.data import store as store_module
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
-from slm.data.windows import Documents, EndlessOrder, Windows, spread
+from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
 from slm.errors import UserError
 from slm.loss import IGNORE
 from slm.tokenizers.bytes import ByteTokenizer
-from slm.training.data import as_it_is
+from slm.training.datamodule import identity_collate
 
 
 class Stories:
@@ -255,36 +255,38 @@ def first(order, count):
 
 
 def test_the_order_is_a_chain_of_permutations():
-    order = first(EndlessOrder(10, seed=7), 35)
+    order = first(InfiniteShuffle(10, seed=7), 35)
     for epoch in range(3):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert order[:10] != order[10:20]
-    assert order != first(EndlessOrder(10, seed=8), 35)
+    assert order != first(InfiniteShuffle(10, seed=8), 35)
 
 
 @pytest.mark.parametrize("start", [0, 3, 10, 27])
 def test_the_order_goes_on_from_any_position(start):
-    assert first(EndlessOrder(10, seed=7, start=start), 20) == first(EndlessOrder(10, seed=7), start + 20)[start:]
+    assert first(InfiniteShuffle(10, seed=7, start=start), 20) == first(InfiniteShuffle(10, seed=7), start + 20)[start:]
 
 
 def test_ranks_share_the_order():
-    whole = first(EndlessOrder(10, seed=7, start=4), 24)
-    ranks = [first(EndlessOrder(10, seed=7, start=4, rank=rank, world=3), 8) for rank in range(3)]
+    whole = first(InfiniteShuffle(10, seed=7, start=4), 24)
+    ranks = [first(InfiniteShuffle(10, seed=7, start=4, rank=rank, world=3), 8) for rank in range(3)]
     assert [index for together in zip(*ranks, strict=True) for index in together] == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_no_batch(store, workers):
     windows = Windows(store, "train", 16)
-    loader = DataLoader(windows, 4, sampler=EndlessOrder(len(windows), 1), collate_fn=as_it_is, num_workers=workers)
-    order = first(EndlessOrder(len(windows), 1), 12)
+    loader = DataLoader(
+        windows, 4, sampler=InfiniteShuffle(len(windows), 1), collate_fn=identity_collate, num_workers=workers
+    )
+    order = first(InfiniteShuffle(len(windows), 1), 12)
     for batch, start in zip(loader, (0, 4, 8), strict=False):
         assert torch.equal(batch, windows.__getitems__(order[start : start + 4]))
 
 
 def test_spread():
-    assert spread(10, None) == spread(10, 20) == list(range(10))
-    assert spread(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(10, None) == evenly_spaced(10, 20) == list(range(10))
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
 
 
 def test_documents_are_rows_of_their_own(corpus, store):

@@ -7,10 +7,10 @@ import torch
 from test_model import model_of
 
 from slm.errors import UserError
+from slm.generation.quantize import Int8Linear, for_decoding
 from slm.generation.reader import Reader, StaticCache
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
-from slm.generation.weights import Int8Linear, for_decoding
 from slm.model import Cache
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]

@@ -34,7 +34,7 @@ def test_two_processes_equal_one(text_file, tmp_path):
         assert ours == pytest.approx(theirs, abs=1e-4), key
     assert final_state(tmp_path / "two")[2] == 10
     assert (tmp_path / "one" / "windows.jsonl").read_text() == (tmp_path / "two" / "windows.jsonl").read_text()
-    assert list(verify.faults_of(tmp_path / "two")) == []
+    assert list(verify.find_problems(tmp_path / "two")) == []
 
 
 @pytest.mark.slow
@@ -54,4 +54,4 @@ def test_two_processes_stop_together_and_one_goes_on(text_file, tmp_path):
     done = command("train.py", *small)
     assert done.returncode == 0, done.stderr
     assert "the windows stay the same" in done.stdout
-    assert list(verify.faults_of(tmp_path / "run")) == []
+    assert list(verify.find_problems(tmp_path / "run")) == []

@@ -13,21 +13,23 @@ import pytest
 import torch
 from test_resume import assert_same, final_state, history
 
-from slm import checkpoint, durable, runs, verify
+from slm import checkpoint, verify
+from slm import hardware as memory
 from slm.errors import Diverged, ResourceError, Stopped, UserError
+from slm.files import atomic, run_folder
+from slm.hardware import Hardware, smaller
 from slm.model import GPTConfig
-from slm.run import train
-from slm.training import debugging, memory
-from slm.training.guard import Guard
-from slm.training.hardware import Hardware, smaller
-from slm.training.logger import CSVFile
+from slm.run.train import train
+from slm.training.callbacks import fault
+from slm.training.callbacks.guard import Guard
+from slm.training.loggers import CSVFile
 
 FAULT = ("debug.fault.step=7", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=3")
 
 
 def steps_saved(folder) -> list[int]:
-    assert all(durable.intact(path) for path in runs.checkpoints(folder))
-    return [runs.step_of(path) for path in runs.checkpoints(folder)]
+    assert all(atomic.intact(path) for path in run_folder.checkpoints(folder))
+    return [run_folder.step_of(path) for path in run_folder.checkpoints(folder)]
 
 
 # -- numbers that are none, and losses that rise --------------------------------------------------------------------
@@ -49,7 +51,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, m
     assert error.value.exit_code == 3
     assert steps_saved(folder) == [6, 5] if every == 1 else [5]
     assert all(
-        tensor.isfinite().all() for tensor in checkpoint.read(runs.checkpoints(folder)[0])["state_dict"].values()
+        tensor.isfinite().all() for tensor in checkpoint.read(run_folder.checkpoints(folder)[0])["state_dict"].values()
     )
     crash = json.loads((folder / "crash.json").read_text())
     assert crash["step"] == 7
@@ -57,7 +59,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(composed, tmp_path, m
     train(again, run_dir=folder, overrides=[])  # it was the fault, not the data
     windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
     assert crash["windows"] == windows[6]["windows"]
-    assert list(verify.faults_of(folder)) == []
+    assert list(verify.find_problems(folder)) == []
 
 
 @pytest.mark.parametrize("shown", ["callbacks.samples.every_n_steps=7", "log_every_n_steps=7"])
@@ -90,7 +92,7 @@ def test_skip_leaves_the_update_out_and_counts_it(composed, tmp_path, optimizer)
 
 
 def test_skips_in_a_row_end(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr(debugging.Fault, "_is_now", lambda self, trainer: trainer.global_step >= 3)
+    monkeypatch.setattr(fault.Fault, "_is_now", lambda self, trainer: trainer.global_step >= 3)
     config = composed(*FAULT, "debug.fault.kind=nonfinite", "on_nonfinite=skip", "callbacks.guard.max_skips=4")
     with pytest.raises(Diverged, match="at step 8 after 4 skipped steps"):
         train(config, run_dir=tmp_path / "run", overrides=[])
@@ -117,20 +119,20 @@ def once(monkeypatch):
         lives.append(self)
         return trainer.global_step + 1 == self.step and self is lives[0]
 
-    monkeypatch.setattr(debugging.Fault, "_is_now", is_now)
+    monkeypatch.setattr(fault.Fault, "_is_now", is_now)
 
 
 def test_rewind_passes_over_the_windows_and_survives_a_kill(composed, tmp_path, monkeypatch):
     once(monkeypatch)
     folder = tmp_path / "run"
     train(composed(*SPIKE, "on_spike=rewind"), run_dir=folder, overrides=[])
-    (rewind,) = runs.read_card(folder)["rewinds"]
+    (rewind,) = run_folder.read_run_json(folder)["rewinds"]
     assert (rewind["step"], rewind["to"], rewind["skipped"]) == (7, 6, 4)
-    assert list(verify.faults_of(folder)) == []  # among them: each step's windows are those of the order
+    assert list(verify.find_problems(folder)) == []  # among them: each step's windows are those of the order
     whole = final_state(folder)
-    for path in runs.checkpoints(folder)[:-1]:  # back to the first that has been saved since
+    for path in run_folder.checkpoints(folder)[:-1]:  # back to the first that has been saved since
         path.unlink()
-    runs.write_card(folder, runs.read_card(folder) | {"status": "running"})
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "running"})
     train(composed(*SPIKE, "on_spike=rewind", "debug.fault.kind=null"), run_dir=folder, overrides=[])
     assert_same(whole, final_state(folder))
 
@@ -150,7 +152,7 @@ def test_a_request_to_stop_finishes_the_step_and_saves_it(composed, tmp_path, ki
         train(composed(*FAULT, f"debug.fault.kind={kind}", "trainer.microbatch=2"), run_dir=folder, overrides=[])
     assert stopped.value.exit_code == code
     assert steps_saved(folder)[0] == 7
-    assert runs.read_card(folder)["status"] == "stopped"
+    assert run_folder.read_run_json(folder)["status"] == "stopped"
     train(composed(*FAULT, "trainer.microbatch=2"), run_dir=folder, overrides=[])
     train(composed(*FAULT, "trainer.microbatch=2"), run_dir=tmp_path / "straight", overrides=[])
     assert verify.first_difference(tmp_path / "straight", folder) is None
@@ -167,7 +169,7 @@ def test_slurm_gets_its_node_back_and_the_job_into_its_queue(composed, tmp_path,
         monkeypatch.setenv(f"SLURM_{key}", value)
     for key, value in {"JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "here"}.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
-    monkeypatch.setitem(debugging.SIGNALS, "terminate", signal.SIGUSR1)
+    monkeypatch.setitem(fault.SIGNALS, "terminate", signal.SIGUSR1)
     config = composed(*FAULT, "debug.fault.kind=terminate", *([f"run_dir='{folder}'"] if named else []))
     with pytest.raises(Stopped) as stopped:
         train(config, run_dir=folder, overrides=[])
@@ -207,7 +209,7 @@ def test_auto_microbatch_finds_the_largest_that_fits_and_keeps_it(composed, tmp_
     config = composed("trainer.auto_microbatch=true", "data.batch_windows=12", "callbacks.samples=null")
     train(config, run_dir=tmp_path / "run", overrides=[])
     assert tried == [6, 4, 3]
-    assert runs.read_card(tmp_path / "run")["microbatch"] == 3
+    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 3
     assert "microbatch 3 x 1 device(s) x accumulation 4" in capsys.readouterr().out
     config["budget"]["steps"] = 12
     train(config, run_dir=tmp_path / "run", overrides=[])
@@ -239,7 +241,7 @@ def test_a_loader_that_fails(composed, tmp_path, kind, workers, message):
 
 
 def test_a_disk_without_room_is_known_before_training(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr("slm.lives.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    monkeypatch.setattr("slm.run.resume.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(ResourceError, match=r"0.001 GB of disk left, and 4 checkpoints take 0.006 GB more"):
         train(composed(), run_dir=tmp_path / "run", overrides=[])
     assert not (tmp_path / "run").exists()
@@ -268,7 +270,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_old_ones(composed, tmp_path, mon
 def test_a_run_folder_that_is_removed_is_not_made_again(composed, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     monkeypatch.setattr(
-        debugging.Fault, "on_train_batch_start", lambda *_: folder.exists() and folder.rename(tmp_path / "x")
+        fault.Fault, "on_train_batch_start", lambda *_: folder.exists() and folder.rename(tmp_path / "x")
     )
     with pytest.raises(ResourceError, match="was removed or moved away during training"):
         train(composed(*FAULT, "debug.fault.kind=kill"), run_dir=folder, overrides=[])
@@ -288,7 +290,7 @@ def test_after_out_of_memory_auto_microbatch_tries_what_fits(composed, tmp_path,
     with pytest.raises(ResourceError, match=r"auto_microbatch=true"):
         train(composed(*FAULT, "debug.fault.kind=out-of-memory"), run_dir=tmp_path / "run", overrides=[])
     train(composed(*FAULT, "trainer.auto_microbatch=true"), run_dir=tmp_path / "run", overrides=[])
-    assert runs.read_card(tmp_path / "run")["microbatch"] == 2
+    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 2
 
 
 def test_a_logger_that_fails_is_done_without(composed, tmp_path, monkeypatch, capsys):
@@ -310,14 +312,14 @@ def test_lines_that_are_none_do_not_stop_a_resume(composed, tmp_path):
         train(composed(*FAULT, "debug.fault.kind=terminate"), run_dir=folder, overrides=[])
     with open(folder / "metrics.jsonl", "ab") as file:
         file.write(b"\n\0\0\0\n" + b'{"note": "mine"}\n')
-    assert list(verify.faults_of(folder)) == ["metrics.jsonl cannot be read from line 9 on"]
+    assert list(verify.find_problems(folder)) == ["metrics.jsonl cannot be read from line 9 on"]
     train(composed(*FAULT), run_dir=folder, overrides=[])
-    assert list(verify.faults_of(folder)) == []
+    assert list(verify.find_problems(folder)) == []
 
 
 def test_tied_weights_are_one_tensor_in_a_checkpoint(composed, tmp_path):
     train(composed("callbacks.samples=null", "model.tied=true"), run_dir=tmp_path / "run", overrides=[])
-    weights = checkpoint.read(runs.checkpoints(tmp_path / "run")[0])["state_dict"]
+    weights = checkpoint.read(run_folder.checkpoints(tmp_path / "run")[0])["state_dict"]
     assert weights["model.tokens.weight"].data_ptr() == weights["model.head.weight"].data_ptr()
 
 
@@ -327,8 +329,8 @@ def test_tied_weights_are_one_tensor_in_a_checkpoint(composed, tmp_path):
 def test_a_run_folder_in_use_is_refused_until_its_holder_dies(composed, tmp_path):
     folder = tmp_path / "run"
     code = (
-        "import pathlib, sys, time; from slm import runs\n"
-        f"with runs.claimed(pathlib.Path({str(folder)!r})): print('claimed', flush=True); time.sleep(60)"
+        "import pathlib, sys, time; from slm.files import run_folder\n"
+        f"with run_folder.claimed(pathlib.Path({str(folder)!r})): print('claimed', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with holder:
@@ -348,10 +350,10 @@ def test_a_folder_that_another_run_has_taken_is_left_alone(composed, tmp_path, m
             folder.rename(moved)
             shutil.copytree(moved, folder)
 
-    monkeypatch.setattr(debugging.Fault, "on_train_batch_start", swap)
+    monkeypatch.setattr(fault.Fault, "on_train_batch_start", swap)
     with pytest.raises(ResourceError, match="was removed or moved away"):
         train(composed(*FAULT, "debug.fault.kind=kill"), run_dir=folder, overrides=[])
-    assert runs.read_card(folder)["status"] == "running"  # as the copy was
+    assert run_folder.read_run_json(folder)["status"] == "running"  # as the copy was
 
 
 def test_checkpoints_of_other_runs_are_not_taken(composed, tmp_path):
@@ -362,15 +364,15 @@ def test_checkpoints_of_other_runs_are_not_taken(composed, tmp_path):
         shutil.copy(path, tmp_path / "one" / "checkpoints")
     with pytest.raises(UserError, match=r"step-000007.ckpt is another run's"):
         train(composed(*FAULT), run_dir=tmp_path / "one", overrides=[])
-    assert any("another run's" in fault for fault in verify.faults_of(tmp_path / "one"))
+    assert any("another run's" in fault for fault in verify.find_problems(tmp_path / "one"))
 
 
 def test_resume_does_not_begin_anew_where_there_are_checkpoints(composed, tmp_path):
     """Not even with resume=<another run>, if the digests of its own checkpoints are gone."""
     train(composed("callbacks.samples=null"), run_dir=tmp_path / "other", overrides=[])
-    start = f"resume='{runs.checkpoints(tmp_path / 'other')[1]}'"
+    start = f"resume='{run_folder.checkpoints(tmp_path / 'other')[1]}'"
     train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
-    runs.write_card(tmp_path / "run", runs.read_card(tmp_path / "run") | {"status": "running"})
+    run_folder.write_run_json(tmp_path / "run", run_folder.read_run_json(tmp_path / "run") | {"status": "running"})
     for path in (tmp_path / "run" / "checkpoints").glob("*.sha256"):
         path.unlink()
     with pytest.raises(UserError, match="is intact; move the folder away"):
@@ -382,12 +384,12 @@ def test_a_rewound_run_can_be_gone_on_from_in_another(composed, tmp_path, monkey
     once(monkeypatch)
     train(composed(*SPIKE, "on_spike=rewind"), run_dir=tmp_path / "one", overrides=[])
     start = f"resume='{tmp_path / 'one' / 'checkpoints' / 'step-000009.ckpt'}'"
-    monkeypatch.setattr(debugging.Fault, "_is_now", lambda self, trainer: trainer.global_step == 10)
+    monkeypatch.setattr(fault.Fault, "_is_now", lambda self, trainer: trainer.global_step == 10)
     more = "budget.steps=12", "callbacks.checkpoints.every_n_steps=20", "val_every_n_steps=20"
     changed = "allow_changes=[val_every_n_steps]"
     with pytest.raises(Diverged, match="again after rewinding to step 9"):
         train(composed(*SPIKE, "on_spike=rewind", start, *more, changed), run_dir=tmp_path / "two", overrides=[])
-    (rewind,) = runs.read_card(tmp_path / "two")["rewinds"]
+    (rewind,) = run_folder.read_run_json(tmp_path / "two")["rewinds"]
     assert (rewind["to"], rewind["skipped"]) == (9, 4 + 2 * 4)
 
 
@@ -396,7 +398,7 @@ def test_what_the_environment_says_of_ranks_opens_no_door(composed, tmp_path, mo
     """A run on one device is its own first process, so it takes the lock."""
     monkeypatch.setenv(name, "1")
     train(composed("callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
-    assert list(verify.faults_of(tmp_path / "run")) == []
+    assert list(verify.find_problems(tmp_path / "run")) == []
 
 
 # -- what may change on resume --------------------------------------------------------------------------------------

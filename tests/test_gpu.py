@@ -7,15 +7,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from test_resume import assert_same, final_state, history, train_with_kills
 
-from slm import assemble, checkpoint, runs
+from slm import checkpoint
+from slm.files import run_folder
 from slm.generation.reader import Reader
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
+from slm.hardware import largest_microbatch, settle
 from slm.loss import cross_entropy
 from slm.model import GPTConfig
-from slm.run import train
-from slm.training.hardware import settle
-from slm.training.memory import largest_microbatch
+from slm.run.train import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_cpu():
 
 def test_greedy_stories_are_those_of_the_cpu(composed, tmp_path):
     train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
-    path = runs.checkpoints(tmp_path / "run")[0]
+    path = run_folder.checkpoints(tmp_path / "run")[0]
     told = []
     for device in ("cpu", "cuda"):
         loaded = checkpoint.load(path, device)
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_is_left_out(composed, tmp_path, precision, op
     folder, fault = tmp_path / "run", ("debug.fault.kind=nonfinite", "debug.fault.step=10", "on_nonfinite=skip")
     gpu = "trainer.accelerator=gpu", f"trainer.precision={precision}", f"optimizer={optimizer}"
     train(composed(*gpu, *fault, "callbacks.checkpoints.every_n_steps=9"), run_dir=folder, overrides=[])
-    nine, ten = (checkpoint.read(path) for path in reversed(runs.checkpoints(folder)[:2]))
+    nine, ten = (checkpoint.read(path) for path in reversed(run_folder.checkpoints(folder)[:2]))
     assert (nine["global_step"], ten["global_step"]) == (9, 10)
     assert_same(nine["state_dict"], ten["state_dict"])
     assert {"step": 10, "train/skipped": 1} in history(folder)
@@ -108,7 +108,7 @@ def test_auto_microbatch_tries_the_memory_that_is_there(composed, tmp_path):
     """The whole batch of a small model fits; of a large one, where memory is limited, a part of it."""
     config = composed("trainer.accelerator=gpu", "trainer.auto_microbatch=true", "data.batch_windows=64")
     train(config, run_dir=tmp_path / "run", overrides=[])
-    assert runs.read_card(tmp_path / "run")["microbatch"] == 64
+    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 64
     large = config["model"] | {"depth": 8, "width": 512, "head_dim": 64, "context": 512}
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
@@ -132,9 +132,9 @@ def test_a_step_never_waits_for_the_device(composed, tmp_path, monkeypatch):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             torch.cuda.set_sync_debug_mode("default")
 
-    real = assemble.make_trainer
+    real = trainer.make_trainer
     monkeypatch.setattr(
-        assemble,
+        trainer,
         "make_trainer",
         lambda plan, steps, callbacks, *rest: real(plan, steps, [*callbacks, NoWaiting()], *rest),
     )
@@ -146,7 +146,7 @@ def test_a_step_never_waits_for_the_device(composed, tmp_path, monkeypatch):
         train(config, run_dir=tmp_path / "run", overrides=[])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert runs.read_card(tmp_path / "run")["status"] == "done"
+    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
 
 
 @pytest.mark.parametrize("compile", ["true", "false"])
@@ -168,7 +168,7 @@ def test_gradient_checkpointing_spares_memory(composed, tmp_path, compile):
 def test_stories_by_graphs_are_those_without(composed, tmp_path, monkeypatch):
     """Sampled, of many rows that end at different steps, and beyond the context."""
     train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
-    loaded = checkpoint.load(runs.checkpoints(tmp_path / "run")[0], "cuda")
+    loaded = checkpoint.load(run_folder.checkpoints(tmp_path / "run")[0], "cuda")
     settings = {"sampler": Sampler(), "max_new_tokens": 150, "seed": 0, "num_samples": 6}
     graphs = complete(loaded.model, loaded.tokenizer, ["the", "a red dog", ""], **settings)
     monkeypatch.setattr("slm.generation.stream.GraphReader", Reader)

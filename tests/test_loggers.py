@@ -5,15 +5,15 @@ import json
 
 import pytest
 
-from slm import events
-from slm.run import train
+from slm.files import jsonl
+from slm.run.train import train
 
 
 def test_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
     train(composed("logger=csv"), run_dir=tmp_path / "run", overrides=[])
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    lines = list(events.lines(tmp_path / "run" / "metrics.jsonl"))
+    lines = list(jsonl.lines(tmp_path / "run" / "metrics.jsonl"))
     assert len(rows) == len(lines)
     for row, line in zip(rows, lines, strict=True):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
@@ -49,11 +49,11 @@ def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatc
 def test_events_survive_a_torn_line_and_forget_what_comes_after(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
-        events.append(path, {"step": step, "loss": float("inf") if step == 2 else 0.5})
+        jsonl.append(path, {"step": step, "loss": float("inf") if step == 2 else 0.5})
     with open(path, "a") as file:
         file.write('{"step": 4, "lo')
-    assert [line["step"] for line in events.lines(path)] == [1, 2, 3]
-    events.cut(path, 2)
+    assert [line["step"] for line in jsonl.lines(path)] == [1, 2, 3]
+    jsonl.truncate_after(path, 2)
     assert path.read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n'
-    events.cut(path, -1)
+    jsonl.truncate_after(path, -1)
     assert path.read_text() == ""

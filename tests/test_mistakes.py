@@ -10,10 +10,10 @@ import pytest
 from conftest import CONF
 from omegaconf import OmegaConf
 
-from slm.assemble import check_watchers
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.errors import UserError
-from slm.plan import make_plan
+from slm.run.config import make_plan
+from slm.run.trainer import check_watchers
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 INF, NAN, HUGE = math.inf, math.nan, 10**30

@@ -101,7 +101,7 @@ def take_steps(model, optimizer, count):
 @pytest.mark.parametrize("choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}])
 def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices, monkeypatch):
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
-    monkeypatch.setattr("slm.optim.muon.fast_bfloat16", lambda device: True)  # torch takes it everywhere
+    monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)  # torch takes it everywhere
     ours, theirs = model_of(**choices), model_of(**choices)
     optimizer = muon(ours, **MUON_SETTINGS)
     role, rows = roles(theirs), stacked(theirs)
@@ -137,7 +137,7 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices,
 @pytest.mark.parametrize("fast", [False, True])
 def test_orthogonalized(monkeypatch, fast):
     """In either precision the singular vectors stay and the values come near 1."""
-    monkeypatch.setattr("slm.optim.muon.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: fast)
     matrices = torch.randn(3, 8, 20)
     result = orthogonalized(matrices)
     assert result.dtype == (torch.bfloat16 if fast else torch.float32)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slm import cli, evaluate, verify
+from slm import evaluate, verify
+from slm.run import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

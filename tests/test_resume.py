@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from slm import checkpoint, runs
+from slm import checkpoint
 from slm.errors import UserError
-from slm.run import train
+from slm.files import run_folder
+from slm.run.train import train
 from slm.training.module import Pretraining
 
 TIMES = ("tokens_per_second", "mfu", "device/memory_gb")
@@ -20,7 +21,7 @@ def history(folder):
 
 
 def final_state(folder):
-    raw = checkpoint.read(runs.checkpoints(folder)[0])
+    raw = checkpoint.read(run_folder.checkpoints(folder)[0])
     return raw["state_dict"], raw["optimizer_states"], raw["global_step"]
 
 
@@ -94,7 +95,7 @@ def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optim
     assert_same(final_state(straight), final_state(broken))
     assert history(straight) == history(broken)
     assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
-    assert runs.read_card(broken)["lives"] == len(kills) + 1
+    assert run_folder.read_run_json(broken)["lives"] == len(kills) + 1
     assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
 
 
@@ -142,7 +143,7 @@ def test_early_stopping_stays_stopped(composed, tmp_path):
     folder = tmp_path / "run"
     train(config, run_dir=folder, overrides=[])
     assert final_state(folder)[2] == 4  # one best, three without improvement
-    runs.write_card(folder, runs.read_card(folder) | {"status": "running"})  # killed before it could say "done"
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "running"})
     train(config, run_dir=folder, overrides=[])
     assert final_state(folder)[2] == 4
 
@@ -159,11 +160,11 @@ def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
     config, folder = composed("callbacks.checkpoints.every_n_steps=4"), tmp_path / "run"
     train(config, run_dir=folder, overrides=[])
     state = final_state(folder)
-    newest = runs.checkpoints(folder)[0]
+    newest = run_folder.checkpoints(folder)[0]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    runs.write_card(folder, runs.read_card(folder) | {"status": "running"})
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "running"})
     train(config, run_dir=folder, overrides=[])
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: damaged, by the sha256: step-000010.ckpt; going on from step-000008.ckpt"]
@@ -172,7 +173,7 @@ def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
 
 def test_resume_from_another_runs_checkpoint(composed, tmp_path):
     train(composed(), run_dir=tmp_path / "first", overrides=[])
-    first = runs.checkpoints(tmp_path / "first")[1]
+    first = run_folder.checkpoints(tmp_path / "first")[1]
     train(composed(f"resume='{first}'"), run_dir=tmp_path / "second", overrides=[])
     assert_same(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
 
@@ -211,7 +212,7 @@ def test_patience_may_change_on_resume(composed, tmp_path):
 
 def test_resume_from_a_run_folder_takes_its_newest_checkpoint(composed, tmp_path):
     train(composed(), run_dir=tmp_path / "first", overrides=[])
-    assert runs.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
+    assert run_folder.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
     (tmp_path / "first" / "checkpoints" / "best.json").write_text('{"file": "step-000005.ckpt"}')
-    assert runs.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
-    assert runs.find_checkpoint(str(tmp_path / "first"), tmp_path).name == "step-000005.ckpt"
+    assert run_folder.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
+    assert run_folder.find_checkpoint(str(tmp_path / "first"), tmp_path).name == "step-000005.ckpt"

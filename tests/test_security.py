@@ -14,15 +14,17 @@ import pytest
 import torch
 from conftest import CONF, trained
 
-from slm import checkpoint, cli, doors, durable, evaluate, runs, tokenizers
-from slm.build import build, locate
+from slm import checkpoint, evaluate, security, tokenizers
 from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
+from slm.files import atomic, run_folder
 from slm.model import GPT, GPTConfig
-from slm.plan import make_plan
-from slm.rehearse import rehearse
-from slm.run import train
+from slm.run import cli
+from slm.run.config import make_plan
+from slm.run.instantiate import build, locate
+from slm.run.train import train
+from slm.run.verify_resume import rehearse
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 TOKENIZER = {"tokenizer.json": b'{"kind": "bytes"}'}
@@ -134,7 +136,7 @@ def test_targets_in_a_checkpoint_are_never_built(tmp_path, saved, monkeypatch):
     node |= {"self": str(marker), "init_args": {"path": str(marker)}}
     raw = content(hyper_parameters=node, hparams_name="kwargs", slm={"config": {"data": {"corpus": node}, **node}})
     raw["pytorch-lightning_version"] = "2.6.6"
-    monkeypatch.setattr("slm.build.import_module", None)  # would raise
+    monkeypatch.setattr("slm.run.instantiate.import_module", None)  # would raise
     path = saved(raw)
     assert checkpoint.load(path).config["_target_"] == "pathlib.Path.touch"
     refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), "was not trained on data=storyworld")
@@ -285,7 +287,7 @@ def test_random_bytes_are_no_tokenizer_model(saved, tmp_path):
     whole, settings = (tmp_path / "sentencepiece.model").read_bytes(), tokenizers.read_settings(tmp_path)
     for model in (random.Random(0).randbytes(5000), whole[: len(whole) // 2], b"\n", b"\x80\x04" + whole):
         (tmp_path / "sentencepiece.model").write_bytes(model)
-        tokenizers.write_settings(tmp_path, settings | {"sha256": durable.sha256(tmp_path / "sentencepiece.model")})
+        tokenizers.write_settings(tmp_path, settings | {"sha256": atomic.sha256(tmp_path / "sentencepiece.model")})
         files = {name: (tmp_path / name).read_bytes() for name in ("tokenizer.json", "sentencepiece.model")}
         refused(lambda: checkpoint.load(saved(content(slm={"tokenizer": files}))), "tokenizer")  # noqa: B023
 
@@ -329,11 +331,11 @@ def test_pointers_name_only_what_lies_beside_them(pointer, copy, saved):
     for name in ("last", "best"):
         (copy / "checkpoints" / f"{name}.json").write_text(pointer)
     for ckpt in (str(copy), "latest", "last", "best"):
-        refused(lambda: runs.find_checkpoint(ckpt, copy.parent), "is damaged: it must name a file beside it")  # noqa: B023
+        refused(lambda: run_folder.find_checkpoint(ckpt, copy.parent), "is damaged: it must name a file beside it")  # noqa: B023
 
 
 def test_a_crafted_card_is_one_line(copy, composed):
-    config, card = composed(), runs.read_card(copy)
+    config, card = composed(), run_folder.read_run_json(copy)
     for change in CARDS:
         (copy / "run.json").write_text(change if isinstance(change, str) else json.dumps(card | change))
         refused(lambda: train(config, run_dir=copy, overrides=[]), "run.json is damaged")
@@ -453,10 +455,10 @@ def test_generation_takes_no_url_secret_or_other_configuration(tmp_path, monkeyp
 
 
 def test_what_only_sounds_like_a_secret_is_taken():
-    doors.refuse_secrets(
+    security.refuse_secrets(
         {"budget.tokens": 1e8, "max_new_tokens": 5, "tokenizer": "bytes", "tags": ["api_key", "token"]}
     )
-    doors.refuse_secrets(
+    security.refuse_secrets(
         {"optimized_metric": "train/tokens", "data.path": "a@b:c/d", "url": "https://example.org/a@b:c"}
     )
     cli.check_overrides(["budget.tokens=1e8", "callbacks.samples.max_new_tokens=5", "tokenizer=bytes"], sweep=False)
@@ -465,9 +467,9 @@ def test_what_only_sounds_like_a_secret_is_taken():
 def test_secrets_in_files_and_from_interpolation_are_refused(monkeypatch):
     monkeypatch.setenv("SLM_TEST_TOKEN", SECRET)
     monkeypatch.setenv("OTHER_TOKEN", "true")  # too short to be one
-    doors.refuse_secrets({"stream": "true"})
+    security.refuse_secrets({"stream": "true"})
     for tree in ({"a": {"b": [{"api-key": "x"}]}}, {"tags": [f"a {SECRET}"]}, {"url": "s3://a:b@c"}, {SECRET: 1}):
-        assert SECRET not in refused(lambda: doors.refuse_secrets(tree))  # noqa: B023
+        assert SECRET not in refused(lambda: security.refuse_secrets(tree))  # noqa: B023
 
 
 @pytest.fixture
@@ -507,7 +509,7 @@ def test_shut_to_an_experiment_from_somebody_else(name, conf):
     (conf / "experiment" / "evil.yaml").write_text("# @package _global_\n" + text)
 
     def command():
-        doors.check_files(conf)
+        security.check_files(conf)
         cli.check_overrides(["experiment=evil"], sweep=False)
 
     refused(command, message)
@@ -523,10 +525,10 @@ def test_every_option_of_a_sweep_is_looked_at(conf):
 def test_a_bomb_in_local_and_trust_in_it(conf):
     (conf / "local").mkdir()
     (conf / "local" / "default.yaml").write_text("# @package _global_\ntrusted_targets: [my_lab]\n")
-    doors.check_files(conf)
+    security.check_files(conf)
     cli.check_overrides([], sweep=False)
     (conf / "local" / "default.yaml").write_text(BOMB)
-    refused(lambda: doors.check_files(conf), "local/default.yaml expands to more than")
+    refused(lambda: security.check_files(conf), "local/default.yaml expands to more than")
 
 
 # -- targets --------------------------------------------------------------------------------------------------------
@@ -543,8 +545,13 @@ OUTSIDE = [
         "slm.",
         3,
     ),
-    *("slm.durable.os.remove", "slm.runs.subprocess.run", "slm.durable.write_text", "slm.cli.own_folder"),
-    *("slm.training.checkpoints.durable.write", "slm.training.checkpoints.signal.raise_signal"),
+    *(
+        "slm.files.atomic.os.remove",
+        "slm.files.run_folder.subprocess.run",
+        "slm.files.atomic.write_text",
+        "slm.run.cli.own_folder",
+    ),
+    *("slm.training.callbacks.checkpoints.durable.write", "slm.training.callbacks.checkpoints.signal.raise_signal"),
     *("slm.tokenizers.import_module", "slm.corpora.download.urlopen", "slm.tokenizers.json.loads"),
     *("slm.training.module.Pretraining.load_from_checkpoint", "lightning.pytorch.LightningModule.load_from_checkpoint"),
     *("torch.optim.optimizer.functools.partial", "torch.optim.optimizer.torch.load", "torch.optim.AdamW.__class__"),
@@ -556,7 +563,7 @@ INSIDE = [
     *("slm.tokenizers.sentencepiece.SentencePieceTokenizer.build", "slm.corpora.text.Text", "slm.optim.muon.muon"),
     *(
         "slm.generation.sampling.Sampler",
-        "slm.training.progress.ProgressBar",
+        "slm.training.callbacks.progress.ProgressBar",
         "torch.optim.AdamW",
         "torch.optim.sgd.SGD",
     ),
@@ -608,7 +615,7 @@ def test_trusted_targets_reach_every_constructor(labs, composed, tmp_path):
     config = composed(hook, "budget.steps=1", "callbacks.samples=null")
     refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "hooks.mine._target_=my_lab.Hook is outside")
     train(config | {"trusted_targets": ["my_lab"]}, run_dir=tmp_path / "run", overrides=[])
-    assert runs.read_card(tmp_path / "run")["status"] == "done"
+    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
     for group in ("optimizer", "tokenizer", "data", "schedule", "logger", "callbacks"):
         changed = json.loads(json.dumps(config | {"hooks": {}}))
         node = changed["data"]["corpus"] if group == "data" else changed[group]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm import evaluate, runs
+from slm import evaluate
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
@@ -19,8 +19,9 @@ from slm.corpora.storyworld.telling import Choice, Template, list_name, read, re
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
 from slm.corpora.storyworld.world import PRONOUNS as FORMS
 from slm.errors import UserError
-from slm.report.curves import entropy
-from slm.run import train
+from slm.files import run_folder
+from slm.plot import entropy
+from slm.run.train import train
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -469,7 +470,7 @@ def test_the_excess_is_no_metric_elsewhere(composed, tmp_path):
 def test_an_epoch_is_every_story_once(composed, tmp_path):
     settings = [*SHORT[:2], "budget.steps=null", "budget.epochs=2", "callbacks.stories=null"]
     train(composed(*settings, data=STORIES), run_dir=tmp_path / "run", overrides=[])
-    assert runs.read_card(tmp_path / "run")["steps"] == 2 * 60 / 4
+    assert run_folder.read_run_json(tmp_path / "run")["steps"] == 2 * 60 / 4
 
 
 def test_a_run_without_the_floor_may_cut_stories(composed, tmp_path):
@@ -478,7 +479,7 @@ def test_a_run_without_the_floor_may_cut_stories(composed, tmp_path):
         run_dir=tmp_path / "run",
         overrides=[],
     )
-    assert runs.read_card(tmp_path / "run")["status"] == "done"
+    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
 
 
 def test_story_bits_are_those_of_the_model(tiny):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import trained
 
-from slm import checkpoint, runs, verify
-from slm.run import train
+from slm import checkpoint, verify
+from slm.files import run_folder
+from slm.run.train import train
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def edit_lines(path: Path, change):
 
 
 def flip_a_bit(run):
-    newest = runs.checkpoints(run)[0]
+    newest = run_folder.checkpoints(run)[0]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -55,7 +56,7 @@ def swap_windows(run):
 
 
 def spoil_weights(run):
-    newest = runs.checkpoints(run)[0]
+    newest = run_folder.checkpoints(run)[0]
     content = checkpoint.read(newest)
     for name in ("model.tokens.weight", "model.head.weight"):  # one tensor, under both names
         content["state_dict"][name][0, 0] = float("inf")
@@ -87,7 +88,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("fault", DAMAGES)
 def test_each_damage_is_found(run, fault, monkeypatch, capsys):
-    assert list(verify.faults_of(run)) == []
+    assert list(verify.find_problems(run)) == []
     DAMAGES[fault](run)
     monkeypatch.setattr(sys, "argv", ["verify", str(run)])
     assert verify.main() == 1
@@ -102,7 +103,7 @@ def test_what_is_no_run_is_a_mistake(tmp_path, monkeypatch, capsys):
 
 def test_the_first_difference_is_named(whole, run):
     assert verify.first_difference(whole, run) is None
-    newest = runs.checkpoints(run)[0]
+    newest = run_folder.checkpoints(run)[0]
     content = checkpoint.read(newest)
     weight = content["state_dict"]["model.tokens.weight"]
     weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(9.0))
@@ -118,7 +119,7 @@ def test_runs_that_go_on_are_whole(composed, tmp_path, overrides):
     first = composed("debug.log_windows=true", *(["val_every_n_steps=4"] if "budget.steps=20" in overrides else []))
     train(first, run_dir=tmp_path / "run", overrides=[])
     train(composed("debug.log_windows=true", *overrides, "budget.steps=12"), run_dir=tmp_path / "run", overrides=[])
-    assert list(verify.faults_of(tmp_path / "run")) == []
+    assert list(verify.find_problems(tmp_path / "run")) == []
 
 
 @pytest.mark.slow
@@ -133,6 +134,6 @@ def test_verify_resume(text_file, tmp_path, monkeypatch, capsys):
     assert code == 0, printed.err
     assert "PASS: 16 steps" in printed.out
     assert list((tmp_path / "runs").iterdir()) == []
-    monkeypatch.setattr("slm.rehearse.first_difference", lambda *folders: "metrics.jsonl, line 3")
+    monkeypatch.setattr("slm.run.verify_resume.first_difference", lambda *folders: "metrics.jsonl, line 3")
     assert trained(monkeypatch, *arguments) == 1
     assert "FAIL: the resumed run differs: metrics.jsonl, line 3; both runs are in" in capsys.readouterr().out

@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from slm import durable
 from slm.corpora import Split
 from slm.corpora.download import fetch
 from slm.corpora.text import Text
 from slm.errors import UserError
+from slm.files import atomic
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOAD_SECONDS = 10.0
@@ -44,5 +44,5 @@ class Shakespeare:
             if hashlib.sha256(content).hexdigest() != SHA256:
                 raise UserError(f"what came from {self.url} is not tiny Shakespeare (its sha256 differs): {remedy}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            durable.write(file, content)
+            atomic.write(file, content)
         return file

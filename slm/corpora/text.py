@@ -11,9 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-from slm import durable
 from slm.corpora import Split
 from slm.errors import UserError
+from slm.files import atomic
 
 CHUNK_CHARACTERS = 1 << 20
 
@@ -71,7 +71,7 @@ class Text:
         if not self.path:
             raise UserError("data=text needs data.path=<file, folder or glob>")
         try:
-            files = self._found(durable.expanded(self.path))
+            files = self._found(atomic.expanded(self.path))
         except UserError:
             raise
         except (OSError, ValueError) as error:  # too long a name, an odd pattern

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 
-from slm import durable
 from slm.corpora import Split
 from slm.corpora.download import fetch
 from slm.errors import UserError
+from slm.files import atomic
 
 PROBE_SECONDS = 3.0
 BATCH_STORIES = 1000
@@ -77,7 +77,7 @@ class TinyStories:
         if isinstance(answer, str):
             if remembered.get(key) != answer:
                 memory.parent.mkdir(parents=True, exist_ok=True)
-                durable.write(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
+                atomic.write(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
             return answer, True
 
         reason = f"no {key} from the Hugging Face Hub ({answer})"
@@ -132,7 +132,7 @@ def _read_json(path: Path) -> dict[str, str]:
 
 
 def _shards(folder: str | Path, split: Split) -> list[Path]:
-    shards = [path for path in sorted((durable.expanded(folder) / "data").glob(f"{split}-*.parquet")) if path.is_file()]
+    shards = [path for path in sorted((atomic.expanded(folder) / "data").glob(f"{split}-*.parquet")) if path.is_file()]
     if not shards:
         raise UserError(f"no {split} files in {folder}: the folder must hold {LAYOUT}")
     announced = re.search(r"-of-(\d+)", shards[0].name)

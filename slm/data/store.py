@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from slm import durable, tokenizers
+from slm import tokenizers
 from slm.corpora import Corpus, Split
 from slm.errors import UserError
+from slm.files import atomic
 from slm.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class TokenStore:
         }
         if stamps != known:
             with contextlib.suppress(OSError):  # a cache that may only be read is read again the next time
-                durable.write_text(folder / VERIFIED, json.dumps(stamps))
+                atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
 
     def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
@@ -145,7 +146,7 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cache folder {parent} cannot be made: {error.strerror}; give another cache_dir") from None
-    with durable.locked(folder.with_suffix(".lock"), wait=True):
+    with atomic.locked(folder.with_suffix(".lock"), wait=True):
         if not folder.is_dir():
             temporary = folder.with_suffix(".partial")
             shutil.rmtree(temporary, ignore_errors=True)  # a killed process's: the lock says that nobody lives in it
@@ -153,9 +154,9 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
             try:
                 write(temporary)
                 for path in temporary.iterdir():
-                    durable.flush(path)
+                    atomic.flush(path)
                 temporary.rename(folder)
-                durable.flush(parent)
+                atomic.flush(parent)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise

@@ -97,7 +97,7 @@ class Documents(Dataset):
         return torch.from_numpy(rows)
 
 
-class EndlessOrder(Sampler[int]):
+class InfiniteShuffle(Sampler[int]):
     """Window indices from global position `start` on, forever; rank r of `world` takes every world-th position.
 
     All ranks together read the same windows per step whatever their number is.
@@ -117,7 +117,7 @@ class EndlessOrder(Sampler[int]):
             epoch, offset = epoch + 1, 0
 
 
-def spread(total: int, limit: int | None) -> list[int]:
+def evenly_spaced(total: int, limit: int | None) -> list[int]:
     """At most `limit` of `total` indices, evenly spaced, always the same ones."""
     if limit is None or limit >= total:
         return list(range(total))

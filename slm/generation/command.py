@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 
-from slm import checkpoint, durable, runs
+from slm import checkpoint
 from slm.errors import UserError
+from slm.files import atomic, run_folder
 from slm.generation.chat import chat
+from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import Completion, TextStream, check_count, completions, encode_prompt, generate
-from slm.generation.weights import Dtype, check_dtype, for_decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Request:
         if self.prompts_file is None:
             return [self.prompt]
         try:
-            path = durable.expanded(self.prompts_file)
+            path = atomic.expanded(self.prompts_file)
             if path.exists() and not path.is_file():  # a pipe might never end
                 raise UserError(f"prompts_file={self.prompts_file} is not a file; save the prompts in one")
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -87,7 +88,7 @@ def generate_command(request: Request):
         raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
     device = device_of(request.device)
     check_dtype(request.dtype, device)
-    path = runs.find_checkpoint(request.ckpt, durable.expanded(request.runs_dir))
+    path = run_folder.find_checkpoint(request.ckpt, atomic.expanded(request.runs_dir))
     loaded = checkpoint.load(path, device)
     for_decoding(loaded.model, request.dtype)
     settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}

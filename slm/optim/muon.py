@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from slm.errors import UserError
+from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 from slm.optim.adamw import adamw_on
 from slm.optim.roles import roles, stacked
-from slm.precision import fast_bfloat16
 
 NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
 
@@ -109,7 +109,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     In bfloat16, where that is fast. Values of almost no size stay below: five iterations do not lift them so far.
     """
     steps, (a, b, c) = NEWTON_SCHULZ
-    x = matrices.bfloat16() if fast_bfloat16(matrices.device) else matrices.float()
+    x = matrices.bfloat16() if has_fast_bfloat16(matrices.device) else matrices.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT

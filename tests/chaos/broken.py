@@ -6,11 +6,11 @@ import os
 import signal
 import time
 
-from slm import durable, events
-from slm.cli import train_main
-from slm.training.callbacks import Randomness
-from slm.training.checkpoints import Checkpoints
-from slm.training.data import WindowsData
+from slm.files import atomic, jsonl
+from slm.run.cli import train_main
+from slm.training.callbacks.checkpoints import Checkpoints
+from slm.training.callbacks.metrics import Seeding
+from slm.training.datamodule import WindowsData
 from slm.training.module import Pretraining
 
 
@@ -21,12 +21,12 @@ def order():
 
 def randomness():
     """Dropout draws from wherever the global generator happens to be."""
-    Randomness.on_train_batch_start = lambda *args: None
+    Seeding.on_train_batch_start = lambda *args: None
 
 
 def history():
     """What was logged after the checkpoint is not forgotten."""
-    events.cut = lambda path, step: None
+    jsonl.truncate_after = lambda path, step: None
 
 
 def atomicity():
@@ -42,9 +42,9 @@ def atomicity():
             time.sleep(0.2)
             file.write(content[len(content) // 2 :])
         if digest:
-            durable.write(durable.digest_path(path), f"{durable.sha256(path)}  {path.name}\n".encode())
+            atomic.write(atomic.digest_path(path), f"{atomic.sha256(path)}  {path.name}\n".encode())
 
-    durable.replacing = in_place
+    atomic.replacing = in_place
 
 
 def validation():

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slm import durable, runs, verify
+from slm import verify
+from slm.files import atomic, run_folder
 
 ROOT = Path(__file__).parents[2]
 LINES = {  # what it prints when it begins with something
@@ -86,8 +87,8 @@ class Chaos:
 
     def check(self):
         """What must hold at every moment: no torn file has a checkpoint's name, and of two saves two are there."""
-        there = runs.checkpoints(self.folder)
-        torn = [path.name for path in there if not durable.intact(path)]
+        there = run_folder.checkpoints(self.folder)
+        torn = [path.name for path in there if not atomic.intact(path)]
         assert not torn, f"{torn} torn"
         assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
 
@@ -135,7 +136,7 @@ def compare(peaceful: Path, chaotic: Chaos):
     """Raises AssertionError if the killed run is not the other one to the bit, or not whole."""
     difference = verify.first_difference(peaceful, chaotic.folder)
     assert difference is None, difference
-    faults = list(verify.faults_of(chaotic.folder))
+    faults = list(verify.find_problems(chaotic.folder))
     assert not faults, faults
     left = [path for path in chaotic.folder.rglob("*") if path.suffix == ".partial"]
     assert not left, left

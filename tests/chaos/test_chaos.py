@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from driver import Chaos, compare, moments
 
-from slm.run import train
+from slm.run.train import train
 
 SHARED_MEMORY = Path("/dev/shm")
 

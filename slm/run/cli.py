@@ -21,13 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slm import durable
-from slm.build import check, did_you_mean, is_node, locate
-from slm.doors import NAME, check_files, check_flag, check_hydra, refuse_secrets
 from slm.errors import Stopped, UserError, refusal, report
-from slm.runs import file_name, flatten, new_folder
+from slm.files import atomic
+from slm.files.run_folder import file_name, flatten, new_folder
+from slm.run.instantiate import check, did_you_mean, is_node, locate
+from slm.security import NAME, check_files, check_flag, check_hydra, refuse_secrets
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 LITERAL = (  # taken as they are, not as Hydra's grammar
     *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume"),
     *("data.path", "data.separator"),
@@ -102,15 +102,15 @@ class Outcome:
 
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep, which goes on when one of its jobs fails."""
-    from slm.plan import Settings, typed
-    from slm.rehearse import rehearse
-    from slm.run import train
+    from slm.run.config import Settings, typed
+    from slm.run.train import train
+    from slm.run.verify_resume import rehearse
 
     hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
     try:
         typed(Settings, OmegaConf.to_container(cfg, resolve=True), "")
         for folder in ("cache_dir", "runs_dir"):
-            cfg[folder] = str(durable.expanded(cfg[folder]))
+            cfg[folder] = str(atomic.expanded(cfg[folder]))
         config = OmegaConf.to_container(cfg, resolve=True)
         config["name"] = config["name"] or hydra_config.runtime.choices["model"]
         refuse_secrets(config)
@@ -146,7 +146,7 @@ def run_job(cfg: DictConfig) -> Outcome:
 def own_folder(config: dict) -> Path:
     """run_dir, or a new folder, which the other processes of a distributed run learn from the environment."""
     if config["run_dir"]:
-        return durable.expanded(config["run_dir"])
+        return atomic.expanded(config["run_dir"])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:
         raise UserError("several processes need one folder that they all know; give run_dir=<folder>")
     moment = time.strftime("%Y-%m-%d_%H%M%S")

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import yaml
 
-from slm import checkpoint, durable, events, runs
+from slm import checkpoint
 from slm.errors import Diverged, ResourceError, Rewind, UserError
 from slm.estimate import parameters
-from slm.plan import Plan
-from slm.prepare import Prepared
-from slm.report.curves import loss_curve
+from slm.files import atomic, jsonl, run_folder
+from slm.plot import loss_curve
+from slm.run.config import Plan
+from slm.run.prepare import Prepared
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # on them last digits depend
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
@@ -24,7 +25,7 @@ TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "Wi
 def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
     if config["resume"] == "never":
         raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-    if changed := runs.changes(card["config"], config):
+    if changed := run_folder.changes(card["config"], config):
         raise UserError(
             f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
             "give the same one, another run_dir, or allow_changes=[key]"
@@ -33,14 +34,14 @@ def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
 
 def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     """The checkpoint to go on from: this run's newest intact one, else the one that resume= names."""
-    if newest := runs.newest_intact(run_dir):
+    if newest := run_folder.newest_intact(run_dir):
         return newest
-    if runs.checkpoints(run_dir):
+    if run_folder.checkpoints(run_dir):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
     if config["resume"] in ("auto", "never"):
         return None
-    start = runs.find_start(config["resume"], Path(config["runs_dir"]))
-    if changed := runs.changes(checkpoint.read(start)["slm"]["config"], config):
+    start = run_folder.find_start(config["resume"], Path(config["runs_dir"]))
+    if changed := run_folder.changes(checkpoint.read(start)["slm"]["config"], config):
         raise UserError(
             f"{start} was trained with another configuration ({'; '.join(changed)}); "
             "give the same one, or allow_changes=[key]"
@@ -82,10 +83,10 @@ def make_card(
     own = [plan.settings.log_every_n_steps, plan.settings.val_every_n_steps]  # of what is logged
     intervals = before.get("intervals", []) if before else []
     card = {
-        "run_id": before["run_id"] if before else f"{runs.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
+        "run_id": before["run_id"] if before else f"{run_folder.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
         "name": run_dir.name,
         "created": before["created"] if before else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **runs.identity(plan.config),
+        **run_folder.identity(plan.config),
         "corpus": manifest["corpus"],
         "tokenizer": manifest["tokenizer"],
         "device": plan.hardware.name,
@@ -116,7 +117,7 @@ def make_card(
 def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
     files = config["callbacks"]["checkpoints"]["keep_last"] + 2  # the best, and the one that is being written
-    there = sum(path.stat().st_size for path in runs.checkpoints(run_dir))
+    there = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
     needed = files * 12 * parameters(prepared.model).total - there
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise ResourceError(
@@ -127,23 +128,23 @@ def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
 
 def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
     """Fills the run folder, or takes it up again at the step of its checkpoint."""
-    runs.write_card(run_dir, card)  # before all else: it says whose folder this is
-    runs.remove_torn(run_dir)
+    run_folder.write_run_json(run_dir, card)  # before all else: it says whose folder this is
+    run_folder.remove_partial_files(run_dir)
     for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
-        events.cut(run_dir / file, step)
-    events.cut(run_dir / "events.jsonl", math.inf)  # which tells of all lives; but a torn line goes
+        jsonl.truncate_after(run_dir / file, step)
+    jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # which tells of all lives; but a torn line goes
     for folder in ("tokenizer", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
     prepared.tokenizer.save(run_dir / "tokenizer")
     for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        durable.write_text(run_dir / file, text)
+        atomic.write_text(run_dir / file, text)
 
 
 def close_run(run_dir: Path, card: dict[str, Any]):
     """Writes down how it ended; a disk that has just failed may do so again, which is no news."""
     try:
-        runs.write_card(run_dir, card)
+        run_folder.write_run_json(run_dir, card)
         loss_curve(run_dir)
     except OSError:
         if card["status"] != "failed":
@@ -152,8 +153,8 @@ def close_run(run_dir: Path, card: dict[str, Any]):
 
 def note_rewind(config: dict[str, Any], run_dir: Path, rewind: Rewind):
     """Has the next life pass over the windows from its checkpoint to the step that raised the loss."""
-    card, newest = runs.read_card(run_dir), runs.newest_intact(run_dir)
-    to = runs.step_of(newest) if newest else card["first_step"]
+    card, newest = run_folder.read_run_json(run_dir), run_folder.newest_intact(run_dir)
+    to = run_folder.step_of(newest) if newest else card["first_step"]
     if any(before["to"] == to for before in card["rewinds"]):
         raise Diverged(
             f"{rewind.reason} at step {rewind.step}, again after rewinding to step {to} and taking other windows; "
@@ -161,5 +162,5 @@ def note_rewind(config: dict[str, Any], run_dir: Path, rewind: Rewind):
         )
     skipped = rewind.skipped + (rewind.step - to) * config["data"]["batch_windows"]
     card["rewinds"].append({"step": rewind.step, "to": to, "skipped": skipped, "reason": rewind.reason})
-    runs.write_card(run_dir, card)
+    run_folder.write_run_json(run_dir, card)
     print(f"rewinding to step {to}, passing over {rewind.step - to} steps' windows", file=sys.stderr)

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from slm import durable, events
 from slm.errors import Diverged, Rewind, UserError
-from slm.training.callbacks import write_metrics
-from slm.training.checkpoints import step_ends
-from slm.training.data import WindowsData
+from slm.files import atomic, jsonl
+from slm.training.callbacks.checkpoints import step_ends
+from slm.training.callbacks.metrics import write_metrics
+from slm.training.datamodule import WindowsData
 
 
 class Guard(Callback):
@@ -134,7 +134,7 @@ class Guard(Callback):
             return
         crash = {"step": step, "reason": facts, "skipped_in_a_row": self.in_a_row - 1, "windows": windows}
         if self.trainer.is_global_zero:
-            durable.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
+            atomic.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
         remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
         what = "anything of it was saved" if self.may_be_late() else "the update"
         after = f" after {self.max_skips} skipped steps" if skip else ""
@@ -145,7 +145,7 @@ class Guard(Callback):
 
     def _note(self, step: int, event: str, facts: str, **details):
         if self.trainer.is_global_zero:
-            events.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
+            jsonl.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
             print(f"warning: step {step}: {event}: {facts}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm import durable
+from slm.files import atomic
 
 
 def append(path: Path, event: dict[str, Any]):
@@ -42,7 +42,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def cut(path: Path, step: int):
+def truncate_after(path: Path, step: int):
     """Forgets what was written after the checkpoint of `step`, since it will be written again."""
     if path.is_file():
-        durable.write_text(path, "".join(line_of(event) for event in lines(path) if event["step"] <= step))
+        atomic.write_text(path, "".join(line_of(event) for event in lines(path) if event["step"] <= step))

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slm import events, runs
-from slm.assemble import assemble, check_watchers, leave
 from slm.errors import ResourceError, Rewind, Stopped, UserError
 from slm.estimate import parameters
-from slm.lives import (
+from slm.files import jsonl, run_folder
+from slm.hardware import smaller
+from slm.run.config import Plan, make_plan
+from slm.run.prepare import Prepared, prepare_data, settle_microbatch
+from slm.run.resume import (
     check_room,
     check_start,
     close_run,
@@ -21,15 +23,13 @@ from slm.lives import (
     refuse_changes,
     start_checkpoint,
 )
-from slm.plan import Plan, make_plan
-from slm.prepare import Prepared, prepare_data, settle_microbatch
-from slm.training.hardware import smaller
+from slm.run.trainer import assemble, check_watchers, leave
 
 
 def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> float | None:
     """Trains, or goes on training, in run_dir. Returns the objective: the best value of a val/ metric."""
-    runs.refuse_foreign(run_dir)
-    with runs.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext():
+    run_folder.check_is_run_folder(run_dir)
+    with run_folder.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext():
         while True:
             try:
                 return live(config, run_dir, overrides)
@@ -40,7 +40,7 @@ def train(config: dict[str, Any], *, run_dir: Path, overrides: list[str]) -> flo
 def live(config: dict[str, Any], run_dir: Path, overrides: list[str]) -> float | None:
     """One life of a run, from its newest checkpoint to its end or to whatever interrupts it."""
     first = is_first_process(config)  # asked now: the end of a distributed run clears what tells it
-    card = runs.read_card(run_dir)
+    card = run_folder.read_run_json(run_dir)
     if card and (first or config["resume"] != "never"):  # the first has written the card of the others
         refuse_changes(card, config, run_dir)
         if card["status"] == "done" and card["budget"] == config["budget"]:
@@ -60,17 +60,17 @@ def live(config: dict[str, Any], run_dir: Path, overrides: list[str]) -> float |
         open_run(card, prepared, run_dir, overrides, step)
         describe(plan, prepared, run_dir, start)
 
-    from slm.training.logger import for_each_logger
+    from slm.training.loggers import for_each_logger
 
-    status, stopped, lock = "failed", None, runs.lock_of(run_dir)
+    status, stopped, lock = "failed", None, run_folder.lock_inode(run_dir)
     try:
-        for_each_logger(trainer, lambda logger: logger.log_hyperparams(runs.flatten(config)))
+        for_each_logger(trainer, lambda logger: logger.log_hyperparams(run_folder.flatten(config)))
         stopped = fit(trainer, module, data, start, plan, run_dir)
         status = "stopped" if stopped else "done"
     finally:
         objective = best(run_dir, config["optimized_metric"])
         leave(trainer)
-        if first and runs.lock_of(run_dir) == lock:
+        if first and run_folder.lock_inode(run_dir) == lock:
             close_run(run_dir, {**card, "status": status, "objective": objective})
     if first:  # another process must not end in an error, or Lightning kills the first one
         conclude(run_dir, config, objective, stopped)
@@ -98,7 +98,7 @@ def describe(plan: Plan, prepared: Prepared, run_dir: Path, start: Path | None):
 
 def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) -> Stopped | None:
     """Trains to the end or to a requested stop, which is returned."""
-    from slm.training.stopping import StopRequests
+    from slm.training.callbacks.signals import StopRequests
 
     try:
         trainer.fit(module, data, ckpt_path=str(start) if start else None, weights_only=True)
@@ -119,7 +119,7 @@ def fit(trainer, module, data, start: Path | None, plan: Plan, run_dir: Path) ->
 
 def explain(error: Exception, plan: Plan, run_dir: Path, loaders: int) -> UserError | None:
     """What a failure of the machine under training means, None for any other. `loaders` are processes."""
-    from slm.training.memory import is_out_of_memory
+    from slm.hardware import is_out_of_memory
 
     text = str(error)
     if is_out_of_memory(error):
@@ -151,12 +151,12 @@ def explain(error: Exception, plan: Plan, run_dir: Path, loaders: int) -> UserEr
 
 def best(run_dir: Path, metric: str) -> float | None:
     """The lowest value of a val/ metric, the last value of any other, from metrics.jsonl."""
-    values = [event[metric] for event in events.lines(run_dir / "metrics.jsonl") if event.get(metric) is not None]
+    values = [event[metric] for event in jsonl.lines(run_dir / "metrics.jsonl") if event.get(metric) is not None]
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
 def conclude(run_dir: Path, config: dict[str, Any], objective: float | None, stopped: Stopped | None):
-    from slm.training.stopping import requeue
+    from slm.training.callbacks.signals import requeue
 
     if stopped:
         if stopped.requeue and config["run_dir"]:

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from slm.errors import UserError
-from slm.training.checkpoints import step_ends
-from slm.training.logger import for_each_logger
+from slm.training.callbacks.checkpoints import step_ends
+from slm.training.loggers import for_each_logger
 
 
-class Randomness(Callback):
+class Seeding(Callback):
     """Reseeds torch before every microbatch from (seed, microbatch, rank), so that dropout needs no saved state.
 
     Saved generator states are not enough to resume exactly: iterators and validation draw from the global generator

@@ -7,13 +7,13 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from slm import events
 from slm.errors import UserError
+from slm.files import jsonl
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, complete
 from slm.tokenizers import Tokenizer
-from slm.training.checkpoints import step_ends
-from slm.training.logger import for_each_logger
+from slm.training.callbacks.checkpoints import step_ends
+from slm.training.loggers import for_each_logger
 
 
 class Samples(Callback):
@@ -60,7 +60,7 @@ class Samples(Callback):
         )
         stories = [{"step": step, "prompt": story.prompt, "text": story.text} for (story,) in told]
         for story in stories:
-            events.append(self.folder / "samples.jsonl", story)
+            jsonl.append(self.folder / "samples.jsonl", story)
         write_page(self.folder)
         print(f"step {step}: {stories[0]['prompt']}{stories[0]['text']}\n")
         rows = [list(story.values()) for story in stories]
@@ -75,7 +75,7 @@ class Samples(Callback):
 def write_page(folder: Path):
     """samples.md from samples.jsonl: the stories of each step under a heading, fenced, since they may hold anything."""
     step, page = None, ["# Samples\n"]
-    for story in events.lines(folder / "samples.jsonl"):
+    for story in jsonl.lines(folder / "samples.jsonl"):
         if story["step"] != step:
             step = story["step"]
             page.append(f"## Step {step}\n")

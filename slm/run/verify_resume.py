@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slm import runs
 from slm.errors import UserError
+from slm.files import run_folder
 from slm.verify import first_difference
 
 K = 8
-SCRIPT = Path(__file__).parents[1] / "train.py"
+SCRIPT = Path(__file__).parents[2] / "train.py"
 OWN = {  # what a rehearsal decides itself; the rest is the user's
     "verify_resume": "false",
     "logger": "none",
@@ -37,7 +37,7 @@ def rehearse(overrides: list[str], root: Path) -> bool:
     killed = [*common, "debug.fault.kind=kill", f"debug.fault.step={K + 2}"]
     straight, resumed = root / "straight", root / "resumed"
     _run(to_the_end, straight, f"1 of 3: {2 * K} steps", {0, 128 + signal.SIGTERM})  # 0 if the budget is smaller
-    if (steps := runs.step_of(runs.checkpoints(straight)[0])) < K + 2:
+    if (steps := run_folder.step_of(run_folder.checkpoints(straight)[0])) < K + 2:
         shutil.rmtree(root)
         raise UserError(f"verify_resume=true needs a budget of {K + 2} steps at least, not {steps}")
     _run(killed, resumed, f"2 of 3: killed in step {K + 2}", {-signal.SIGKILL})

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slm.build import build
 from slm.corpora import Corpus
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
 from slm.errors import UserError
 from slm.model import GPTConfig
-from slm.plan import Plan
+from slm.run.config import Plan
+from slm.run.instantiate import build
 from slm.tokenizers import Tokenizer
 
 
@@ -75,7 +75,7 @@ def settle_microbatch(plan: Plan, prepared: Prepared, card: dict[str, Any] | Non
             raise UserError(
                 "trainer.auto_microbatch=true tries one device, not many processes; give trainer.microbatch"
             )
-        from slm.training.memory import largest_microbatch
+        from slm.hardware import largest_microbatch
 
         size = largest_microbatch(prepared.model, share, plan.hardware)
         print(f"trainer.microbatch={size} is the largest that fits")

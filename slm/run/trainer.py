@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from slm import checkpoint
-from slm.build import build, check, is_node, locate
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
 from slm.model import GPT
-from slm.plan import Plan, build_schedule
-from slm.prepare import Prepared
+from slm.run.config import Plan, build_schedule
+from slm.run.instantiate import build, check, is_node, locate
+from slm.run.prepare import Prepared
 
 
 def check_watchers(config: dict[str, Any], run_dir: Path):
@@ -54,11 +54,11 @@ def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, 
 
 def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
     """The Lightning trainer, module and data of a run."""
-    from slm.training.callbacks import Randomness
-    from slm.training.debugging import WindowLog
-    from slm.training.logger import MetricsFile
+    from slm.training.callbacks.fault import WindowLog
+    from slm.training.callbacks.metrics import Seeding
+    from slm.training.callbacks.signals import StopRequests
+    from slm.training.loggers import MetricsFile
     from slm.training.module import Pretraining
-    from slm.training.stopping import StopRequests
 
     quiet_lightning()
     config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
@@ -95,12 +95,12 @@ def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]
         watchers.append(WindowLog(run_dir / "windows.jsonl", data))
     watchers += build_fault(config)
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
-    trainer = make_trainer(plan, prepared.steps, [Randomness(config["seed"]), stop, *watchers], loggers, run_dir)
+    trainer = make_trainer(plan, prepared.steps, [Seeding(config["seed"]), stop, *watchers], loggers, run_dir)
     return trainer, module, data
 
 
 def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
-    from slm.training.compilation import compiled
+    from slm.hardware import compiled
 
     if not plan.compiled:
         return model.features
@@ -116,7 +116,7 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
     from lightning.pytorch.plugins.environments import SLURMEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
-    from slm.training.checkpoints import DurableCheckpointIO
+    from slm.training.callbacks.checkpoints import DurableCheckpointIO
 
     tf32 = plan.hardware.accelerator == "gpu" and plan.trainer.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -151,7 +151,7 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
 
 
 def build_data(plan: Plan, prepared: Prepared, card: dict[str, Any]):
-    from slm.training.data import WindowsData
+    from slm.training.datamodule import WindowsData
 
     on_gpu = plan.hardware.accelerator == "gpu"
     return WindowsData(
@@ -175,7 +175,7 @@ def build_fault(config: dict[str, Any]) -> list:
     fault = config["debug"]["fault"]
     if fault["kind"] is None:
         return []
-    return [build({"_target_": "slm.training.debugging.Fault", **fault}, "debug.fault")]
+    return [build({"_target_": "slm.training.callbacks.fault.Fault", **fault}, "debug.fault")]
 
 
 def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) -> torch.optim.Optimizer:
@@ -183,7 +183,7 @@ def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) ->
 
 
 def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
-    from slm.training.logger import why_offline
+    from slm.training.loggers import why_offline
 
     facts = {"save_dir": str(run_dir), "name": card["name"], "id": card["run_id"], "path": run_dir / "metrics.jsonl"}
     loggers = []

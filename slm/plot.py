@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from slm import events
+from slm.files import jsonl
 
 
 def loss_curve(folder: Path) -> Path | None:
     """Draws loss.png from metrics.jsonl; None if there is nothing to draw yet."""
-    logged = list(events.lines(folder / "metrics.jsonl"))
+    logged = list(jsonl.lines(folder / "metrics.jsonl"))
     series = {
         name: [(event["step"], event[name]) for event in logged if event.get(name) is not None]
         for name in ("train/loss", "val/loss")

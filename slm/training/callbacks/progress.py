@@ -6,8 +6,8 @@ import time
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from slm.training.callbacks import TrainingMetrics
-from slm.training.checkpoints import step_ends
+from slm.training.callbacks.checkpoints import step_ends
+from slm.training.callbacks.metrics import TrainingMetrics
 
 SECONDS_BETWEEN_LINES = 5.0
 

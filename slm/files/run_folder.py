@@ -13,15 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slm import durable
-from slm.doors import NAME, bounded, refuse_url
 from slm.errors import REFUSALS, ResourceError, UserError
+from slm.files import atomic
+from slm.security import NAME, bounded, refuse_url
 
 CARD = {  # what a run that goes on needs of run.json
     **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
     **{"config": dict, "budget": dict, "lives": int},
 }
-TORN_FILE = re.compile(r".+\.\d+\.partial")  # slm.durable's
+TORN_FILE = re.compile(r".+\.\d+\.partial")  # slm.files.atomic's
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # what may change when a run is resumed: how long, how it is watched, on what it runs
@@ -62,7 +62,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise kind(f"run folder {folder} cannot be written: {error.strerror}; give another one") from None
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(durable.locked(lock, wait=False))
+            held.enter_context(atomic.locked(lock, wait=False))
         except BlockingIOError:
             holder = ""
             with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def claimed(folder: Path) -> Iterator[None]:
                         path.rmdir()
 
 
-def lock_of(folder: Path) -> int | None:
+def lock_inode(folder: Path) -> int | None:
     """What tells this folder's lock from that of another folder that has come to stand at its place."""
     try:
         return (folder / ".lock").stat().st_ino
@@ -86,7 +86,7 @@ def lock_of(folder: Path) -> int | None:
         return None
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
+def read_run_json(folder: Path) -> dict[str, Any] | None:
     """run.json, or None where no run has been."""
     path = folder / "run.json"
     try:
@@ -110,14 +110,14 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return card
 
 
-def refuse_foreign(folder: Path):
+def check_is_run_folder(folder: Path):
     """Raises UserError for a folder without run.json that holds something, which is nobody's to write or delete in."""
     others = sorted(path.name for path in folder.glob("[!.]*") if not TORN_FILE.fullmatch(path.name))
     if others and not (folder / "run.json").exists():
         raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is no run's; give a new folder")
 
 
-def remove_torn(folder: Path):
+def remove_partial_files(folder: Path):
     """Deletes what a killed process left half written or half deleted, where a run writes files and nowhere else."""
     for digest in (folder / "checkpoints").glob("step-*.ckpt.sha256"):
         if not digest.with_suffix("").exists():
@@ -128,8 +128,8 @@ def remove_torn(folder: Path):
                 path.unlink()
 
 
-def write_card(folder: Path, card: dict[str, Any]):
-    durable.write_text(folder / "run.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+def write_run_json(folder: Path, card: dict[str, Any]):
+    atomic.write_text(folder / "run.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
         if not found:
             raise UserError(f"ckpt={ckpt}: no run in {runs_dir} has a checkpoint yet; train one with python train.py")
         return _of_run(found[-1].parent.parent, ("last",) if ckpt == "last" else ("best", "last"))
-    path = durable.expanded(ckpt)
+    path = atomic.expanded(ckpt)
     if path.is_dir():
         return _of_run(path, ("best", "last"))
     if not path.exists():
@@ -209,7 +209,7 @@ def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
 def find_start(resume: str, runs_dir: Path) -> Path:
     """The checkpoint that training goes on from: a .ckpt, or the newest intact one of a run folder or of `latest`."""
     path = find_checkpoint(resume, runs_dir)
-    if resume == "latest" or durable.expanded(resume).is_dir():
+    if resume == "latest" or atomic.expanded(resume).is_dir():
         return newest_intact(path.parent.parent) or path
     return path
 
@@ -218,7 +218,7 @@ def newest_intact(folder: Path) -> Path | None:
     """The newest step checkpoint whose digest matches; says which ones it passed over."""
     damaged = []
     for path in checkpoints(folder):
-        if durable.intact(path):
+        if atomic.intact(path):
             if damaged:
                 names = ", ".join(damaged)
                 print(f"warning: damaged, by the sha256: {names}; going on from {path.name}", file=sys.stderr)
@@ -250,7 +250,7 @@ def _git(*arguments: str) -> str | None:
     """What git says of the source tree, None outside of one."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            ["git", *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slm import events
-from slm.data.windows import EndlessOrder
+from slm.data.windows import InfiniteShuffle
 from slm.errors import UserError
-from slm.training.checkpoints import step_ends
-from slm.training.data import WindowsData
+from slm.files import jsonl
+from slm.training.callbacks.checkpoints import step_ends
+from slm.training.datamodule import WindowsData
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 Kind = Literal[
@@ -35,7 +35,7 @@ class WindowLog(Callback):
         if step_ends(trainer, batch_idx):
             windows = self.data.step_windows(self.data.indices)
             if trainer.is_global_zero:
-                events.append(self.path, {"step": trainer.global_step, "windows": windows})
+                jsonl.append(self.path, {"step": trainer.global_step, "windows": windows})
 
 
 class Fault(Callback):
@@ -65,7 +65,7 @@ class Fault(Callback):
             if not data.workers and self.kind != "loader-raises":
                 raise UserError(f"debug.fault.kind={self.kind} happens to a loader process; give data.workers=1")
             consumed = (self.step - 1) * data.microbatch * data.devices * trainer.accumulate_grad_batches
-            first = next(iter(EndlessOrder(len(data.train), data.seed, consumed)))
+            first = next(iter(InfiniteShuffle(len(data.train), data.seed, consumed)))
             data.train = FaultyWindows(data.train, self.kind, first)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):

@@ -16,8 +16,8 @@ from slm.generation.sampling import Sampler
 from slm.generation.stories import tell
 from slm.generation.stream import MAX_COUNT
 from slm.tokenizers import Tokenizer
-from slm.training.callbacks import write_metrics
-from slm.training.data import WindowsData
+from slm.training.callbacks.metrics import write_metrics
+from slm.training.datamodule import WindowsData
 
 
 class Stories(Callback):

@@ -1,14 +1,18 @@
-"""From what a trainer preset asks for to what this machine will do: device, precision, microbatch."""
+"""What this machine can do: device, precision, microbatch, compilation, memory. No Lightning."""
 
 import ctypes
 import os
 import platform
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from slm.errors import UserError
-from slm.precision import fast_bfloat16
+from slm.errors import ResourceError, UserError
+from slm.loss import cross_entropy
+from slm.model import GPT, GPTConfig
 
 MAX_BATCH_WINDOWS = 1_000_000
 CPU_MICROBATCH = 8  # windows, at most, for the sake of memory
@@ -79,8 +83,8 @@ def settle(accelerator: str, devices: int | str, num_nodes: int, precision: str)
 
 def best_precision(accelerator: str) -> str:
     if accelerator == "gpu":
-        return "bf16-mixed" if fast_bfloat16("cuda") else "16-mixed"
-    return "bf16-mixed" if accelerator == "cpu" and fast_bfloat16("cpu") else "32-true"
+        return "bf16-mixed" if has_fast_bfloat16("cuda") else "16-mixed"
+    return "bf16-mixed" if accelerator == "cpu" and has_fast_bfloat16("cpu") else "32-true"
 
 
 def microbatch(asked: int | None, batch_windows: int, hardware: Hardware) -> int:
@@ -126,3 +130,70 @@ def keep_freed_memory():
         m_trim_threshold, m_mmap_max = -1, -4
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@cache
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether it multiplies bfloat16 matrices faster than float32 ones; some CPUs do it at a quarter of the speed."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return kind == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
+
+
+def compiled(function: Callable, device: torch.device, *, lengths_vary: bool) -> Callable:
+    """The function, to be compiled at its first call; itself, with a warning, where there is no compiler.
+
+    What a process compiled before is forgotten, and lengths that vary are told at once: else torch would choose the
+    kernels by what came first, and a run that goes on, or is one of a sweep, would differ in its last digits.
+    """
+    torch.compiler.reset()
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of torch, Triton and the C++ compiler: they have no base in common
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if not device.index:  # one process says it for all
+            print(f"warning: torch.compile does not work here ({reason[:200]}); training without it", file=sys.stderr)
+        return function
+    return torch.compile(function, dynamic=True if lengths_vary else None)
+
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SPARE = 3  # times the parameters, in their own type: two moments of AdamW, and room for what else there is
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU or of the machine: only some of its ways to say so have an exception of their own."""
+    words = "out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cannot allocate memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def largest_microbatch(config: GPTConfig, share: int, hardware: Hardware) -> int:
+    """The largest divisor of a device's `share` of windows that fits, beside gradients and the optimizer's state."""
+    model = GPT(config).to(hardware.device)
+    for size in divisors(share, share if hardware.accelerator == "gpu" else CPU_MICROBATCH):
+        try:
+            _train_once(model, size, hardware)
+            return size
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            model.zero_grad(set_to_none=True)
+            if hardware.accelerator == "gpu":
+                torch.cuda.empty_cache()
+    raise ResourceError(
+        f"not even one window of model.context={config.context} fits into the memory of {hardware.name}; use a smaller "
+        "model.width or model.depth, or model.gradient_checkpointing=true"
+    )
+
+
+def _train_once(model: GPT, size: int, hardware: Hardware):
+    spare = [torch.empty_like(p) for p in model.parameters() for _ in range(SPARE)]
+    windows = torch.randint(model.config.vocab_size, (size, model.config.context + 1), device=hardware.device)
+    dtype = AUTOCAST.get(hardware.precision)
+    with torch.autocast(hardware.device.type, dtype=dtype, enabled=dtype is not None):
+        features = model.features(windows[:, :-1])
+        cross_entropy(features, model.head.weight, windows[:, 1:]).backward()
+    del spare

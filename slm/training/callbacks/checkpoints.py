@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from slm import checkpoint, durable, runs
+from slm import checkpoint
 from slm.errors import ResourceError, Stopped, UserError
-from slm.training.stopping import StopRequests
+from slm.files import atomic, run_folder
+from slm.training.callbacks.signals import StopRequests
 
 
 class Checkpoints(Checkpoint):
@@ -55,7 +56,7 @@ class Checkpoints(Checkpoint):
             counts |= {"ready": done, "started": done, "processed": done, "completed": done - under_way}
 
     def on_train_start(self, trainer, module):
-        self.lock = runs.lock_of(self.folder.parent)
+        self.lock = run_folder.lock_inode(self.folder.parent)
         path = self._path(trainer.global_step)
         if path.exists():
             self.saved_step = trainer.global_step
@@ -66,7 +67,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
-        if trainer.is_global_zero and runs.lock_of(self.folder.parent) != self.lock:
+        if trainer.is_global_zero and run_folder.lock_inode(self.folder.parent) != self.lock:
             raise ResourceError(f"the run folder {self.folder.parent} was removed or moved away during training")
         trainer.strategy.checkpoint_io.check()
         step = trainer.global_step
@@ -109,18 +110,18 @@ class Checkpoints(Checkpoint):
 
     @rank_zero_only
     def _publish(self, newest: Path, best: dict[str, Any] | None):
-        durable.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
+        atomic.write_text(self.folder / "last.json", json.dumps({"file": newest.name}))
         if best:
-            durable.write_text(self.folder / "best.json", json.dumps(best))
+            atomic.write_text(self.folder / "best.json", json.dumps(best))
 
     @rank_zero_only
     def _prune(self, newest: Path, best: dict[str, Any] | None):
         """Leaves those of later steps alone: they are damaged, and will be written again."""
-        saved = runs.checkpoints(self.folder.parent)
+        saved = run_folder.checkpoints(self.folder.parent)
         for path in saved[saved.index(newest) + self.keep_last :]:
             if not best or path.name != best["file"]:
                 path.unlink(missing_ok=True)
-                durable.digest_path(path).unlink(missing_ok=True)
+                atomic.digest_path(path).unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
@@ -167,8 +168,8 @@ class DurableCheckpointIO(CheckpointIO):
 
     def _write(self, content: dict[str, Any], path: Path):
         for log in self.folder.glob("*.jsonl"):
-            durable.flush(log)
-        durable.flush(self.folder)
+            atomic.flush(log)
+        atomic.flush(self.folder)
         checkpoint.save(content, path)
 
 

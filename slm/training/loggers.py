@@ -13,7 +13,7 @@ from urllib.request import urlopen
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from slm import events
+from slm.files import jsonl
 
 
 def for_each_logger(trainer, act: Callable[[Logger], None]):
@@ -73,7 +73,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None):
-        events.append(self.path, {"step": step, **metrics})
+        jsonl.append(self.path, {"step": step, **metrics})
 
 
 class CSVFile(MetricsFile):
@@ -85,7 +85,7 @@ class CSVFile(MetricsFile):
 
     @rank_zero_only
     def finalize(self, status: str):
-        rows = list(events.lines(self.path))
+        rows = list(jsonl.lines(self.path))
         names = list(dict.fromkeys(name for row in rows for name in row))
         with open(self.path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)

@@ -5,7 +5,7 @@ import os
 import sys
 
 
-class Steady(io.RawIOBase):
+class RobustStream(io.RawIOBase):
     """A file descriptor to write to, which takes everything, whether it arrives or not."""
 
     def __init__(self, descriptor: int):
@@ -27,7 +27,7 @@ class Steady(io.RawIOBase):
             return len(data)
 
 
-def steady():
+def make_stdio_robust():
     """Makes stdout and stderr such files. Where one is closed, nothing else may come to stand in its place."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         try:
@@ -36,6 +36,6 @@ def steady():
             null = os.open(os.devnull, os.O_WRONLY)
             if null != descriptor:
                 os.dup2(null, descriptor)
-        raw = Steady(descriptor)
+        raw = RobustStream(descriptor)
         stream = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
         setattr(sys, name, stream)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from slm.build import build, check, fits, is_node, locate
-from slm.doors import NAME, check_prefixes, refuse_url
 from slm.errors import UserError
 from slm.estimate import least_parameters
+from slm.hardware import Hardware, keep_freed_memory, microbatch, settle
 from slm.model import GPT, GPTConfig
-from slm.training.hardware import Hardware, keep_freed_memory, microbatch, settle
+from slm.run.instantiate import build, check, fits, is_node, locate
+from slm.security import NAME, check_prefixes, refuse_url
 
 ORDER = ("seed.", "data.batch_windows.", "data.layout.", "data.corpus.", "tokenizer.", "model.context.")
 MAX_BUDGET = 1e18  # steps, tokens or epochs: what an integer of 64 bits can count with room to spare

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, EndlessOrder, Windows, spread
+from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
 from slm.errors import ResourceError, UserError
-from slm.training.stopping import ignore_requests
+from slm.training.callbacks.signals import ignore_requests
 
 
 class WindowsData(L.LightningDataModule):
@@ -57,8 +57,8 @@ class WindowsData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
-        order = EndlessOrder(len(self.train), self.seed, self.position, self.trainer.global_rank, self.devices)
-        return self._loader(Numbered(self.train), sampler=order)
+        order = InfiniteShuffle(len(self.train), self.seed, self.position, self.trainer.global_rank, self.devices)
+        return self._loader(WithIndices(self.train), sampler=order)
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int) -> Tensor:
         if torch.is_tensor(batch):  # of the validation
@@ -77,7 +77,7 @@ class WindowsData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The same windows every time, spread over the split."""
-        chosen = spread(len(self.validation), self.validation_windows)
+        chosen = evenly_spaced(len(self.validation), self.validation_windows)
         return self._loader(Subset(self.validation, chosen[self.trainer.global_rank :: self.devices]))
 
     def _loader(self, windows, sampler=None) -> DataLoader:
@@ -85,7 +85,7 @@ class WindowsData(L.LightningDataModule):
             windows,
             batch_size=self.microbatch,
             sampler=sampler,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=ignore_requests,
@@ -117,7 +117,7 @@ class WindowsData(L.LightningDataModule):
         self.position = state["consumed"] + self.skipped - before
 
 
-class Numbered(Dataset):
+class WithIndices(Dataset):
     """With the windows of each microbatch, their indices, which an error in reading them names."""
 
     def __init__(self, windows: Dataset):
@@ -133,6 +133,6 @@ class Numbered(Dataset):
             raise
 
 
-def as_it_is(batch):
+def identity_collate(batch):
     """The windows of a microbatch come as one tensor already."""
     return batch
