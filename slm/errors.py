@@ -1,19 +1,19 @@
-"""The exceptions that a command turns into one line and an exit code. Everything else that is raised is our bug."""
+"""The exceptions that a command turns into one line and an exit code. Any other exception is a bug of this program."""
 
 import errno
 import os
 import sys
 import traceback
 
-REFUSALS = (  # of a disk: full, over quota or limit, read-only, forbidden, broken
+DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission, broken
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config, data or a checkpoint.
+    """A mistake in a command, a configuration, data or a checkpoint.
 
-    The message is one line: what was given, what must hold, the likely fix. The command line prints it
+    The message is one line: the given value, the rule, the likely fix. The command line prints it
     without a traceback and exits with `exit_code`.
     """
 
@@ -21,30 +21,19 @@ class UserError(ValueError):
 
 
 class ResourceError(UserError):
-    """Not a mistake but a limit of the machine: memory or disk."""
+    """A limit of the machine: memory or disk."""
 
     exit_code = 4
 
 
 class Diverged(UserError):
-    """A training whose loss or gradient is no longer a number, or rises again and again."""
+    """A training whose loss or gradient is no longer a finite number."""
 
     exit_code = 3
 
 
-class Rewind(Exception):
-    """The loss has risen so far at `step` that training shall go back to the last checkpoint and take other windows.
-
-    `skipped` are the windows that were passed over before.
-    """
-
-    def __init__(self, step: int, reason: str, skipped: int):
-        super().__init__(reason)
-        self.step, self.reason, self.skipped = step, reason, skipped
-
-
 class Stopped(Exception):
-    """A run that was asked to stop has saved its state and does so. `requeue`: the job shall be queued again."""
+    """A run has saved its state after a request to stop. `requeue`: the cluster should queue the job again."""
 
     def __init__(self, reason: str, exit_code: int, requeue: bool = False):
         super().__init__(reason)
@@ -52,21 +41,21 @@ class Stopped(Exception):
 
 
 def report(error: Exception) -> int:
-    """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 the traceback, too."""
+    """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 also the traceback."""
     if os.environ.get("SLM_DEBUG"):
         traceback.print_exception(error)
-    code, said = getattr(error, "exit_code", 2), error
-    while not str(said) and (said.__cause__ or said.__context__):  # Hydra wraps what it says in silence
-        said = said.__cause__ or said.__context__
-    print("error: " + " ".join(str(said).split()), file=sys.stderr)
+    code, source = getattr(error, "exit_code", 2), error
+    while not str(source) and (source.__cause__ or source.__context__):  # Hydra wraps its errors in empty ones
+        source = source.__cause__ or source.__context__
+    print("error: " + " ".join(str(source).split()), file=sys.stderr)
     return code
 
 
-def refusal(error: OSError | Exception) -> UserError | None:
-    """What the system said of a file in one line, None if that is rather our bug."""
+def explain_os_error(error: Exception) -> UserError | None:
+    """A file system error as one line; None if the error is more likely a bug of this program."""
     number, file = getattr(error, "errno", None), str(getattr(error, "filename", None) or "the run folder")[:200]
-    if number in REFUSALS:
+    if number in DISK_ERRORS:
         return ResourceError(f"cannot write {file}: {error.strerror}")
     if number in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
-        return UserError(f"{file} names no file: {error.strerror}")
+        return UserError(f"{file} is not a valid file name: {error.strerror}")
     return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 
 from slm.model import GPT, GPTConfig
 
@@ -31,36 +32,38 @@ PEAKS = {
 @dataclass(frozen=True)
 class Parameters:
     total: int
-    non_embedding: int  # without token and position embeddings; an untied head counts
+    non_embedding: int  # without embeddings of tokens, positions and values; an untied head counts
 
 
 def parameters(config: GPTConfig) -> Parameters:
     """Exact counts, from a model that takes no memory."""
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _without_memory(config)
     total = sum(p.numel() for p in model.parameters())
-    embeddings = [model.tokens.weight, *([model.positions.weight] if model.positions else [])]
-    return Parameters(total, total - sum(p.numel() for p in embeddings))
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    return Parameters(total, total - sum(weight.numel() for weight in embeddings))
+
+
+def training_flops_per_token(config: GPTConfig) -> int:
+    """6 per weight of a linear layer, plus 12 * width per block and visible position for attention scores and their
+    use (arXiv:2204.02311, appendix B): those of the context, or of the window if it is shorter. Recomputed
+    activations do not count, as usual for MFU."""
+    linear = [module for module in _without_memory(config).modules() if isinstance(module, nn.Linear)]
+    visible = sum(window or config.context for window in config.windows)
+    return 6 * sum(module.weight.numel() for module in linear) + 12 * config.width * visible
+
+
+def _without_memory(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
 
 
 def least_parameters(config: GPTConfig) -> int:
     """The large matrices of a model and its tables of positions, by arithmetic: for sizes that nothing could hold."""
+    attention = config.width * (2 * config.width + 2 * config.kv_width)
+    block = attention + config.width * config.hidden_width * (3 if config.gated else 2)
     positions = config.width if config.positions == "learned" else 2 * config.head_dim
     embeddings = config.vocab_size * config.width * (1 if config.tied else 2)
-    return config.depth * _per_block(config) + embeddings + config.context * positions
-
-
-def _per_block(config: GPTConfig) -> int:
-    """Weights of a block's matrices."""
-    attention = config.width * (config.width + 2 * config.kv_width) + config.width * config.width
-    return attention + config.width * config.hidden_width * (3 if config.mlp == "swiglu" else 2)
-
-
-def training_flops_per_token(config: GPTConfig) -> int:
-    """6 per matrix weight and token, plus 12 * width per block and position of context for attention scores and
-    their use (arXiv:2204.02311, appendix B). Recomputed activations do not count, as usual for MFU."""
-    matrices = config.depth * _per_block(config) + config.vocab_size * config.width
-    return 6 * matrices + 12 * config.depth * config.width * config.context
+    return config.depth * block + embeddings + config.context * positions
 
 
 def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:

@@ -17,17 +17,25 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100  # a target that counts for nothing, as in torch
 
 
-def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats per target of features (..., C) read out by weight (V, C). Targets (...) may hold IGNORE."""
-    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten())
+def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """Mean nats per target of features (..., C) read out by weight (V, C). Targets (...) may hold IGNORE.
+
+    `softcap` is the model's `logit_softcap`: the logits are `softcapped`.
+    """
+    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten(), softcap)
 
 
 @torch.no_grad()
-def token_nats(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nats(features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Nats of each target, in the shape of targets; 0 where it is IGNORE. For evaluation: no gradient."""
     rows, flat = features.flatten(0, -2), targets.flatten()
-    nats = [F.cross_entropy((rows[c] @ weight.t()).float(), flat[c], reduction="none") for c in _chunks(rows, weight)]
-    return torch.cat(nats).view_as(targets)
+    logits = ((c, softcapped(rows[c] @ weight.t(), softcap).float()) for c in _chunks(rows, weight))
+    return torch.cat([F.cross_entropy(chunk, flat[c], reduction="none") for c, chunk in logits]).view_as(targets)
+
+
+def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits limited smoothly to (-softcap, softcap), then in float32 (arXiv:2408.00118); None: as they are."""
+    return logits if softcap is None else softcap * torch.tanh(logits.float() / softcap)
 
 
 def bits_per_byte(nats: float, text_bytes: float) -> float:
@@ -46,7 +54,7 @@ def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         with torch.autocast(device, enabled=False):
@@ -57,12 +65,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
             for rows in _chunks(x, w):
                 target = targets[rows].clamp(min=0).unsqueeze(1)
-                logits = x[rows] @ w.t()
+                logits = softcapped(x[rows] @ w.t(), softcap)
                 nats = -logits.float().log_softmax(1).gather(1, target)
                 total += (nats * kept[rows]).sum()
                 if any(ctx.needs_input_grad):
                     error = logits.softmax(1)  # minus the one-hot target
                     error[torch.arange(len(error), device=x.device), target[:, 0]] -= 1
+                    if softcap is not None:  # times the slope of the tanh
+                        error = (error * (1 - (logits / softcap).square())).to(dtype)
                     grad_x[rows] = error @ w
                     grad_w += error.t() @ x_kept[rows]
             grad_x *= kept
@@ -77,4 +87,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         grad_x, grad_w, count = ctx.saved_tensors
         scale = grad / count
-        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None
+        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None, None

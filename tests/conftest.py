@@ -1,21 +1,20 @@
-"""What several tests need: a small text of our own, and configurations as the command line would compose them."""
+"""Fixtures for several tests: a small text, and configurations as the command line composes them."""
 
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from slm.run import cli  # which registers the resolvers that conf/ uses, too
+from slm.run import cli
+from slm.run.config import RunConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
-torch.set_num_threads(1)  # on matrices this small more only wait for each other: 20 times slower on a busy machine
+torch.set_num_threads(1)  # more threads are 20 times slower on matrices this small and a busy machine
 
 
 @pytest.fixture(scope="session")
@@ -30,21 +29,13 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def composed(text_file, tmp_path):
-    """A function from overrides to the resolved configuration of a very small run, on that text unless told other."""
-    text = "data=text", f"data.path='{text_file}'", "data.separator='<|endoftext|>'"
+    """A function from overrides to the configuration of a very small run, on that text unless given other data."""
+    text = "data=text", f"data.path={text_file}", "data.separator=<|endoftext|>"
 
-    def compose(*overrides: str, data: Sequence[str] = text) -> dict:
-        small = [
-            *data,
-            "tokenizer=bytes",
-            "trainer=cpu",
-            "debug=default",
-            f"runs_dir='{tmp_path / 'runs'}'",
-            f"cache_dir='{tmp_path / 'cache'}'",
-        ]
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = OmegaConf.to_container(hydra.compose("train", overrides=[*small, *overrides]), resolve=True)
-        return config | {"name": config["name"] or "test"}
+    def compose(*overrides: str, data: Sequence[str] = text) -> RunConfig:
+        small = [*data, "tokenizer=bytes", "trainer=cpu", "debug=default", "model.context=64", "name=test"]
+        folders = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
+        return cli.compose([*small, *folders, *overrides])
 
     return compose
 

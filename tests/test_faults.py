@@ -28,7 +28,7 @@ FAULT = ("debug.fault.step=7", "callbacks.samples=null", "callbacks.checkpoints.
 
 
 def steps_saved(folder) -> list[int]:
-    assert all(atomic.intact(path) for path in run_folder.checkpoints(folder))
+    assert all(atomic.is_intact(path) for path in run_folder.checkpoints(folder))
     return [run_folder.step_of(path) for path in run_folder.checkpoints(folder)]
 
 

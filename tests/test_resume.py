@@ -95,7 +95,7 @@ def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optim
     assert_same(final_state(straight), final_state(broken))
     assert history(straight) == history(broken)
     assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
-    assert run_folder.read_run_json(broken)["lives"] == len(kills) + 1
+    assert run_folder.read_run_json(broken)["attempts"] == len(kills) + 1
     assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
 
 

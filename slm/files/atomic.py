@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever is killed when; digests that say whether they are intact; locks."""
+"""Atomic, fsynced writes; sha256 sidecars; locks."""
 
 import contextlib
 import fcntl
@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` at the end of the block, flushed to the disk.
+    """A temporary file that replaces `path` at the end of the block, flushed to disk.
 
-    With `digest` its sha256 is written beside it first: a digest without its file harms nobody, a file without its
-    digest would not be trusted.
+    With `digest` the sha256 sidecar is written first: a sidecar without its file is harmless, a file without its
+    sidecar would not be trusted. Raises OSError with the file's name.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -27,17 +27,17 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
-        error.filename = str(path)  # a full disk does not say which file
+        error.filename = str(path)  # a full disk does not name the file
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def expanded(path: str | Path) -> Path:
-    """The path as a person types it: a leading ~ or ~name is a home, where there is one."""
+    """The path with a leading ~ or ~name replaced by that home folder, if it exists."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # nobody of that name
+    except RuntimeError:  # no such user
         return Path(path)
 
 
@@ -51,7 +51,7 @@ def write_text(path: Path, text: str):
 
 
 def flush(path: Path):
-    """Makes a file's content, or a folder's names, survive a power cut."""
+    """Makes a file's content, or a folder's entries, survive a power cut (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,11 +65,12 @@ def sha256(path: Path) -> str:
 
 
 def digest_path(path: Path) -> Path:
+    """The sha256 sidecar of a file."""
     return path.with_name(path.name + ".sha256")
 
 
-def intact(path: Path) -> bool:
-    """True if the file's sha256 is the one that was written beside it."""
+def is_intact(path: Path) -> bool:
+    """True if the file's sha256 is that of its sidecar."""
     try:
         return digest_path(path).read_text().split()[:1] == [sha256(path)]
     except OSError:
@@ -78,12 +79,12 @@ def intact(path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Holds a lock file, in which its holder's process id stands; it is released however that process ends.
+    """Holds a lock file that contains the holder's process id; the system releases it when that process ends.
 
-    Without `wait` raises BlockingIOError if another process holds it.
+    Raises BlockingIOError if another process holds it and `wait` is false.
     """
     with open(path, "a+") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: forked loaders do not hold it
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: forked loaders do not inherit it
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -1,6 +1,6 @@
-"""Files of JSON lines: one event per line, appended, so that a kill costs at most the line under way.
+"""Files of JSON lines: one record per line, appended, so a kill costs at most the line being written.
 
-Every event carries `step`, the optimizer updates done when it happened.
+Every record holds `step`, the optimizer updates done.
 """
 
 import json
@@ -12,37 +12,38 @@ from typing import Any
 from slm.files import atomic
 
 
-def append(path: Path, event: dict[str, Any]):
+def append(path: Path, record: dict[str, Any]):
+    """Appends a record. Raises OSError with the file's name."""
     try:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(line_of(event))
+            file.write(format_line(record))
     except OSError as error:
-        error.filename = str(path)  # a full disk does not say which file
+        error.filename = str(path)  # a full disk does not name the file
         raise
 
 
-def line_of(event: dict[str, Any]) -> str:
-    """JSON; numbers that it has no word for become null."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+def format_line(record: dict[str, Any]) -> str:
+    """JSON with a line end; NaN and infinities, which JSON lacks, become null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of the file up to a line that is none, such as one that a kill or a power cut has torn."""
+    """The records of a file up to the first invalid line, such as one torn by a kill; none if the file is missing."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                event = json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 return
-            if not (line.endswith("\n") and isinstance(event, dict) and isinstance(event.get("step"), int)):
+            if not (line.endswith("\n") and isinstance(record, dict) and isinstance(record.get("step"), int)):
                 return
-            yield event
+            yield record
 
 
-def truncate_after(path: Path, step: int):
-    """Forgets what was written after the checkpoint of `step`, since it will be written again."""
+def truncate_after(path: Path, step: float):
+    """Removes the records after `step` and any torn line: training from that checkpoint writes them again."""
     if path.is_file():
-        atomic.write_text(path, "".join(line_of(event) for event in lines(path) if event["step"] <= step))
+        atomic.write_text(path, "".join(format_line(record) for record in lines(path) if record["step"] <= step))

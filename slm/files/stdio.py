@@ -1,4 +1,4 @@
-"""What is printed must not end a training: a console that goes away, or a full disk behind it, is done without."""
+"""Standard streams that never raise: a closed console or a full disk behind it must not end a training."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 class RobustStream(io.RawIOBase):
-    """A file descriptor to write to, which takes everything, whether it arrives or not."""
+    """A file descriptor whose writes succeed even where the text cannot be delivered."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
@@ -28,7 +28,8 @@ class RobustStream(io.RawIOBase):
 
 
 def make_stdio_robust():
-    """Makes stdout and stderr such files. Where one is closed, nothing else may come to stand in its place."""
+    """Replaces stdout and stderr by robust streams. A closed one is opened on /dev/null, so no other file takes its
+    descriptor."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         try:
             os.fstat(descriptor)

@@ -1,29 +1,147 @@
-"""A configuration found sound, before anything expensive: typed, checked, with the machine's facts settled."""
+"""The typed, validated configuration of a run.
 
+`read_config` turns the composed configuration into one frozen RunConfig and finds every mistake that can be found
+without data or a long computation. conf/train.yaml and the files of its groups explain each key.
+"""
+
+import inspect
 import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
-from slm.errors import UserError
-from slm.estimate import least_parameters
-from slm.hardware import Hardware, keep_freed_memory, microbatch, settle
-from slm.model import GPT, GPTConfig
-from slm.run.instantiate import build, check, fits, is_node, locate
-from slm.security import NAME, check_prefixes, refuse_url
+import torch
 
-ORDER = ("seed.", "data.batch_windows.", "data.layout.", "data.corpus.", "tokenizer.", "model.context.")
-MAX_BUDGET = 1e18  # steps, tokens or epochs: what an integer of 64 bits can count with room to spare
+from slm.corpora import Corpus
+from slm.errors import UserError
+from slm.model import GPT, GPTConfig
+from slm.run.instantiate import Node, check, is_node
+from slm.run.names import REFUSED_TRAINER_KEYS, hint_for
+from slm.security import NAME, refuse_url
+
 METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
+ORDER = (
+    "seed.",
+    "data.batch_windows.",
+    "data.train_windows.",
+    "data.layout.",
+    "data.corpus.",
+    "tokenizer.",
+    "model.context.",
+)
+DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "stories")
+PASSED_ON = (  # keywords of Lightning's Trainer that go to it unchanged
+    *("deterministic", "benchmark", "detect_anomaly", "profiler", "limit_val_batches", "num_sanity_val_steps"),
+    *("gradient_clip_algorithm", "enable_model_summary", "inference_mode", "sync_batchnorm", "model_registry"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The top level of conf/train.yaml, for the types; what each means is said there."""
+class DataConfig:
+    """conf/data: the keys that all corpora share. The keys of one corpus go to its constructor."""
+
+    corpus: Corpus
+    layout: Literal["packed", "documents"]
+    batch_windows: int
+    train_windows: int | None
+    validation_windows: int | None
+    workers: int | None
+    timeout: float
+
+    def __post_init__(self):
+        if self.batch_windows < 1:
+            raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
+        for name in ("train_windows", "validation_windows"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"data.{name}={value} must be at least 1, or null for all")
+        cores = os.cpu_count() or 1
+        if self.workers is not None and not 0 <= self.workers <= 8 * cores:
+            raise UserError(
+                f"data.workers={self.workers} must be from 0 to {8 * cores} (8 for each of {cores} cores), or null"
+            )
+        if not 0 < self.timeout < math.inf:
+            raise UserError(f"data.timeout={self.timeout} must be above 0 (seconds)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """conf/trainer. `lightning` holds the keywords that go to Lightning's Trainer unchanged."""
+
+    accelerator: str
+    devices: int | str
+    num_nodes: int
+    strategy: str
+    precision: str | int
+    microbatch: int | None
+    auto_microbatch: bool
+    accumulate_grad_batches: int | None
+    compile: bool | None
+    tf32: bool
+    gradient_clip_val: float | None
+    fast_dev_run: bool | int
+    lightning: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise UserError(f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null for no limit")
+        asked = {
+            "trainer.microbatch": self.microbatch,
+            "trainer.accumulate_grad_batches": self.accumulate_grad_batches,
+            "trainer.auto_microbatch": self.auto_microbatch or None,
+        }
+        given = [f"{key}={value}" for key, value in asked.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude one another; give one")
+        if self.fast_dev_run < 0:
+            raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The length of a training: one of steps, tokens and epochs; one epoch if none is given."""
+
+    steps: int | None
+    tokens: float | None
+    epochs: float | None
+    max_time: str | None
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
+        if len(given) > 1:
+            shown = " and ".join(f"budget.{name}={value}" for name, value in given.items())
+            raise UserError(f"{shown} exclude one another; give one of budget.steps, budget.tokens and budget.epochs")
+        for name, value in given.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"budget.{name}={value} must be above 0 and finite")
+        self.max_seconds()
+
+    def max_seconds(self) -> float | None:
+        """budget.max_time in seconds. Raises UserError unless it is hh:mm:ss."""
+        if self.max_time is None:
+            return None
+        if not (parts := re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2})", self.max_time)):
+            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00")
+        hours, minutes, seconds = map(int, parts.groups())
+        if not (total := 3600 * hours + 60 * minutes + seconds):
+            raise UserError(f"budget.max_time={self.max_time} must be above 0; give more, or null for no limit")
+        return float(total)
+
+    def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
+        """Optimizer steps for a training split of so many windows."""
+        if self.steps is not None:
+            return self.steps
+        if self.tokens is not None:
+            return max(1, round(self.tokens / targets_per_window / windows_per_step))
+        return max(1, round(windows * (1 if self.epochs is None else self.epochs) / windows_per_step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All choices of a run, checked. Facts that data or hardware decide are not in it."""
 
     name: str | None
     tags: list[str]
@@ -35,17 +153,26 @@ class Settings:
     runs_dir: str
     cache_dir: str
     resume: str
-    trusted_targets: list[str]
     allow_changes: list[str]
     verify_resume: bool
+    log_windows: bool
     on_nonfinite: Literal["stop", "skip"]
-    on_spike: Literal["warn", "skip", "rewind"]
+    on_spike: Literal["warn", "skip"]
+    budget: Budget
+    model: GPTConfig  # vocab_size is 1 until the tokenizer is known
+    data: DataConfig
+    tokenizer: Node  # builds from documents
+    optimizer: Callable[[GPT], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]  # steps done, steps in all -> multiplier of the learning rate
+    trainer: TrainerConfig
+    callbacks: dict[str, Node]
+    logger: dict[str, Node]
+    plain: dict[str, Any]  # the same configuration as plain types, for config.yaml and checkpoints
 
     def __post_init__(self):
-        check_prefixes(self.trusted_targets)
         if fixed := [key for key in self.allow_changes if f"{key}.".startswith(ORDER) or key in ("data", "model")]:
             raise UserError(
-                f"allow_changes={fixed[0]}: what a step reads or is made of depends on it; begin another run"
+                f"allow_changes={fixed[0]}: the order and content of windows depend on it; start another run"
             )
         if self.name is not None and not NAME.fullmatch(self.name):
             raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
@@ -56,200 +183,137 @@ class Settings:
         if self.optimized_metric not in METRICS:
             known = ", ".join(METRICS)
             raise UserError(f"optimized_metric={self.optimized_metric} is not one of {known}")
-        if self.val_every_n_steps < 1:
-            raise UserError(f"val_every_n_steps={self.val_every_n_steps} must be at least 1")
+        for key in ("log_every_n_steps", "val_every_n_steps"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        self._check_callbacks()
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The keys of conf/data that every corpus shares."""
-
-    layout: Literal["packed", "documents"]
-    batch_windows: int
-    validation_windows: int | None
-    workers: int | None
-    timeout: float
-
-    def __post_init__(self):
-        if self.validation_windows is not None and self.validation_windows < 1:
-            raise UserError(f"data.validation_windows={self.validation_windows} must be at least 1, or null for all")
-        cores = os.cpu_count() or 1
-        if self.workers is not None and not 0 <= self.workers <= 8 * cores:
-            raise UserError(
-                f"data.workers={self.workers} must be from 0 to {8 * cores} (8 for each of {cores} cores), or null"
-            )
-        if not 0 < self.timeout < math.inf:
-            raise UserError(f"data.timeout={self.timeout} must be above 0 (seconds)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """conf/trainer."""
-
-    accelerator: str
-    devices: int | str
-    num_nodes: int
-    strategy: str
-    precision: str
-    microbatch: int | None
-    auto_microbatch: bool
-    compile: bool | None
-    tf32: bool
-    clip: float | None
-    deterministic: bool | None
-    benchmark: bool | None
-    detect_anomaly: bool
-    profiler: str | None
-
-    def __post_init__(self):
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"trainer.clip={self.clip} must be above 0, or null for no limit")
-        if self.auto_microbatch and self.microbatch is not None:
-            raise UserError(
-                f"trainer.auto_microbatch=true and trainer.microbatch={self.microbatch} exclude one another; give one"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long to train: exactly one of steps, tokens and epochs."""
-
-    steps: int | None
-    tokens: float | None
-    epochs: float | None
-    max_time: str | None
-
-    def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
-        if len(given) != 1:
-            shown = " and ".join(f"budget.{name}={value}" for name, value in given.items()) or "none"
-            raise UserError(f"exactly one of budget.steps, budget.tokens and budget.epochs must be given, not {shown}")
-        ((name, value),) = given.items()
-        if not 0 < value <= MAX_BUDGET:
-            raise UserError(f"budget.{name}={value} must be above 0 and at most {MAX_BUDGET:g}")
-        self.max_seconds()
-
-    def max_seconds(self) -> float | None:
-        if self.max_time is None:
-            return None
-        if not (parts := re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2})", self.max_time)):
-            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00")
-        hours, minutes, seconds = map(int, parts.groups())
-        if not (total := 3600 * hours + 60 * minutes + seconds):
-            raise UserError(f"budget.max_time={self.max_time} is no time at all; give more, or null for no limit")
-        return float(total)
-
-    def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
-        """For a training split of so many windows."""
-        if self.tokens is not None:
-            windows = self.tokens / targets_per_window
-        elif self.epochs is not None:
-            windows *= self.epochs
-        return self.steps or max(1, round(windows / windows_per_step))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A configuration found sound: the parts that need no data, checked and typed."""
-
-    config: dict[str, Any]
-    settings: Settings
-    data: DataSettings
-    trainer: TrainerSettings
-    budget: Budget
-    model: GPTConfig  # its vocabulary is not known yet
-    hardware: Hardware
-    microbatch: int
-
-    @property
-    def accumulation(self) -> int:
-        return self.data.batch_windows // (self.microbatch * self.hardware.devices)
-
-    @property
-    def compiled(self) -> bool:
-        return self.hardware.accelerator == "gpu" if self.trainer.compile is None else self.trainer.compile
+    def _check_callbacks(self):
+        if "checkpoints" not in self.callbacks:
+            raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
+        if "guard" not in self.callbacks and (self.on_nonfinite, self.on_spike) != ("stop", "warn"):
+            raise UserError("on_nonfinite and on_spike need callbacks.guard; give it, or leave them at stop and warn")
+        if self.optimized_metric == "val/excess_bits_per_story" and "stories" not in self.callbacks:
+            raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
 
     def windows(self, tokens: int, documents: int) -> tuple[float, float]:
-        """How many windows a split of so many tokens and documents has, and how many targets each, on average."""
+        """Windows in a split of so many tokens and documents, and the mean number of targets per window."""
         context = self.model.context
         if self.data.layout == "documents":
-            return documents, min(tokens / documents, context)
-        return tokens / context, context
-
-    @property
-    def cache(self) -> Path:
-        return Path(self.settings.cache_dir)
+            windows, targets = documents, min(tokens / documents, context)
+        else:
+            windows, targets = tokens / context, context
+        return min(windows, self.data.train_windows or math.inf), targets
 
 
-def make_plan(config: dict[str, Any]) -> Plan:
-    """Raises UserError for whatever can be found wrong without data, Lightning or a long computation."""
-    keep_freed_memory()
-    settings = typed(Settings, config, "")
-    data, trainer = typed(DataSettings, config["data"], "data"), typed(TrainerSettings, config["trainer"], "trainer")
-    budget, trusted = typed(Budget, config["budget"], "budget"), settings.trusted_targets
-    refuse_url("data.path", config["data"].get("path"))
-    nodes = {key: config.get(key) for key in ("tokenizer", "optimizer", "schedule")}
-    for where, node in {**nodes, "data.corpus": config["data"].get("corpus")}.items():
-        if not is_node(node):
-            raise UserError(f"{where} must have a _target_, the class that it makes, not be {node!r}")
-    for where, node in (("tokenizer", config["tokenizer"]), ("data", config["data"]["corpus"])):
-        check(locate(node["_target_"], where, trusted), node, where)
-    check(GPTConfig, config["model"], "model")
-    model = GPTConfig(**config["model"], vocab_size=1)
-    hardware = settle(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
-    check_memory(model, hardware)
-    small = replace(model, context=1, depth=1, width=model.head_dim, kv_heads=None, mlp_width=None)
-    # its rules, at the price of a small model
-    build(config["optimizer"], "optimizer", trusted=trusted, model=GPT(small))
-    build_schedule(config["schedule"], budget.steps or 10**9, trusted)
-    if (final := config["schedule"].get("final", 0)) > 1:
-        print(f"warning: schedule.final={final} is above 1, so the learning rate ends above its peak", file=sys.stderr)
-    size = microbatch(trainer.microbatch, data.batch_windows, hardware)
-    if settings.optimized_metric == "val/excess_bits_per_story" and not config["callbacks"].get("stories"):
-        raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
-    if settings.on_spike == "rewind" and hardware.devices > 1:
-        raise UserError(f"on_spike=rewind works with one device, not {hardware.devices}; use on_spike=skip")
-    return Plan(
-        config=config,
-        settings=settings,
-        data=data,
-        trainer=trainer,
-        budget=budget,
-        model=model,
-        hardware=hardware,
-        microbatch=size,
-    )
+def read_config(plain: Mapping[str, Any]) -> RunConfig:
+    """The checked configuration, from the composed one as plain types. Raises UserError for any mistake.
+
+    Lightning is imported last, for callbacks and loggers, so mistakes elsewhere are answered sooner.
+    """
+    values = dict(plain)
+    if "experiment" in values or "local" in values:
+        group = "experiment" if "experiment" in values else "local"
+        raise UserError(f"the file in conf/{group}/ must begin with the line: # @package _global_")
+    known = [entry.name for entry in fields(RunConfig) if entry.name != "plain"]
+    if unknown := [key for key in values if key not in known]:
+        raise UserError(f"there is no key {unknown[0]}{hint_for(unknown[0], known)}")
+    values["budget"] = typed(Budget, values.get("budget"), "budget")
+    values["trainer"] = read_trainer(values.get("trainer"))
+    if steps := int(values["trainer"].fast_dev_run):
+        values |= {"budget": Budget(steps=steps, tokens=None, epochs=None, max_time=None), "val_every_n_steps": steps}
+    values["model"] = read_model(values.get("model"))
+    values["data"] = read_data(values.get("data"))
+    values["tokenizer"] = Node.read("tokenizer", values.get("tokenizer"))
+    values["optimizer"] = read_optimizer(values.get("optimizer"))
+    values["schedule"] = read_schedule(values.get("schedule"), values["budget"].steps or 10**9)
+    check(RunConfig, {key: value for key, value in values.items() if key not in ("callbacks", "logger")}, "")
+    for group in ("callbacks", "logger"):
+        values[group] = read_nodes(group, values.get(group))
+    return typed(RunConfig, {**values, "plain": dict(plain)}, "")
 
 
-def check_memory(model: GPTConfig, hardware: Hardware):
-    """Refuses a model whose weights and gradients alone, at 4 bytes each, are more than all devices' memory."""
-    count, memory = least_parameters(model), hardware.memory
-    needed = count * (4 if hardware.precision.endswith("16-true") else 8)
-    if memory and needed > memory:
-        raise UserError(
-            f"model.width={model.width}, model.depth={model.depth}, model.mlp_width={model.hidden_width} and "
-            f"model.context={model.context} make {count:.3g} parameters or more: {needed / 1e9:.3g} GB of weights and "
-            f"gradients, and here are {memory / 1e9:.3g} GB; give smaller ones"
-        )
-
-
-def build_schedule(node: Mapping[str, Any], steps: int, trusted: Sequence[str] = ()):
-    """The schedule of a run of so many steps. warmup_steps wins over warmup_share."""
-    share, warmup = node["warmup_share"], node["warmup_steps"]
-    if warmup is None:
-        if not (fits(share, float) and 0 <= share <= 1):
-            raise UserError(f"schedule.warmup_share={share} must be between 0 and 1 (a share of all steps)")
-        warmup = round(share * steps)
-    return build({**without(node, "warmup_share"), "warmup_steps": warmup}, "schedule", trusted=trusted, steps=steps)
-
-
-def without(node: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in keys}
-
-
-def typed(kind: type, node: Mapping[str, Any], where: str) -> Any:
-    """The dataclass from those keys of the node that it has, checked."""
-    names = {field.name for field in fields(kind)}
-    values = {key: value for key, value in node.items() if key in names and not is_node(value)}
+def typed(kind: type, values: Any, where: str) -> Any:
+    """The dataclass from a mapping. Raises UserError for an unknown or missing key or a wrong type."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must hold keys and values, not be {values!r}")
     check(kind, values, where)
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise UserError(f"{where}{'.' if where else ''}{missing[0]} is missing; null stands for no value")
     return kind(**values)
+
+
+def read_trainer(values: Any) -> TrainerConfig:
+    if not isinstance(values, Mapping):
+        raise UserError(f"trainer must hold keys and values, not be {values!r}")
+    for key, remedy in REFUSED_TRAINER_KEYS.items():
+        if values.get(key) is not None:
+            raise UserError(f"trainer.{key} is not passed on to Lightning: {remedy}")
+    passed_on = {key: value for key, value in values.items() if key in PASSED_ON and value is not None}
+    own = {key: value for key, value in values.items() if key not in PASSED_ON and key not in REFUSED_TRAINER_KEYS}
+    return typed(TrainerConfig, {**own, "lightning": passed_on}, "trainer")
+
+
+def read_model(values: Any) -> GPTConfig:
+    if isinstance(values, Mapping) and "vocab_size" in values:
+        raise UserError("model.vocab_size is decided by the tokenizer; give tokenizer.vocab_size")
+    return typed(GPTConfig, {**values, "vocab_size": 1} if isinstance(values, Mapping) else values, "model")
+
+
+def read_data(values: Any) -> DataConfig:
+    if not isinstance(values, Mapping):
+        raise UserError(f"data must hold keys and values, not be {values!r}")
+    refuse_url("data.path", values.get("path"))
+    corpus = Node.read("data.corpus", values.get("corpus")).build()
+    names = {entry.name for entry in fields(DataConfig)}
+    return typed(DataConfig, {k: v for k, v in values.items() if k in names} | {"corpus": corpus}, "data")
+
+
+def read_optimizer(value: Any) -> Callable[[GPT], torch.optim.Optimizer]:
+    """A function from the model to its optimizer.
+
+    The target is a class whose instances are such functions (slm.optim), a torch optimizer, which receives all
+    parameters, or a function that takes the model.
+    """
+    node = Node.read("optimizer", value)
+    if not inspect.isclass(node.target):
+        return partial(node.target, **node.settings)
+    if not issubclass(node.target, torch.optim.Optimizer):
+        return node.build()
+
+    def build(parameters) -> torch.optim.Optimizer:
+        try:
+            return node.build(parameters)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"optimizer: {error}") from None
+
+    build([torch.zeros(1, requires_grad=True)])  # torch's own check of the values, before any work
+    return lambda model: build(list(model.parameters()))
+
+
+def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:
+    """The schedule. Raises UserError if its settings are wrong for a run of so many steps."""
+    node = Node.read("schedule", value)
+    schedule = node.build() if inspect.isclass(node.target) else partial(node.target, **node.settings)
+    schedule(0, steps)
+    if (ratio := node.settings.get("min_lr_ratio") or 0) > 1:
+        print(f"warning: schedule.min_lr_ratio={ratio} is above 1, so the learning rate rises", file=sys.stderr)
+    return schedule
+
+
+def read_nodes(group: str, values: Any) -> dict[str, Node]:
+    """The nodes of a group by name. A null node is left out, and so is a null setting of a logger."""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{group} must hold nodes by name, not be {values!r}; {{}} is none")
+    nodes = {}
+    for name, value in values.items():
+        if group == "callbacks" and name in DEFAULT_CALLBACKS and isinstance(value, Mapping) and not is_node(value):
+            continue  # settings, from an experiment or debug option, of a callback that callbacks=none leaves out
+        if group == "logger" and is_node(value):
+            value = {key: item for key, item in value.items() if item is not None}
+        if value is not None:
+            nodes[name] = Node.read(f"{group}.{name}", value)
+    return nodes

@@ -1,114 +1,127 @@
-"""Configuration nodes to objects, after checking every key and type against the constructor that will receive them."""
+"""Configuration nodes to objects: `_target_` names a class or function, the other keys are its arguments.
+
+Keys and types are checked against the signature when the configuration is read, so a mistake is found before any work.
+"""
 
 import contextlib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from slm.errors import UserError
-
-TRUSTED = (  # not all of slm: what writes files or starts programs is nobody's to call by name
-    *("slm.corpora.", "slm.generation.sampling.", "slm.hooks.", "slm.optim.", "slm.tokenizers.", "slm.training."),
-    *("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers."),
-)
+from slm.run.names import hint_for
 
 
-def build(node: Mapping[str, Any], where: str, *, trusted: Sequence[str] = (), **facts) -> Any:
-    """The object that a node with a `_target_` describes; facts go in where its constructor names them.
+@dataclass(frozen=True)
+class Node:
+    """A checked configuration node: the callable that `_target_` names and its settings, which may hold nodes."""
 
-    Nested nodes with a `_target_` are built first. `where` is the node's place in the configuration, for messages;
-    `trusted` are the user's trusted_targets.
-    """
-    target = locate(node["_target_"], where, trusted)
-    check(target, node, where)
-    accepted = inspect.signature(target).parameters
-    values = {
-        key: build(value, f"{where}.{key}", trusted=trusted, **facts) if is_node(value) else value
-        for key, value in node.items()
-        if key != "_target_"
-    }
-    return target(**values, **{key: fact for key, fact in facts.items() if key in accepted and key not in values})
+    where: str  # its key in the configuration, for messages
+    target: Callable
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, where: str, value: Any) -> "Node":
+        """The node from plain types. Raises UserError for a missing target, an unknown key or a wrong type."""
+        if not is_node(value):
+            raise UserError(f"{where} must have a _target_, the class to build, not be {value!r}")
+        settings = {
+            key: cls.read(f"{where}.{key}", item) if is_node(item) else item
+            for key, item in value.items()
+            if key != "_target_"
+        }
+        target = locate(value["_target_"], where)
+        check(target, settings, where)
+        return cls(where, target, settings)
+
+    def build(self, *positional, **facts) -> Any:
+        """Calls the target with its settings, and with those facts that its signature names and the settings do not.
+
+        Raises UserError for a missing argument or package, and whatever the target raises.
+        """
+        parameters = inspect.signature(self.target).parameters
+        values = {k: v.build(**facts) if isinstance(v, Node) else v for k, v in self.settings.items()}
+        values |= {k: fact for k, fact in facts.items() if k in parameters and k not in values}
+        if missing := [name for name in required(self.target)[len(positional) :] if name not in values]:
+            raise UserError(f"{self.where}.{missing[0]} is missing: {describe_target(self.target)} needs it")
+        try:
+            return self.target(*positional, **values)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{self.where} needs the package {error.name or error}; pip install it") from None
+
+    def names(self, fact: str) -> bool:
+        """True if the signature names this fact and the settings do not give it."""
+        return fact in inspect.signature(self.target).parameters and fact not in self.settings
+
+
+def required(target: Callable) -> list[str]:
+    """The parameters without a default."""
+    parameters = inspect.signature(target).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def locate(path: str, where: str, trusted: Sequence[str] = ()) -> Callable:
-    """The class, function or classmethod that a dotted path names, defined within the trusted packages.
-
-    Nothing outside of them is imported, and what they import themselves is not theirs.
-    """
-    prefixes = (*TRUSTED, *(f"{prefix.rstrip('.')}." for prefix in trusted))
-    if not isinstance(path, str) or not path.startswith(prefixes):
-        raise UserError(
-            f"{where}._target_={path} is outside {', '.join(prefixes)}; put your own code under slm/hooks/, "
-            "or name its package in trusted_targets"
-        )
-    parts = path.split(".")
+def locate(path: str, where: str) -> Callable:
+    """The class, function or classmethod with that dotted path. Raises UserError if it cannot be imported."""
+    parts = path.split(".") if isinstance(path, str) else []
     for cut in range(len(parts) - 1, 0, -1):
         try:
             found = import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
             if error.name and not path.startswith(error.name):
-                raise UserError(f"{where}._target_={path} needs the package {error.name}: pip install it") from None
+                raise UserError(f"{where}._target_={path} needs the package {error.name}; pip install it") from None
             continue
+        except ValueError:  # an empty part
+            break
         for name in parts[cut:]:
             found = getattr(found, name, None)
         if callable(found):
-            return _at_home(found, path, where, prefixes)
-    raise UserError(f"{where}._target_={path} does not exist")
+            return found
+    hint = "" if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
+    raise UserError(f"{where}._target_={path} cannot be imported{hint}")
 
 
-def _at_home(found: Callable, path: str, where: str, prefixes: tuple[str, ...]) -> Callable:
-    """`found`, if it and the class whose method it is were defined under one of the prefixes."""
-    owners = (found, found.__self__) if inspect.ismethod(found) else (found,)
-    for owner in owners:
-        known = inspect.isclass(owner) or inspect.isfunction(owner) or inspect.ismethod(owner)
-        if not known or not f"{owner.__module__}.".startswith(prefixes):
-            raise UserError(f"{where}._target_={path} is no class or function of that package, or not its own")
-    return found
+def describe_target(target: Callable) -> str:
+    return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
 
 def check(target: Callable, values: Mapping[str, Any], where: str):
-    """Raises UserError for a key that `target` does not take or a value of the wrong type, naming the place."""
+    """Raises UserError for a key that `target` does not take or a value of the wrong type, with the key's full name."""
     prefix = f"{where}." if where else ""
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = hints_of(target.__init__ if inspect.isclass(target) else target)
+    unknown = [key for key in values if key not in parameters]
+    if unknown and not open_ended:
+        hint = hint_for(prefix + unknown[0], [prefix + p for p in parameters])
+        if len(unknown) > 1:
+            hint = f"; to leave them out: {' '.join(f'~{prefix}{key}' for key in unknown)}"
+        owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
+        raise UserError(f"{prefix}{unknown[0]} is not a setting{owner}{hint}")
     for key, value in values.items():
-        if key == "_target_" or is_node(value):
-            continue
-        if key not in parameters and not open_ended:
-            raise UserError(
-                f"{prefix}{key} is not a setting{did_you_mean(prefix + key, [prefix + p for p in parameters])}"
-            )
-        if key in hints and not fits(value, hints[key]):
+        if key in hints and not isinstance(value, Node) and not fits(value, hints[key]):
             given = "null" if value is None else repr(value)
             raise UserError(f"{prefix}{key}={given} must be {describe(hints[key])}")
 
 
 def hints_of(function: Callable) -> dict[str, Any]:
-    """Its annotations as types, those apart that name what a library imports for type checkers only."""
+    """Its annotations as types, without those that a library imports for type checkers only."""
     hints = {}
     for name, annotation in inspect.get_annotations(function).items():
         one = types.SimpleNamespace(__annotations__={name: annotation})
         with contextlib.suppress(NameError):
-            hints |= get_type_hints(one, globalns=inspect.unwrap(function).__globals__)
+            hints |= get_type_hints(one, globalns=getattr(inspect.unwrap(function), "__globals__", {}))
     return hints
 
 
-def did_you_mean(given: str, known: Sequence[str]) -> str:
-    close = get_close_matches(given, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML may go where the annotation says. What is not understood fits."""
+    """True if a value from YAML has the annotated type. An annotation that is not understood fits any value."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in arguments
@@ -120,9 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    if is_dataclass(hint):
+    if hint in (str, bool) or is_dataclass(hint):
         return isinstance(value, hint)
     if origin in (list, tuple, Sequence):
         inner = arguments[0] if arguments else Any
@@ -131,6 +142,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
+    """A type annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))

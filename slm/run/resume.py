@@ -1,9 +1,13 @@
-"""A run's folder over its lives: begun, taken up again at the right checkpoint, closed; and what of it may change."""
+"""Create, resume and finish a run folder: the checkpoint to start from, run.json, and which settings may change."""
 
+import hashlib
+import json
 import math
+import platform
 import shutil
-import sys
+import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +15,67 @@ import torch
 import yaml
 
 from slm import checkpoint
-from slm.errors import Diverged, ResourceError, Rewind, UserError
+from slm.errors import ResourceError, UserError
 from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
+from slm.hardware import Hardware
 from slm.plot import loss_curve
-from slm.run.config import Plan
+from slm.run.config import RunConfig
+from slm.run.overrides import flattened
 from slm.run.prepare import Prepared
 
-MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # on them last digits depend
+MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
+LOGS = ("metrics.jsonl", "samples.jsonl", "windows.jsonl")
+PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
+FREE = (  # settings that a resumed run may change: its length, its observers, its machine
+    *PATHS,
+    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
+    *("allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
+    *(f"trainer.{key}" for key in ("auto_microbatch", "accumulate_grad_batches", "compile", "tf32", "deterministic")),
+    *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
+    *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
+)
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
 
-def refuse_changes(card: dict[str, Any], config: dict[str, Any], run_dir: Path):
-    if config["resume"] == "never":
+def changes(old: dict[str, Any], new: RunConfig) -> list[str]:
+    """Differences between two configurations that a resumed run must not have, as `key: old -> new`."""
+    free = (*FREE, *new.allow_changes)
+    before, after = flattened(old, without=free), flattened(new.plain, without=free)
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def check_unchanged(run_info: dict[str, Any], config: RunConfig, run_dir: Path):
+    """Raises UserError if the run in the folder has another configuration, or must not be resumed."""
+    if config.resume == "never":
         raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-    if changed := run_folder.changes(card["config"], config):
+    if changed := changes(run_info["config"], config):
         raise UserError(
             f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
             "give the same one, another run_dir, or allow_changes=[key]"
         )
 
 
-def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
-    """The checkpoint to go on from: this run's newest intact one, else the one that resume= names."""
+def find_start(config: RunConfig, run_dir: Path) -> Path | None:
+    """The checkpoint to start from: this run's newest intact one, else the one that resume= names; None for a new run.
+
+    Raises UserError if this run's checkpoints are all damaged or the other run has another configuration.
+    """
     if newest := run_folder.newest_intact(run_dir):
         return newest
     if run_folder.checkpoints(run_dir):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
-    if config["resume"] in ("auto", "never"):
+    if config.resume in ("auto", "never"):
         return None
-    start = run_folder.find_start(config["resume"], Path(config["runs_dir"]))
-    if changed := run_folder.changes(checkpoint.read(start)["slm"]["config"], config):
+    start = run_folder.find_resume_checkpoint(config.resume, Path(config.runs_dir))
+    if changed := changes(checkpoint.read(start)["slm"]["config"], config):
         raise UserError(
             f"{start} was trained with another configuration ({'; '.join(changed)}); "
             "give the same one, or allow_changes=[key]"
@@ -49,76 +83,91 @@ def start_checkpoint(config: dict[str, Any], run_dir: Path) -> Path | None:
     return start
 
 
-def check_start(start: Path | None, prepared: Prepared, run_dir: Path, card: dict[str, Any] | None) -> tuple[int, int]:
-    """The step that training goes on from, -1 for a new run, and the windows passed over, if the checkpoint fits.
+def check_start(start: Path | None, prepared: Prepared, run_dir: Path, run_info: dict[str, Any] | None) -> int:
+    """The step to start from, -1 for a new run. Raises UserError if the checkpoint does not fit the run.
 
-    The same configuration on another corpus makes other ids, which the checkpoint's weights would not know.
+    The same configuration with another corpus or tokenizer has other ids, which the weights do not know.
     """
     if start is None:
-        return -1, 0
+        return -1
     content = checkpoint.read(start)
     step = content["global_step"]
-    checkpoint.check_weights(start, prepared.model, content["state_dict"])
+    for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
+        if key in content:
+            checkpoint.check_weights(start, prepared.model, content[key])
     if missing := [key for key in TRAINING_STATE if key not in content]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
     own = start.parent.parent == run_dir
-    if own and card and content["slm"]["run_id"] != card["run_id"]:
-        raise UserError(f"{start} is another run's ({content['slm']['run_id']}); move it away")
+    if own and run_info and content["slm"]["run_id"] != run_info["run_id"]:
+        raise UserError(f"{start} belongs to another run ({content['slm']['run_id']}); move it away")
     if not own and step >= prepared.steps:
         raise UserError(f"{start} is at step {step} of {prepared.steps} already; give more steps")
-    return step, content["WindowsData"].get("skipped", 0)
+    return step
 
 
-def make_card(
-    plan: Plan, prepared: Prepared, run_dir: Path, before: dict[str, Any] | None, step: int, skipped: int = 0
+def describe_run(
+    config: RunConfig,
+    hardware: Hardware,
+    microbatch: int,
+    prepared: Prepared,
+    run_dir: Path,
+    before: dict[str, Any] | None,
+    step: int,
 ) -> dict[str, Any]:
-    """run.json: who the run is and how it stands; `before` is the card of its earlier life, `step` and the windows
-    `skipped` are its checkpoint's."""
+    """The content of run.json. `before` is that of the previous attempt, `step` the step to start from.
+
+    Raises UserError if data or tokenizer are others than before.
+    """
     manifest = prepared.store.manifest
     for key in ("corpus", "tokenizer"):
         if before and before[key] != manifest[key]:
             raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
-    own = [plan.settings.log_every_n_steps, plan.settings.val_every_n_steps]  # of what is logged
     intervals = before.get("intervals", []) if before else []
-    card = {
+    logged = [config.log_every_n_steps, config.val_every_n_steps]
+    return {
         "run_id": before["run_id"] if before else f"{run_folder.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
         "name": run_dir.name,
         "created": before["created"] if before else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **run_folder.identity(plan.config),
+        **source_code(),
+        "config_hash": config_hash(config.plain),
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "corpus": manifest["corpus"],
         "tokenizer": manifest["tokenizer"],
-        "device": plan.hardware.name,
-        "devices": plan.hardware.devices,
-        "precision": plan.hardware.precision,
-        "compiled": plan.compiled,
+        "device": hardware.name,
+        "devices": hardware.devices,
+        "precision": hardware.precision,
+        "compiled": False,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "microbatch": plan.microbatch,
+        "microbatch": microbatch,
         "parameters": parameters(prepared.model).total,
         "steps": prepared.steps,
-        "budget": plan.config["budget"],
+        "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
-        "first_skipped": before.get("first_skipped", 0) if before else skipped,
-        "lives": before["lives"] + 1 if before else 1,
-        "intervals": intervals if own in intervals else [*intervals, own],
-        "rewinds": [rewind for rewind in before.get("rewinds", []) if rewind["to"] <= max(step, 0)] if before else [],
+        "attempts": before["attempts"] + 1 if before else 1,
+        "intervals": intervals if logged in intervals else [*intervals, logged],
         "status": "running",
         "objective": None,
-        "config": plan.config,
+        "config": config.plain,
     }
-    if before and (others := [key for key in MACHINE if card[key] != before.get(key, card[key])]):
-        shown = ", ".join(f"{key} {before[key]} -> {card[key]}" for key in others)
+
+
+def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
+    """Prints what differs between the machines of two attempts."""
+    if others := [key for key in MACHINE if run_info[key] != before.get(key, run_info[key])]:
+        shown = ", ".join(f"{key} {before[key]} -> {run_info[key]}" for key in others)
         print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
-    return card
 
 
-def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
+def check_disk_space(config: RunConfig, prepared: Prepared, run_dir: Path):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
-    files = config["callbacks"]["checkpoints"]["keep_last"] + 2  # the best, and the one that is being written
-    there = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
-    needed = files * 12 * parameters(prepared.model).total - there
+    keep_last = config.callbacks["checkpoints"].settings.get("keep_last", 2)
+    files = keep_last + 2  # the best, and the one being written
+    present = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
+    needed = files * 12 * parameters(prepared.model).total - present
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise ResourceError(
             f"{run_dir} has {free / 1e9:.3f} GB of disk left, and {files} checkpoints take {needed / 1e9:.3f} GB more; "
@@ -126,41 +175,51 @@ def check_room(config: dict[str, Any], prepared: Prepared, run_dir: Path):
         )
 
 
-def open_run(card: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
-    """Fills the run folder, or takes it up again at the step of its checkpoint."""
-    run_folder.write_run_json(run_dir, card)  # before all else: it says whose folder this is
+def open_run(run_info: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
+    """Writes run.json, configuration and tokenizer into the folder, and cuts its logs back to `step`."""
+    run_folder.write_run_json(run_dir, run_info)  # first: it marks the folder as a run
     run_folder.remove_partial_files(run_dir)
-    for file in ("metrics.jsonl", "samples.jsonl", "windows.jsonl"):
+    for file in LOGS:
         jsonl.truncate_after(run_dir / file, step)
-    jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # which tells of all lives; but a torn line goes
+    jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # keeps all attempts; removes a torn line
     for folder in ("tokenizer", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
     prepared.tokenizer.save(run_dir / "tokenizer")
-    for file, content in (("config.yaml", card["config"]), ("overrides.yaml", overrides)):
+    for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)
 
 
-def close_run(run_dir: Path, card: dict[str, Any]):
-    """Writes down how it ended; a disk that has just failed may do so again, which is no news."""
+def close_run(run_dir: Path, run_info: dict[str, Any]):
+    """Writes the final run.json and loss.png. After a failed run, a second disk error is ignored."""
     try:
-        run_folder.write_run_json(run_dir, card)
+        run_folder.write_run_json(run_dir, run_info)
         loss_curve(run_dir)
     except OSError:
-        if card["status"] != "failed":
+        if run_info["status"] != "failed":
             raise
 
 
-def note_rewind(config: dict[str, Any], run_dir: Path, rewind: Rewind):
-    """Has the next life pass over the windows from its checkpoint to the step that raised the loss."""
-    card, newest = run_folder.read_run_json(run_dir), run_folder.newest_intact(run_dir)
-    to = run_folder.step_of(newest) if newest else card["first_step"]
-    if any(before["to"] == to for before in card["rewinds"]):
-        raise Diverged(
-            f"{rewind.reason} at step {rewind.step}, again after rewinding to step {to} and taking other windows; "
-            "lower optimizer.lr"
-        )
-    skipped = rewind.skipped + (rewind.step - to) * config["data"]["batch_windows"]
-    card["rewinds"].append({"step": rewind.step, "to": to, "skipped": skipped, "reason": rewind.reason})
-    run_folder.write_run_json(run_dir, card)
-    print(f"rewinding to step {to}, passing over {rewind.step - to} steps' windows", file=sys.stderr)
+def config_hash(config: dict[str, Any]) -> str:
+    """Equal for equal configurations, wherever their files lie."""
+    values = flattened(config, without=PATHS)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def source_code() -> dict[str, str | None]:
+    """The commit of this program's source tree, and a hash of uncommitted changes and new files; None without git."""
+    commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    new = _git("ls-files", "--others", "--exclude-standard", "slm", "conf")
+    dirty = f"{diff}{new}" if diff or new else None
+    return {
+        "git_commit": commit and commit.decode().strip(),
+        "git_dirty": hashlib.sha256(dirty.encode()).hexdigest() if dirty else None,
+    }
+
+
+def _git(*arguments: str) -> bytes | None:
+    try:
+        root = Path(__file__).parents[2]
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

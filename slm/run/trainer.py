@@ -1,140 +1,168 @@
-"""The Lightning trainer, module and data of a run, from its plan and its prepared data."""
+"""The Lightning Trainer, module, data, callbacks and loggers of a run."""
 
 import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
-from torch import Tensor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import profilers
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
-from slm import checkpoint
 from slm.errors import UserError
-from slm.estimate import device_peak, training_flops_per_token
+from slm.hardware import Hardware, compiled
 from slm.model import GPT
-from slm.run.config import Plan, build_schedule
-from slm.run.instantiate import build, check, is_node, locate
+from slm.run.config import RunConfig
 from slm.run.prepare import Prepared
+from slm.training.callbacks.guard import Guard
+from slm.training.callbacks.seeding import Seeding
+from slm.training.callbacks.signals import StopSignals
+from slm.training.callbacks.window_log import WindowLog
+from slm.training.checkpoint_io import DurableCheckpointIO
+from slm.training.datamodule import WindowsData
+from slm.training.loggers import MetricsFile, adapt, why_offline
+from slm.training.module import Pretraining
+
+LATE_FACTS = ("tokenizer", "data", "store", "model_config", "steps")  # unknown before the data is prepared
+REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a training with epochs
+    lightning_callbacks.StochasticWeightAveraging: (
+        "averages at the ends of epochs, and a run has one endless epoch; use callbacks=ema, or "
+        "lightning.pytorch.callbacks.EMAWeightAveraging"
+    ),
+    lightning_callbacks.GradientAccumulationScheduler: "would change the batch; use data.batch_windows",
+    lightning_callbacks.BatchSizeFinder: "would change the batch; use trainer.auto_microbatch=true",
+    lightning_callbacks.LearningRateFinder: "would change the learning rate; sweep it with -m optimizer.lr=...",
+}
+PROFILERS = {
+    "simple": profilers.SimpleProfiler,
+    "advanced": profilers.AdvancedProfiler,
+    "pytorch": profilers.PyTorchProfiler,
+}
 
 
-def check_watchers(config: dict[str, Any], run_dir: Path):
-    """Finds mistakes in callbacks, hooks and loggers before the data is prepared, by making them once for nothing."""
-    if not config["callbacks"].get("checkpoints"):
-        raise UserError("callbacks.checkpoints cannot be left out: it also ends runs; raise its every_n_steps")
-    names = "corpus", "tokenizer", "data", "description", "val_every", "stop", "tokens_per_step", "flops_per_token"
-    facts = dict.fromkeys(names)
-    if not config["callbacks"].get("guard") and (config["on_nonfinite"], config["on_spike"]) != ("stop", "warn"):
-        raise UserError(
-            "on_nonfinite and on_spike are callbacks.guard's, which is left out; leave one of them as it is"
-        )
-    trusted = config["trusted_targets"]
-    build_fault(config)
-    for where, node in nodes_of(config, "callbacks"):
-        build(node, where, trusted=trusted, folder=run_dir, layout=config["data"]["layout"], peak_flops=None, **facts)
-    for where, node in nodes_of(config, "hooks", "logger"):
-        given = {key: value for key, value in node.items() if value is not None}
-        check(locate(node["_target_"], where, trusted), given, where)
+@dataclass(frozen=True)
+class Assembled:
+    trainer: L.Trainer
+    module: Pretraining
+    data: WindowsData
 
 
-def nodes_of(config: dict[str, Any], *groups: str) -> list[tuple[str, dict[str, Any]]]:
-    """Place and content of each node in the groups; null leaves one out."""
-    for group in groups:
-        if not isinstance(config.get(group), dict):
-            raise UserError(f"{group} must hold nodes by their names, not be {config.get(group)!r}; {{}} is none")
-    nodes = [(f"{group}.{name}", node) for group in groups for name, node in config[group].items() if node is not None]
-    for where, node in nodes:
-        if not is_node(node):
-            raise UserError(f"{where} must have a _target_, the class that it makes")
-    return nodes
+def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, Any]) -> dict[str, Any]:
+    """The callbacks by name, each built once, as soon as the facts that its constructor names are known.
+
+    The first call, before the data is prepared, builds those that name no late fact, so their mistakes are found
+    early; the second call builds the others. Raises UserError.
+    """
+    late = [fact for fact in LATE_FACTS if fact not in facts]
+    for name, node in config.callbacks.items():
+        if name not in built and not any(node.names(fact) for fact in late):
+            callback = built[name] = node.build(**facts)
+            for kind, reason in REFUSED_CALLBACKS.items():
+                if isinstance(callback, kind):
+                    raise UserError(f"{node.where}: {kind.__name__} {reason}")
+            if not isinstance(callback, L.Callback):
+                raise UserError(f"{node.where}._target_ must be a Lightning Callback, not {type(callback).__name__}")
+    return {name: built[name] for name in config.callbacks if name in built}
 
 
-def assemble(plan: Plan, prepared: Prepared, run_dir: Path, card: dict[str, Any]):
-    """The Lightning trainer, module and data of a run."""
-    from slm.training.callbacks.fault import WindowLog
-    from slm.training.callbacks.metrics import Seeding
-    from slm.training.callbacks.signals import StopRequests
-    from slm.training.loggers import MetricsFile
-    from slm.training.module import Pretraining
-
+def assemble(
+    config: RunConfig,
+    hardware: Hardware,
+    prepared: Prepared,
+    run_dir: Path,
+    run_info: dict[str, Any],
+    description: dict[str, Any],
+    early: dict[str, Any],
+) -> Assembled:
+    """Trainer, module and data. `early` holds the callbacks built before the data was prepared."""
     quiet_lightning()
-    config, hardware, tokenizer = plan.config, plan.hardware, prepared.tokenizer
-    trusted = config["trusted_targets"]
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     model = GPT(prepared.model)
+    features = compile_features(model, config, hardware)
+    run_info["compiled"] = features is not None
     module = Pretraining(
         model,
-        features=features_of(model, plan),
-        optimizer=partial(build_optimizer, config["optimizer"], trusted),
-        schedule=build_schedule(config["schedule"], prepared.steps, trusted),
-        targets_per_window=prepared.targets_per_window,
-        token_lengths=torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]),
-        clip=plan.trainer.clip,
+        optimizer=config.optimizer,
+        schedule=lambda step: config.schedule(step, prepared.steps),
+        features=features,
+        description=description,
     )
-    data = build_data(plan, prepared, card)
-    stop = StopRequests(plan.budget.max_seconds())
-    described = checkpoint.description(prepared.model, prepared.tokenizer_folder, config, card)
+    data = build_data(config, hardware, prepared, run_info["microbatch"])
     facts = {
-        "folder": run_dir,
-        "corpus": prepared.corpus,
-        "tokenizer": tokenizer,
-        "layout": plan.data.layout,
-        "data": data,
-        "description": described,
-        "val_every": config["val_every_n_steps"],
-        "stop": stop,
-        "tokens_per_step": prepared.tokens(plan.data.batch_windows),
-        "flops_per_token": training_flops_per_token(prepared.model),
-        "peak_flops": device_peak(hardware.device, hardware.sixteen_bit),
+        **early_facts(config, run_dir),
+        **{"tokenizer": prepared.tokenizer, "data": data, "store": prepared.store},
+        **{"model_config": prepared.model, "steps": prepared.steps},
     }
-    watchers = [build(node, where, trusted=trusted, **facts) for where, node in nodes_of(config, "callbacks", "hooks")]
-    if config["debug"]["log_windows"]:
-        watchers.append(WindowLog(run_dir / "windows.jsonl", data))
-    watchers += build_fault(config)
-    loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, card)]
-    trainer = make_trainer(plan, prepared.steps, [Seeding(config["seed"]), stop, *watchers], loggers, run_dir)
-    return trainer, module, data
+    callbacks = [Seeding(config.seed), StopSignals(config.budget.max_seconds())]
+    callbacks += build_callbacks(config, facts, early).values()
+    if config.log_windows:
+        callbacks.append(WindowLog(run_dir))
+    # averaged weights before their use in samples; the guard after callbacks that change gradients
+    callbacks.sort(key=lambda c: isinstance(c, Guard) - isinstance(c, lightning_callbacks.WeightAveraging))
+    loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, run_info)]
+    trainer = build_trainer(config, hardware, prepared.steps, run_info["microbatch"], callbacks, loggers, run_dir)
+    for logger in loggers:
+        adapt(logger, trainer)
+    return Assembled(trainer, module, data)
 
 
-def features_of(model: GPT, plan: Plan) -> Callable[[Tensor], Tensor]:
-    from slm.hardware import compiled
-
-    if not plan.compiled:
-        return model.features
-    own = int(os.environ.get("LOCAL_RANK", 0)) if plan.hardware.devices > 1 else 0  # of the machine's devices
-    device = torch.device(plan.hardware.device.type, own)
-    return compiled(model.features, device, lengths_vary=plan.data.layout == "documents")
+def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """What a callback's constructor may name, besides its settings, before the data is prepared."""
+    return {"folder": run_dir, "config": config, "corpus": config.data.corpus, "layout": config.data.layout}
 
 
-def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir: Path):
-    """Lightning's Trainer with one endless epoch, so that no boundary between epochs can be got wrong."""
-    import lightning.pytorch as L
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-    from lightning.pytorch.strategies import DDPStrategy
+def wants_compile(config: RunConfig, hardware: Hardware) -> bool:
+    return hardware.accelerator == "gpu" if config.trainer.compile is None else config.trainer.compile
 
-    from slm.training.callbacks.checkpoints import DurableCheckpointIO
 
-    tf32 = plan.hardware.accelerator == "gpu" and plan.trainer.tf32
+def compile_features(model: GPT, config: RunConfig, hardware: Hardware) -> Callable | None:
+    if not wants_compile(config, hardware):
+        return None
+    rank = int(os.environ.get("LOCAL_RANK", 0)) if hardware.devices > 1 else 0
+    device = torch.device(hardware.device.type, rank)
+    return compiled(model.features, device, dynamic_lengths=config.data.layout == "documents")
+
+
+def build_trainer(
+    config: RunConfig, hardware: Hardware, steps: int, microbatch: int, callbacks: list, loggers: list, run_dir: Path
+) -> L.Trainer:
+    """Lightning's Trainer with one endless epoch: no epoch boundary, so exact resume needs one position only.
+
+    Raises UserError for what Lightning refuses.
+    """
+    tf32 = hardware.accelerator == "gpu" and config.trainer.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    ddp = plan.trainer.strategy == "ddp"
-    flags = ("deterministic", "benchmark", "detect_anomaly", "profiler")
+    accumulation = config.data.batch_windows // (microbatch * hardware.devices)
+    strategy = config.trainer.strategy
+    shown = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in callbacks)
+    passed_on = {"num_sanity_val_steps": 0, "enable_model_summary": False, **config.trainer.lightning}
+    if (profiler := passed_on.get("profiler")) in PROFILERS:
+        passed_on["profiler"] = PROFILERS[profiler](dirpath=run_dir, filename="profile")
+    if config.trainer.fast_dev_run:
+        passed_on["limit_val_batches"] = int(config.trainer.fast_dev_run)
     try:
         return L.Trainer(
-            accelerator=plan.hardware.accelerator,
-            devices=plan.hardware.devices // plan.trainer.num_nodes,
-            num_nodes=plan.trainer.num_nodes,
-            strategy=DDPStrategy(broadcast_buffers=False) if ddp else plan.trainer.strategy,  # no buffer ever changes
-            precision=plan.hardware.precision,
+            accelerator=hardware.accelerator,
+            devices=hardware.devices // config.trainer.num_nodes,
+            num_nodes=config.trainer.num_nodes,
+            strategy=DDPStrategy(broadcast_buffers=False) if strategy == "ddp" else strategy,  # buffers never change
+            precision=hardware.precision,
             max_steps=steps,
             max_epochs=-1,
-            accumulate_grad_batches=plan.accumulation,
-            val_check_interval=plan.settings.val_every_n_steps * plan.accumulation,  # Lightning counts microbatches
+            log_every_n_steps=config.log_every_n_steps,
+            accumulate_grad_batches=accumulation,
+            gradient_clip_val=config.trainer.gradient_clip_val,
+            val_check_interval=config.val_every_n_steps * accumulation,  # Lightning counts microbatches
             check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
@@ -142,75 +170,63 @@ def make_trainer(plan: Plan, steps: int, callbacks: list, loggers: list, run_dir
                 DurableCheckpointIO(run_dir),
                 *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
             ],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **{flag: value for flag in flags if (value := getattr(plan.trainer, flag)) is not None},
+            default_root_dir=run_dir,
+            enable_progress_bar=shown,
+            **passed_on,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
 
-def build_data(plan: Plan, prepared: Prepared, card: dict[str, Any]):
-    from slm.training.datamodule import WindowsData
-
-    on_gpu = plan.hardware.accelerator == "gpu"
-    return WindowsData(
+def build_data(config: RunConfig, hardware: Hardware, prepared: Prepared, microbatch: int) -> WindowsData:
+    on_gpu = hardware.accelerator == "gpu"
+    data = WindowsData(
         prepared.store,
-        layout=plan.data.layout,
-        eos=prepared.tokenizer.eos,
+        tokenizer=prepared.tokenizer,
+        corpus=prepared.corpus,
+        layout=config.data.layout,
         context=prepared.model.context,
-        microbatch=plan.microbatch,
-        devices=plan.hardware.devices,
-        validation_windows=plan.data.validation_windows,
-        workers=plan.data.workers if plan.data.workers is not None else 2 if on_gpu else 0,
-        timeout=plan.data.timeout,
-        skipped=max((rewind["skipped"] for rewind in card["rewinds"]), default=0),
+        microbatch=microbatch,
+        train_windows=config.data.train_windows,
+        validation_windows=config.data.validation_windows,
+        workers=config.data.workers if config.data.workers is not None else 2 if on_gpu else 0,
+        timeout=config.data.timeout,
         pin_memory=on_gpu,
-        seed=plan.config["seed"],
+        seed=config.seed,
     )
+    if min(len(data.validation), config.data.validation_windows or hardware.devices) < hardware.devices:
+        raise UserError(
+            f"data.validation_windows={config.data.validation_windows} (of {len(data.validation)}) must be at least "
+            f"the {hardware.devices} devices"
+        )
+    return data
 
 
-def build_fault(config: dict[str, Any]) -> list:
-    """What debug.fault asks for, if it does."""
-    fault = config["debug"]["fault"]
-    if fault["kind"] is None:
-        return []
-    return [build({"_target_": "slm.training.callbacks.fault.Fault", **fault}, "debug.fault")]
-
-
-def build_optimizer(node: dict[str, Any], trusted: Sequence[str], model: GPT) -> torch.optim.Optimizer:
-    return build(node, "optimizer", trusted=trusted, model=model)
-
-
-def build_loggers(config: dict[str, Any], run_dir: Path, card: dict[str, Any]) -> list:
-    from slm.training.loggers import why_offline
-
-    facts = {"save_dir": str(run_dir), "name": card["name"], "id": card["run_id"], "path": run_dir / "metrics.jsonl"}
+def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) -> list:
+    """The configured loggers. W&B runs offline if it cannot be reached. Raises UserError for a missing package."""
+    facts = {"save_dir": str(run_dir), "name": run_info["name"], "id": run_info["run_id"]}
+    facts |= {"path": run_dir / "metrics.jsonl"}
     loggers = []
-    for where, node in nodes_of(config, "logger"):
-        if "offline" in node and node["offline"] is None:
+    for name, node in config.logger.items():
+        if node.target is WandbLogger and node.names("offline"):
             reason = why_offline()
-            node = {**node, "offline": reason is not None}
+            facts["offline"] = reason is not None
             if reason:
                 print(f"wandb: {reason}, so the run is kept offline; `wandb sync` sends it later")
         try:
-            logger = build(node, where, trusted=config["trusted_targets"], **facts)
-        except ModuleNotFoundError:
-            extra = where.removeprefix("logger.")
-            raise UserError(f'{where} needs a package that is not here; pip install -e ".[{extra}]"') from None
-        loggers.append(logger)
+            loggers.append(node.build(**facts))
+        except ImportError as error:
+            raise UserError(f'{node.where} needs a package: {error}; pip install -e ".[{name}]"') from None
     return loggers
 
 
-def leave(trainer):
-    """Ends what would otherwise go over into the next job of a sweep."""
-    from lightning.pytorch.loggers import WandbLogger
-
+def teardown(trainer: L.Trainer):
+    """Releases process-global state, so that the next job of a sweep starts clean."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            with contextlib.suppress(Exception):  # it may have gone down meanwhile
+            with contextlib.suppress(Exception):  # the service may have failed
                 logger.experiment.finish()
-            if os.environ.get("WANDB_MODE") == "dryrun":  # Lightning's word for this run alone
+            if os.environ.get("WANDB_MODE") == "dryrun":  # set by Lightning for this run
                 del os.environ["WANDB_MODE"]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -219,11 +235,15 @@ def leave(trainer):
 
 
 def quiet_lightning():
-    """Its banners and tips say what the lines of `describe` say better; the rest is its own business with torch."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    """Silences Lightning's banners and tips, whose facts a run prints itself. Its callbacks still print."""
+    checkpoint_connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", checkpoint_connector):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "The '.*_dataloader' does not have many workers",
         "Checkpoint directory .* exists",
+        "GPU available but not used",
+        "MPS available but not used",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,4 +1,4 @@
-"""The DataModule: microbatches of windows in endless order, from wherever the last run stopped."""
+"""The DataModule: microbatches of windows in the endless order, from any position."""
 
 import multiprocessing
 from collections import deque
@@ -10,55 +10,69 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from slm.corpora import Corpus
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
-from slm.errors import ResourceError, UserError
-from slm.training.callbacks.signals import ignore_requests
+from slm.errors import ResourceError
+from slm.tokenizers import Tokenizer
+from slm.training.callbacks.signals import ignore_signals
 
 
 class WindowsData(L.LightningDataModule):
-    """Its state is the position in the order: the windows that all devices together have consumed or passed over.
+    """Windows of `context` + 1 ids from a token store. Its state is one integer: the windows consumed by all devices.
 
-    `skipped` windows are passed over since they made the loss rise; `timeout` is in seconds, for loader processes.
+    `train_windows` and `validation_windows` limit the splits to so many windows, evenly spaced; None: all.
+    `timeout` in seconds is for loader processes. Works in any Trainer.
     """
 
     def __init__(
         self,
         store: TokenStore,
         *,
-        layout: Literal["packed", "documents"],
-        eos: int,
+        tokenizer: Tokenizer,
         context: int,
         microbatch: int,
-        devices: int,
-        validation_windows: int | None,
-        workers: int,
-        timeout: float,
-        skipped: int,
-        pin_memory: bool,
         seed: int,
+        layout: Literal["packed", "documents"] = "packed",
+        train_windows: int | None = None,
+        validation_windows: int | None = None,
+        workers: int = 0,
+        timeout: float = 300,
+        pin_memory: bool = False,
+        corpus: Corpus | None = None,
     ):
         super().__init__()
         if layout == "documents":
-            self.train, self.validation = (Documents(store, s, context, eos) for s in ("train", "validation"))
+            train, self.validation = (Documents(store, s, context, tokenizer.eos) for s in ("train", "validation"))
+            self.longest = max(train.longest, self.validation.longest)  # context that fits every document
+            documents = store.manifest["splits"]["train"]
+            self.targets_per_window = min(documents["tokens"] / documents["documents"], context)
         else:
-            self.train, self.validation = (Windows(store, s, context) for s in ("train", "validation"))
-        if min(len(self.validation), validation_windows or devices) < devices:
-            raise UserError(
-                f"data.validation_windows={validation_windows} (of {len(self.validation)}) must be at least "
-                f"the {devices} devices"
-            )
-        self.microbatch, self.devices, self.seed = microbatch, devices, seed
-        self.validation_windows, self.pin_memory = validation_windows, pin_memory
-        self.workers, self.timeout = workers, timeout if workers else 0
-        self.skipped = self.position = skipped
-        self.indices: deque[Tensor] = deque()  # of the windows of each of the step's microbatches, on this device
+            train, self.validation = (Windows(store, s, context) for s in ("train", "validation"))
+            self.targets_per_window = context
+        self.train = train if train_windows is None else Subset(train, evenly_spaced(len(train), train_windows))
+        self.tokenizer, self.corpus, self.context, self.layout = tokenizer, corpus, context, layout
+        self.token_lengths = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+        self.microbatch, self.seed, self.validation_windows = microbatch, seed, validation_windows
+        self.workers, self.timeout, self.pin_memory = workers, timeout if workers else 0, pin_memory
+        self.position = 0  # in the order, where training starts
+        self.indices: deque[Tensor] = deque()  # of the windows of the current step, a tensor per microbatch
         self.loaders: list[DataLoader] = []
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.microbatch * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
-        order = InfiniteShuffle(len(self.train), self.seed, self.position, self.trainer.global_rank, self.devices)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        order = InfiniteShuffle(len(self.train), self.seed, self.position, rank, world)
         return self._loader(WithIndices(self.train), sampler=order)
+
+    def val_dataloader(self) -> DataLoader:
+        """The same evenly spaced windows at every validation."""
+        chosen = evenly_spaced(len(self.validation), self.validation_windows)
+        return self._loader(Subset(self.validation, chosen[self.trainer.global_rank :: self.trainer.world_size]))
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int) -> Tensor:
         if torch.is_tensor(batch):  # of the validation
@@ -68,17 +82,12 @@ class WindowsData(L.LightningDataModule):
         return windows
 
     def step_windows(self, indices: Iterable[Tensor]) -> list[int]:
-        """A step's windows in their order, from its `indices`, once all are there. To be called by all processes."""
-        mine = torch.cat(tuple(indices))
-        if self.devices == 1:
-            return mine.tolist()
+        """A step's windows in the global order, from its `indices`. A collective: all processes must call it."""
+        own = torch.cat(tuple(indices))
+        if self.trainer.world_size == 1:
+            return own.tolist()
         module = self.trainer.lightning_module
-        return module.all_gather(mine.to(module.device)).T.flatten().tolist()
-
-    def val_dataloader(self) -> DataLoader:
-        """The same windows every time, spread over the split."""
-        chosen = evenly_spaced(len(self.validation), self.validation_windows)
-        return self._loader(Subset(self.validation, chosen[self.trainer.global_rank :: self.devices]))
+        return module.all_gather(own.to(module.device)).T.flatten().tolist()
 
     def _loader(self, windows, sampler=None) -> DataLoader:
         loader = DataLoader(
@@ -88,51 +97,48 @@ class WindowsData(L.LightningDataModule):
             collate_fn=identity_collate,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=ignore_requests,
+            worker_init_fn=ignore_signals,
             timeout=self.timeout,
             pin_memory=self.pin_memory,
-            generator=torch.Generator().manual_seed(self.seed),  # else a loader draws from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # the default would draw from the global generator
         )
         self.loaders.append(loader)
         return loader
 
     def close(self):
-        """Ends the loader processes, which ignore a friendly request, and of which one may hang."""
+        """Ends the loader processes, which ignore SIGTERM and may hang."""
         for loader in self.loaders:
             if loader._iterator is not None:
                 loader._iterator._shutdown_workers()
-        for process in multiprocessing.active_children():  # Lightning may have let go of a hanging one
+        for process in multiprocessing.active_children():  # Lightning may have dropped a loader that hangs
             if process.daemon:  # as torch's are
                 process.kill()
                 process.join(timeout=5)
 
     def state_dict(self) -> dict[str, int]:
-        trainer = self.trainer  # which saves between steps only
-        per_step = self.microbatch * self.devices * trainer.accumulate_grad_batches
-        return {"consumed": trainer.global_step * per_step + self.skipped, "skipped": self.skipped}
+        return {"consumed": self.trainer.global_step * self.windows_per_step}  # a run saves between steps only
 
     def load_state_dict(self, state: dict[str, int]):
-        before = state.get("skipped", 0)  # more may be skipped now
-        self.skipped = max(self.skipped, before)
-        self.position = state["consumed"] + self.skipped - before
+        self.position = state["consumed"]
 
 
 class WithIndices(Dataset):
-    """With the windows of each microbatch, their indices, which an error in reading them names."""
+    """Adds the window indices to each microbatch, for errors and logs."""
 
     def __init__(self, windows: Dataset):
         self.windows = windows
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Indices (B,) and windows (B, T). Raises ResourceError if they cannot be read."""
         try:
             return torch.tensor(indices), self.windows.__getitems__(indices)
         except OSError as error:
-            raise ResourceError(f"windows {indices} cannot be read: {error.strerror}; is the disk well?") from None
+            raise ResourceError(f"windows {indices} cannot be read: {error.strerror}; check the disk") from None
         except Exception as error:
             error.add_note(f"in windows {indices}")
             raise
 
 
 def identity_collate(batch):
-    """The windows of a microbatch come as one tensor already."""
+    """Windows of a microbatch are one tensor already."""
     return batch

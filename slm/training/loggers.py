@@ -1,4 +1,4 @@
-"""metrics.jsonl, from which every other view is derived, as Lightning's logger; and one such view."""
+"""metrics.jsonl as Lightning's logger, from which every other view is derived; and what all loggers have in common."""
 
 import csv
 import netrc
@@ -10,34 +10,107 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import lightning.pytorch as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm.files import jsonl
 
 
-def for_each_logger(trainer, act: Callable[[Logger], None]):
-    """Lets `act` loose on each; one that fails is done without from then on, but for metrics.jsonl."""
+def write_metrics(trainer: L.Trainer, values: dict[str, float]):
+    """Writes values to every logger at the optimizer steps done, now: a checkpoint must not precede its metrics."""
+    for_each_logger(trainer, lambda logger: logger.log_metrics(dict(values), step=trainer.global_step - 1))
+
+
+def for_each_logger(trainer: L.Trainer, call: Callable[[Logger], None]):
+    """Calls a function on each logger; disables one that raises, except metrics.jsonl."""
     for logger in list(trainer.loggers):
         try:
-            act(logger)
+            call(logger)
         except Exception as error:
             if type(logger) is MetricsFile:
                 raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            name, said = type(logger).__name__, " ".join(str(error).split())
-            print(f"warning: {name} failed ({said}); going on without it, metrics.jsonl has all", file=sys.stderr)
+            name, reason = type(logger).__name__, " ".join(str(error).split())
+            print(f"warning: {name} failed ({reason}); going on without it, metrics.jsonl has all", file=sys.stderr)
+
+
+def adapt(logger: Logger, trainer: L.Trainer):
+    """Changes `log_metrics` of a logger to count steps as a run does, and to be disabled if it raises.
+
+    Lightning numbers a step by the steps before it, a run by the steps done. The `epoch` that Lightning adds is always
+    0, and a line that it repeats is left out.
+    """
+    log_metrics, previous = logger.log_metrics, None
+
+    def log(metrics: dict[str, float], step: int | None = None):
+        nonlocal previous
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if values and (step, values) != previous:
+            previous = step, values
+            log_metrics(values, step=None if step is None else step + 1)
+
+    def log_or_disable(metrics: dict[str, float], step: int | None = None):
+        if logger in trainer.loggers:
+            for_each_logger(trainer, lambda other: log(metrics, step) if other is logger else None)
+
+    logger.log_metrics = log_or_disable
+
+
+class MetricsFile(Logger):
+    """metrics.jsonl: a line for each call of `log_metrics`."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return ""  # so that ModelCheckpoint writes into checkpoints/ of the run folder
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args, **kwargs):
+        """Does nothing: config.yaml and run.json hold them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None):
+        jsonl.append(self.path, {"step": step, **metrics})
+
+
+class CSVFile(MetricsFile):
+    """metrics.csv: the same numbers as a table, written from metrics.jsonl when a run ends."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None):
+        """Does nothing: metrics.jsonl has its own logger."""
+
+    @rank_zero_only
+    def finalize(self, status: str):
+        rows = list(jsonl.lines(self.path))
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with open(self.path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def why_offline() -> str | None:
-    """Why a run can only be kept for Weights & Biases and not be sent, None if it can."""
+    """The reason why Weights & Biases cannot be reached; None if it can."""
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     if not has_wandb_key(urlsplit(address).hostname):
         return "no key"
-    try:  # before W&B itself does, which takes minutes to give up
+    try:  # W&B itself takes minutes to give up
         urlopen(address, timeout=3).close()
     except HTTPError:
-        return None  # which is an answer, too
+        return None  # an answer all the same
     except (OSError, ValueError) as error:
         return f"no answer from {address} ({getattr(error, 'reason', error)})"
     return None
@@ -50,44 +123,3 @@ def has_wandb_key(host: str | None) -> bool:
         return netrc.netrc().authenticators(host or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-class MetricsFile(Logger):
-    """Lightning's logger interface over the file. `step` counts optimizer updates done."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *args, **kwargs):
-        """Nothing: config.yaml and run.json hold them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None):
-        jsonl.append(self.path, {"step": step, **metrics})
-
-
-class CSVFile(MetricsFile):
-    """The same numbers as a table, written from metrics.jsonl when a run ends, however it ends."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None):
-        """Nothing: metrics.jsonl is written by its own logger."""
-
-    @rank_zero_only
-    def finalize(self, status: str):
-        rows = list(jsonl.lines(self.path))
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        with open(self.path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)

@@ -1,124 +1,172 @@
-"""The LightningModule: loss and optimizer, and nothing else. Every other concern is a callback."""
+"""The LightningModule: loss, optimizer and learning rate. Everything else in a training is a callback."""
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from slm.checkpoint import describe
 from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
 from slm.model import GPT
-from slm.optim.schedule import Schedule
 
 
 class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
-    `features` computes those of `model` in training, perhaps by other means; `optimizer` makes the optimizer once the
-    model is on its device; `targets_per_window` is their mean number; `token_lengths` (V,) are the bytes of text that
-    each id stands for; `clip` is the largest gradient norm, None for no limit.
+    `optimizer` makes the optimizer once the model is on its device. `schedule` maps the optimizer steps done to a
+    multiplier of the learning rate; None keeps it constant. `features` replaces `model.features` in training, for
+    example by a compiled version. `description` (slm.checkpoint.describe) makes checkpoints sufficient on their own;
+    None: it is made from the datamodule's tokenizer. Works in any Trainer; a WindowsData adds bits per byte.
     """
 
     def __init__(
         self,
         model: GPT,
         *,
-        features: Callable[[Tensor], Tensor],
         optimizer: Callable[[GPT], torch.optim.Optimizer],
-        schedule: Schedule,
-        targets_per_window: float,
-        token_lengths: Tensor,
-        clip: float | None,
+        schedule: Callable[[int], float] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        description: dict | None = None,
     ):
         super().__init__()
-        self.model, self.make_optimizer, self.schedule, self.clip = model, optimizer, schedule, clip
-        self.features = features
-        self.targets_per_window = targets_per_window
-        self.register_buffer("token_lengths", token_lengths, persistent=False)
+        self.model, self.make_optimizer, self.schedule, self.features = model, optimizer, schedule, features
+        self.description = description
         self.validation = LanguageModelMetrics()
-        self.nats: Tensor | float = 0.0  # of the step under way, and its targets, on this device
+        self.targets_per_window: float = model.config.context  # mean, over the training split
+        self.token_lengths: Tensor | None = None  # (V,) bytes per id; no buffer, which averaging would change
+        self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
         self.targets: Tensor | float = 0.0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
-        self.before_update: list[Callable[[], None]] = []  # called when a step's gradients are clipped; see `no_update`
-        self.before_use: list[Callable[[], None]] = []  # called before anybody is shown what a step has made
+        self.configured: list[dict] = []  # settings of the optimizer's groups, as configured
+
+    def __getstate__(self) -> dict:
+        """Without the compiled function: a copy, as weight averaging makes one, computes its own features."""
+        return {**super().__getstate__(), "features": None}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V) for tokens (B, T)."""
+        return self.model(tokens)
+
+    def setup(self, stage: str):
+        data = self.trainer.datamodule
+        self.targets_per_window = getattr(data, "targets_per_window", self.targets_per_window)
+        self.token_lengths = getattr(data, "token_lengths", None)
+
+    def on_train_start(self):
+        for group, configured in zip(self.trainer.optimizers[0].param_groups, self.configured):
+            group.update(configured)  # a checkpoint restores the settings it was saved with
+        self._set_learning_rate()
 
     def on_train_batch_start(self, windows: Tensor, index: int):
         if index % self.trainer.accumulate_grad_batches == 0:
             self.nats = self.targets = 0.0
 
     def training_step(self, windows: Tensor, index: int) -> Tensor:
-        """The nats of all targets over the mean number of targets, so that each target weighs the same in every
-        microbatch and on every device, however long their windows are."""
+        """The nats of all targets over the mean number of targets: each target has the same weight in every
+        microbatch and on every device, whatever the lengths of their windows."""
         inputs, targets = split(windows)
-        mean = cross_entropy(self.features(inputs), self.model.head.weight, targets)
+        features = (self.features or self.model.features)(inputs)
+        mean = cross_entropy(features, self.model.head.weight, targets)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         return mean * (count / (len(windows) * self.targets_per_window))
 
+    def on_train_batch_end(self, outputs, windows: Tensor, index: int):
+        if (index + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._set_learning_rate()
+
     def validation_step(self, windows: Tensor, index: int) -> Tensor:
-        """Nats of each target (B, T), 0 where there is none."""
+        """Nats of each target (B, T), 0 for IGNORE."""
         inputs, targets = split(windows)
         nats = token_nats(self.model.features(inputs), self.model.head.weight, targets)
+        if self.token_lengths is not None:
+            self.token_lengths = self.token_lengths.to(nats.device)
         self.validation.update(nats, targets, self.token_lengths)
         return nats
 
     def on_validation_epoch_end(self):
-        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()}, logger=False)
+        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()})
         self.validation.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer(self.model)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        self.configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return optimizer
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer):
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(self.trainer.global_step)
+    def on_save_checkpoint(self, checkpoint: dict):
+        tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
+        if self.description is None and tokenizer is not None:
+            with TemporaryDirectory() as folder:
+                tokenizer.save(Path(folder))
+                self.description = describe(self.model.config, Path(folder))
+        if self.description is not None:
+            checkpoint["slm"] = self.description
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of all gradients before clipping, computed once per step."""
+        if self.grad_norm is None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        return self.grad_norm
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer):
+        self.grad_norm = None  # Lightning calls this before the first backward pass of a step
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        limit = float("inf") if self.clip is None else self.clip
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        for act in self.before_update:
-            act()
+        norm = self.gradient_norm()
+        if gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
 
-    def settle(self):
-        """Waits for all that is to be said of the steps so far; raises where one has gone wrong."""
-        for act in self.before_use:
-            act()
-
-    def no_update(self):
-        """Leaves the step's update out: optimizers pass over parameters without a gradient."""
+    def skip_update(self):
+        """Skips the update of the current step: optimizers ignore parameters without a gradient."""
         for parameter in self.model.parameters():
             parameter.grad = None
 
+    def _set_learning_rate(self):
+        """Of the next step, in all groups of the optimizer."""
+        if self.schedule:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule(self.trainer.global_step)
+
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T). Behind the end of a row any id will do as input: no target looks back at it."""
+    """Inputs and targets (B, T) of windows (B, T + 1). Inputs after the end of a row become 0, and have no target."""
     return windows[:, :-1].clamp(min=0), windows[:, 1:]
 
 
 class LanguageModelMetrics(Metric):
-    """Loss in nats per token, perplexity and bits per byte of text, over all batches and devices.
+    """Loss in nats per token, perplexity, and bits per byte where bytes are known, over all batches and devices.
 
-    The bits include those of the ids that end documents, which stand for no byte.
+    The bits include those of the ids that end documents, which have no bytes.
     """
 
     def __init__(self):
         super().__init__()
-        self.add_state("nats", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("nats", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("bytes", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor):
-        """Nats and ids of the targets (B, T), and the bytes of text of each id (V,)."""
+    def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor | None):
+        """Nats and ids of the targets (B, T); bytes of text per id (V,), or None if unknown."""
         kept = targets != IGNORE
-        self.nats += nats.sum()
+        self.nats += nats.sum(dtype=torch.float32)
         self.tokens += kept.sum()
-        self.bytes += (token_lengths[targets.clamp(min=0)] * kept).sum()
+        if token_lengths is not None:
+            self.bytes += (token_lengths[targets.clamp(min=0)] * kept).sum()
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens
-        bits = torch.as_tensor(bits_per_byte(self.nats, self.bytes.clamp(min=1)))
-        return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits}
+        metrics = {"loss": loss, "perplexity": loss.exp()}
+        if self.bytes > 0:
+            metrics["bits_per_byte"] = torch.as_tensor(bits_per_byte(self.nats, self.bytes))
+        return metrics

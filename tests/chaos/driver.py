@@ -88,7 +88,7 @@ class Chaos:
     def check(self):
         """What must hold at every moment: no torn file has a checkpoint's name, and of two saves two are there."""
         there = run_folder.checkpoints(self.folder)
-        torn = [path.name for path in there if not atomic.intact(path)]
+        torn = [path.name for path in there if not atomic.is_intact(path)]
         assert not torn, f"{torn} torn"
         assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
 

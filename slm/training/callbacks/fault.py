@@ -1,10 +1,9 @@
-"""For looking into a run and for breaking it on purpose: which windows each step took, and faults at a given step."""
+"""Faults at a chosen step, for tests and for verify_resume=true. No configuration of a user names it."""
 
 import errno
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,9 +13,6 @@ from torch.utils.data import Dataset
 
 from slm.data.windows import InfiniteShuffle
 from slm.errors import UserError
-from slm.files import jsonl
-from slm.training.callbacks.checkpoints import step_ends
-from slm.training.datamodule import WindowsData
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 Kind = Literal[
@@ -25,28 +21,14 @@ Kind = Literal[
 ]
 
 
-class WindowLog(Callback):
-    """windows.jsonl: the indices of the windows that each step consumed, in their order."""
-
-    def __init__(self, path: Path, data: WindowsData):
-        self.path, self.data = path, data
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if step_ends(trainer, batch_idx):
-            windows = self.data.step_windows(self.data.indices)
-            if trainer.is_global_zero:
-                jsonl.append(self.path, {"step": trainer.global_step, "windows": windows})
-
-
 class Fault(Callback):
-    """Does something bad at optimizer step `step`, counted from 1, each time that a process gets there.
+    """Injects a fault at optimizer step `step`, counted from 1, in every process that reaches it.
 
-    `nonfinite` and `spike` concern the loss; the loader's faults need data.workers above 0, but for loader-raises.
+    `nonfinite` and `spike` change the loss; faults of a loader process need data.workers above 0, except
+    loader-raises. Raises UserError otherwise.
     """
 
     def __init__(self, *, kind: Kind, step: int):
-        if step < 1:
-            raise UserError(f"debug.fault.step={step} must be at least 1")
         self.kind, self.step = kind, step
 
     def setup(self, trainer, module, stage):
@@ -63,8 +45,8 @@ class Fault(Callback):
         elif self.kind.startswith("loader"):
             data = trainer.datamodule
             if not data.workers and self.kind != "loader-raises":
-                raise UserError(f"debug.fault.kind={self.kind} happens to a loader process; give data.workers=1")
-            consumed = (self.step - 1) * data.microbatch * data.devices * trainer.accumulate_grad_batches
+                raise UserError(f"{self.kind} is a fault of a loader process; give data.workers=1")
+            consumed = (self.step - 1) * data.windows_per_step
             first = next(iter(InfiniteShuffle(len(data.train), data.seed, consumed)))
             data.train = FaultyWindows(data.train, self.kind, first)
 
@@ -72,7 +54,7 @@ class Fault(Callback):
         if not self._is_now(trainer) or batch_idx % trainer.accumulate_grad_batches:
             return
         if self.kind == "out-of-memory":
-            raise torch.OutOfMemoryError("a fault on purpose")
+            raise torch.OutOfMemoryError("an injected fault")
         if self.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.kind])
 
@@ -81,7 +63,7 @@ class Fault(Callback):
 
 
 class FaultyWindows(Dataset):
-    """Windows whose one index ends, stops or blocks the process that asks for it."""
+    """Windows of which one index ends, fails or blocks the process that asks for it."""
 
     def __init__(self, windows: Dataset, kind: Kind, index: int):
         self.windows, self.kind, self.index = windows, kind, index

@@ -1,4 +1,4 @@
-"""What stands between a gradient and the weights: updates that would spoil them are not made."""
+"""Stops a run on a non-finite loss, and handles loss spikes."""
 
 import json
 import math
@@ -7,40 +7,46 @@ from collections import deque
 from pathlib import Path
 from typing import Literal
 
+import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from slm.errors import Diverged, Rewind, UserError
+from slm.errors import Diverged, UserError
 from slm.files import atomic, jsonl
-from slm.training.callbacks.checkpoints import step_ends
-from slm.training.callbacks.metrics import write_metrics
-from slm.training.datamodule import WindowsData
+from slm.training.callbacks import step_ends
+from slm.training.loggers import write_metrics
+
+
+def flush_checks(trainer: L.Trainer):
+    """Runs the pending check of each Guard, before metrics, samples or checkpoints use the step. Raises Diverged."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Guard):
+            callback.flush()
 
 
 class Guard(Callback):
-    """Looks at each step's loss and gradient norm before the update, or, where no update can be left out, a step later.
+    """Checks the loss and gradient norm of each step before its update.
 
-    The latter, on one GPU, spares it the wait: the update is made, but what it has spoilt is never saved, shown or
-    validated.
+    A loss or norm that is not finite stops the run (`stop`) or skips the update (`skip`). A loss more than
+    `spike_threshold` standard deviations above the mean of the last `spike_window` losses is logged (`warn`) or skips
+    the update (`skip`). More than `max_skips` skipped updates in a row stop the run. Float16 overflows are left to the
+    loss scaling, up to `max_skips` in a row. A run that stops here writes crash.json and raises Diverged.
 
-    A loss or norm that is not finite stops the run (`stop`) or only this update (`skip`); so does a loss more than
-    `spike_threshold` standard deviations above the mean of the last `spike_window` ones, where `warn` lets it pass
-    and `rewind` raises Rewind. Float16 overflows are no fault: its loss scaling skips them. More than `max_skips` in
-    a row stop the run in any case. A run that is stopped so writes crash.json and raises Diverged.
+    On one GPU, where no update can be skipped, the check runs one step late to avoid a device synchronisation; a bad
+    update is made, but never saved, sampled or validated. Raises UserError for settings out of range.
     """
 
     def __init__(
         self,
         *,
         on_nonfinite: Literal["stop", "skip"],
-        on_spike: Literal["warn", "skip", "rewind"],
+        on_spike: Literal["warn", "skip"],
         max_skips: int,
         spike_window: int,
         spike_threshold: float,
         folder: Path,
-        data: WindowsData,
     ):
         if max_skips < 1:
             raise UserError(f"callbacks.guard.max_skips={max_skips} must be at least 1")
@@ -49,14 +55,14 @@ class Guard(Callback):
         if not spike_threshold > 0:
             raise UserError(f"callbacks.guard.spike_threshold={spike_threshold} must be above 0")
         self.on_nonfinite, self.on_spike, self.max_skips = on_nonfinite, on_spike, max_skips
-        self.spike_threshold, self.folder, self.data = spike_threshold, folder, data
-        self.losses: deque[float] = deque(maxlen=spike_window)  # of the last steps that were taken
+        self.spike_threshold, self.folder = spike_threshold, folder
+        self.losses: deque[float] = deque(maxlen=spike_window)  # of the last steps with an update
         self.in_a_row = self.skipped = 0
-        self.skipping = False  # the step under way
-        self.look: Look | None = None  # at a step that is not judged yet
+        self.skipping = False  # the current step
+        self.pending: PendingStats | None = None
 
     def state_dict(self) -> dict:
-        self.settle()
+        self.flush()
         return {"losses": list(self.losses), "in_a_row": self.in_a_row, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict):
@@ -64,52 +70,52 @@ class Guard(Callback):
         self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
 
     def setup(self, trainer, module, stage):
-        self.trainer, self.module = trainer, module
-        module.before_update.append(self.check)
-        module.before_use.append(self.settle)
+        self.trainer = trainer
 
-    def check(self):
-        self.settle()
-        sums = self.trainer.strategy.reduce(torch.stack([self.module.nats, self.module.targets]), reduce_op="sum")
-        numbers = torch.stack([*sums, self.module.grad_norm.to(sums)])
-        self.look = Look(self.trainer.global_step + 1, numbers, tuple(self.data.indices))
-        if not self.may_be_late():
-            self.settle()
+    def teardown(self, trainer, module, stage):
+        self.trainer = None
 
-    def may_be_late(self) -> bool:
-        stays = self.on_nonfinite == "stop" and self.on_spike == "warn"
-        return stays and self.module.device.type == "cuda" and self.data.devices == 1
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.flush()
+        sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
+        numbers = torch.stack([*sums, module.gradient_norm().to(sums)])
+        self.pending = PendingStats(trainer.global_step + 1, numbers, tuple(trainer.datamodule.indices))
+        if not self.is_deferred():
+            self.flush()
+
+    def is_deferred(self) -> bool:
+        """True if checks run one step late."""
+        never_skips = self.on_nonfinite == "stop" and self.on_spike == "warn"
+        return never_skips and self.trainer.strategy.root_device.type == "cuda" and self.trainer.world_size == 1
 
     def on_validation_start(self, trainer, module):
-        self.settle()
+        self.flush()
 
-    def settle(self):
-        """Judges the step that was looked at."""
-        if look := self.look:
-            self.look = None
-            self._judge(look)
+    def flush(self):
+        """Checks the pending step. Raises Diverged."""
+        if pending := self.pending:
+            self.pending = None
+            self._check(pending)
 
-    def _judge(self, look: "Look"):
-        nats, targets, norm = look.numbers()
-        step, loss = look.step, nats / targets
+    def _check(self, stats: "PendingStats"):
+        nats, targets, norm = stats.numbers()
+        step, loss = stats.step, nats / targets
         if not (math.isfinite(loss) and math.isfinite(norm)):
             scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
             if scaled and self.in_a_row < self.max_skips:
-                self.in_a_row += 1  # the scaler leaves the update out and scales less from now on
+                self.in_a_row += 1  # the scaler skips the update and lowers its scale
                 return
             facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
             if scaled:
                 facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
-            self._refuse(look, facts, skip=self.on_nonfinite == "skip")
+            self._refuse(stats, facts, skip=self.on_nonfinite == "skip")
             return
         if self._spikes(loss):
             facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
-                self._refuse(look, facts, skip=True)
+                self._refuse(stats, facts, skip=True)
                 return
-            self._note(step, "spike", facts)
-            if self.on_spike == "rewind":
-                raise Rewind(step, facts, self.data.skipped)
+            self._log_event(step, "spike", facts)
         self.losses.append(loss)
         self.in_a_row = 0
 
@@ -124,33 +130,34 @@ class Guard(Callback):
         recent = np.array(self.losses)
         return loss > recent.mean() + self.spike_threshold * recent.std()
 
-    def _refuse(self, look: "Look", facts: str, skip: bool):
-        step, windows = look.step, self.data.step_windows(look.indices)
+    def _refuse(self, stats: "PendingStats", facts: str, skip: bool):
+        """Skips the update, or stops the run."""
+        step, windows = stats.step, self.trainer.datamodule.step_windows(stats.indices)
         self.in_a_row += 1
         if skip and self.in_a_row <= self.max_skips:
-            self.module.no_update()
+            self.trainer.lightning_module.skip_update()
             self.skipped, self.skipping = self.skipped + 1, True
-            self._note(step, "skipped", facts, windows=windows)
+            self._log_event(step, "skipped", facts, windows=windows)
             return
         crash = {"step": step, "reason": facts, "skipped_in_a_row": self.in_a_row - 1, "windows": windows}
         if self.trainer.is_global_zero:
             atomic.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
         remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
-        what = "anything of it was saved" if self.may_be_late() else "the update"
+        what = "its result was saved" if self.is_deferred() else "the update"
         after = f" after {self.max_skips} skipped steps" if skip else ""
         raise Diverged(
             f"{facts} at step {step}{after}: stopped before {what}; its windows are in "
             f"{self.folder / 'crash.json'}; {remedy}"
         )
 
-    def _note(self, step: int, event: str, facts: str, **details):
+    def _log_event(self, step: int, event: str, facts: str, **details):
         if self.trainer.is_global_zero:
             jsonl.append(self.folder / "events.jsonl", {"step": step, "event": event, "facts": facts, **details})
             print(f"warning: step {step}: {event}: {facts}", file=sys.stderr)
 
 
-class Look:
-    """Nats, targets and gradient norm of a step on their way from the device, and the indices of its windows."""
+class PendingStats:
+    """Nats, targets and gradient norm of a step, being copied from the device, and the indices of its windows."""
 
     def __init__(self, step: int, numbers: Tensor, indices: tuple[Tensor, ...]):
         self.step, self.indices = step, indices

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress on the console: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,27 +6,30 @@ import time
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from slm.training.callbacks.checkpoints import step_ends
+from slm.training.callbacks import step_ends
 from slm.training.callbacks.metrics import TrainingMetrics
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressBar(Callback):
-    """Loss, tokens per second and remaining time; every validation stays as a line."""
+    """Shows loss, tokens per second and remaining time; prints a line for every validation.
+
+    Without a terminal, or beside a progress bar of Lightning, there is no live bar.
+    """
 
     def __init__(self):
         self.bar: Progress | None = None
-        self.metrics: TrainingMetrics | None = None  # where the numbers come from, without waiting for the device
-        self.shown, self.tokens = 0.0, None  # when the last plain line was printed, and of how many tokens it told
-        self.started = (0, 0.0)  # step and time at which this process began to train
+        self.metrics: TrainingMetrics | None = None  # the source of the numbers, without a device synchronisation
+        self.printed, self.tokens = 0.0, None  # time of the last plain line, and its tokens
+        self.started = (0, 0.0)  # step and time at the start of training
 
     def on_train_start(self, trainer, module):
         if not trainer.is_global_zero:
             return
         self.started = trainer.global_step, time.monotonic()
         self.metrics = next((c for c in trainer.callbacks if isinstance(c, TrainingMetrics)), None)
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not trainer.progress_bar_callback:
             columns = (
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -44,14 +47,14 @@ class ProgressBar(Callback):
             return
         if self.bar:
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe())
-        elif self._worth_a_line(trainer):
+        elif not trainer.progress_bar_callback and self._line_is_due(trainer):
             step = self.metrics.latest.get("step", trainer.global_step) if self.metrics else trainer.global_step
             print(f"step {step}/{trainer.max_steps}  {self._describe()}  ETA {self._eta(trainer)}")
 
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:
             value = trainer.callback_metrics
-            excess = value.get("val/excess_bits_per_story")  # where the corpus' entropy is known
+            excess = value.get("val/excess_bits_per_story")  # on a corpus of known entropy
             print(
                 f"step {trainer.global_step}: val/loss {value['val/loss']:.4f}, "
                 f"perplexity {value['val/perplexity']:.2f}, {value['val/bits_per_byte']:.4f} bits per byte"
@@ -64,7 +67,7 @@ class ProgressBar(Callback):
             self.bar = None
 
     def on_exception(self, trainer, module, exception):
-        self.teardown(trainer, module, "fit")  # which Lightning leaves out
+        self.teardown(trainer, module, "fit")  # Lightning does not call it after an exception
 
     def _describe(self) -> str:
         if not (value := self.metrics.latest if self.metrics else {}):
@@ -72,14 +75,14 @@ class ProgressBar(Callback):
         mfu = f"  MFU {value['mfu']:.0%}" if "mfu" in value else ""
         return f"loss {value['train/loss']:.4f}  {value['tokens_per_second']:,.0f} tokens/s{mfu}"
 
-    def _worth_a_line(self, trainer) -> bool:
-        """New numbers, but not too often; or a sign of life where steps are slow; and the end."""
+    def _line_is_due(self, trainer) -> bool:
+        """True for new numbers after a pause, for any step after a long one, and for the last step."""
         tokens = self.metrics.latest.get("train/tokens") if self.metrics else None
-        silence = time.monotonic() - self.shown
+        silence = time.monotonic() - self.printed
         wait = SECONDS_BETWEEN_LINES if tokens != self.tokens else 6 * SECONDS_BETWEEN_LINES
         if silence < wait and trainer.global_step < trainer.max_steps:
             return False
-        self.tokens, self.shown = tokens, time.monotonic()
+        self.tokens, self.printed = tokens, time.monotonic()
         return True
 
     def _eta(self, trainer) -> str:

@@ -1,4 +1,4 @@
-"""How a run stops on request: signals, an elapsed budget, a cluster that wants its node back."""
+"""Requests to stop: signals, an elapsed time budget, a cluster that ends the job."""
 
 import os
 import re
@@ -12,24 +12,26 @@ from lightning.pytorch.callbacks import Callback
 
 from slm.errors import Stopped
 
-REQUESTS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequests(Callback):
-    """Turns SIGTERM, SIGINT, SLURM's SIGUSR1 and an elapsed budget into a request that `Checkpoints` grants between
-    two steps, after a validation that is under way. A second SIGINT stops at once: what was saved before is whole."""
+class StopSignals(Callback):
+    """Turns SIGTERM, SIGINT, SLURM's SIGUSR1 and an elapsed time budget into a request to stop.
+
+    Checkpoints reads `request` between two steps, saves, and stops the run. A second SIGINT stops at once.
+    """
 
     def __init__(self, max_seconds: float | None):
         self.max_seconds, self.started = max_seconds, time.monotonic()
         self.process = os.getpid()
         self.request: Stopped | None = None
-        self.previous: dict[signal.Signals, Any] = {}
+        self.previous: dict[signal.Signals, Any] = {}  # handlers to restore
 
     def on_train_start(self, trainer, module):
-        numbers = (*REQUESTS, signal.SIGUSR1) if slurm_job() else REQUESTS
+        numbers = (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
         for number in numbers:
             self.previous[number] = signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # what came too early to be granted comes now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # delivers signals that arrived before training
 
     def teardown(self, trainer, module, stage):
         for number, handler in self.previous.items():
@@ -37,19 +39,19 @@ class StopRequests(Callback):
         self.previous = {}
 
     def on_exception(self, trainer, module, exception):
-        self.teardown(trainer, module, "fit")  # which Lightning leaves out
+        self.teardown(trainer, module, "fit")  # Lightning does not call it after an exception
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds:
             self.request = self.request or Stopped("budget.max_time is used up", 0)
 
     def _on_signal(self, number, frame):
-        if os.getpid() != self.process:  # a forked child has inherited this handler
+        if os.getpid() != self.process:  # a forked child with an inherited handler
             return
         if self.request and number == signal.SIGINT:
             if sys.stdout.isatty():
-                os.write(1, b"\033[?25h\n")  # the cursor, which a progress bar hides
-            os.write(2, b"stopped at once; what was saved before is whole\n")
+                os.write(1, b"\033[?25h\n")  # shows the cursor that a progress bar hides
+            os.write(2, b"stopped at once; earlier checkpoints are complete\n")
             os._exit(130)
         name = signal.Signals(number).name
         if not self.request:
@@ -61,21 +63,21 @@ class StopRequests(Callback):
 
 
 def slurm_job() -> str | None:
-    """What `scontrol requeue` calls this job."""
+    """The job's name for `scontrol requeue`; None outside SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
     return job if re.fullmatch(r"\d+(_\d+)?", job) else None
 
 
 def requeue():
-    """Has SLURM queue this job again: the same command will go on with its run_dir."""
+    """Asks SLURM to queue this job again; the same command then resumes its run_dir."""
     try:
         subprocess.run(["scontrol", "requeue", slurm_job()], check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"warning: SLURM did not requeue job {slurm_job()} ({error}); submit it again", file=sys.stderr)
 
 
-def ignore_requests(worker: int):
-    """In a loader process: a signal to the whole process group is for the one that trains."""
-    for number in (*REQUESTS, signal.SIGUSR1):
+def ignore_signals(worker: int):
+    """In a loader process: a signal to the process group is meant for the training process."""
+    for number in (*SIGNALS, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

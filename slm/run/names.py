@@ -1,0 +1,103 @@
+"""Names of keys in other frameworks, and hints for keys that do not exist."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+SAME_KEY = {  # a key of Lightning or lightning-hydra-template that has the meaning of one of ours
+    "trainer.max_steps": "budget.steps",
+    "trainer.max_epochs": "budget.epochs",
+    "trainer.max_time": "budget.max_time",
+    "trainer.log_every_n_steps": "log_every_n_steps",
+    "ckpt_path": "resume",
+    "task_name": "name",
+    "hydra.run.dir": "run_dir",
+    "paths.output_dir": "run_dir",
+    "paths.log_dir": "runs_dir",
+    "paths.data_dir": "data.path",
+}
+NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt or Lightning
+    "model.depth": "n_layer n_layers num_layers num_hidden_layers layers",
+    "model.width": "n_embd n_embed d_model hidden_size dim hidden_dim embed_dim",
+    "model.head_dim (heads = width / head_dim)": "n_head n_heads num_heads num_attention_heads heads",
+    "model.kv_heads": "n_kv_head n_kv_heads num_kv_heads num_key_value_heads n_query_groups",
+    "model.context": (
+        "block_size seq_len seq_length max_seq_len max_seq_length sequence_length n_positions context_length "
+        "max_position_embeddings n_ctx"
+    ),
+    "model.mlp_width": "intermediate_size d_ff ffn_dim ff_dim mlp_ratio",
+    "model.tied": "tie_word_embeddings weight_tying tie_weights",
+    "model.mlp": "activation hidden_act act_fn",
+    "model.positions": "pos_emb position_embedding_type pos_encoding",
+    "model.rope_base": "rope_theta",
+    "model.window": "sliding_window window_size",
+    "data.batch_windows (windows per step)": "batch_size global_batch_size total_batch_size",
+    "trainer.microbatch (windows per pass)": "micro_batch_size device_batch_size per_device_train_batch_size",
+    "trainer.accumulate_grad_batches": "gradient_accumulation_steps grad_accum accumulation_steps",
+    "data.workers": "num_workers dataloader_num_workers",
+    "optimizer.lr": "learning_rate max_lr lr",
+    "schedule.min_lr_ratio": "min_lr eta_min final",
+    "schedule.warmup_steps": "warmup_iters warmup num_warmup_steps lr_warmup_steps",
+    "schedule.warmup_fraction": "warmup_ratio warmup_share",
+    "schedule": "lr_scheduler scheduler lr_scheduler_type",
+    "optimizer.betas": "beta1 beta2 adam_beta1 adam_beta2",
+    "optimizer.weight_decay": "wd",
+    "budget.steps": "max_iters num_steps train_steps max_steps num_iterations",
+    "budget.epochs": "epochs num_train_epochs max_epochs num_epochs",
+    "budget.tokens": "max_tokens",
+    "trainer.gradient_clip_val": "grad_clip max_grad_norm max_norm clip_grad",
+    "val_every_n_steps": "eval_interval eval_steps eval_every val_check_interval val_interval",
+    "log_every_n_steps": "log_interval logging_steps log_every",
+    "callbacks.checkpoints.every_n_steps": "save_steps save_interval every_n_train_steps save_every",
+    "callbacks.checkpoints.keep_last": "save_top_k save_total_limit",
+    "data.validation_windows": "eval_iters max_eval_batches",
+    "trainer.precision": "dtype bf16 fp16 mixed_precision",
+    "trainer.accelerator": "device",
+    "trainer.devices": "gpus n_gpus num_gpus nproc_per_node",
+    "run_dir": "out_dir output_dir save_dir logdir log_dir",
+    "data": "dataset dataset_name datamodule",
+    "data.path": "data_dir data_path train_file input_file",
+    "tokenizer.vocab_size": "vocab_size",
+    "resume": "resume_from_checkpoint init_from resume_from from_checkpoint",
+    "logger.wandb.project (with logger=wandb)": "wandb_project",
+    "logger=wandb": "wandb use_wandb wandb_log report_to",
+    "name": "run_name experiment_name exp_name",
+    "callbacks.early_stopping.patience": "early_stopping_patience patience",
+    "seed": "random_seed torch_seed",
+    "trainer.compile": "compile_model torch_compile",
+    "callbacks": "hooks",
+}
+SYNONYMS = {name: key for key, names in NAMES.items() for name in names.split()}
+REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exact resume, or that a run sets itself
+    "limit_train_batches": "budget.steps sets how many steps a run takes, data.train_windows how many windows it reads",
+    "overfit_batches": "use debug=overfit, or data.train_windows=<n>",
+    "val_check_interval": "use val_every_n_steps, in optimizer steps",
+    "check_val_every_n_epoch": "use val_every_n_steps, in optimizer steps",
+    "min_steps": "a run always takes budget.steps, unless callbacks.early_stopping ends it",
+    "min_epochs": "a run always takes budget.steps, unless callbacks.early_stopping ends it",
+    "logger": "choose loggers with logger=csv, logger=tensorboard or logger=wandb",
+    "callbacks": "add one with +callbacks.<name>._target_=<class>",
+    "plugins": "a run sets its own checkpoint plugin",
+    "default_root_dir": "use run_dir=<folder>, or runs_dir",
+    "enable_checkpointing": "checkpoints make a run resumable; see callbacks.checkpoints",
+    "enable_progress_bar": "leave the progress bar out with callbacks.progress=null",
+    "use_distributed_sampler": "the sampler of a run divides windows among devices itself",
+    "reload_dataloaders_every_n_epochs": "a run has one endless epoch",
+    "barebones": "it would leave out checkpoints",
+    "enable_autolog_hparams": "loggers always receive the configuration",
+    "limit_test_batches": "a run has no test split",
+    "limit_predict_batches": "a run does not predict",
+}
+
+
+def hint_for(key: str, known: Sequence[str]) -> str:
+    """'; did you mean ...?' for a key that does not exist: by a synonym, an equal last part, or a similar spelling."""
+    last = key.rpartition(".")[2]
+    equal = [name for name in known if name.rpartition(".")[2] == last and name != key]
+    if last in SYNONYMS and SYNONYMS[last] != key:
+        return f"; did you mean {SYNONYMS[last]}?"
+    return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.75)
+
+
+def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    close = get_close_matches(given, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,147 @@
+"""The command line, read and checked: words to Hydra overrides, other frameworks' names to ours, mistakes to one line.
+
+Imports neither torch nor Lightning, so a misspelt key is answered at once.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+
+from slm.errors import UserError
+from slm.run import CONF
+from slm.run.names import REFUSED_TRAINER_KEYS, SAME_KEY, did_you_mean, hint_for
+from slm.security import refuse_secrets
+
+LITERAL = (  # values taken as they are typed, not as Hydra's grammar
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume"),
+    *("data.path", "data.separator"),
+)
+LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
+VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
+NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
+
+
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra's parser needs them: overrides first, then flags.
+
+    Raises UserError for a secret, a word that is not an override, or several values without -m.
+    """
+    overrides, flags = split_flags(arguments)
+    refuse_secrets(dict(override.partition("=")[::2] for override in overrides))
+    if any(flag in NO_RUN for flag in flags):
+        return [*overrides, *flags]
+    overrides = exclusive_budget([quoted(translated(override, overrides)) for override in overrides])
+    found = parsed(overrides)
+    if "-m" in flags or "--multirun" in flags:
+        fixed = [override.key_or_group for override in found if not override.is_sweep_override()]
+        if fixed:  # the folders of a sweep are named by what is swept
+            flags.insert(0, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
+    elif swept := [override.input_line for override in found if override.is_sweep_override()]:
+        raise UserError(f"{swept[0]} gives several values; add -m to run each of them")
+    return [*overrides, *flags]
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and flags with their values. Raises UserError for any other word."""
+    overrides, flags, takes_value = [], [], False
+    for word in arguments:
+        if word.startswith("-") or takes_value:
+            flags.append(word)
+            takes_value = not takes_value and word in VALUE_FLAGS
+        elif "=" in word or word.startswith("~"):
+            overrides.append(word)
+        elif flags and flags[-1] in ("-i", "--info"):
+            flags.append(word)
+        else:
+            raise UserError(f"{word!r} is not key=value; python train.py --help lists the keys")
+    return overrides, flags
+
+
+def translated(override: str, overrides: Sequence[str]) -> str:
+    """The override with our name for a key of Lightning; + becomes ++ for values, so that it may name a known key."""
+    sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", override, re.DOTALL).groups()
+    launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
+    if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
+        return SAME_KEY[key] + value
+    if value == "=null" and (CONF / key).is_dir():
+        return f"~{key}"  # as Hydra takes an option away
+    return f"++{key}{value}" if sign == "+" and "." in key and "/" not in key and "@" not in key else override
+
+
+def quoted(override: str) -> str:
+    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers have a meaning."""
+    key, equals, value = override.partition("=")
+    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
+        return override
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def exclusive_budget(overrides: list[str]) -> list[str]:
+    """A length of training on the command line replaces the configured one."""
+    given = [override.lstrip("+").split("=", 1)[0] for override in overrides]
+    if any(key in given for key in LENGTHS):
+        return [*overrides, *(f"{key}=null" for key in LENGTHS if key not in given)]
+    return overrides
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's view of the overrides. Raises UserError, without the value, which may be a secret."""
+    parser, found = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            found += parser.parse_overrides([override])
+        except HydraException:
+            key = override.partition("=")[0]
+            raise UserError(f"cannot read {key}; write key=value, and quote special characters") from None
+    return found
+
+
+def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exception:
+    """A composition error of Hydra as a UserError with the nearest name, where it is about a key or an option.
+
+    `known_keys` composes conf/ once more for the names.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).partition("/")
+        options = sorted(error.options)
+        hint = did_you_mean(option, options, cutoff=0.7)
+        return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
+    if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
+        if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
+            return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
+        known = known_keys()
+        reason = ", since its group is left out" if match[2] in known else hint_for(match[2], known)
+        return UserError(f"there is no key {match[2]}{reason}")
+    return error
+
+
+def check_added_data_keys(overrides: Sequence[str], unresolved: Any):
+    """Raises UserError for a key that the command line adds to `data`, if no other value refers to it."""
+    text, data = str(unresolved), unresolved["data"]
+    known = [key for key in data if "." not in key]
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        name = key.removeprefix("data.")
+        if override.startswith("+") and key.startswith("data.") and "." not in name and f"data.{name}" not in text:
+            others = [other for other in known if other != name]
+            hint = hint_for(key, [f"data.{other}" for other in others])
+            raise UserError(f"there is no key {key}{hint}")
+
+
+def flattened(config: Mapping[str, Any], without: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, without the named keys and what lies below them."""
+    flat = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in without:
+            continue
+        if isinstance(value, Mapping):
+            flat |= flattened(value, without, f"{name}.")
+        else:
+            flat[name] = value
+    return flat

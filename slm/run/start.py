@@ -1,0 +1,57 @@
+"""Entry points, which import nothing heavy before signals and standard streams are prepared."""
+
+import os
+import signal
+import sys
+
+from slm.files.stdio import make_stdio_robust
+
+
+def train():
+    """python train.py, slm train."""
+    # before training can save its state, a signal simply ends the program
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    if "SLURM_JOB_ID" in os.environ:  # SLURM's warning before the time limit waits until there is a state to save
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    make_stdio_robust()
+    from slm.run.cli import train_main
+
+    train_main()
+
+
+def generate():
+    """python generate.py, slm generate."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before a text is generated, Ctrl-C simply ends the program
+    from slm.run.cli import generate_main
+
+    generate_main()
+
+
+def module(name: str):
+    """python -m slm.evaluate, slm evaluate."""
+    from importlib import import_module
+
+    sys.argv[0] = f"slm {name}"
+    sys.exit(import_module(f"slm.{name}").main())
+
+
+COMMANDS = {
+    "train": train,
+    "generate": generate,
+    "evaluate": lambda: module("evaluate"),
+    "verify": lambda: module("verify"),
+}
+
+
+def main():
+    """The console script: slm COMMAND ..."""
+    # Lightning starts the other processes of a distributed run with the same arguments, but without the command
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        name = sys.argv.pop(1)
+    elif not (name := os.environ.get("SLM_COMMAND", "")):
+        print(f"usage: slm {{{','.join(COMMANDS)}}} ...; slm train --help lists the keys of a run", file=sys.stderr)
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    if name == "train":
+        os.environ["SLM_COMMAND"] = name
+    COMMANDS[name]()
