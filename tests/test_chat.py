@@ -1,4 +1,4 @@
-"""The interactive loop, driven by a fake keyboard and, once, by a real pseudo-terminal."""
+"""Interactive generation with a fake keyboard, and once in a real pseudo-terminal."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def model(tokenizer):
 
 @pytest.fixture
 def talk(model, tokenizer, monkeypatch, capsys):
-    """Types the lines, an exception standing for its key, and returns what is printed in between, line by line."""
+    """A function that types lines (an exception stands for its key) and returns the printed lines."""
 
     def talk(*lines, **settings):
         keys = iter([*lines, EOFError])
@@ -63,14 +63,14 @@ def talk(model, tokenizer, monkeypatch, capsys):
     return talk
 
 
-def story(model, tokenizer, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
-    [[made]] = complete(model, tokenizer, [prompt], sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
-    return made
+def completion(model, tokenizer, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
+    [[found]] = complete(model, tokenizer, [prompt], sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
+    return found
 
 
-def told(model, tokenizer, prompt, seed, **settings):
-    """What the chat is to print for a story: its visible text, to be found in the joined output."""
-    return prompt + module.visible(story(model, tokenizer, prompt, seed, **settings).text) + "\n"
+def printed(model, tokenizer, prompt, seed, **settings):
+    """The expected output for one text."""
+    return prompt + module.printable(completion(model, tokenizer, prompt, seed, **settings).text) + "\n"
 
 
 STATISTICS = re.compile(r"^(\d+) tokens, [\d,]+ tokens/s, seed (-?\d+)$", re.MULTILINE)
@@ -80,22 +80,21 @@ def seeds(lines):
     return [int(seed) for _, seed in STATISTICS.findall("\n".join(lines))]
 
 
-def test_a_story_is_the_completion_of_its_seed_and_each_adds_one(talk, model, tokenizer):
+def test_a_text_is_the_completion_of_its_seed_which_increases_by_one(talk, model, tokenizer):
     lines = talk("Once", "Once", "")
     out = "\n".join(lines)
-    assert told(model, tokenizer, "Once", 5) in out
-    assert told(model, tokenizer, "Once", 6) in out
-    assert told(model, tokenizer, "", 7) in out
+    for prompt, seed in (("Once", 5), ("Once", 6), ("", 7)):
+        assert printed(model, tokenizer, prompt, seed) in out
     assert seeds(lines) == [5, 6, 7]
     assert [int(tokens) for tokens, _ in STATISTICS.findall(out)] == [12, 12, 12]
 
 
-def test_settings_change_what_is_told_and_reset_restores_them(talk, model, tokenizer):
+def test_settings_change_the_text_and_reset_restores_them(talk, model, tokenizer):
     lines = talk("/greedy on", "/seed -8", "/max_new_tokens 3", "Once", "/reset", "Once")
     out = "\n".join(lines)
     greedy = Sampler(temperature=0.9, top_k=40, greedy=True)
-    assert told(model, tokenizer, "Once", -8, sampler=greedy, max_new_tokens=3) in out
-    assert told(model, tokenizer, "Once", 5) in out
+    assert printed(model, tokenizer, "Once", -8, sampler=greedy, max_new_tokens=3) in out
+    assert printed(model, tokenizer, "Once", 5) in out
     assert seeds(lines) == [-8, 5]
 
 
@@ -113,7 +112,7 @@ def test_settings_change_what_is_told_and_reset_restores_them(talk, model, token
         ("/seed 123", "seed=123"),
     ],
 )
-def test_a_command_changes_its_setting_only_and_shows_all(talk, line, shown):
+def test_a_command_changes_one_setting_and_prints_all(talk, line, shown):
     before, after = talk(line)[0], talk(line)[2]
     assert shown not in before.split()
     changed = set(after.split()) - set(before.split())
@@ -133,29 +132,25 @@ def test_a_command_changes_its_setting_only_and_shows_all(talk, line, shown):
         ("/greedy maybe", "error: /greedy maybe: expected a value like on, or off"),
         ("/max_new_tokens 0", "error: max_new_tokens=0 must be"),
         ("/seed", "error: /seed : expected a value like 7"),
-        ("/sing", "error: /sing is no command; /help lists them"),
-        ("/", "error: / is no command"),
+        ("/sing", "error: /sing is not a command; /help lists them"),
+        ("/", "error: / is not a command"),
         ("a lone surrogate \udc80", "error: .*surrogates not allowed"),
     ],
 )
-def test_a_mistake_costs_one_line_and_nothing_else(talk, model, tokenizer, line, answer):
+def test_a_mistake_prints_one_line_and_changes_nothing(talk, model, tokenizer, line, answer):
     _, _, error, *rest = talk(line, "Once")
     assert re.match(answer, error)
-    assert "\n".join(rest).startswith(told(model, tokenizer, "Once", 5))
+    assert "\n".join(rest).startswith(printed(model, tokenizer, "Once", 5))
 
 
-def test_help_names_every_command_that_there_is(talk):
-    out = "\n".join(talk("/help"))
-    for name in [*COMMANDS, "reset", "help", "quit"]:
-        assert f"/{name}" in out
-
-
-def test_every_setting_has_a_command():
+def test_every_setting_has_a_command_and_help_names_all(talk):
     settings = Settings(sampler=SAMPLER, max_new_tokens=3, seed=1)
     assert [word.split("=")[0] for word in str(settings).split()] == list(COMMANDS)
+    out = "\n".join(talk("/help"))
+    assert all(f"/{name}" in out for name in [*COMMANDS, "reset", "help", "quit"])
 
 
-def test_the_start_says_what_is_loaded_only_if_it_is_told(talk):
+def test_the_first_line_describes_the_model(talk):
     assert talk(loaded="runs/mine, step 300")[0] == "runs/mine, step 300"
     assert talk()[0].startswith("temperature=0.9 top_k=40 ")
 
@@ -165,26 +160,27 @@ def test_keys_that_leave(talk, key):
     assert seeds(talk("Once", key, "Once")) == [5]
 
 
-def test_bad_settings_are_refused_before_the_first_prompt(talk):
+def test_wrong_settings_are_refused_before_the_first_prompt(talk):
     with pytest.raises(UserError, match="max_new_tokens=0 must"):
         talk(max_new_tokens=0)
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
-def test_eos_ends_the_story_unless_told_otherwise(talk, model, tokenizer, stop_at_eos):
-    seed = next(seed for seed in range(200) if story(model, tokenizer, "a", seed, Sampler(), 200).finished)
+def test_eos_ends_the_text_only_with_stop_at_eos(talk, model, tokenizer, stop_at_eos):
+    seed = next(seed for seed in range(200) if completion(model, tokenizer, "a", seed, Sampler(), 200).finished)
     lines = talk("a", sampler=Sampler(), max_new_tokens=200, seed=seed, stop_at_eos=stop_at_eos)
     [(tokens, _)] = STATISTICS.findall("\n".join(lines))
     assert (int(tokens) < 200) == stop_at_eos
 
 
-def test_interrupted_story_keeps_the_program_and_the_seed_moves_on(talk, model, monkeypatch):
+def test_an_interrupt_ends_the_text_but_not_the_program(talk, model):
+    calls = []
+
     def interrupt(*_):
-        interrupt.calls += 1
-        if interrupt.calls == 4:
+        calls.append(1)
+        if len(calls) == 4:
             signal.raise_signal(signal.SIGINT)
 
-    interrupt.calls = 0
     model.train()
     hook = model.tokens.register_forward_hook(interrupt)
     lines = talk("Once", "Once")
@@ -194,7 +190,7 @@ def test_interrupted_story_keeps_the_program_and_the_seed_moves_on(talk, model, 
     assert model.training
 
 
-def test_interrupted_character_is_shown_as_incomplete(talk, monkeypatch):
+def test_an_incomplete_character_is_replaced_after_an_interrupt(talk, monkeypatch):
     def half_a_character(*_, **__):
         yield [(0, 0xC3)]
         signal.raise_signal(signal.SIGINT)
@@ -203,26 +199,26 @@ def test_interrupted_character_is_shown_as_incomplete(talk, monkeypatch):
     assert "Once� [stopped]" in talk("Once")
 
 
-def test_a_models_bytes_do_not_upset_the_terminal():
-    assert module.visible("a\x1b[31m é\n\tb\r\x07") == "a�[31m é\n\tb��"
+def test_control_characters_are_replaced():
+    assert module.printable("a\x1b[31m é\n\tb\r\x07") == "a�[31m é\n\tb��"
 
 
 PROGRAM = """
 import fcntl, signal, sys, termios
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as generate.py; a background job is born without it
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as the leader of its session, so that the terminal turns byte 3 into SIGINT
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in generate.py; a background job ignores SIGINT
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # makes this the controlling terminal, which turns byte 3 into SIGINT
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 from test_chat import ByteTokenizer, Sampler, chat, tiny
 torch.set_num_threads(1)
 tokenizer = ByteTokenizer.build([])
 chat(tiny(tokenizer), tokenizer, Sampler(), max_new_tokens=10**6, seed=1, stop_at_eos=False)
-print("left as it should")
+print("normal end")
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_control_c_on_a_real_terminal_stops_the_story_and_not_the_program():
+def test_control_c_in_a_real_terminal_ends_the_text_but_not_the_program():
     import pty
 
     tests = Path(__file__).parent
@@ -234,7 +230,7 @@ def test_control_c_on_a_real_terminal_stops_the_story_and_not_the_program():
     seen = b""
 
     def expect(text, key=b""):
-        """Presses the key again after silence: CPython overlooks a Ctrl-C between the prompt and the wait for keys."""
+        """Presses the key again after a pause: CPython loses a Ctrl-C between the prompt and the wait for a key."""
         nonlocal seen
         deadline = time.monotonic() + 60
         while text not in seen:
@@ -249,12 +245,12 @@ def test_control_c_on_a_real_terminal_stops_the_story_and_not_the_program():
         for seed in (1, 2):
             os.write(keyboard, b"Once\n")
             expect(b"Once")  # the echo
-            expect(b"Once")  # the story
+            expect(b"Once")  # the text
             time.sleep(0.3)
             expect(b"[stopped]", key=b"\x03")
             expect(f"tokens/s, seed {seed}".encode())
             expect(b"> ")
-        expect(b"left as it should", key=b"\x03")
+        expect(b"normal end", key=b"\x03")
         assert process.wait(timeout=30) == 0
     finally:
         if process.poll() is None:

@@ -1,4 +1,4 @@
-"""The token store survives kills and never re-tokenizes; windows are the ids; the order is pure."""
+"""The token store survives kills and is reused; windows equal the ids; the order is a pure function."""
 
 import hashlib
 import io
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from slm import tokenizers
 from slm.data import store as store_module
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
 from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
@@ -26,13 +27,13 @@ from slm.training.datamodule import identity_collate
 
 
 class Stories:
-    """A corpus in memory that counts how often it is read."""
+    """A corpus in memory that counts its reads."""
 
     def __init__(self, train, validation=("the end",)):
-        self.splits, self.read = {"train": list(train), "validation": list(validation)}, 0
+        self.splits, self.reads = {"train": list(train), "validation": list(validation)}, 0
 
     def documents(self, split):
-        self.read += 1
+        self.reads += 1
         yield from self.splits[split]
 
     def fingerprint(self):
@@ -51,13 +52,16 @@ def corpus():
 
 @pytest.fixture
 def store(corpus, tmp_path, monkeypatch) -> TokenStore:
-    """In shards of at most 300 ids and batches of about 100 characters."""
+    """Shards of at most 300 ids, batches of about 100 characters."""
     monkeypatch.setattr(store_module, "SHARD_TOKENS", 300)
     monkeypatch.setattr(store_module, "BATCH_CHARACTERS", 100)
     return prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path)
 
 
-def test_the_store_holds_the_documents_in_order(corpus, store):
+# The token store
+
+
+def test_the_store_contains_the_documents_in_order(corpus, store):
     for split in ("train", "validation"):
         assert np.concatenate(store.shards(split)).tolist() == ids_of(corpus, split)
         counts = store.manifest["splits"][split]
@@ -68,34 +72,36 @@ def test_the_store_holds_the_documents_in_order(corpus, store):
     assert store.dtype == np.uint16
 
 
-def test_large_vocabularies_take_four_bytes(corpus, tmp_path):
+def test_large_vocabularies_use_four_bytes_per_id(corpus, tmp_path):
     tokenizer = ByteTokenizer()
     tokenizer.vocab_size = 2**16 + 1
     assert prepare(corpus, tokenizer, "fingerprint", tmp_path).dtype == np.uint32
 
 
-def test_a_second_preparation_reads_nothing(corpus, store, tmp_path):
-    reads = corpus.read
-    again = prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path)
-    assert again == store
-    assert corpus.read == reads
+def test_a_second_preparation_reads_no_document(corpus, store, tmp_path, capsys):
+    assert corpus.reads == 2
+    assert prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path) == store
+    assert corpus.reads == 2
     assert prepare(corpus, ByteTokenizer(), "another tokenizer", tmp_path).folder != store.folder
+    train, validation = capsys.readouterr().err.splitlines()
+    assert train.startswith("tokenizing train: 100 documents, 3,290 tokens, 0.0 MB (")
+    assert validation.startswith("tokenizing validation: 1 documents, 8 tokens")
 
 
-def test_a_failed_preparation_leaves_nothing(tmp_path):
-    class Torn(Stories):
+def test_a_failed_preparation_leaves_no_folder(tmp_path):
+    class Failing(Stories):
         def documents(self, split):
             yield from super().documents(split)
             if split == "validation":
-                raise UserError("torn")
+                raise UserError("on purpose")
 
-    with pytest.raises(UserError, match="torn"):
-        prepare(Torn(["a story"]), ByteTokenizer(), "fingerprint", tmp_path)
+    with pytest.raises(UserError, match="on purpose"):
+        prepare(Failing(["a story"]), ByteTokenizer(), "fingerprint", tmp_path)
     assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".lock"]
 
 
-def test_a_killed_preparation_is_not_trusted(tmp_path):
-    """kill -9 in the middle of the second batch; the next preparation starts anew and is whole."""
+def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path):
+    """kill -9 in the middle of the second batch; the next preparation starts again and is complete."""
     program = textwrap.dedent(f"""
         import os, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -121,50 +127,42 @@ def test_a_killed_preparation_is_not_trusted(tmp_path):
 EXPECTED = {"format": 1, "tokenizer": "fingerprint", "vocab_size": 257}
 
 
-def edited(store: TokenStore, edit, *, honest: bool) -> None:
-    """Changes the bytes of the second shard; an honest editor puts the new digest into the manifest."""
+def edit_shard(store: TokenStore, edit, *, digest: bool) -> None:
+    """Changes the bytes of the second shard, and with `digest` also its sha256 in the manifest."""
     shard, manifest = store.folder / "train-00001.bin", json.loads((store.folder / "manifest.json").read_text())
     content = edit(shard.read_bytes())
-    time.sleep(0.02)  # a file system's clock may tick no faster
+    time.sleep(0.02)  # longer than the resolution of a file system's clock
     shard.write_bytes(content)
-    if honest:
+    if digest:
         manifest["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
         (store.folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
-    ("edit", "honest", "message"),
+    ("edit", "digest", "message"),
     [
-        (
-            lambda ids: ids[:-1],
-            False,
-            r"train-00001.bin has (\d+) bytes, not the \d+ of its \d+ ids; delete .* to rebuild",
-        ),
-        (lambda ids: b"", True, r"train-00001.bin has 0 bytes, not the \d+ of its \d+ ids"),
-        (lambda ids: ids[:80] + bytes([ids[80] ^ 4]) + ids[81:], False, "train-00001.bin was changed after .* sha256"),
-        (
-            lambda ids: ids[:80] + b"\x01\x01" + ids[82:],
-            True,
-            "train-00001.bin holds the id 257 of a vocabulary of 257",
-        ),
+        (lambda ids: ids[:-1], False, r"has (\d+) bytes, but its \d+ ids need \d+; delete .* to rebuild"),
+        (lambda ids: b"", True, r"has 0 bytes, but its \d+ ids need"),
+        (lambda ids: ids[:80] + bytes([ids[80] ^ 4]) + ids[81:], False, "has changed since .* sha256"),
+        (lambda ids: ids[:80] + b"\x01\x01" + ids[82:], True, "contains id 257, but the vocabulary has 257"),
     ],
     ids=["odd", "empty", "one bit", "beyond the vocabulary"],
 )
-def test_an_edited_shard_is_refused_although_it_was_found_sound_before(store, edit, honest, message):
+def test_a_verified_shard_that_was_edited_is_refused(store, edit, digest, message):
     assert set(json.loads((store.folder / "verified.json").read_text())) >= {"train-00001.bin", "validation-00000.bin"}
-    edited(store, edit, honest=honest)
-    for _ in range(2):  # a refusal is not remembered as a success
-        with pytest.raises(UserError, match=message):
+    edit_shard(store, edit, digest=digest)
+    for _ in range(2):  # a failed verification is not recorded
+        with pytest.raises(UserError, match=f"train-00001.bin {message}"):
             TokenStore.open(store.folder, EXPECTED)
 
 
-def test_a_lost_shard_is_refused(store):
+def test_a_missing_shard_is_refused(store):
     (store.folder / "train-00001.bin").unlink()
     with pytest.raises(UserError, match=r"train-00001.bin cannot be read: No such file or directory; delete"):
         TokenStore.open(store.folder, EXPECTED)
 
 
-def test_an_untouched_shard_is_read_once(store, monkeypatch):
+def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
     read = []
 
     def spy(path, mode):
@@ -179,27 +177,22 @@ def test_an_untouched_shard_is_read_once(store, monkeypatch):
     assert sorted(read) == sorted(path.name for path in store.folder.glob("*.bin"))
 
 
+def without_shards(manifest):
+    return {split: {**value, "shards": [], "tokens": 0} for split, value in manifest["splits"].items()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda manifest: None, "manifest.json is missing; delete .* to rebuild"),
         (lambda manifest: "", "manifest.json cannot be read or is damaged"),
         (lambda manifest: "[1]", "is damaged"),
-        (lambda manifest: {**manifest, "dtype": "float64"}, "is damaged"),
-        (lambda manifest: {**manifest, "splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
-        (
-            lambda manifest: {
-                **manifest,
-                "splits": {s: {**v, "shards": [], "tokens": 0} for s, v in manifest["splits"].items()},
-            },
-            "damaged",
-        ),
-        (lambda manifest: {**manifest, "format": 7}, "says format=7, but this run needs format=1; delete"),
-        (
-            lambda manifest: {**manifest, "tokenizer": "other"},
-            "tokenizer=other, but this run needs tokenizer=fingerprint",
-        ),
-        (lambda manifest: {**manifest, "vocab_size": 300}, "vocab_size=300, but this run needs vocab_size=257"),
+        (lambda manifest: manifest | {"dtype": "float64"}, "is damaged"),
+        (lambda manifest: manifest | {"splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
+        (lambda manifest: manifest | {"splits": without_shards(manifest)}, "is damaged"),
+        (lambda manifest: manifest | {"format": 7}, "has format=7, but this run needs format=1; delete"),
+        (lambda manifest: manifest | {"tokenizer": "b"}, "has tokenizer=b, but this run needs tokenizer=fingerprint"),
+        (lambda manifest: manifest | {"vocab_size": 300}, "has vocab_size=300, but this run needs vocab_size=257"),
     ],
     ids=["missing", "empty", "a list", "dtype", "one split", "no shards", "format", "tokenizer", "vocabulary"],
 )
@@ -214,25 +207,53 @@ def test_a_foreign_or_damaged_manifest_is_refused(store, change, message):
         TokenStore.open(store.folder, EXPECTED)
 
 
-def test_documents_that_never_end_are_refused(store):
-    """By an editor who put the digest right: it must not end in an index out of range."""
-    edited(store, lambda ids: bytes(len(ids)), honest=True)
+def test_a_shard_without_eos_is_refused(store):
+    edit_shard(store, lambda ids: bytes(len(ids)), digest=True)
     with pytest.raises(UserError, match="the train split has a shard without an end of a document"):
         Documents(TokenStore.open(store.folder, EXPECTED), "train", 64, ByteTokenizer.eos)
 
 
+# The tokenizer cache
+
+
+class ShiftTokenizer(ByteTokenizer):
+    """A tokenizer class outside slm: bytes shifted by a learned number, saved without a kind of slm's."""
+
+    def __init__(self, shift: int):
+        self.shift = shift
+
+    @classmethod
+    def build(cls, documents):
+        return cls(len(list(documents)))
+
+    @classmethod
+    def load(cls, folder):
+        return cls(int((folder / "shift").read_text()))
+
+    def save(self, folder):
+        (folder / "shift").write_text(str(self.shift))
+
+    def encode(self, text):
+        return [(byte + self.shift) % 256 for byte in text.encode()]
+
+
 def test_a_tokenizer_is_built_once_per_corpus_and_settings(corpus, tmp_path):
-    built = []
-
-    def make(documents):
-        built.append(len(list(documents)))
-        return ByteTokenizer()
-
     for settings in ({"size": 1}, {"size": 1}, {"size": 2}):
-        tokenizer, folder = prepare_tokenizer(settings, make, corpus, tmp_path)
-        assert tokenizer.vocab_size == 257
-    assert built == [100, 100]
+        tokenizer, folder = prepare_tokenizer(settings, ShiftTokenizer.build, corpus, tmp_path, ShiftTokenizer.load)
+        assert tokenizer.encode("a") == [97 + 100]
+    assert corpus.reads == 2
     assert fingerprint(folder) == fingerprint(folder)
+
+
+def test_a_tokenizer_class_outside_slm_is_loaded_only_by_itself(corpus, tmp_path):
+    with pytest.raises(tokenizers.Damaged, match=r"no tokenizer\.json"):
+        prepare_tokenizer({}, ShiftTokenizer.build, corpus, tmp_path)
+    tokenizers.write_settings(tmp_path, {"kind": f"{__name__}:ShiftTokenizer"})
+    with pytest.raises(tokenizers.UnknownKind, match="give its own class"):
+        tokenizers.load(tmp_path)
+
+
+# Windows
 
 
 def test_windows_are_consecutive_ids_across_shards(corpus, store):
@@ -244,17 +265,59 @@ def test_windows_are_consecutive_ids_across_shards(corpus, store):
     assert windows[0].dtype == torch.int64
 
 
-def test_too_short_for_a_window(store):
+def test_a_split_shorter_than_a_window(store):
     with pytest.raises(UserError, match=r"validation split has 8 tokens, fewer than one window of model.context=8"):
         Windows(store, "validation", 8)
     assert len(Windows(store, "validation", 7)) == 1
+
+
+def test_documents_are_windows_of_their_own(corpus, store):
+    """Over several shards, complete, in order, and equal in a loader process that maps the files itself."""
+    documents, eos = Documents(store, "train", 64, ByteTokenizer.eos), ByteTokenizer.eos
+    again = pickle.loads(pickle.dumps(documents))
+    assert len(documents) == len(again) == 100
+    assert documents.longest == max(len(text) + 1 for text in corpus.splits["train"])
+    for index, text in enumerate(corpus.splits["train"]):
+        assert documents[index].tolist() == again[index].tolist() == [eos, *ByteTokenizer().encode(text), eos]
+    rows = documents.__getitems__([0, 50])
+    short, long = (len(corpus.splits["train"][index]) for index in (0, 50))
+    assert rows.shape == (2, long + 2)
+    assert rows[0, short + 2 :].tolist() == [IGNORE] * (long - short)
+    truncated, text = Documents(store, "train", 10, eos), corpus.splits["train"][3]
+    assert truncated.longest == documents.longest
+    assert truncated[3].tolist() == [eos, *ByteTokenizer().encode(text)[:10]]
+
+
+def test_evenly_spaced():
+    assert evenly_spaced(10, None) == evenly_spaced(10, 20) == list(range(10))
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+
+
+@pytest.mark.parametrize("layout", [Windows, Documents])
+def test_a_subset_of_windows_is_read_in_batches(store, monkeypatch, layout):
+    """For overfitting a few windows, and for validation."""
+    eos = (ByteTokenizer.eos,) if layout is Documents else ()
+    windows = layout(store, "train", 16, *eos)
+    chosen, batches = evenly_spaced(len(windows), 4), []
+    few = Subset(windows, chosen)
+    original = layout.__getitems__
+    monkeypatch.setattr(layout, "__getitems__", lambda self, ids: batches.append(ids) or original(self, ids))
+    loader = DataLoader(few, 3, sampler=InfiniteShuffle(len(few), seed=1), collate_fn=identity_collate)
+    order = first(InfiniteShuffle(4, seed=1), 12)
+    for batch, start in zip(loader, (0, 3, 6, 9), strict=False):
+        assert torch.equal(batch, original(windows, [chosen[index] for index in order[start : start + 3]]))
+    assert all(len(batch) == 3 for batch in batches)
+    assert set(itertools.chain(*batches)) == set(chosen)
+
+
+# The order
 
 
 def first(order, count):
     return list(itertools.islice(order, count))
 
 
-def test_the_order_is_a_chain_of_permutations():
+def test_the_order_is_a_sequence_of_permutations():
     order = first(InfiniteShuffle(10, seed=7), 35)
     for epoch in range(3):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
@@ -263,48 +326,20 @@ def test_the_order_is_a_chain_of_permutations():
 
 
 @pytest.mark.parametrize("start", [0, 3, 10, 27])
-def test_the_order_goes_on_from_any_position(start):
+def test_the_order_continues_from_any_position(start):
     assert first(InfiniteShuffle(10, seed=7, start=start), 20) == first(InfiniteShuffle(10, seed=7), start + 20)[start:]
 
 
-def test_ranks_share_the_order():
-    whole = first(InfiniteShuffle(10, seed=7, start=4), 24)
+def test_ranks_divide_the_order():
+    complete = first(InfiniteShuffle(10, seed=7, start=4), 24)
     ranks = [first(InfiniteShuffle(10, seed=7, start=4, rank=rank, world=3), 8) for rank in range(3)]
-    assert [index for together in zip(*ranks, strict=True) for index in together] == whole
+    assert [index for step in zip(*ranks, strict=True) for index in step] == complete
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_no_batch(store, workers):
+def test_the_number_of_workers_does_not_change_the_batches(store, workers):
     windows = Windows(store, "train", 16)
-    loader = DataLoader(
-        windows, 4, sampler=InfiniteShuffle(len(windows), 1), collate_fn=identity_collate, num_workers=workers
-    )
-    order = first(InfiniteShuffle(len(windows), 1), 12)
+    sampler, order = InfiniteShuffle(len(windows), 1), first(InfiniteShuffle(len(windows), 1), 12)
+    loader = DataLoader(windows, 4, sampler=sampler, collate_fn=identity_collate, num_workers=workers)
     for batch, start in zip(loader, (0, 4, 8), strict=False):
         assert torch.equal(batch, windows.__getitems__(order[start : start + 4]))
-
-
-def test_spread():
-    assert evenly_spaced(10, None) == evenly_spaced(10, 20) == list(range(10))
-    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
-
-
-def test_documents_are_rows_of_their_own(corpus, store):
-    """Over several shards, whole, in order, and the same in a loader process that maps the files itself."""
-    documents, eos = Documents(store, "train", 64, ByteTokenizer.eos), ByteTokenizer.eos
-    again = pickle.loads(pickle.dumps(documents))
-    assert len(documents) == len(again) == 100
-    assert documents.cut == 0
-    assert documents.longest == max(len(text) + 1 for text in corpus.splits["train"])
-    for index, text in enumerate(corpus.splits["train"]):
-        assert documents[index].tolist() == again[index].tolist() == [eos, *ByteTokenizer().encode(text), eos]
-    rows = documents.__getitems__([0, 50])
-    short, long = (len(corpus.splits["train"][index]) for index in (0, 50))
-    assert rows.shape == (2, long + 2)
-    assert rows[0, short + 2 :].tolist() == [IGNORE] * (long - short)
-
-
-def test_long_documents_are_cut(corpus, store):
-    documents, text = Documents(store, "train", 10, ByteTokenizer.eos), corpus.splits["train"][3]
-    assert documents.cut == 100
-    assert documents[3].tolist() == [ByteTokenizer.eos, *ByteTokenizer().encode(text)[:10]]

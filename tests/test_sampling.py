@@ -1,4 +1,4 @@
-"""Filters against a few lines of NumPy in float64, the choice against a chi-square test, and what must be equal."""
+"""Filters against NumPy in float64, the sampling against a chi-square test, and equivalent settings."""
 
 import math
 
@@ -22,7 +22,7 @@ def kept(filtered):
 
 
 def ranked(row):
-    """Ids from the most to the least likely, the lower id first among equals."""
+    """Ids from the most to the least likely; of equal logits the lower id first."""
     return sorted(range(len(row)), key=lambda i: (-row[i], i))
 
 
@@ -47,7 +47,7 @@ def test_top_k_keeps_the_k_most_likely(logits, k):
     assert torch.equal(filtered[filtered.isfinite()], logits[filtered.isfinite()])
 
 
-def test_top_k_keeps_exactly_k_of_equals():
+def test_top_k_keeps_exactly_k_of_equal_logits():
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
     assert kept(top_k(logits, 2)).tolist() == [[False, True, True, False, False], [True, True, False, False, False]]
 
@@ -60,7 +60,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
         assert (result == mask(order[:count])).all()
 
 
-def test_top_p_of_one_keeps_what_rounding_would_lose():
+def test_top_p_of_one_keeps_ids_below_rounding():
     logits = torch.tensor([[0.0, -40.0, -80.0]])
     assert torch.equal(top_p(logits, 1.0), logits)
 
@@ -86,7 +86,7 @@ def test_repetition_penalty_lowers_seen_ids_of_either_sign(logits, penalty):
     np.testing.assert_allclose(repetition_penalty(logits, seen, penalty).numpy(), expected, rtol=1e-6)
 
 
-def test_filters_leave_their_input_alone(logits):
+def test_filters_do_not_change_their_input(logits):
     before = logits.clone()
     sampler = Sampler(temperature=0.5, top_k=9, top_p=0.9, min_p=0.1, repetition_penalty=2.0)
     sampler(logits, torch.ones_like(logits, dtype=torch.bool), torch.full((ROWS,), 0.5))
@@ -109,12 +109,12 @@ def test_choose_follows_softmax():
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-45, 0.5, 1 - 2**-24, 1.0])
 @pytest.mark.parametrize("possible", [[0], [96], [3, 4], [0, 50], [50, 95], list(range(1, 96))])
-def test_choose_never_takes_the_impossible(logits, possible, uniform):
+def test_choose_never_returns_an_id_of_probability_zero(logits, possible, uniform):
     logits = logits.masked_fill(~torch.from_numpy(mask(possible)), -math.inf)
     assert set(choose(logits, torch.full((ROWS,), uniform)).tolist()) <= set(possible)
 
 
-def test_choose_orders_ids_by_the_uniform():
+def test_choose_inverts_the_cumulative_distribution():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(7, -1)
     uniform = torch.tensor([0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 0.9999])
     assert choose(logits, uniform).tolist() == [0, 0, 2, 2, 2, 3, 3]
@@ -130,20 +130,20 @@ def test_the_narrowest_filter_is_greedy(logits, narrowest):
 
 
 @pytest.mark.parametrize("narrowest", [{"top_k": 1}, {"top_p": 1e-9}])
-def test_greedy_takes_the_first_of_equals_and_so_do_they(narrowest):
+def test_greedy_returns_the_first_of_equal_logits(narrowest):
     logits = torch.zeros(5, 1000)
     logits[:, :400] = -1
     assert sample(Sampler(**narrowest), logits, 0.9) == sample(Sampler(greedy=True), logits) == [400] * 5
 
 
-def test_temperature_does_not_merge_neighbours():
+def test_temperature_keeps_the_order_of_adjacent_floats():
     logits = torch.tensor([[15.0, 15.0]])
     logits[0, 1] = torch.nextafter(logits[0, 1], torch.tensor(16.0))
     assert (logits / 1.8).unique().numel() == 1
     assert sample(Sampler(temperature=1.8, top_k=1), logits) == sample(Sampler(greedy=True), logits) == [1]
 
 
-def test_open_filters_change_nothing(logits):
+def test_neutral_settings_change_nothing(logits):
     for uniform in (0.0, 0.3, 0.99):
         plain = choose(logits, torch.full((ROWS,), uniform)).tolist()
         assert sample(Sampler(), logits, uniform) == plain
@@ -152,14 +152,14 @@ def test_open_filters_change_nothing(logits):
 
 def test_filters_apply_in_the_order_of_hugging_face():
     probabilities = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
-    # top_k first leaves 4/7 and 3/7, of which top_p = 0.5 keeps only the first; top_p first would keep both
+    # after top_k: 4/7 and 3/7, of which top_p = 0.5 keeps only the first; top_p before top_k would keep both
     assert sample(Sampler(top_k=2, top_p=0.5), probabilities.log(), 0.9) == [0]
     assert sample(Sampler(top_p=0.5), probabilities.log(), 0.9) == [1]
-    # a temperature of 2 brings 0.1 / 0.4 up to 0.5, so min_p = 0.4 lets it pass
+    # temperature 2 raises 0.1 / 0.4 to 0.5, above min_p = 0.4
     assert sample(Sampler(temperature=2, min_p=0.4), probabilities.log(), 0.99) == [3]
 
 
-def test_greedy_obeys_the_repetition_penalty_only():
+def test_only_the_repetition_penalty_changes_greedy():
     logits, seen = torch.tensor([[3.0, 2.9, -1.0]]), torch.tensor([[True, False, False]])
     sampler = Sampler(greedy=True, repetition_penalty=1.2, temperature=5)
     assert sampler(logits, seen, torch.zeros(1)).tolist() == [1]
@@ -198,6 +198,6 @@ def test_logits_of_any_precision_are_sampled_in_float32(logits, dtype):
         ({"greedy": 1}, "greedy=1 must be true or false"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_value_and_rule(setting, rule):
+def test_a_wrong_setting_is_reported_with_its_value_and_rule(setting, rule):
     with pytest.raises(UserError, match=rule):
         Sampler(**setting)

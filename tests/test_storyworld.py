@@ -1,11 +1,10 @@
-"""Storyworld: a text gives back its story and its probability, so the floor is exact, and errors are found."""
+"""Storyworld: every text has one derivation with its probability, so the floor is exact, and errors are found."""
 
 import itertools
 import json
 import math
 import random
 import re
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from slm import evaluate
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
-from slm.corpora.storyworld.telling import Choice, Template, list_name, read, replay, sample, tell
+from slm.corpora.storyworld.grammar import Choice, Template, generate, list_name, sample
+from slm.corpora.storyworld.parser import parse
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
 from slm.corpora.storyworld.world import PRONOUNS as FORMS
 from slm.errors import UserError
@@ -23,7 +23,7 @@ from slm.files import run_folder
 from slm.plot import entropy
 from slm.run.train import train
 from slm.tokenizers.bytes import ByteTokenizer
-from slm.tokenizers.characters import CharacterTokenizer
+from slm.tokenizers.characters import ASCII, CharacterTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 PRONOUNS = {word for forms in FORMS.values() for word in forms.values()}
@@ -56,15 +56,14 @@ def test_a_story_is_a_function_of_seed_split_and_number(corpus):
     assert len(others) == 3
 
 
-def test_the_fingerprint_tells_corpora_apart(tiny):
-    same = corpus_of()
+def test_different_corpora_have_different_fingerprints(tiny):
     others = [corpus_of("rich"), *(corpus_of(**{key: 7}) for key in ("stories", "validation_stories", "seed"))]
-    assert tiny.fingerprint() == same.fingerprint()
+    assert tiny.fingerprint() == corpus_of().fingerprint()
     assert len({tiny.fingerprint(), *(other.fingerprint() for other in others)}) == 5
 
 
 def test_no_story_is_in_both_splits(monkeypatch):
-    """Not by luck: of a world of fifty stories each split takes its own again and again."""
+    """In a world of fifty stories, where each split draws every one of its stories many times."""
     monkeypatch.setattr(Storyworld, "seen", Small([[f"Story {number}." for number in range(50)]]))
     corpus = corpus_of()
     splits = [{corpus.story(split, i).text for i in range(400)} for split in ("train", "validation")]
@@ -73,45 +72,39 @@ def test_no_story_is_in_both_splits(monkeypatch):
     assert len(splits[1]) > 2
 
 
-def test_levels_are_named_by_their_floor(corpus):
-    told = [corpus.story("train", i) for i in range(400)]
-    floor = sum(story.bits for story in told) / sum(len(story.text) for story in told)
+def test_the_floor_of_each_level(corpus):
+    stories = [corpus.story("train", i) for i in range(400)]
+    floor = sum(story.bits for story in stories) / sum(len(story.text) for story in stories)
     low, high = BITS_PER_BYTE[corpus.level]
     assert low < floor < high
-    assert all(story.text.isascii() for story in told)
+    assert all(story.text.isascii() for story in stories)
 
 
 def test_held_out_pairs_never_occur_in_training(corpus):
     def pairs(world, seed):
-        bound = {}
-        draw, program = random.Random(seed).random, world.program
-
-        def watched(its):
-            nonlocal bound
-            bound = its
-            return program(its)
-
-        world.program = watched
-        sample(world, draw)
+        calls, program = [], world.program
+        world.program = lambda bindings: calls.append(bindings) or program(bindings)
+        sample(world, random.Random(seed).random)
         del world.program
-        return bound["kind"][""], bound["toy"][""]
+        return calls[0]["kind"][""], calls[0]["toy"][""]
 
     seen = {pairs(corpus.seen, seed) for seed in range(300)}
     unseen = {pairs(corpus.unseen, seed) for seed in range(300)}
     assert not seen & unseen
     assert {kind for kind, _ in seen} >= {"girl", "boy"} <= {kind for kind, _ in unseen}
     for index in range(20):
-        text = corpus.held_out(index).text
-        assert not read(corpus.seen, text).stories
-        assert read(corpus.unseen, text).stories
-        assert read(corpus.all, text).stories
-        assert not read(corpus.unseen, corpus.story("train", index).text).stories
+        held_out, train = corpus.held_out(index).text, corpus.story("train", index).text
+        assert judge(corpus.all, held_out, True).valid
+        assert judge(corpus.unseen, held_out, True).valid
+        assert not judge(corpus.seen, held_out, True).valid
+        assert judge(corpus.all, train, True).valid
+        assert not judge(corpus.unseen, train, True).valid
 
 
-# The texts they are made of
+# The text files
 
 
-def test_standard_is_a_world_of_its_own():
+def test_standard_has_many_plots_and_words():
     assert len(load_texts("plots")) >= 16
     corpus = corpus_of("standard")
     words = {word.strip('.,!?":;') for i in range(4000) for word in corpus.story("train", i).text.split()}
@@ -131,43 +124,37 @@ def test_texts_are_well_formed():
                 assert line[-1] in '.!?"', line
                 assert "  " not in line, line
                 for name in slot.findall(line):
-                    latent, _, form = name.lstrip("~").partition(".")
-                    family = {"hero": "girl", "friend": "girl"}.get(latent, latent.rstrip("0123456789"))
-                    if latent not in ("he", "He", "him", "his", "His"):
-                        assert family in lists, f"{title}: {name}"
-                        assert all(form in word for word in lists[family]), f"{title}: {name}"
+                    variable, _, form = name.lstrip("~").partition(".")
+                    words = {"hero": "girl", "friend": "girl"}.get(variable, variable.rstrip("0123456789"))
+                    if variable not in ("he", "He", "him", "his", "His"):
+                        assert words in lists, f"{title}: {name}"
+                        assert all(form in word for word in lists[words]), f"{title}: {name}"
 
 
-def test_text_files_are_installed():
-    names = {file.name for file in resources.files("slm.corpora.storyworld").iterdir()}
-    assert {"words.txt", "frame.txt", "plots.txt", "details.txt"} <= names
+# Generating and parsing
 
 
-# One program, three drivers
-
-
-class Open(Exception):
-    """The choices given have come to their end before the story has."""
+class Incomplete(Exception):
+    """The given choices end before the story ends."""
 
 
 class Small:
-    """A world of given sentences and words, small enough to list all its stories."""
+    """A world of a few sentences and words whose stories can all be listed."""
 
     def __init__(self, sentences, **lists):
         self.sentences = [Choice([Template(line) for line in lines], range(1, len(lines) + 1)) for lines in sentences]
         self.lists = {name: [{"": word} for word in words.split()] for name, words in lists.items()}
 
     def program(self, bound):
-        for sentence in self.sentences:  # noqa: UP028 (keys cannot be sent on to a list)
+        for sentence in self.sentences:  # noqa: UP028 (a list has no send)
             yield sentence
 
-    def words(self, latent, bound):
-        words = self.lists[list_name(latent)]
-        words = [word for word in words if word not in bound.values()]
+    def words(self, variable, bindings):
+        words = [word for word in self.lists[list_name(variable)] if word not in bindings.values()]
         return Choice(words, range(2, len(words) + 2))
 
     def all_stories(self):
-        """Every story, by trying all choices: what `read` and the floor must agree with."""
+        """Every story, by exhaustive search: the reference for `parse` and the floor."""
         found, pending = [], [()]
         while pending:
             choices, options = pending.pop(), []
@@ -177,11 +164,11 @@ class Small:
                 for index in indices:
                     return index
                 options.append(len(choice.items))
-                raise Open
+                raise Incomplete
 
             try:
-                found.append(tell(self, choose))
-            except Open:
+                found.append(generate(self, choose))
+            except Incomplete:
                 pending += [(*choices, index) for index in range(options[0])]
         return found
 
@@ -200,7 +187,7 @@ AMBIGUOUS.lists["thing"].append({"": "big cat"})
 
 
 @pytest.mark.parametrize("world", [SMALL, AMBIGUOUS], ids=["small", "ambiguous"])
-def test_reading_agrees_with_listing_all_stories(world):
+def test_parsing_equals_exhaustive_search(world):
     stories = world.all_stories()
     assert math.fsum(2**-story.bits for story in stories) == pytest.approx(1, abs=1e-12)
     by_text = {}
@@ -208,55 +195,38 @@ def test_reading_agrees_with_listing_all_stories(world):
         by_text.setdefault(story.text, []).append(story)
     assert (max(map(len, by_text.values())) > 1) == (world is AMBIGUOUS)
     for text, same in by_text.items():
-        reading = read(world, text)
-        assert sorted(story.choices for story in reading.stories) == sorted(story.choices for story in same)
-        assert reading.bits == pytest.approx(-math.log2(math.fsum(2**-story.bits for story in same)), abs=1e-9)
+        parsed = parse(world, text)
+        found = {story.choices: story.bits for story in parsed.stories}
+        assert found == pytest.approx({story.choices: story.bits for story in same}, abs=1e-9)
         if len(same) == 1 and world is SMALL:
-            before = [
-                math.fsum(2**-s.bits for s in stories if s.text.startswith(text[:n])) for n in range(len(text) + 1)
-            ]
-            expected = [math.log2(a / b) for a, b in itertools.pairwise(before)]
-            assert reading.character_bits == pytest.approx(expected, abs=1e-9)
+            prefixes = (text[:length] for length in range(len(text) + 1))
+            masses = [math.fsum(2**-s.bits for s in stories if s.text.startswith(prefix)) for prefix in prefixes]
+            expected = [math.log2(before / after) for before, after in itertools.pairwise(masses)]
+            assert parsed.character_bits == pytest.approx(expected, abs=1e-9)
 
 
-def check_tightness(corpus, stories):
-    for index in range(stories):
-        story = corpus.story("train", index)
-        assert replay(corpus.seen, story.choices) == story
-        reading = read(corpus.seen, story.text)
-        assert [found.choices for found in reading.stories] == [story.choices]
-        assert abs(reading.bits - story.bits) < 1e-9
-        assert abs(math.fsum(reading.character_bits) - story.bits) < 1e-9
-        assert len(reading.character_bits) == len(story.text)
-        assert min(reading.character_bits) > -1e-12
-        assert "".join(story.text[span.start : span.end] for span in reading.spans) == story.text
-
-
-def test_a_story_has_one_derivation_of_its_own_probability(corpus):
-    check_tightness(corpus, 50)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_thousand_stories_have_one_derivation(level):
-    check_tightness(corpus_of(level), 1000)
+@pytest.mark.parametrize("stories", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_story_has_one_derivation_with_its_probability(corpus, stories):
+    for story in (corpus.story("train", index) for index in range(stories)):
+        indices = iter(story.choices)
+        assert generate(corpus.seen, lambda choice, indices=indices: next(indices)) == story
+        parsed = parse(corpus.seen, story.text)
+        assert [found.choices for found in parsed.stories] == [story.choices]
+        assert abs(parsed.stories[0].bits - story.bits) < 1e-9
+        assert abs(math.fsum(parsed.character_bits) - story.bits) < 1e-9
+        assert len(parsed.character_bits) == len(story.text)
+        assert min(parsed.character_bits) > -1e-12
+        assert "".join(story.text[span.start : span.end] for span in parsed.spans) == story.text
 
 
 # The floor
 
 
-@pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece"])
-def test_the_floor_of_tokens_is_that_of_the_text(tiny, kind):
-    documents = list(tiny.documents("train"))
-    tokenizer = {
-        "bytes": ByteTokenizer,
-        "characters": lambda: CharacterTokenizer.build(documents, alphabet="ascii"),
-        "sentencepiece": lambda: SentencePieceTokenizer.build(
-            documents, vocab_size=500, algorithm="bpe", sample_documents=100, seed=0
-        ),
-    }[kind]()
-    for index in range(5):
-        story = tiny.story("validation", index)
+def test_the_floor_of_the_tokens_is_the_floor_of_the_text(tiny):
+    settings = {"vocab_size": 500, "algorithm": "bpe", "sample_documents": 100, "seed": 0}
+    subwords = SentencePieceTokenizer.build(tiny.documents("train"), **settings)
+    stories = [tiny.story("validation", index) for index in range(5)]
+    for tokenizer, story in itertools.product((ByteTokenizer(), CharacterTokenizer(ASCII), subwords), stories):
         floor = story_floor(tiny.seen, story.text, tokenizer)
         assert len(floor.bits) == len(floor.parts) == len(tokenizer.encode(story.text)) + 1
         assert floor.bits.sum() == pytest.approx(story.bits, abs=1e-9)
@@ -265,16 +235,17 @@ def test_the_floor_of_tokens_is_that_of_the_text(tiny, kind):
         recall = floor.bits[floor.parts == PARTS.index("recall")]
         assert len(recall) > 5
         assert abs(recall).max() < 1e-9
-        names = floor.bits[floor.parts == PARTS.index("name")]
-        assert names.sum() > 5
+        assert floor.bits[floor.parts == PARTS.index("name")].sum() > 5
 
 
-def test_the_floor_is_refused_for_other_texts(tiny):
+def test_other_texts_and_lossy_tokenizers_have_no_floor(tiny):
     with pytest.raises(ValueError, match="0 derivations"):
         story_floor(tiny.seen, "Once upon a time.", ByteTokenizer())
+    with pytest.raises(UserError, match="needs a lossless tokenizer"):
+        story_floor(tiny.seen, tiny.story("train", 0).text, CharacterTokenizer("abc"))
 
 
-def test_what_a_model_pays_is_told_by_part(tiny):
+def test_the_excess_is_attributed_to_parts(tiny):
     floor = story_floor(tiny.seen, tiny.story("validation", 0).text, ByteTokenizer())
     at_name = floor.parts == PARTS.index("name")
     floors, paid, tokens = tally(floor.bits + 0.5 * at_name, floor)
@@ -288,29 +259,25 @@ def test_what_a_model_pays_is_told_by_part(tiny):
 # The checker
 
 
-def test_real_stories_are_valid(corpus):
-    assert all(judge(corpus.all, story.text, True).valid for story in [corpus.story("train", 0), corpus.held_out(0)])
-
-
 @pytest.mark.parametrize(
-    ("tag", "fresh"),
+    ("tag", "chosen"),
     [
         *[("hero", True), ("hero", False), ("friend", True), ("friend", False), ("toy", True), ("toy", False)],
         *[("place", True), ("spot", True), ("spot", False), ("sad", True)],
     ],
 )
-def test_errors_are_found_where_they_are(tiny, tag, fresh):
-    """A word that this world does not have is put in the place of each kind of word."""
+def test_the_position_of_an_error_is_found(tiny, tag, chosen):
+    """An unknown word replaces each kind of word."""
     errors = []
     for index in range(40):
         text = tiny.story("train", index).text
-        for span in read(tiny.seen, text).spans:
-            if (span.tag, span.fresh) == (tag, fresh) and text[span.start : span.end] not in PRONOUNS:
+        for span in parse(tiny.seen, text).spans:
+            if (span.tag, span.chosen) == (tag, chosen) and text[span.start : span.end] not in PRONOUNS:
                 verdict = judge(tiny.all, text[: span.start] + "Xylophone" + text[span.end :], True)
                 assert (verdict.valid, verdict.prefix) == (False, span.start)
                 assert marked(verdict).startswith(f"✗ {text[: span.start]}⟦{verdict.error}?⟧Xylo")
                 errors.append(verdict.error)
-    assert errors.count(tag) > 0.6 * len(errors)  # where a sentence begins, another template is as probable
+    assert errors.count(tag) > 0.6 * len(errors)  # at the start of a sentence, another template is as probable
 
 
 @pytest.mark.parametrize(
@@ -325,7 +292,7 @@ def test_errors_are_found_where_they_are(tiny, tag, fresh):
         (lambda text: "Zebra " + text, True, "template"),
     ],
 )
-def test_how_stories_end(tiny, change, finished, error):
+def test_the_end_of_a_story(tiny, change, finished, error):
     story = next(s for i in range(99) if (s := tiny.story("train", i)).text.endswith("the truth."))
     verdict = judge(tiny.all, change(story.text), finished)
     assert (verdict.valid, verdict.error) == (not error, error)
@@ -340,7 +307,7 @@ def test_sentences_before_an_error_are_counted(tiny):
     assert judge(tiny.all, "Xylophone", True).sentences == 0
 
 
-def test_estimates_hold_their_mean():
+def test_bootstrap_intervals():
     values = np.random.default_rng(0).normal(3, 1, 400)
     found = estimate(values, seed=1)
     assert found.low < found.mean < found.high
@@ -349,40 +316,40 @@ def test_estimates_hold_their_mean():
     assert estimate(values, seed=1) == found
 
 
-def test_summaries_count(tiny):
+def test_summary(tiny):
     text = tiny.story("train", 0).text
     known = tiny.story("train", 1).text
     verdicts = [judge(tiny.all, text, True), judge(tiny.all, known, True), judge(tiny.all, "Zebra", True)]
     found = summary(verdicts, {known}, seed=0)
-    assert found["n"] == 3
-    assert found["valid"]["mean"] == pytest.approx(2 / 3)
-    assert found["novel"]["mean"] == pytest.approx(1 / 3)
-    assert found["prefix"]["mean"] == pytest.approx(2 / 3)
-    assert found["errors"] == {"template": 1}
+    assert (found["n"], found["errors"]) == (3, {"template": 1})
+    means = [found[measure]["mean"] for measure in ("valid", "novel", "prefix")]
+    assert means == pytest.approx([2 / 3, 1 / 3, 2 / 3])
 
 
 # In a run
 
 
-STORIES = "data=storyworld", "data.level=tiny", "data.stories=60", "data.validation_stories=12"
-SHORT = (
-    "model.context=900",
-    "data.batch_windows=4",
-    "budget.steps=2",
-    "val_every_n_steps=1",
+STORIES = [
+    *("data=storyworld", "data.level=tiny", "data.stories=60", "data.validation_stories=12"),
     "callbacks.stories.count=2",
-)
+]
+SHORT = "model.context=900", "data.batch_windows=4", "budget.steps=2", "val_every_n_steps=1"
 
 
 @pytest.fixture
 def run(composed, tmp_path):
-    folder = tmp_path / "run"
-    train(composed(*SHORT, "data.validation_windows=10", data=STORIES), run_dir=folder, overrides=[])
-    return folder
+    """A function that trains with overrides and returns the run folder."""
+
+    def run(*overrides, **data):
+        train(composed(*overrides, **data), run_dir=tmp_path / "run", overrides=[])
+        return tmp_path / "run"
+
+    return run
 
 
-def test_a_run_measures_its_distance_to_the_floor(run, capsys):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_logs_the_excess_over_the_floor(run):
+    folder = run(*SHORT, "data.validation_windows=10", data=STORIES)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     corpus = Storyworld(level="tiny", stories=60, validation_stories=12, seed=0)
     stories = [corpus.story("validation", i * 12 // 10) for i in range(10)]
     text_bytes = sum(len(story.text) for story in stories)
@@ -391,8 +358,7 @@ def test_a_run_measures_its_distance_to_the_floor(run, capsys):
     above = (value["val/bits_per_byte"] - value["val/floor_bits_per_byte"]) * text_bytes / 10
     assert value["val/excess_bits_per_story"] == pytest.approx(above, rel=1e-4)
     assert above > 0
-    parts = [value[f"val/excess/{part}"] for part in PARTS]
-    assert sum(parts) == pytest.approx(above, rel=1e-4)
+    assert sum(value[f"val/excess/{part}"] for part in PARTS) == pytest.approx(above, rel=1e-4)
     assert value["sample/valid_share"] == 0
     nats = sum(story.bits for story in stories) * math.log(2) / sum(len(story.text) + 1 for story in stories)
     assert entropy(lines) == pytest.approx(nats, rel=1e-4)
@@ -400,10 +366,11 @@ def test_a_run_measures_its_distance_to_the_floor(run, capsys):
 
 
 def test_evaluation_of_a_run(run, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", str(run), "--stories", "6", "--temperature", "1"])
+    folder = run(*SHORT, data=STORIES)
+    monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "--stories", "6", "--temperature", "1"])
     capsys.readouterr()
     evaluate.main()
-    found = json.loads((run / "evaluation.json").read_text())
+    found = json.loads((folder / "evaluation.json").read_text())
     printed = capsys.readouterr().out
     corpus = Storyworld(level="tiny", stories=60, validation_stories=12, seed=0)
     assert found["seen"]["floor"] == pytest.approx(np.mean([corpus.story("validation", i).bits for i in range(6)]))
@@ -416,27 +383,20 @@ def test_evaluation_of_a_run(run, monkeypatch, capsys):
     assert found["examples"][0] in printed
     assert found["told"]["T=1"]["n"] == 6
 
-
-def test_a_run_of_another_world_is_refused(run, monkeypatch, capsys):
+    story_bits = evaluate.story_bits  # a negative excess is a bug, such as a model that looks ahead
+    monkeypatch.setattr(evaluate, "story_bits", lambda *a, **k: [bits * 0.01 for bits in story_bits(*a, **k)])
+    with pytest.raises(AssertionError, match="less than the entropy"):
+        evaluate.main()
     monkeypatch.setattr(Storyworld, "fingerprint", lambda self: "another")
-    monkeypatch.setattr("sys.argv", ["evaluate", str(run)])
     with pytest.raises(SystemExit):
         evaluate.main()
     assert "another storyworld" in capsys.readouterr().err
 
 
-def test_a_negative_excess_is_our_bug(run, monkeypatch):
-    """A model that looks ahead, say. Evaluation is part of what continuous integration runs on the quickstart."""
-    honest = evaluate.story_bits
-    monkeypatch.setattr(evaluate, "story_bits", lambda *a, **k: [bits * 0.01 for bits in honest(*a, **k)])
-    monkeypatch.setattr("sys.argv", ["evaluate", str(run), "--stories", "6", "--temperature", "1"])
-    with pytest.raises(AssertionError, match="less than the entropy"):
-        evaluate.main()
-
-
-def test_only_storyworld_runs_are_evaluated(composed, tmp_path, monkeypatch, capsys):
-    train(composed("budget.steps=1"), run_dir=tmp_path / "run", overrides=[])
-    monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path / "run")])
+def test_other_corpora_have_no_excess_and_no_evaluation(run, monkeypatch, capsys):
+    with pytest.raises(UserError, match="only measured on data=storyworld"):
+        run("optimized_metric=val/excess_bits_per_story")
+    monkeypatch.setattr("sys.argv", ["evaluate", str(run("budget.steps=1"))])
     with pytest.raises(SystemExit) as exit:
         evaluate.main()
     assert exit.value.code == 2
@@ -456,34 +416,20 @@ def test_only_storyworld_runs_are_evaluated(composed, tmp_path, monkeypatch, cap
         ("callbacks.stories.seed=-1", "callbacks.stories.seed=-1 must be at least 0"),
     ],
 )
-def test_mistakes_are_named(composed, tmp_path, override, message):
+def test_mistakes_are_named(run, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
-        train(composed(*SHORT, override, data=STORIES), run_dir=tmp_path / "run", overrides=[])
+        run(*SHORT, override, data=STORIES)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_excess_is_no_metric_elsewhere(composed, tmp_path):
-    with pytest.raises(UserError, match="only measured on data=storyworld"):
-        train(composed("optimized_metric=val/excess_bits_per_story"), run_dir=tmp_path / "run", overrides=[])
+def test_an_epoch_is_every_story_once_also_if_stories_are_truncated(run):
+    settings = ["model.context=300", "data.batch_windows=4", "budget.steps=null", "budget.epochs=2"]
+    found = run_folder.read_run_json(run(*settings, "callbacks.stories=null", data=STORIES))
+    assert (found["status"], found["steps"]) == ("done", 2 * 60 / 4)
 
 
-def test_an_epoch_is_every_story_once(composed, tmp_path):
-    settings = [*SHORT[:2], "budget.steps=null", "budget.epochs=2", "callbacks.stories=null"]
-    train(composed(*settings, data=STORIES), run_dir=tmp_path / "run", overrides=[])
-    assert run_folder.read_run_json(tmp_path / "run")["steps"] == 2 * 60 / 4
-
-
-def test_a_run_without_the_floor_may_cut_stories(composed, tmp_path):
-    train(
-        composed(*SHORT[1:4], "model.context=300", "callbacks.stories=null", data=STORIES),
-        run_dir=tmp_path / "run",
-        overrides=[],
-    )
-    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
-
-
-def test_story_bits_are_those_of_the_model(tiny):
-    """Against one story at a time, without a batch: padding must not count."""
+def test_story_bits_equal_those_of_single_stories(tiny):
+    """Without a batch, and so without padding."""
     from test_model import model_of
 
     model = model_of(vocab_size=257, context=900).eval()

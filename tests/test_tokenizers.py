@@ -1,6 +1,6 @@
-"""Every kind of tokenizer against the same contract, then what is particular to each.
+"""The contract of all tokenizers, then tests of each kind.
 
-SentencePiece and tiktoken are the real ones; GPT-2's genuine files are looked for beside the checkout.
+They use the real SentencePiece and tiktoken, and GPT-2's original files if they exist beside the checkout.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def seeded_documents(number: int, seed: int = 0) -> list[str]:
 
 
 def random_unicode(number: int, seed: int = 0) -> list[str]:
-    """Strings over all of Unicode but the surrogates, with spaces and U+2581 thrown in."""
+    """Strings of all Unicode characters except surrogates, with many spaces and U+2581."""
     rng = random.Random(seed)
 
     def character() -> str:
@@ -73,26 +73,26 @@ def sentencepiece_tokenizer(documents=None, **changes) -> SentencePieceTokenizer
 
 @pytest.fixture
 def gpt2_cache(tmp_path, monkeypatch) -> Path:
-    """tiktoken's cache, empty, and no network."""
+    """An empty cache of tiktoken, without network."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused at once
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port, where no server listens
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"
 
 
 def fill(cache: Path) -> None:
-    """The genuine files under the names of tiktoken."""
+    """Copies the original files to the file names of tiktoken."""
     if not GPT2_FILES.is_dir():
-        pytest.skip(f"GPT-2's genuine files are not in {GPT2_FILES}")
+        pytest.skip(f"GPT-2's original files are not in {GPT2_FILES}")
     cache.mkdir()
     for file in ("vocab.bpe", "encoder.json"):
         url = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{file}"
         shutil.copyfile(GPT2_FILES / file, cache / hashlib.sha1(url.encode()).hexdigest())
 
 
-LOSSLESS = {  # the kinds that must give back every text
+LOSSLESS = {  # the tokenizers that must restore every text
     "bpe": sentencepiece_tokenizer,
     "unigram": lambda: sentencepiece_tokenizer(algorithm="unigram"),
     "bytes": lambda: ByteTokenizer.build(()),
@@ -109,51 +109,38 @@ def tokenizer(request, gpt2_cache) -> tokenizers.Tokenizer:
     return ALL[request.param]()
 
 
-@pytest.fixture(params=LOSSLESS)
-def lossless(request, gpt2_cache) -> tokenizers.Tokenizer:
-    if request.param == "gpt2":
-        fill(gpt2_cache)
-    return LOSSLESS[request.param]()
+# The contract of all tokenizers.
 
 
-# The contract of every kind.
-
-
-def test_text_comes_back(lossless):
-    failures = [text for text in TEXTS if lossless.decode(lossless.encode(text)) != text]
-    assert failures == []
-
-
-def test_token_bytes_add_up_to_the_text(lossless):
+@pytest.mark.parametrize("tokenizer", LOSSLESS, indirect=True)
+def test_decode_and_token_bytes_restore_every_text_and_no_text_has_control_ids(tokenizer):
+    controls = {token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token) == b""}
+    assert tokenizer.eos in controls
     for text in TEXTS:
-        assert b"".join(map(lossless.token_bytes, lossless.encode(text))) == text.encode()
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+        assert controls.isdisjoint(ids)
 
 
-def test_text_never_becomes_a_control_id(lossless):
-    controls = {token for token in range(lossless.vocab_size) if lossless.token_bytes(token) == b""}
-    assert lossless.eos in controls
-    assert controls.isdisjoint(chain.from_iterable(map(lossless.encode, TEXTS)))
-
-
-def test_batch_equals_one_by_one(tokenizer):
+def test_a_batch_has_the_ids_of_single_texts(tokenizer):
     batch = tokenizer.encode_batch(TEXTS)
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in TEXTS]
     assert all(isinstance(ids, np.ndarray) and ids.dtype == np.int32 for ids in batch)
     assert tokenizer.encode_batch([]) == []
 
 
-def test_decode_takes_arrays_and_cut_characters(tokenizer):
-    ids = tokenizer.encode("Once upon a time")
-    assert tokenizer.decode(np.array(ids)) == "Once upon a time"
+def test_decode_accepts_arrays_nothing_and_eos(tokenizer):
+    assert tokenizer.decode(np.array(tokenizer.encode("Once upon a time"))) == "Once upon a time"
     assert tokenizer.decode([]) == tokenizer.decode([tokenizer.eos]) == ""
 
 
-def test_half_a_character_is_replaced():
+def test_an_incomplete_character_is_replaced():
     assert ByteTokenizer.build(()).decode("é".encode()[:1]) == "\ufffd"
     assert sentencepiece_tokenizer().decode([4 + 0xC3]) == "\ufffd"
 
 
-def test_every_id_has_bytes_in_range(tokenizer):
+def test_ids_of_the_vocabulary_have_bytes_and_no_text_has_other_ids(tokenizer):
     assert all(isinstance(tokenizer.token_bytes(token), bytes) for token in range(tokenizer.vocab_size))
     with pytest.raises((IndexError, ValueError)):
         tokenizer.token_bytes(tokenizer.vocab_size)
@@ -167,12 +154,9 @@ def test_load_is_the_inverse_of_save(tokenizer, tmp_path):
     assert type(loaded) is type(tokenizer)
     assert (loaded.vocab_size, loaded.eos) == (tokenizer.vocab_size, tokenizer.eos)
     assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
-    for token in range(tokenizer.vocab_size):
-        assert loaded.token_bytes(token) == tokenizer.token_bytes(token)
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "two").iterdir())
-    for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert all(loaded.token_bytes(token) == tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -180,24 +164,30 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"kind": "morse"}', "{}"])
-def test_damaged_settings(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"damaged|known are sentencepiece, characters") as error:
+@pytest.mark.parametrize(
+    ("content", "message", "kind"),
+    [
+        (None, r"has no tokenizer\.json", tokenizers.Damaged),
+        *((content, "is missing or damaged", tokenizers.Damaged) for content in ("", "[]", "{", "[" * 2000)),
+        ("{}", "of kind None, not sentencepiece, .*; give its own class", tokenizers.UnknownKind),
+        ('{"kind": "os:system"}', "of kind 'os:system', not sentencepiece", tokenizers.UnknownKind),
+    ],
+    ids=["missing", "empty", "list", "cut", "deep", "no kind", "foreign kind"],
+)
+def test_missing_damaged_and_unknown_tokenizers(tmp_path, content, message, kind):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(kind, match=message) as error:
         tokenizers.load(tmp_path)
+    assert type(error.value) is kind
     assert str(tmp_path) in one_line(error)
-
-
-def test_no_tokenizer_in_folder(tmp_path):
-    with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        tokenizers.load(tmp_path)
 
 
 # SentencePiece.
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
-def test_training_is_a_function_of_the_seed(algorithm):
+def test_sentencepiece_is_a_function_of_the_seed(algorithm):
     def model(seed: int) -> bytes:
         return sentencepiece_tokenizer(algorithm=algorithm, sample_documents=50, seed=seed).model
 
@@ -221,39 +211,38 @@ def test_reservoir_is_uniform():
 
 
 def test_no_document_is_dropped():
-    """SentencePiece by itself skips long documents and those with U+2585."""
+    """The defaults of SentencePiece skip long documents and those with U+2585."""
     long = "word " * 3000
     tokenizer = sentencepiece_tokenizer([long + "ж", "щ ▅"], vocab_size=270)
     assert len(tokenizer.encode("ж")) == len(tokenizer.encode("щ")) == 1
 
 
-def test_words_by_themselves_have_the_ids_of_the_whole_text(monkeypatch):
-    """Also when what is known of them is forgotten in between; against the library's own ids of whole texts."""
+def test_word_by_word_encoding_equals_the_library(monkeypatch):
+    """Also when the cache is emptied between batches."""
     tokenizer = sentencepiece_tokenizer()
     texts = [*TEXTS, *seeded_documents(50, seed=4), "word", " word", "  word", "word ", "a\n b\n\n  c", ""]
-    texts = [text for text in texts if sentencepiece_module.SPACE not in text]  # which it takes for a space
-    whole = tokenizer._processor.encode(texts)
-    for most in (2**17, 3):
-        monkeypatch.setattr(words, "MAX_WORDS", most)
+    texts = [text for text in texts if sentencepiece_module.SPACE not in text]  # a space for the library
+    expected = tokenizer._processor.encode(texts)
+    for limit in (2**17, 3):
+        monkeypatch.setattr(words, "MAX_WORDS", limit)
         for size in (1, 7, len(texts)):
             batches = [tokenizer.encode_batch(texts[start : start + size]) for start in range(0, len(texts), size)]
-            assert [ids.tolist() for batch in batches for ids in batch] == whole
+            assert [ids.tolist() for batch in batches for ids in batch] == expected
     tokenizer.encode_batch(["one two three four five"])
-    assert len(tokenizer._words.known) == 5
-    assert tokenizer.encode_batch([]) == []
+    assert len(tokenizer._words.cache) == 5
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
-def test_a_long_text_is_cut_without_a_trace(algorithm, monkeypatch):
+def test_chunks_do_not_change_the_ids(algorithm, monkeypatch):
     tokenizer = sentencepiece_tokenizer(algorithm=algorithm)
     texts = [" ".join(seeded_documents(20, seed=3)), "a  b ▁ \n c " * 50, "", " "]
-    whole = [tokenizer.encode(text) for text in texts]
-    monkeypatch.setattr(sentencepiece_module, "PIECE_CHARACTERS", 16)
-    assert max(map(len, sentencepiece_module.pieces(texts[0]))) <= 32
-    assert [tokenizer.encode(text) for text in texts] == whole
-    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == whole
-    solid = "abcdefgh" * 100  # no space to cut at
-    assert [len(piece) for piece in sentencepiece_module.pieces(solid)] == [32] * 25
+    expected = [tokenizer.encode(text) for text in texts]
+    monkeypatch.setattr(sentencepiece_module, "CHUNK_CHARACTERS", 16)
+    assert max(map(len, sentencepiece_module.chunks(texts[0]))) <= 32
+    assert [tokenizer.encode(text) for text in texts] == expected
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+    solid = "abcdefgh" * 100  # without space
+    assert [len(chunk) for chunk in sentencepiece_module.chunks(solid)] == [32] * 25
     assert tokenizer.decode(tokenizer.encode(solid)) == solid
 
 
@@ -268,28 +257,28 @@ def test_control_tokens_in_the_corpus_stay_text(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
-def test_vocabulary_too_large_names_the_largest(algorithm):
-    with pytest.raises(UserError, match=r"vocab_size=9999 .* type tokenizer\.vocab_size=(\d+) or less") as error:
+def test_a_vocabulary_that_is_too_large_names_the_largest(algorithm):
+    with pytest.raises(UserError, match=r"vocab_size=9999 .* use tokenizer\.vocab_size=(\d+) or less") as error:
         sentencepiece_tokenizer(vocab_size=9999, algorithm=algorithm)
-    largest = int(re.search(r"type tokenizer\.vocab_size=(\d+)", one_line(error))[1])
+    largest = int(re.search(r"use tokenizer\.vocab_size=(\d+)", one_line(error))[1])
     assert sentencepiece_tokenizer(vocab_size=largest, algorithm=algorithm).vocab_size == largest
-    with pytest.raises(UserError, match="more than these documents can fill"):
+    with pytest.raises(UserError, match="too large for these documents"):
         sentencepiece_tokenizer(vocab_size=largest + 1, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 3, 260, 265])
-def test_vocabulary_too_small_names_the_smallest(vocab_size):
+def test_a_vocabulary_that_is_too_small_names_the_smallest(vocab_size):
     with pytest.raises(UserError, match=f"vocab_size={vocab_size} is too small") as error:
         sentencepiece_tokenizer(vocab_size=vocab_size)
-    if smallest := re.search(r"type tokenizer\.vocab_size=(\d+) or more", one_line(error)):
+    if smallest := re.search(r"use tokenizer\.vocab_size=(\d+) or more", one_line(error)):
         assert sentencepiece_tokenizer(vocab_size=int(smallest[1])).vocab_size == int(smallest[1])
     else:
         assert vocab_size <= 260
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["\0"]])
-def test_nothing_to_learn_from(documents):
-    with pytest.raises(UserError, match="no text"):
+def test_documents_without_text(documents):
+    with pytest.raises(UserError, match="contain no text"):
         sentencepiece_tokenizer(documents)
 
 
@@ -299,7 +288,7 @@ def test_wrong_settings(name, value):
         sentencepiece_tokenizer(**{name: value})
 
 
-def test_training_is_silent_and_leaves_no_file(tmp_path, monkeypatch, capfd):
+def test_sentencepiece_prints_nothing_and_leaves_no_file(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     sentencepiece_tokenizer()
@@ -325,22 +314,16 @@ def test_damaged_model(tmp_path, capfd, damage):
 
 def test_settings_are_saved(tmp_path):
     sentencepiece_tokenizer(seed=5).save(tmp_path)
-    saved = json.loads((tmp_path / "tokenizer.json").read_text())
-    assert saved.pop("sha256") == hashlib.sha256((tmp_path / "sentencepiece.model").read_bytes()).hexdigest()
-    assert saved == {
-        "kind": "sentencepiece",
-        "vocab_size": 320,
-        "algorithm": "bpe",
-        "sample_documents": 100,
-        "seed": 5,
-    }
+    sha256 = hashlib.sha256((tmp_path / "sentencepiece.model").read_bytes()).hexdigest()
+    settings = {"vocab_size": 320, "algorithm": "bpe", "sample_documents": 100, "seed": 5}
+    assert tokenizers.read_settings(tmp_path) == {"kind": "sentencepiece", **settings, "sha256": sha256}
 
 
 # Characters and bytes.
 
 
 def test_ascii_ids():
-    tokenizer = CharacterTokenizer.build(count(), alphabet="ascii")  # would never end if it read the documents
+    tokenizer = CharacterTokenizer.build(count(), alphabet="ascii")  # an infinite iterator: not read
     text = "".join(map(chr, range(32, 127)))
     assert tokenizer.vocab_size == 99
     assert tokenizer.encode(text) == list(range(2, 97))
@@ -348,7 +331,7 @@ def test_ascii_ids():
     assert tokenizer.decode(tokenizer.encode(text + "\n\t")) == text + "\n\t"
 
 
-def test_unknown_characters_are_replaced_not_dropped():
+def test_unknown_characters_are_replaced():
     tokenizer = CharacterTokenizer.build((), alphabet="ascii")
     assert tokenizer.encode("aé\r😀\0b") == [67, 1, 1, 1, 1, 68]
     assert tokenizer.decode([67, 1, 0, 68]) == "a\ufffdb"
@@ -367,7 +350,7 @@ def test_no_alphabet(alphabet):
         CharacterTokenizer.build([""], alphabet=alphabet)
 
 
-@pytest.mark.parametrize("characters", [None, "aa", ["a"]])
+@pytest.mark.parametrize("characters", [None, "aa", ["a"], "a\ud800"])
 def test_damaged_alphabet(tmp_path, characters):
     tokenizers.write_settings(tmp_path, {"kind": "characters", "characters": characters})
     with pytest.raises(UserError, match="damaged"):
@@ -376,14 +359,13 @@ def test_damaged_alphabet(tmp_path, characters):
 
 def test_bytes_are_utf8():
     tokenizer = ByteTokenizer.build(count())
-    assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
-    assert (tokenizer.vocab_size, tokenizer.eos) == (257, 256)
+    assert (tokenizer.encode("aé"), tokenizer.vocab_size, tokenizer.eos) == ([97, 0xC3, 0xA9], 257, 256)
 
 
 # GPT-2.
 
 
-def test_gpt2_paragraph(gpt2_cache):
+def test_gpt2_ids_are_those_of_the_original_files(gpt2_cache):
     fill(gpt2_cache)
     tokenizer = GPT2Tokenizer.build(count())
     vocabulary = json.loads((GPT2_FILES / "encoder.json").read_text(encoding="utf-8"))
@@ -397,12 +379,17 @@ def test_gpt2_paragraph(gpt2_cache):
     assert tokenizer.eos not in tokenizer.encode("a<|endoftext|>b")
 
 
-def test_saved_gpt2_needs_no_cache(gpt2_cache, tmp_path):
+def test_saved_gpt2_needs_no_cache_and_detects_damage(gpt2_cache, tmp_path):
     fill(gpt2_cache)
     GPT2Tokenizer.build(()).save(tmp_path / "saved")
     shutil.rmtree(gpt2_cache)
     assert tokenizers.load(tmp_path / "saved").encode("hello world") == [31373, 995]
     assert not gpt2_cache.exists()
+    ranks = tmp_path / "saved" / "ranks.tiktoken"
+    for damage in (lambda: ranks.write_bytes(ranks.read_bytes()[:-1]), ranks.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
+            tokenizers.load(tmp_path / "saved")
 
 
 def test_gpt2_without_network_or_cache(gpt2_cache):
@@ -411,7 +398,7 @@ def test_gpt2_without_network_or_cache(gpt2_cache):
         GPT2Tokenizer.build(())
     assert time.monotonic() - start < 5
     places = re.findall(r" as (\S+/cache/[0-9a-f]{40})", one_line(error))
-    fill(gpt2_cache)  # the advice names the very files that work
+    fill(gpt2_cache)  # the message names exactly the required files
     assert sorted(map(Path, places)) == sorted(gpt2_cache.iterdir())
     assert GPT2Tokenizer.build(()).encode("hello world") == [31373, 995]
 
@@ -424,20 +411,8 @@ def test_gpt2_with_a_damaged_cache(gpt2_cache):
     one_line(error)
 
 
-def test_gpt2_with_damaged_ranks(gpt2_cache, tmp_path):
-    fill(gpt2_cache)
-    GPT2Tokenizer.build(()).save(tmp_path)
-    path = tmp_path / "ranks.tiktoken"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
-        tokenizers.load(tmp_path)
-    path.unlink()
-    with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
-        tokenizers.load(tmp_path)
-
-
 def test_gpt2_without_tiktoken(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpt2_module, "tiktoken", None)  # what the module holds where the extra is not installed
+    monkeypatch.setattr(gpt2_module, "tiktoken", None)  # its value without the extra
     tokenizers.write_settings(tmp_path, {"kind": "gpt2"})
     for make in (lambda: GPT2Tokenizer.build(()), lambda: tokenizers.load(tmp_path)):
         with pytest.raises(UserError, match=r'pip install -e "\.\[gpt2\]"') as error:

@@ -1,6 +1,6 @@
-"""Where text comes from. No torch here.
+"""Sources of text, without torch.
 
-A corpus is a class whose constructor takes the choices of `conf/data/*.yaml` and does no work.
+A corpus is a class whose constructor takes the settings of `conf/data/*.yaml` and does no work.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,13 @@ Split = Literal["train", "validation"]
 
 
 class Corpus(Protocol):
-    """Documents in a fixed order, as often as asked for, in constant memory."""
+    """Documents in a fixed order, in constant memory, as often as requested."""
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Every document of the split. Raises UserError, before the first one, for what is missing or unreadable."""
+        """All documents of the split.
+
+        Raises: UserError: before the first document, if anything is missing or unreadable.
+        """
 
     def fingerprint(self) -> str:
-        """Hex digest that changes when the documents of any split would: content and split, never paths or times."""
+        """Hex digest of content and split, but not of paths or times: different if any document is."""

@@ -1,4 +1,4 @@
-"""Bytes from the network within a time limit."""
+"""HTTP GET with a limit on the total time."""
 
 from concurrent.futures import Future
 from http.client import HTTPException
@@ -8,7 +8,7 @@ from urllib.request import urlopen
 
 
 def fetch(url: str, *, seconds: float) -> bytes:
-    """The body of a GET, in at most `seconds` altogether. Raises OSError, whose text says why, for every failure."""
+    """The body of a GET, in at most `seconds` in total. Raises: OSError: with the reason, for every failure."""
     body: Future[bytes] = Future()
 
     def get() -> None:
@@ -23,7 +23,7 @@ def fetch(url: str, *, seconds: float) -> bytes:
         except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
             body.set_exception(OSError(f"{type(error).__name__}: {error}"))
 
-    # A thread, as a socket's own timeout bounds neither the look-up of the name nor a byte now and then.
+    # In a thread: a socket's timeout limits neither the name lookup nor a body that arrives slowly.
     Thread(target=get, daemon=True).start()
     try:
         return body.result(timeout=seconds)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare (Karpathy 2015, char-rnn): one text of 1,115,394 characters, a local file or downloaded once."""
+"""Tiny Shakespeare (Karpathy 2015, char-rnn): one text of 1,115,394 characters, local or downloaded once."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,15 +15,13 @@ DOWNLOAD_SECONDS = 10.0
 
 
 class Shakespeare:
-    """`path`: your copy; None: `url`, kept in the folder `cache`. The first `train_ratio` of the text is train."""
+    """`path`: a local copy; None: `url`, downloaded into the folder `cache`. The first `train_ratio` is train."""
 
     def __init__(self, *, path: str | None, url: str, cache: str, train_ratio: float):
-        self.path = path
-        self.url = url
-        self.cache = cache
-        self.train_ratio = train_ratio
+        self.path, self.url, self.cache, self.train_ratio = path, url, cache, train_ratio
 
     def documents(self, split: Split) -> Iterator[str]:
+        """One document. Raises: UserError: if the download or its sha256 fails, or the file is unreadable."""
         return self._text().documents(split)
 
     def fingerprint(self) -> str:
@@ -42,7 +40,7 @@ class Shakespeare:
             except OSError as error:
                 raise UserError(f"cannot download {self.url} ({error}): {remedy}") from error
             if hashlib.sha256(content).hexdigest() != SHA256:
-                raise UserError(f"what came from {self.url} is not tiny Shakespeare (its sha256 differs): {remedy}")
+                raise UserError(f"the content of {self.url} is not tiny Shakespeare (another sha256): {remedy}")
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(file, content)
         return file

@@ -1,9 +1,8 @@
-"""Plain text of your own: a file, a folder of *.txt files or a glob, UTF-8."""
+"""Plain text in local files: a file, a folder of *.txt files or a glob, UTF-8."""
 
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -15,26 +14,23 @@ from slm.corpora import Split
 from slm.errors import UserError
 from slm.files import atomic
 
-CHUNK_CHARACTERS = 1 << 20
+SplitMethod = Literal["contiguous", "seeded"]
+
+CHUNK_CHARACTERS = 2**20
 
 
 class Text:
-    """One document per file, or per `separator`, stripped of the white space around it. Blank documents are skipped.
+    """One document per file, or documents divided by `separator` and stripped. Blank documents are skipped.
 
-    Line ends of every kind become \\n and a byte order mark at the start of a file is dropped; all else stays as it is.
+    All line ends become \\n and a byte order mark at the start of a file is dropped; nothing else changes.
     split=contiguous: the first `train_ratio` of the documents are train; a single document is cut there instead.
-    split=seeded: each document is train with probability `train_ratio`, drawn from (`seed`, its index) alone.
+    split=seeded: each document is train with probability `train_ratio`, a function of (`seed`, its index) alone.
+    Constant memory with a separator; without one, the longest file is in memory.
     """
 
-    def __init__(
-        self,
-        *,
-        path: str | None,
-        separator: str | None,
-        split: Literal["contiguous", "seeded"],
-        train_ratio: float,
-        seed: int,
-    ):
+    pattern = "*.txt"  # of the files in a folder
+
+    def __init__(self, *, path: str | None, separator: str | None, split: SplitMethod, train_ratio: float, seed: int):
         if split not in ("contiguous", "seeded"):
             raise UserError(f"data.split={split} must be contiguous or seeded")
         if not 0 < train_ratio < 1:
@@ -43,22 +39,23 @@ class Text:
             raise UserError("data.separator is empty: give null for one document per file, or a text")
         self.path = path
         self.separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")  # as typed in a shell
-        self.split = split
-        self.train_ratio = train_ratio
-        self.seed = seed
+        self.split, self.train_ratio, self.seed = split, train_ratio, seed
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Constant memory with a separator; without, the longest file is held."""
-        total = self._total
-        if total == 1:
+        """All documents of the split.
+
+        Raises: UserError: before the first document, for a wrong path, an unreadable file or a split without text.
+        """
+        count = self._count
+        if count == 1:
             yield self._cut(next(self._all()))[split]
             return
         for index, document in enumerate(self._all()):
-            if self._split_of(index, total) == split:
+            if self._split_of(index, count) == split:
                 yield document
 
     def fingerprint(self) -> str:
-        """Reads every file once."""
+        """Reads every file once. Raises: UserError: if there is no file or one cannot be read."""
         digests = []
         for path in self._files():
             with readable(path), open(path, "rb") as file:
@@ -67,111 +64,101 @@ class Text:
         choices = [digests, self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
 
+    def read(self, path: Path) -> Iterator[str]:
+        """The documents of one file, blank ones included. Raises: UserError: if it is unreadable or not UTF-8."""
+        with readable(path), path.open(encoding="utf-8-sig") as file:  # "sig" drops a leading byte order mark
+            try:
+                if self.separator is None:
+                    yield file.read()
+                else:
+                    chunks = iter(partial(file.read, CHUNK_CHARACTERS), "")
+                    yield from (document.strip() for document in split_stream(chunks, self.separator))
+            except UnicodeDecodeError as error:
+                offset = file.buffer.tell() - len(error.object) + error.start
+                raise UserError(f"{path} is not UTF-8 at byte {offset}: convert it, or leave it out") from None
+
     def _files(self) -> list[Path]:
         if not self.path:
-            raise UserError("data=text needs data.path=<file, folder or glob>")
-        try:
-            files = self._found(atomic.expanded(self.path))
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:  # too long a name, an odd pattern
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"data.path={self.path[:200]} names no file: {reason}") from None
-        for file in files:
-            if not os.access(file, os.R_OK):
-                raise UserError(f"{file} may not be read: mend its permissions")
-        return files
-
-    def _found(self, path: Path) -> list[Path]:
+            raise UserError("data.path is missing: give data.path=<file, folder or glob>")
+        path = atomic.expanded(self.path)
         if path.is_dir():
-            files, none = sorted(path.rglob("*.txt")), "no *.txt file in the folder"
+            files, problem = sorted(path.rglob(self.pattern)), f"no {self.pattern} file in the folder"
         elif path.exists():
-            files, none = [path], "that is neither a file nor a folder"
+            files, problem = [path], "neither a file nor a folder"
         elif set("*?[") & set(self.path):
-            files, none = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))), "no file matches"
+            try:
+                files, problem = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))), "no file matches"
+            except ValueError as error:
+                raise UserError(f"data.path={self.path} names no file: {error}") from None
         else:
             siblings = path.parent.iterdir() if path.parent.is_dir() else []
             nearest = get_close_matches(path.name, [file.name for file in siblings if file.exists()], n=1)
             hint = f", did you mean {path.parent / nearest[0]}?" if nearest else ""
             raise UserError(f"data.path={self.path} does not exist{hint}")
-        if not (files := [file for file in files if file.is_file()]):  # reading a pipe may never end
-            raise UserError(f"data.path={self.path}: {none}")
+        if not (files := [file for file in files if file.is_file()]):  # a pipe may never end
+            raise UserError(f"data.path={self.path}: {problem}")
         return files
 
     def _all(self) -> Iterator[str]:
         for file in self._files():
-            for document in _read(file, self.separator):
+            for document in self.read(file):
                 if document and not document.isspace():
                     yield document
 
     @cached_property
-    def _total(self) -> int:
-        """The number of documents, by a pass over them all: whatever is wrong is said before the first is used."""
-        total = sum(1 for _ in self._all())
-        if total == 0:
-            raise UserError(f"data.path={self.path} is empty: it holds no text but white space")
-        if total == 1 and self.separator:
-            print(f"warning: data.separator={self.separator!r} does not occur between two texts", file=sys.stderr)
-        if total > 1:
-            both = all(
-                any(self._split_of(i, total) == split for i in range(total)) for split in ("train", "validation")
-            )
-        elif self.split == "contiguous":
-            both = all(part and not part.isspace() for part in self._cut(next(self._all())).values())
-        else:
+    def _count(self) -> int:
+        """The number of documents. Reads them all, so that every mistake is reported before the first document."""
+        count = sum(1 for _ in self._all())
+        if count == 0:
+            raise UserError(f"data.path={self.path} is empty: it contains only white space")
+        if count == 1 and self.split == "seeded":
             raise UserError(
                 f"data.path={self.path} is one document, which data.split=seeded cannot divide: "
-                "give data.separator or data.split=contiguous"
+                "give data.separator, more documents or data.split=contiguous"
             )
-        if not both:
+        if count == 1 and self.separator:
+            print(f"warning: {self.path} is one document, without {self.separator!r} between texts", file=sys.stderr)
+        if count == 1:
+            complete = all(part.strip() for part in self._cut(next(self._all())).values())
+        else:
+            splits = "train", "validation"
+            complete = all(any(self._split_of(index, count) == split for index in range(count)) for split in splits)
+        if not complete:
             raise UserError(
                 f"data.path={self.path} is too short: data.train_ratio={self.train_ratio} leaves one split without text"
             )
-        return total
+        return count
 
     def _cut(self, document: str) -> dict[Split, str]:
-        cut = int(self.train_ratio * len(document))
-        return {"train": document[:cut], "validation": document[cut:]}
+        end = int(self.train_ratio * len(document))
+        return {"train": document[:end], "validation": document[end:]}
 
-    def _split_of(self, index: int, total: int) -> Split:
+    def _split_of(self, index: int, count: int) -> Split:
         if self.split == "contiguous":
-            return "train" if index < min(max(round(self.train_ratio * total), 1), total - 1) else "validation"
+            return "train" if index < min(max(round(self.train_ratio * count), 1), count - 1) else "validation"
         digest = hashlib.sha256(f"{self.seed}:{index}".encode()).digest()
         return "validation" if int.from_bytes(digest[:8]) / 2**64 < 1 - self.train_ratio else "train"
 
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Puts what the system says of an unreadable file into one line."""
+    """Turns an OSError into a UserError that names the file."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read(path: Path, separator: str | None) -> Iterator[str]:
-    with readable(path), path.open(encoding="utf-8-sig") as file:  # "sig": a leading byte order mark is dropped
-        try:
-            if separator is None:
-                yield file.read()
-            else:
-                chunks = iter(partial(file.read, CHUNK_CHARACTERS), "")
-                yield from (document.strip() for document in split_stream(chunks, separator))
-        except UnicodeDecodeError as error:
-            offset = file.buffer.tell() - len(error.object) + error.start
-            raise UserError(f"{path} is not UTF-8 at byte {offset}: convert it, or leave it out") from None
-
-
 def split_stream(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """`"".join(chunks).split(separator)` in memory for one chunk and one piece, and in linear time."""
-    begun: list[str] = []  # the piece so far, free of separators
-    tail = ""  # its end, which may be the start of a separator
+    """Equal to `"".join(chunks).split(separator)`. Linear time, memory for one chunk and one piece."""
+    piece: list[str] = []  # parts of the current piece, without a separator
+    tail = ""  # its last characters, which may begin a separator
     for chunk in chunks:
         *ends, rest = (tail + chunk).split(separator)
         for end in ends:
-            yield "".join([*begun, end])
-            begun.clear()
+            yield "".join([*piece, end])
+            piece.clear()
         keep = max(0, len(rest) - len(separator) + 1)
-        begun.append(rest[:keep])
+        piece.append(rest[:keep])
         tail = rest[keep:]
-    yield "".join([*begun, tail])
+    yield "".join([*piece, tail])

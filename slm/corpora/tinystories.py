@@ -1,7 +1,7 @@
 """TinyStories (Eldan and Li 2023, arXiv:2305.07759): from the Hugging Face Hub, or a folder in its repository's layout.
 
-The Hub is asked once, within a time limit, which commit a revision names. That commit pins everything read after it,
-and is remembered: what was prepared from it is found again without a network.
+One request to the Hub, with a time limit, resolves a revision to a commit. All later reads use that commit, which is
+stored, so that data prepared from it is found again without a network.
 """
 
 import glob
@@ -22,26 +22,26 @@ from slm.files import atomic
 
 PROBE_SECONDS = 3.0
 BATCH_STORIES = 1000
-TEXT_TYPES = ("string", "large_string", "string_view", "dictionary<values=string", "null")  # in pyarrow's words
+TEXT_TYPES = ("string", "large_string", "string_view", "dictionary<values=string", "null")  # of pyarrow
 LAYOUT = "data/train-*.parquet and data/validation-*.parquet with a column `text`"
 
 
 class TinyStories:
-    """`path`: a folder with LAYOUT, read where it lies; None: `repository` on the Hub at `revision`.
+    """`path`: a folder with LAYOUT, read in place; None: `repository` on the Hub at `revision`.
 
-    `streaming` reads the Hub's files over the network and keeps nothing on disk; otherwise they are downloaded once
-    into the usual Hugging Face cache. `cache` is the folder where the commit is remembered.
+    `streaming` reads the Hub's files over the network and stores nothing; otherwise they are downloaded once into
+    the Hugging Face cache. The folder `cache` stores the commit.
     """
 
     def __init__(self, *, path: str | None, streaming: bool, repository: str, revision: str, cache: str):
-        self.path = path
-        self.streaming = streaming
-        self.repository = repository
-        self.revision = revision
-        self.cache = cache
+        self.path, self.streaming, self.cache = path, streaming, cache
+        self.repository, self.revision = repository, revision
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Stories as they are; empty ones are skipped."""
+        """Stories, unchanged; empty ones are skipped.
+
+        Raises: UserError: if there is no network and no copy, or a file is missing, damaged or without a text column.
+        """
         if self.path is not None:
             yield from _stories(_local_files(self.path, split), split)
             return
@@ -53,7 +53,10 @@ class TinyStories:
         yield from _stories(files, split)
 
     def fingerprint(self) -> str:
-        """Of the commit (at most one short request), or of the contents of the folder's files (about 1 s per GB)."""
+        """Digest of the commit (at most one short request) or of the folder's files (about 1 s per GB).
+
+        Raises: UserError: if there is no network and no known commit, or the folder has no such files.
+        """
         if self.path is None:
             commit, _ = self._commit
             return hashlib.sha256(json.dumps([self.repository, commit]).encode()).hexdigest()
@@ -65,27 +68,27 @@ class TinyStories:
 
     @cached_property
     def _commit(self) -> tuple[str, bool]:
-        """The commit that pins every read, and whether the Hub is there to read from."""
+        """The commit of all reads, and whether the Hub is reachable."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             answer: str | OSError = OSError("HF_HUB_OFFLINE is set")
         else:
             endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
             answer = _ask_hub(f"{endpoint}/api/datasets/{self.repository}/revision/{self.revision}")
 
-        memory, key = Path(self.cache) / "hub_commits.json", f"{self.repository}@{self.revision}"
-        remembered = _read_json(memory)
+        file, key = Path(self.cache) / "hub_commits.json", f"{self.repository}@{self.revision}"
+        known = _read_json(file)
         if isinstance(answer, str):
-            if remembered.get(key) != answer:
-                memory.parent.mkdir(parents=True, exist_ok=True)
-                atomic.write(memory, json.dumps({**remembered, key: answer}, indent=2).encode())
+            if known.get(key) != answer:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write(file, json.dumps({**known, key: answer}, indent=2).encode())
             return answer, True
 
         reason = f"no {key} from the Hugging Face Hub ({answer})"
         try:
-            commit = remembered.get(key) or self._snapshot(self.revision, download=False).name
+            commit = known.get(key) or self._snapshot(self.revision, download=False).name
         except UserError as error:
             raise UserError(f"{reason}, and {error}") from None
-        print(f"{reason}: using commit {commit[:12]}, known from before", file=sys.stderr)
+        print(f"{reason}: using the stored commit {commit[:12]}", file=sys.stderr)
         return commit, False
 
     @cached_property
@@ -94,7 +97,7 @@ class TinyStories:
         return self._snapshot(commit, download=online)
 
     def _snapshot(self, revision: str, *, download: bool) -> Path:
-        """The folder in the Hugging Face cache that holds the files of a revision, which is named after its commit."""
+        """The folder of a revision's files in the Hugging Face cache. Its name is the commit."""
         from huggingface_hub import snapshot_download
 
         try:
@@ -107,14 +110,14 @@ class TinyStories:
                     local_files_only=not download,
                 )
             )
-        except Exception as error:  # of the hub, its HTTP library or the disk: they have no base in common
+        except Exception as error:  # of the Hub, its HTTP library or the disk: no common base class
             failure = f"the download failed ({_first_line(error)})" if download else "no copy is in the local cache"
             raise UserError(f"{failure}: connect to the Hub, or give data.path=<folder with {LAYOUT}>") from error
 
 
 @cache
 def _ask_hub(url: str) -> str | OSError:
-    """The commit a revision names, or why there is no answer. Cached: a process without network waits only once."""
+    """The commit of a revision, or the reason for no answer. Cached: a process without network waits only once."""
     try:
         commit = json.loads(fetch(url, seconds=PROBE_SECONDS))["sha"]
         return commit if re.fullmatch("[0-9a-f]{40}", commit) else OSError(f"{commit!r} is not a commit")
@@ -127,7 +130,7 @@ def _ask_hub(url: str) -> str | OSError:
 def _read_json(path: Path) -> dict[str, str]:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there yet, or damaged: nothing is known
+    except (OSError, ValueError):  # missing or damaged
         return {}
 
 
@@ -137,12 +140,12 @@ def _shards(folder: str | Path, split: Split) -> list[Path]:
         raise UserError(f"no {split} files in {folder}: the folder must hold {LAYOUT}")
     announced = re.search(r"-of-(\d+)", shards[0].name)
     if announced and int(announced[1]) != len(shards):
-        raise UserError(f"{shards[0]} is one of {int(announced[1])} files but {len(shards)} are there: copy the others")
+        raise UserError(f"{shards[0]} is one of {int(announced[1])} files, but {len(shards)} exist: copy the others")
     return shards
 
 
 def _local_files(folder: str | Path, split: Split) -> list[str]:
-    """Patterns, as `datasets` takes them, for files that were seen to be readable."""
+    """Escaped paths of the split's files for `datasets`, after a check of their columns."""
     import pyarrow.parquet
 
     shards = _shards(folder, split)
@@ -161,20 +164,20 @@ def _local_files(folder: str | Path, split: Split) -> list[str]:
 def _stories(files: list[str], split: Split) -> Iterator[str]:
     import datasets
 
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else even a local read calls a server first, for up to 3 s
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise even a local read contacts a server, for up to 3 s
     try:
         rows = datasets.load_dataset(
             "parquet",
             data_files={split: files},
             split=split,
-            streaming=True,  # local files are read in place, not copied into the cache as Arrow
+            streaming=True,  # reads local files in place, without an Arrow copy in the cache
             columns=["text"],
-            batch_size=BATCH_STORIES,  # the default is the first row group's, and 0 in a shard without rows
+            batch_size=BATCH_STORIES,  # the default, the size of the first row group, fails if that is empty
         )
-        for batch in rows.with_format("arrow").iter(batch_size=BATCH_STORIES):  # 3 times as fast as Python lists
+        for batch in rows.with_format("arrow").iter(batch_size=BATCH_STORIES):  # 3 times faster than Python lists
             yield from filter(None, batch["text"].to_pylist())
-        time.sleep(0.1)  # pyarrow's threads let go of the files; an exit before that aborts (apache/arrow#34314)
-    except Exception as error:  # of datasets, fsspec, pyarrow or an HTTP library: they have no base in common
+        time.sleep(0.1)  # for pyarrow's threads: an exit while they read aborts the process (apache/arrow#34314)
+    except Exception as error:  # of datasets, fsspec, pyarrow or an HTTP library: no common base class
         raise UserError(f"reading {files[0]} failed, try again or copy it again: {_first_line(error)}") from error
 
 

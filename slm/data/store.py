@@ -1,7 +1,7 @@
-"""Text to token ids on disk, once: a trained tokenizer, memory-mapped shards, a manifest that says what they hold.
+"""The cache of tokenizers and token stores: memory-mapped shards of token ids and a manifest that describes them.
 
-A folder in the cache is named by what determines its content. It is written under a temporary name and renamed when
-it is complete, so a folder with the final name can be trusted, whatever was killed before.
+The name of a cache folder is a hash of everything that determines its content. A folder is written under a temporary
+name and renamed when it is complete, so a killed process never leaves an incomplete folder under the final name.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.console import Console
 
 from slm import tokenizers
 from slm.corpora import Corpus, Split
@@ -28,22 +28,22 @@ FORMAT = 1
 SHARD_TOKENS = 2**27  # 256 MiB of uint16
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
 READ_BYTES = 2**22  # verified at a time
-VERIFIED = "verified.json"  # beside the manifest: which shards were found sound, as they were then
+VERIFIED = "verified.json"  # beside the manifest: the stamps of the shards that were verified
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """What `prepare` left on disk. Ids of a split are the documents in order, each ended by eos."""
+    """Token ids on disk. A split is its documents in order, each followed by eos."""
 
     folder: Path
     manifest: dict
 
     @classmethod
-    def open(cls, folder: Path, expected: Mapping[str, Any]) -> "TokenStore":
-        """The store in the folder, once everything that it says of itself was found true.
+    def open(cls, folder: Path, expected: Mapping[str, Any]) -> Self:
+        """Opens and verifies a store. A shard is read in full, at about 1.5 GB/s, unless it was verified before and
+        has not changed since.
 
-        `expected` is what its manifest must say. Raises UserError for another store and for a damaged one. A shard is
-        read in full, at about 1.5 GB/s, unless it was found sound before and nobody has touched it since.
+        Raises: UserError: for a manifest without the `expected` keys and values; for a missing or damaged file.
         """
         store = cls(folder, _read_manifest(folder, expected))
         known = _read_json(folder / VERIFIED)
@@ -53,21 +53,22 @@ class TokenStore:
             for shard in split["shards"]
         }
         if stamps != known:
-            with contextlib.suppress(OSError):  # a cache that may only be read is read again the next time
+            with contextlib.suppress(OSError):  # a read-only cache is verified again the next time
                 atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
 
     def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
-        """What tells an untouched shard, whose size, digest and ids were found to be those of the manifest."""
-        path, remedy = self.folder / shard["file"], f"delete {self.folder} to rebuild it"
-        size, vocab_size = shard["tokens"] * self.dtype.itemsize, self.manifest["vocab_size"]
+        """The stamp of a shard after a check of its size, digest and ids; it changes if the file is touched."""
+        path, vocab_size = self.folder / shard["file"], self.manifest["vocab_size"]
+        size = shard["tokens"] * self.dtype.itemsize
+
+        def damaged(problem: str) -> UserError:
+            return UserError(f"token shard {path} {problem}; delete {self.folder} to rebuild it")
+
         try:
             stat = path.stat()
             if stat.st_size != size:
-                raise UserError(
-                    f"token shard {path} has {stat.st_size:,} bytes, not the {size:,} of its {shard['tokens']:,} ids; "
-                    f"{remedy}"
-                )
+                raise damaged(f"has {stat.st_size:,} bytes, but its {shard['tokens']:,} ids need {size:,}")
             stamp = [size, stat.st_ctime_ns, stat.st_ino, shard["sha256"], vocab_size]
             if known.get(path.name) == stamp:
                 return stamp
@@ -77,11 +78,11 @@ class TokenStore:
                     digest.update(block)
                     largest = max(largest, int(np.frombuffer(block, self.dtype).max()))
         except OSError as error:
-            raise UserError(f"token shard {path} cannot be read: {error.strerror}; {remedy}") from None
+            raise damaged(f"cannot be read: {error.strerror}") from None
         if digest.hexdigest() != shard["sha256"]:
-            raise UserError(f"token shard {path} was changed after it was written: its sha256 is another; {remedy}")
+            raise damaged("has changed since it was written: its sha256 differs")
         if largest >= vocab_size:
-            raise UserError(f"token shard {path} holds the id {largest} of a vocabulary of {vocab_size}; {remedy}")
+            raise damaged(f"contains id {largest}, but the vocabulary has {vocab_size}")
         return stamp
 
     @property
@@ -89,30 +90,40 @@ class TokenStore:
         return np.dtype(self.manifest["dtype"])
 
     def tokens(self, split: Split) -> int:
+        """The number of ids, eos included."""
         return self.manifest["splits"][split]["tokens"]
 
     def shards(self, split: Split) -> list[np.memmap]:
+        """One memory-mapped array (ids,) of uint16 or uint32 per file."""
         files = [shard["file"] for shard in self.manifest["splits"][split]["shards"]]
         return [np.memmap(self.folder / file, dtype=self.dtype, mode="r") for file in files]
 
 
 def prepare_tokenizer(
-    settings: Mapping[str, Any], build: Callable[..., Tokenizer], corpus: Corpus, cache: Path
+    settings: Mapping[str, Any],
+    build: Callable[..., Tokenizer],
+    corpus: Corpus,
+    cache: Path,
+    load: Callable[[Path], Tokenizer] = tokenizers.load,
 ) -> tuple[Tokenizer, Path]:
-    """The tokenizer of these settings for this corpus, and its folder: from the cache, or built now."""
+    """The tokenizer of these settings for this corpus, from the cache or built now, and its folder.
+
+    `load` is the inverse of the tokenizer's `save`; for a class outside slm it must be the class's own.
+    Raises: UserError: from the corpus, `build` or `load`; for a cache folder that cannot be created.
+    """
 
     def write(folder: Path):
         build(documents=corpus.documents("train")).save(folder)
 
     identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
     folder = _cached(cache / "tokenizers", identity, write)
-    return tokenizers.load(folder), folder
+    return load(folder), folder
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, cache: Path) -> TokenStore:
-    """The store of this corpus in this tokenizer: from the cache, or tokenized now.
+    """The tokenized corpus, from the cache or tokenized now. Memory depends on the longest document only.
 
-    Memory is constant in the size of the corpus, its longest document apart.
+    Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
     identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
@@ -130,7 +141,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
 
 
 def fingerprint(folder: Path) -> str:
-    """Identity of a tokenizer: the digest of the files that it saved."""
+    """The digest of a saved tokenizer's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -138,18 +149,18 @@ def fingerprint(folder: Path) -> str:
 
 
 def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path:
-    """The folder of this identity, written now if it is not there; one process writes, the others wait for it."""
+    """The folder of this identity, written now if it is missing. One process writes, others wait for it."""
     folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cache folder {parent} cannot be made: {error.strerror}; give another cache_dir") from None
+        raise UserError(f"cache folder {parent} cannot be created: {error.strerror}; give another cache_dir") from None
     with atomic.locked(folder.with_suffix(".lock"), wait=True):
         if not folder.is_dir():
             temporary = folder.with_suffix(".partial")
-            shutil.rmtree(temporary, ignore_errors=True)  # a killed process's: the lock says that nobody lives in it
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process: this one holds the lock
             temporary.mkdir()
             try:
                 write(temporary)
@@ -164,32 +175,32 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
 
 
 def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
-    """The manifest, with every key that is asked of it and the expected values."""
+    """The manifest, after a check of its keys and of the expected values."""
     path, remedy = folder / "manifest.json", f"delete {folder} to rebuild it"
     if not path.is_file():
         raise UserError(f"{path} is missing; {remedy}")
     manifest = _read_json(path)
     for key, value in expected.items():
         if manifest and manifest.get(key) != value:
-            raise UserError(f"{path} says {key}={manifest.get(key)}, but this run needs {key}={value}; {remedy}")
+            raise UserError(f"{path} has {key}={manifest.get(key)}, but this run needs {key}={value}; {remedy}")
     try:
         splits = [manifest["splits"][split] for split in ("train", "validation")]
-        sound = manifest["dtype"] in ("uint16", "uint32")
+        valid = manifest["dtype"] in ("uint16", "uint32")
         for split in splits:
             shards = split["shards"]
-            sound &= split["documents"] > 0 and split["bytes"] >= 0
-            sound &= split["tokens"] == sum(shard["tokens"] for shard in shards)
-            sound &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
-            sound &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
+            valid &= split["documents"] > 0 and split["bytes"] >= 0
+            valid &= split["tokens"] == sum(shard["tokens"] for shard in shards)
+            valid &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
+            valid &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
     except (KeyError, TypeError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise UserError(f"{path} cannot be read or is damaged; {remedy}")
     return manifest
 
 
 def _read_json(path: Path) -> dict:
-    """A file's object, empty if it is not there or damaged."""
+    """The JSON object in a file, empty if the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -200,7 +211,7 @@ def _read_json(path: Path) -> dict:
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
     counts, shards, shard = {"documents": 0, "bytes": 0, "tokens": 0}, [], None
     eos = np.array([tokenizer.eos], dtype=np.int32)
-    with _meter(f"tokenizing {split}") as show:
+    with _progress(f"tokenizing {split}") as show:
         for batch in batches(documents):
             arrays = tokenizer.encode_batch(batch)
             ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
@@ -218,7 +229,7 @@ def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, s
 
 
 class _Shard:
-    """A file of ids, hashed as it is written."""
+    """A file of ids and its running sha256."""
 
     def __init__(self, path: Path):
         self.path, self.hash, self.tokens = path, hashlib.sha256(), 0
@@ -236,7 +247,7 @@ class _Shard:
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents of about BATCH_CHARACTERS together, or one that is longer."""
+    """Lists of documents with a total of BATCH_CHARACTERS or a little more."""
     batch, characters = [], 0
     for text in documents:
         batch.append(text)
@@ -249,21 +260,19 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _meter(what: str):
-    """Yields a function that shows counts: a live line on a terminal, one line at the end elsewhere."""
-    start, line = time.perf_counter(), what
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(what)
+def _progress(title: str):
+    """Yields a function that shows counts: a live line on a terminal; the last line is printed."""
+    start, line = time.perf_counter(), title
+    with Console(stderr=True).status(title) as status:
 
         def show(counts: dict):
             nonlocal line
             seconds, megabytes = time.perf_counter() - start, counts["bytes"] / 1e6
             line = (
-                f"{what}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:.1f} MB"
+                f"{title}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:.1f} MB"
                 f" ({counts['documents'] / seconds:,.0f} documents/s, {megabytes / seconds:.1f} MB/s)"
             )
-            progress.update(task, description=line)
+            status.update(line)
 
         yield show
-    if not sys.stderr.isatty():
-        print(line, file=sys.stderr)
+    print(line, file=sys.stderr)

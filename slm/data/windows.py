@@ -1,8 +1,10 @@
-"""Windows over a token store, and the endless order in which training reads them.
+"""Windows over a token store, and their infinite order in training.
 
-A window is up to context + 1 consecutive ids: inputs and, one further, targets. Packed, windows cut the split into
-equal pieces; otherwise each is one document. The order is an endless concatenation of seeded permutations, a pure
-function of (seed, position), so resuming the data is one integer.
+A window is up to context + 1 consecutive ids: inputs, and targets shifted by one. `Windows` divides a split into
+pieces of equal length; `Documents` has one document per window. The order is an infinite sequence of seeded
+permutations, a pure function of (seed, position), so the state of the data in a checkpoint is one integer.
+
+Shapes: B windows of a microbatch.
 """
 
 import itertools
@@ -20,10 +22,13 @@ from slm.loss import IGNORE
 
 
 class Windows(Dataset):
-    """Every window of a split, side by side: window i starts at id i * context. The last, short one is left out."""
+    """All windows of a split: window i starts at id i * context. The remaining ids at the end are not used.
+
+    Raises: UserError: if the split is shorter than one window.
+    """
 
     def __init__(self, store: TokenStore, split: Split, context: int):
-        self.made_of = store, split, context
+        self.arguments = store, split, context
         self.shards, self.context = store.shards(split), context
         self.starts = np.cumsum([0, *map(len, self.shards)])  # of each shard, in ids of the split
         self.count = (int(self.starts[-1]) - 1) // context
@@ -34,8 +39,8 @@ class Windows(Dataset):
             )
 
     def __reduce__(self):
-        """A loader process that is not forked maps the files itself, instead of being sent their content."""
-        return Windows, self.made_of
+        """Pickles the arguments: a spawned loader process maps the files itself and receives no content."""
+        return Windows, self.arguments
 
     def __len__(self) -> int:
         return self.count
@@ -45,7 +50,7 @@ class Windows(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, context + 1), int64: what a DataLoader calls with the indices of a microbatch."""
+        """Ids (B, context + 1), int64. A DataLoader calls it with the indices of a microbatch."""
         rows = np.stack([self._window(index) for index in indices])
         return torch.from_numpy(rows.astype(np.int64))
 
@@ -53,32 +58,32 @@ class Windows(Dataset):
         start = index * self.context
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         window = self.shards[shard][start - self.starts[shard] :][: self.context + 1]
-        while len(window) < self.context + 1:  # it goes on in the next shard
+        while len(window) < self.context + 1:  # continued in the next shard
             shard += 1
             window = np.concatenate([window, self.shards[shard][: self.context + 1 - len(window)]])
         return window
 
 
 class Documents(Dataset):
-    """Every document of a split in a window of its own: eos, the ids, eos, then IGNORE up to the batch's longest.
+    """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch.
 
-    A document that does not fit into the context is cut; `cut` counts them, `longest` is the context that fits all.
+    A document longer than the context is truncated; `longest` is the smallest context that truncates none.
+    Raises: UserError: if a shard contains no eos.
     """
 
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
-        self.made_of = store, split, context, eos
+        self.arguments = store, split, context, eos
         self.shards, self.context, self.eos = store.shards(split), context, eos
         ends = [np.flatnonzero(shard == eos) for shard in self.shards]
         if not all(map(len, ends)):
             raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
-        self.ends = np.concatenate(ends)  # of each document, where its eos is in its shard
+        self.ends = np.concatenate(ends)  # the position of each document's eos in its shard
         self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
         self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
-        lengths = self.ends - self.starts + 1  # with one eos
-        self.cut, self.longest = int((lengths > context).sum()), int(lengths.max())
+        self.longest = int((self.ends - self.starts).max()) + 1  # with one eos
 
     def __reduce__(self):
-        return Documents, self.made_of
+        return Documents, self.arguments
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -88,7 +93,7 @@ class Documents(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, longest + 2), int64."""
+        """Ids (B, longest of the batch + 2), int64."""
         lengths = np.minimum(self.ends[indices] + 1 - self.starts[indices], self.context)
         rows = np.full((len(indices), 1 + lengths.max()), IGNORE, dtype=np.int64)
         rows[:, 0] = self.eos
@@ -98,9 +103,10 @@ class Documents(Dataset):
 
 
 class InfiniteShuffle(Sampler[int]):
-    """Window indices from global position `start` on, forever; rank r of `world` takes every world-th position.
+    """An infinite sequence of window indices from global position `start` on.
 
-    All ranks together read the same windows per step whatever their number is.
+    Rank r of `world` takes positions start + r, start + r + world, ..., so that the windows of a step do not depend on
+    the number of ranks.
     """
 
     def __init__(self, windows: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
@@ -118,7 +124,7 @@ class InfiniteShuffle(Sampler[int]):
 
 
 def evenly_spaced(total: int, limit: int | None) -> list[int]:
-    """At most `limit` of `total` indices, evenly spaced, always the same ones."""
+    """At most `limit` of `total` indices (None: all), evenly spaced from 0 on. Deterministic."""
     if limit is None or limit >= total:
         return list(range(total))
     return [index * total // limit for index in range(limit)]

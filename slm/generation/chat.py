@@ -1,4 +1,4 @@
-"""The interactive loop: a line in, a story out, settings changed by commands. Plain input() and print()."""
+"""Interactive generation: each line is a prompt or a command that changes a setting. Uses input() and print()."""
 
 import contextlib
 import signal
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
@@ -19,12 +19,13 @@ from slm.tokenizers import Tokenizer
 class Settings:
     sampler: Sampler
     max_new_tokens: int
-    seed: int  # of the next story; each story adds 1
+    seed: int  # of the next text; incremented after each text
 
     def __post_init__(self):
         check_count("max_new_tokens", self.max_new_tokens)
 
-    def change(self, name: str, value: Any) -> "Settings":
+    def change(self, name: str, value: Any) -> Self:
+        """A copy with another value of one setting. Raises: UserError: if the value is out of range."""
         if name in (field.name for field in fields(Sampler)):
             return replace(self, sampler=replace(self.sampler, **{name: value}))
         return replace(self, **{name: value})
@@ -41,7 +42,7 @@ def optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda word: None if word == "off" else parse(word)
 
 
-COMMANDS = {  # name -> how its value is read, an example
+COMMANDS = {  # name -> parser of the value, an example
     "temperature": (float, "0.8"),
     "top_k": (optional(int), "50, or off"),
     "top_p": (optional(float), "0.9, or off"),
@@ -53,11 +54,11 @@ COMMANDS = {  # name -> how its value is read, an example
 }
 HELP = "\n".join(
     [
-        "A line of text is the beginning of a story; an empty line leaves even that to the model.",
-        "Ctrl-C stops the story; at the prompt Ctrl-C, Ctrl-D or /quit leaves.",
+        "A line of text is the beginning of a text that the model continues; it may be empty.",
+        "Ctrl-C stops the text; at the prompt Ctrl-C, Ctrl-D or /quit leaves.",
         *(f"  /{name} {example}" for name, (_, example) in COMMANDS.items()),
-        "  /reset to the settings at the start, /help",
-        "The seed grows by 1 after every story; /seed repeats one.",
+        "  /reset (the initial settings), /help",
+        "The seed increases by 1 after every text; /seed repeats one.",
     ]
 )
 
@@ -72,9 +73,12 @@ def chat(
     stop_at_eos: bool = True,
     loaded: str | None = None,
 ):
-    """Reads lines until the user leaves. `loaded` says what the model is, for example its run and step."""
-    with contextlib.suppress(ImportError):  # absent on Windows
-        import readline  # noqa: F401  (gives input() line editing and a history)
+    """Reads lines until the user leaves. `loaded` describes the model, for example its run and step.
+
+    Raises: UserError: if a setting is out of range at the start; later mistakes are printed.
+    """
+    with contextlib.suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  (line editing and history in input())
     settings = start = Settings(sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
     print(dim("\n".join(filter(None, [loaded, str(settings), "/help lists the commands, /quit leaves"]))))
     with contextlib.suppress(EOFError, KeyboardInterrupt):
@@ -86,7 +90,7 @@ def chat(
                 if line.startswith("/"):
                     settings = command(line, settings, start)
                 else:
-                    tell(model, tokenizer, line, settings, tokenizer.eos if stop_at_eos else None)
+                    print_text(model, tokenizer, line, settings, tokenizer.eos if stop_at_eos else None)
                     settings = replace(settings, seed=settings.seed + 1)
             except (UserError, UnicodeError) as error:
                 print(f"error: {error}")
@@ -94,7 +98,7 @@ def chat(
 
 
 def command(line: str, settings: Settings, start: Settings) -> Settings:
-    """The settings after a command, which prints them or the help. Raises UserError."""
+    """The settings after a command; prints them, or the help. Raises: UserError: for a mistake in the command."""
     name, _, word = line.strip().removeprefix("/").partition(" ")
     if name == "help":
         print(HELP)
@@ -109,49 +113,44 @@ def command(line: str, settings: Settings, start: Settings) -> Settings:
             raise UserError(f"/{name} {word}: expected a value like {example}") from None
         settings = settings.change(name, value)
     else:
-        raise UserError(f"/{name} is no command; /help lists them")
+        raise UserError(f"/{name} is not a command; /help lists them")
     print(dim(str(settings)))
     return settings
 
 
-def tell(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos: int | None):
-    """Prints one story as it comes, until its end or Ctrl-C."""
-    text, tokens, began = TextStream(tokenizer), 0, time.perf_counter()
+def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos: int | None):
+    """Prints one text while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
+    text, tokens, start = TextStream(tokenizer), 0, time.perf_counter()
     choices = {"sampler": settings.sampler, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
     steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **choices)
     print(prompt, end="", flush=True)
     with interruptible() as interrupted, contextlib.closing(steps):
         for [(_, token)] in steps:
-            print(visible(text.add(token)), end="", flush=True)
+            print(printable(text.add(token)), end="", flush=True)
             tokens += 1
             if interrupted():
                 break
         print(text.flush(), *(["[stopped]"] if interrupted() else []))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     print(dim(f"{tokens} tokens, {tokens / seconds:,.0f} tokens/s, seed {settings.seed}"))
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed.
+    """Yields a function that returns whether Ctrl-C was pressed.
 
-    As an exception it may arise where Python ignores one, such as in the end of an object, and be lost.
+    (Python loses a KeyboardInterrupt that it raises within a destructor.)
     """
-    pressed = False
-
-    def press(number, frame):
-        nonlocal pressed
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
-        yield lambda: pressed
+        yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def visible(text: str) -> str:
-    """Without the control characters by which a model's bytes could upset the terminal."""
+def printable(text: str) -> str:
+    """The text with control characters, which could change the terminal's state, as U+FFFD."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 

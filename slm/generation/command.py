@@ -1,9 +1,8 @@
-"""What generate.py does with a checked request: load, tell, print."""
+"""The work of generate.py: load a checkpoint, generate, print."""
 
 import json
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import torch
@@ -15,11 +14,13 @@ from slm.generation.chat import chat
 from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import Completion, TextStream, check_count, completions, encode_prompt, generate
+from slm.model import GPT
+from slm.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """conf/generate.yaml, where each is explained."""
+    """The settings of conf/generate.yaml. Raises: UserError: if two of them exclude each other."""
 
     ckpt: str
     runs_dir: str
@@ -47,26 +48,20 @@ class Request:
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
-        if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # how Python shows bytes that are no text
+        if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # Python's escapes of invalid bytes
             raise UserError("prompt= is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            greedy=self.greedy,
-        )
+        return Sampler(**{field.name: getattr(self, field.name) for field in fields(Sampler)})
 
     def prompts(self) -> list[str]:
+        """`prompt`, or the lines of `prompts_file`. Raises: UserError: if that is unreadable, empty or not UTF-8."""
         if self.prompts_file is None:
             return [self.prompt]
         try:
             path = atomic.expanded(self.prompts_file)
-            if path.exists() and not path.is_file():  # a pipe might never end
+            if path.exists() and not path.is_file():  # a pipe may never end
                 raise UserError(f"prompts_file={self.prompts_file} is not a file; save the prompts in one")
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
@@ -79,75 +74,58 @@ class Request:
 
 
 def generate_command(request: Request):
-    """Prints stories. Raises UserError for a bad value or checkpoint before anything is loaded."""
+    """Prints texts. Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint."""
     sampler, prompts = request.sampler, request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
     check_count("num_samples", request.num_samples)
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
-        raise UserError("stream=true tells one story as text; leave out prompts_file, num_samples and format")
-    device = device_of(request.device)
+        raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
+    device = choose_device(request.device)
     check_dtype(request.dtype, device)
     path = run_folder.find_checkpoint(request.ckpt, atomic.expanded(request.runs_dir))
     loaded = checkpoint.load(path, device)
     for_decoding(loaded.model, request.dtype)
-    settings = {"sampler": sampler, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
+    settings = {
+        **{"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "seed": request.seed},
+        **{"max_new_tokens": request.max_new_tokens, "stop_at_eos": request.stop_at_eos},
+    }
     if request.interactive:
-        chat(
-            loaded.model,
-            loaded.tokenizer,
-            stop_at_eos=request.stop_at_eos,
-            loaded=f"{path} (step {loaded.step})",
-            **settings,
-        )
-        return
-    if request.stream or (request.stream is None and single):
-        eos = loaded.tokenizer.eos if request.stop_at_eos else None
+        chat(loaded=f"{path} (step {loaded.step})", **settings)
+    elif request.stream or (request.stream is None and single):
         print(prompts[0], end="")
-        for piece in pieces(loaded, prompts[0], eos=eos, **settings):
+        for piece in stream_text(prompt=prompts[0], **settings):
             print(piece, end="", flush=True)
         print()
-        return
-    stories = completions(
-        loaded.model,
-        loaded.tokenizer,
-        prompts,
-        num_samples=request.num_samples,
-        stop_at_eos=request.stop_at_eos,
-        **settings,
-    )
-    for number, story in enumerate(stories):
-        write(story, number % request.num_samples, request.format)
+    else:
+        stream = completions(prompts=prompts, num_samples=request.num_samples, **settings)
+        for number, completion in enumerate(stream):
+            print_completion(completion, number % request.num_samples, request.format)
 
 
-def pieces(loaded: checkpoint.Loaded, prompt: str, **settings) -> Iterator[str]:
-    """The story piece by piece, as soon as each is whole characters."""
-    text = TextStream(loaded.tokenizer)
-    for step in generate(loaded.model, [encode_prompt(loaded.tokenizer, prompt)], **settings):
+def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, *, stop_at_eos: bool, **settings) -> Iterator[str]:
+    """The text of one prompt in pieces of complete characters. Raises: UserError: as `generate`."""
+    text, eos = TextStream(tokenizer), tokenizer.eos if stop_at_eos else None
+    for step in generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **settings):
         for _, token in step:
             yield text.add(token)
     yield text.flush()
 
 
-def write(story: Completion, number: int, form: str):
+def print_completion(completion: Completion, sample: int, form: Literal["text", "jsonl"]):
+    """Prints one completion; `sample` is its number for its prompt, from 0."""
     if form == "text":
-        print(f"{story.prompt}{story.text}\n{'-' * 3}")
-        return
-    line = {
-        "prompt": story.prompt,
-        "text": story.text,
-        "sample": number,
-        "tokens": story.tokens,
-        "finished": story.finished,
-    }
-    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        print(f"{completion.prompt}{completion.text}\n---")
+    else:
+        print(json.dumps({**asdict(completion), "sample": sample}, ensure_ascii=False))
 
 
-def device_of(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA, else MPS, else the CPU. Raises: UserError: if torch does not find the device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no CUDA GPU here; use device=cpu")
+        raise UserError("device=cuda, but torch finds no CUDA GPU; use device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps, but torch sees no MPS here; use device=cpu")
+        raise UserError("device=mps, but torch finds no MPS; use device=cpu")
     return torch.device(name)

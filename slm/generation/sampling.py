@@ -1,7 +1,7 @@
-"""From logits to the next id: filters that are pure functions logits -> logits, one way to choose, and the chain.
+"""From logits to the next id: filters, which are pure functions logits -> logits, one sampling function, the chain.
 
-A filter sets what it forbids to -inf and never forbids the most likely id. Among equal logits the lower id comes
-first, as in argmax, so the narrowest filter of each kind is greedy decoding. Shapes: B rows, V vocabulary.
+A filter sets logits to -inf, but never that of the most likely id. Of equal logits the lower id comes first, as in
+argmax, so the narrowest setting of each filter is greedy decoding. Shapes: B rows, V vocabulary.
 """
 
 import math
@@ -16,25 +16,25 @@ from slm.errors import UserError
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Makes the ids marked in seen, bool (B, V), less likely for a penalty above 1 (CTRL, arXiv:1909.05858)."""
+    """Makes the ids in `seen`, bool (B, V), less likely if the penalty is above 1 (CTRL, arXiv:1909.05858)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
-    """Divides the distances to the largest logit, which becomes 0: nothing overflows and no order is lost. 1 is off."""
+    """Divides the logits after subtracting the largest: no overflow, the order is kept. 1 is off."""
     if value == 1:
         return logits
     return (logits - logits.amax(-1, keepdim=True)) / value
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keeps exactly the k most likely ids, and all of them if k exceeds the vocabulary (as Hugging Face does)."""
+    """Keeps exactly the k most likely ids, or all if k exceeds the vocabulary (as Hugging Face does)."""
     if k >= logits.size(-1):
         return logits
     smallest = logits.topk(k).values[..., -1:]
     above, equal = logits > smallest, logits == smallest
-    room = k - above.sum(-1, keepdim=True)
-    return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= room))), -math.inf)
+    missing = k - above.sum(-1, keepdim=True)
+    return logits.masked_fill(~(above | (equal & (equal.cumsum(-1) <= missing))), -math.inf)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
@@ -56,32 +56,32 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 def choose(logits: Tensor, uniform: Tensor) -> Tensor:
     """One id per row, (B, V) and uniform (B,) in [0, 1] -> (B,), by inverting the cumulative distribution.
 
-    Never an id of probability zero. (torch.multinomial would take half of a decoding step on a CPU at V 16,000.)
+    Never returns an id of probability zero. (torch.multinomial takes half of a decoding step on a CPU at V 16,000.)
     """
     weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # the largest is 1
     cumulative = weights.cumsum(-1)
     ids = torch.searchsorted(cumulative, uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:], right=True)
     ids = ids.clamp(max=logits.size(-1) - 1)
-    # rounding may reach the sum itself, and a GPU's parallel cumsum wavers over ids of weight zero
+    # rounding may reach the sum itself, and the parallel cumsum of a GPU is not monotonic over ids of weight zero
     impossible = weights.gather(-1, ids) == 0
-    if logits.device.type != "cpu" or impossible.any():  # on a CPU asking is cheaper than an argmax
+    if logits.device.type != "cpu" or impossible.any():  # on a CPU any() is cheaper than an argmax
         ids = torch.where(impossible, weights.argmax(-1, keepdim=True), ids)
     return ids.squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How the next id is chosen. The filters apply in the order of Hugging Face, which is that of `__call__`.
+    """Samples the next id. The filters apply in the order of Hugging Face, which is that of `__call__`.
 
-    The defaults change nothing: the model's own distribution. A mistake raises UserError.
+    The defaults are the model's own distribution. Raises: UserError: for a value of the wrong type or range.
     """
 
     temperature: float = 1.0  # below 1 sharpens
     top_k: int | None = None  # ids; None is off
     top_p: float | None = None  # probability; None is off
-    min_p: float | None = None  # part of the largest probability; None is off
-    repetition_penalty: float = 1.0  # above 1 discourages what the prompt and the text already hold
-    greedy: bool = False  # the most likely id, after the repetition penalty; nothing else applies
+    min_p: float | None = None  # fraction of the largest probability; None is off
+    repetition_penalty: float = 1.0  # above 1 discourages ids that the prompt and the text already contain
+    greedy: bool = False  # the most likely id, after the repetition penalty; the other filters are off
 
     def __post_init__(self):
         scale = "a number from 1e-6 to 1e6"
@@ -95,11 +95,11 @@ class Sampler:
 
     def _check(self, field: str, types: tuple[type, ...], holds: Callable[[Any], bool], rule: str):
         value = getattr(self, field)
-        if type(value) not in types or not holds(value):  # a bool is no number here; NaN fails every comparison
+        if type(value) not in types or not holds(value):  # excludes bool; NaN fails every comparison
             raise UserError(f"{field}={value!r} must be {rule}")
 
     def __call__(self, logits: Tensor, seen: Tensor, uniform: Tensor) -> Tensor:
-        """Logits (B, V), seen bool (B, V) (ids in the prompt or the text), one uniform per row (B,) -> ids (B,)."""
+        """Logits (B, V), seen bool (B, V) (ids of the prompt and the text), uniform (B,) in [0, 1] -> ids (B,)."""
         logits = logits.float()
         if self.repetition_penalty != 1:
             logits = repetition_penalty(logits, seen, self.repetition_penalty)

@@ -1,4 +1,4 @@
-"""Stories told by a model from nothing, and judged by the world that it was to learn."""
+"""Generates stories from an empty prompt and checks them against the storyworld."""
 
 from slm.corpora.storyworld.checker import Verdict, judge
 from slm.corpora.storyworld.world import StoryWorld
@@ -8,11 +8,10 @@ from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 
-def tell(
+def generate_stories(
     model: GPT, tokenizer: Tokenizer, world: StoryWorld, *, count: int, sampler: Sampler, seed: int
 ) -> list[Verdict]:
-    """`count` stories, judged. One that fills the context without an end is cut short."""
-    context = model.config.context
-    settings = {"sampler": sampler, "max_new_tokens": context, "seed": seed, "num_samples": count}
-    (told,) = complete(model, tokenizer, [""], **settings)
-    return [judge(world, story.text, story.finished) for story in told]
+    """`count` verdicts. A story that fills the context without an end is cut off there."""
+    settings = {"sampler": sampler, "max_new_tokens": model.config.context, "seed": seed, "num_samples": count}
+    (stories,) = complete(model, tokenizer, [""], **settings)
+    return [judge(world, story.text, story.finished) for story in stories]

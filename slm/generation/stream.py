@@ -1,12 +1,12 @@
-"""Text from a model: prefill once, then one token per step for all rows in one forward pass.
+"""Text generation: one forward pass for the prompts, then one token per step for all rows in one forward pass.
 
-Prompts of different lengths share a batch without padding. All rows are read to the same length, first to that of
-the shortest prompt; from there a row that still has prompt is fed its own next id, and every other one what was
-sampled for it. So no mask is needed, and up to rounding each row computes what it would alone. When every row still
-has prompt, it is read in one go up to the end of the shortest.
+Prompts of different lengths share a batch without padding or mask. The first pass reads every row up to the length of
+the shortest prompt. In each later step, the input of a row is the next id of its prompt, or else its last sampled id.
+(If all rows are within their prompts, a step reads up to the end of the shortest.) Up to rounding, each row is computed
+as if it were alone.
 
-A text may outgrow the context: when the cache is full, the newest half of the context is read anew, from position 0,
-and decoding goes on. A prompt longer than the context is cut where reading it token by token would have cut it.
+A text may be longer than the context: when the cache is full, the newest half of the context is read again from
+position 0, and decoding continues. Long prompts are truncated at the same positions.
 """
 
 import codecs
@@ -25,32 +25,32 @@ from slm.generation.sampling import Sampler
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
-MAX_COUNT = 1_000_000  # tokens of a text, and texts of a prompt
-MAX_ROWS = 64  # that `completions` decodes at once; each holds a cache of its own
+MAX_ROWS = 64  # rows that `completions` decodes at once; each needs a key-value cache
 
 
 @dataclass(kw_only=True)
 class Row:
     index: int
-    ids: list[int]  # the prompt, then what was generated
-    left: int  # tokens it may still generate
-    random: Random  # its own, so that its text depends neither on its companions nor on the global generators
+    ids: list[int]  # the prompt and the generated ids
+    remaining: int  # tokens
+    random: Random  # of this row, so that its text depends neither on other rows nor on the global generators
     stopped: bool = False
 
-    def between(self, begin: int, end: int) -> list[int]:
-        """Its ids; behind the end of a row that has stopped, but is read beside the others, any id will do."""
+    def slice(self, begin: int, end: int) -> list[int]:
+        """ids[begin:end], padded with 0 for a stopped row that stays in the batch."""
         ids = self.ids[begin:end]
         return ids + [0] * (end - begin - len(ids))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids that stand for a document beginning with the prompt: in training every document follows an eos."""
+    """The ids of the start of a document. As in training, it begins with eos."""
     return [tokenizer.eos, *tokenizer.encode(prompt)]
 
 
 def check_count(name: str, value: int):
-    if type(value) is not int or not 1 <= value <= MAX_COUNT:
-        raise UserError(f"{name}={value!r} must be a whole number from 1 to {MAX_COUNT:,}")
+    """Raises: UserError: if the value is not an int or below 1."""
+    if type(value) is not int or value < 1:
+        raise UserError(f"{name}={value!r} must be a whole number from 1")
 
 
 def generate(
@@ -63,40 +63,42 @@ def generate(
     seed: int,
     first_row: int = 0,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yields, step by step, the new (row, token) pairs, never none; a row's last pair may hold eos.
+    """Yields the new (row, token) pairs of each step that has any; eos is included.
 
-    A row stops after its eos (None: never) or its max_new_tokens. Its text is a function of the model, its prompt, the
-    sampler, the seed and its number, which counts from first_row. Prompts must not be empty (see `encode_prompt`).
-    The repetition penalty counts the whole prompt and text, but never the eos that would stop the row.
+    Prompts are sequences of ids (see `encode_prompt`). A row stops after `eos` (None: never) or `max_new_tokens`. Its
+    text is a function of the model, its prompt, the sampler, the seed and its number, which counts from `first_row`.
+    The repetition penalty applies to all ids of prompt and text except eos.
     The model is in eval mode until the iterator ends or is closed.
+    Raises: UserError: for max_new_tokens below 1, and while iterating if logits are not finite; ValueError: for a
+    prompt that is empty or has an id outside the vocabulary.
     """
     check_count("max_new_tokens", max_new_tokens)
     vocab_size = model.config.vocab_size
     if not all(prompt and min(prompt) >= 0 and max(prompt) < vocab_size for prompt in prompts):
         raise ValueError(f"a prompt must hold at least one id, and only ids below the vocabulary size {vocab_size}")
     rows = [
-        Row(index=index, ids=list(prompt), left=max_new_tokens, random=Random(f"{seed}/{index}"))
+        Row(index=index, ids=list(prompt), remaining=max_new_tokens, random=Random(f"{seed}/{index}"))
         for index, prompt in enumerate(prompts, first_row)
     ]
     return _steps(model, rows, sampler, eos)
 
 
-@torch.inference_mode()  # as a decorator it is left at every yield
+@torch.inference_mode()  # as a decorator it is off outside of this generator
 def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
     device = model.tokens.weight.device
-    kind = GraphReader if device.type == "cuda" else Reader
-    reader = kind(model, len(rows), max((len(row.ids) + row.left for row in rows), default=1))
+    reader_class = GraphReader if device.type == "cuda" else Reader
+    reader = reader_class(model, len(rows), max((len(row.ids) + row.remaining for row in rows), default=1))
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
-    begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids that this step reads of every row
+    begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids of this step
     was_training = model.training
     model.eval()
     try:
         while rows:
-            seen.scatter_(1, torch.tensor([row.between(begin, end) for row in rows], device=device), True)
+            seen.scatter_(1, torch.tensor([row.slice(begin, end) for row in rows], device=device), True)
             if eos is not None:
                 seen[:, eos] = False
             first = reader.begin(end)
-            logits = reader.read([row.between(first, end) for row in rows])
+            logits = reader.read([row.slice(first, end) for row in rows])
             new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
             if new:
                 yield new
@@ -110,7 +112,7 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> It
 
 
 def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
-    """An id per row, meaningless where the row still has prompt or has stopped; one transfer to the host."""
+    """One id per row, not used for a row within its prompt or stopped. One transfer to the host."""
     uniform = [row.random.random() if len(row.ids) == end and not row.stopped else 0.0 for row in rows]
     ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
     ids, finite = torch.stack([ids, logits.amax(-1).isfinite().long()]).tolist()
@@ -120,47 +122,48 @@ def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row],
 
 
 def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | None) -> list[tuple[int, int]]:
-    """Appends its token to every row that has been read to its end."""
+    """Appends the sampled tokens to the rows that were read to their end; returns the new (row, token) pairs."""
     new = []
     for row, token in zip(rows, tokens):
         if len(row.ids) == end and not row.stopped:
             row.ids.append(token)
-            row.left -= 1
-            row.stopped = token == eos or not row.left
+            row.remaining -= 1
+            row.stopped = token == eos or not row.remaining
             new.append((row.index, token))
     return new
 
 
 class TextStream:
-    """Token ids in, text out piece by piece, as soon as the bytes are whole characters. Invalid bytes become U+FFFD."""
+    """Decodes token by token, as soon as the bytes form complete characters. Invalid bytes become U+FFFD."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.token_bytes = tokenizer.token_bytes
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> str:
+        """The characters that this token completes; may be empty."""
         return self.decoder.decode(self.token_bytes(token))
 
     def flush(self) -> str:
-        """What is left of a character that never became whole."""
+        """U+FFFD for an incomplete last character, otherwise empty."""
         return self.decoder.decode(b"", final=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     prompt: str
-    text: str  # what follows the prompt
-    tokens: int  # of the text; eos is not counted
-    finished: bool  # the model ended the text itself
+    text: str  # without the prompt
+    tokens: int  # of the text, without eos
+    finished: bool  # the text ended with eos
 
 
 def complete(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, num_samples: int = 1, **settings
 ) -> list[list[Completion]]:
-    """For every prompt its num_samples `completions`."""
+    """The `completions` of every prompt. Raises: UserError: for num_samples below 1, and as `generate`."""
     check_count("num_samples", num_samples)
-    told = completions(model, tokenizer, prompts, num_samples=num_samples, **settings)
-    return [list(islice(told, num_samples)) for _ in prompts]
+    stream = completions(model, tokenizer, prompts, num_samples=num_samples, **settings)
+    return [list(islice(stream, num_samples)) for _ in prompts]
 
 
 def completions(
@@ -174,30 +177,29 @@ def completions(
     num_samples: int = 1,
     stop_at_eos: bool = True,
 ) -> Iterator[Completion]:
-    """num_samples completions of the first prompt, then of the next, MAX_ROWS in memory at a time.
+    """Yields num_samples completions of each prompt in turn; decodes MAX_ROWS at a time.
 
-    Further prompts after it do not change them.
+    The completions of a prompt do not depend on later prompts. Raises: UserError: as `generate`.
     """
     eos = tokenizer.eos if stop_at_eos else None
     settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "eos": eos, "seed": seed}
     total = len(prompts) * num_samples
     for first in range(0, total, MAX_ROWS):
-        asked = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
-        ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(asked)}
-        texts = _texts(generate(model, [ids[prompt] for prompt in asked], first_row=first, **settings))
-        for row, prompt in enumerate(asked, first):
+        batch = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
+        ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(batch)}
+        texts = _texts(generate(model, [ids[prompt] for prompt in batch], first_row=first, **settings))
+        for row, prompt in enumerate(batch, first):
             text = texts.pop(row)
             finished = text[-1] == eos
             text = text[:-1] if finished else text
-            decoded = tokenizer.decode(text)
-            yield Completion(prompt=prompt, text=decoded, tokens=len(text), finished=finished)
+            yield Completion(prompt=prompt, text=tokenizer.decode(text), tokens=len(text), finished=finished)
 
 
 def _texts(steps: Iterator[list[tuple[int, int]]]) -> dict[int, list[int]]:
-    """Row -> the tokens of all steps."""
+    """Row -> its tokens."""
     texts = defaultdict(list)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # a training may want them, but CUDA has no deterministic cumsum
+    torch.use_deterministic_algorithms(False)  # CUDA has no deterministic cumsum
     try:
         for step in steps:
             for row, token in step:

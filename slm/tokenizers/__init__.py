@@ -1,7 +1,7 @@
-"""Text to ids and back. No torch here: a tokenizer works in any notebook.
+"""Conversion of text to token ids and back, without torch.
 
-A kind of tokenizer is a class with the methods of `Tokenizer` and two constructors:
-`build(documents, **settings)`, which may learn from the documents, and `load(folder)`, the inverse of `save`.
+A tokenizer class has the methods of `Tokenizer` and two constructors: `build(documents, **settings)`, which may learn
+from the documents, and `load(folder)`, the inverse of `save`.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 
 from slm.errors import UserError
 
-KINDS = {  # the kind written into tokenizer.json -> where its class lives
+KINDS = {  # the "kind" in tokenizer.json -> module:class
     "sentencepiece": "slm.tokenizers.sentencepiece:SentencePieceTokenizer",
     "characters": "slm.tokenizers.characters:CharacterTokenizer",
     "bytes": "slm.tokenizers.bytes:ByteTokenizer",
@@ -23,12 +23,16 @@ KINDS = {  # the kind written into tokenizer.json -> where its class lives
 
 
 class Damaged(UserError):
-    """A folder that holds no tokenizer that can be loaded."""
+    """A folder without a tokenizer that can be loaded."""
+
+
+class UnknownKind(Damaged):
+    """A saved tokenizer whose kind is not in KINDS. Only its own class can load it."""
 
 
 class Tokenizer(Protocol):
-    """What the rest of the code may ask of a tokenizer. Text never contains control ids: `eos` is only ever added
-    by the token store and produced by a model, and text that spells a special token stays text."""
+    """The interface of a tokenizer. `encode` never returns control ids: text that spells a special token stays text.
+    Only the token store adds `eos`, and only a model generates it."""
 
     vocab_size: int
     eos: int  # the id that ends a document
@@ -36,42 +40,44 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array of ids per text, equal to `encode` of each, on the library's own threads where it has
-        them."""
+        """One int32 array of ids per text, equal to `encode` of each; may use several threads."""
         return [np.array(self.encode(text), dtype=np.int32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Control ids have no text; bytes that are no UTF-8 become U+FFFD."""
+        """The text of the ids. Control ids have no text; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one id stands for, empty for a control id; their concatenation is the UTF-8 of `decode`."""
+        """The UTF-8 bytes of one id, empty for a control id. Raises IndexError or ValueError above the vocabulary."""
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json (with the kind) and whatever else `load` needs. Same tokenizer, same bytes."""
+        """Writes all files that `load` needs; the KINDS write their kind into tokenizer.json. Deterministic."""
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer that `save` wrote into the folder."""
+    """Loads a saved tokenizer of one of the KINDS; imports nothing that the folder names.
+
+    Raises: Damaged: if a file is missing or damaged; UnknownKind: for a tokenizer class that is not part of slm.
+    """
     kind = read_settings(folder).get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise Damaged(f"{folder} holds a tokenizer of kind {kind!r}; known are {', '.join(KINDS)}")
+        raise UnknownKind(f"{folder} holds a tokenizer of kind {kind!r}, not {', '.join(KINDS)}; give its own class")
     module, name = KINDS[kind].split(":")
     return getattr(import_module(module), name).load(folder)
 
 
 def write_settings(folder: Path, settings: dict) -> None:
-    """tokenizer.json, in a folder that is made if need be."""
+    """Writes tokenizer.json; creates the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def read_settings(folder: Path) -> dict:
-    """The inverse of `write_settings`."""
+    """The inverse of `write_settings`. Raises: Damaged: if tokenizer.json is missing or not a JSON object."""
     try:
         settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Damaged(f"no tokenizer.json in {folder}; a saved tokenizer is a folder that holds one") from None
+        raise Damaged(f"{folder} has no tokenizer.json; give the folder of a saved tokenizer") from None
     except (ValueError, RecursionError):
         raise damaged(folder, "tokenizer.json") from None
     if not isinstance(settings, dict):
@@ -80,4 +86,5 @@ def read_settings(folder: Path) -> dict:
 
 
 def damaged(folder: Path, file: str) -> Damaged:
+    """The exception for a missing or damaged file of a saved tokenizer."""
     return Damaged(f"{folder / file} is missing or damaged; delete the folder to build the tokenizer again")

@@ -1,4 +1,4 @@
-"""One id per byte of UTF-8, and one that ends a document. Learns nothing, loses nothing, needs no library."""
+"""One id per UTF-8 byte and one end-of-document id. Lossless, without training or a library."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def build(cls, documents: Iterable[str]) -> Self:
-        """Reads no document."""
+        """Does not read the documents."""
         return cls()
 
     @classmethod

@@ -1,7 +1,7 @@
-"""One id per character: 0 is <PAD>, 1 is <UNK>, then the alphabet. A character outside it becomes <UNK>, never nothing.
+"""One id per character: 0 is <PAD>, 1 is <UNK>, then the alphabet. A character outside the alphabet becomes <UNK>.
 
 The alphabet "ascii" is that of the first SmallLM: 32-126 in order (so 'H' is 42), then newline and tab, 99 ids.
-That vocabulary has no id that ends a document, so <PAD>, which no text encodes to, is `eos`.
+That vocabulary has no end-of-document id, so <PAD>, which no text encodes to, is `eos`.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,10 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def build(cls, documents: Iterable[str], *, alphabet: Literal["ascii", "corpus"]) -> Self:
-        """ "ascii" reads no document; "corpus" reads all and takes every character in them, sorted."""
+        """ "ascii" reads no document; "corpus" reads all documents and takes their characters, sorted.
+
+        Raises: UserError: for another alphabet, or if the documents are empty.
+        """
         if alphabet == "ascii":
             return cls(ASCII)
         if alphabet != "corpus":
@@ -35,19 +38,18 @@ class CharacterTokenizer(Tokenizer):
         for document in documents:
             characters.update(document)
         if not characters:
-            raise UserError(
-                "tokenizer.alphabet=corpus found no character in the documents; give some text, or type ascii"
-            )
+            raise UserError("tokenizer.alphabet=corpus found no character in the documents; give text, or use ascii")
         return cls("".join(sorted(characters)))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
+        """The inverse of `save`. Raises: Damaged: if the saved alphabet is not a string of distinct characters."""
         characters = read_settings(folder).get("characters")
         if not isinstance(characters, str) or len(set(characters)) != len(characters):
             raise damaged(folder, "tokenizer.json")
         try:
             return cls(characters)
-        except UnicodeEncodeError:  # half of a surrogate pair is no character
+        except UnicodeEncodeError:  # a lone surrogate
             raise damaged(folder, "tokenizer.json") from None
 
     def save(self, folder: Path) -> None:

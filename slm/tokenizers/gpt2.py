@@ -1,5 +1,5 @@
-"""The vocabulary of GPT-2 through tiktoken, an optional extra. Learns nothing, but needs OpenAI's two files once:
-from tiktoken's cache or from the network. A saved tokenizer holds what it needs and asks neither.
+"""The vocabulary of GPT-2 through tiktoken, an optional extra. `build` needs OpenAI's two files, from tiktoken's cache
+or from the network; a saved tokenizer needs neither.
 """
 
 import base64
@@ -24,7 +24,7 @@ except ImportError:
 
 SOURCE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # tiktoken's
 FILES = ("vocab.bpe", "encoder.json")
-RANKS = "ranks.tiktoken"  # in the format, and with the bytes, of OpenAI's r50k_base.tiktoken
+RANKS = "ranks.tiktoken"  # equal to OpenAI's r50k_base.tiktoken
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
@@ -45,12 +45,13 @@ class GPT2Tokenizer(Tokenizer):
 
     @classmethod
     def build(cls, documents: Iterable[str]) -> Self:
-        """Reads no document."""
+        """Does not read the documents. Raises: UserError: without tiktoken, or without network and cache."""
         require_tiktoken()
         return cls(fetch_ranks())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
+        """The inverse of `save`. Raises: Damaged: if the ranks are missing or changed; UserError: without tiktoken."""
         require_tiktoken()
         try:
             content = (folder / RANKS).read_bytes()
@@ -77,6 +78,7 @@ class GPT2Tokenizer(Tokenizer):
 
 
 def require_tiktoken() -> None:
+    """Raises: UserError: if tiktoken is not installed."""
     if tiktoken is None:
         raise UserError(
             'tokenizer=gpt2 needs tiktoken: pip install "slm[gpt2]", in a checkout pip install -e ".[gpt2]"'
@@ -84,17 +86,20 @@ def require_tiktoken() -> None:
 
 
 def fetch_ranks() -> dict[bytes, int]:
-    """The ranks from tiktoken's cache, or from the network into it."""
+    """Bytes of each of the first 50,256 ids -> id, from tiktoken's cache, or downloaded into it.
+
+    Raises: UserError: if there is no network and no cached file, or a file cannot be written or is damaged.
+    """
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     cache = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
     cached = {file: cache / hashlib.sha1((SOURCE + file).encode()).hexdigest() for file in FILES}
     try:
         if not all(path.is_file() for path in cached.values()):
-            requests.head(SOURCE + FILES[0], timeout=3).raise_for_status()  # seconds; tiktoken would wait for ever
+            requests.head(SOURCE + FILES[0], timeout=3).raise_for_status()  # seconds; tiktoken has no timeout
         return openai_public.gpt2()["mergeable_ranks"]
-    except (OSError, ValueError) as error:  # no network, no such file, no right to write, a wrong checksum
+    except (OSError, ValueError) as error:  # network, missing file, permission, checksum
         places = " and ".join(f"{file} as {path}" for file, path in cached.items())
         raise UserError(
             f"tokenizer=gpt2 cannot get GPT-2's files ({type(error).__name__}): connect to the network once, "
-            f"or put OpenAI's {places} (TIKTOKEN_CACHE_DIR names another folder)"
+            f"or save OpenAI's {places} (set TIKTOKEN_CACHE_DIR for another folder)"
         ) from None

@@ -1,4 +1,4 @@
-"""The ids of a text from those of its words, each of which is encoded once: text repeats its words."""
+"""Encodes a text word by word and each distinct word only once, because most words of a text are repeated."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -6,40 +6,40 @@ from itertools import chain
 
 import numpy as np
 
-MAX_WORDS = 2**17  # kept from one call to the next: bounds memory
+MAX_WORDS = 2**17  # kept between calls: bounds memory
 MAX_IDS = 2**20  # of the kept words
 
 
-class Words:
-    """For an encoder of which no token goes across the start of a space.
+class WordEncoder:
+    """A cache in front of an encoder whose tokens never cross the start of a space.
 
-    A text is cut before every space. `encode` gives the ids of what lies between two cuts: a word, or nothing, behind
-    its space; only at the start of a text is there none.
+    A text is split before every space: each word but the first begins with its space, and may be only the space.
+    `encode` maps such a word to ids.
     """
 
     def __init__(self, encode: Callable[[str], Sequence[int]]):
         self.encode = encode
-        self.known = _Known(encode)
+        self.cache = _WordCache(encode)
 
-    def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array per text, equal to `encode` of the whole text."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array per text, equal to `encode` of the complete text."""
         if not texts:
             return []
-        if len(self.known) > MAX_WORDS or len(self.known.flat) > MAX_IDS:
-            self.known = _Known(self.encode)
-        cut = [text.split(" ") for text in texts]
-        for words in cut:
-            words[0] = (words[0],)  # another key than that of the same word behind a space
-        numbers = np.fromiter(map(self.known.__getitem__, chain.from_iterable(cut)), dtype=np.int64)
-        flat, ends = np.frombuffer(self.known.flat, np.int32), np.frombuffer(self.known.ends, np.int64)
+        if len(self.cache) > MAX_WORDS or len(self.cache.flat) > MAX_IDS:
+            self.cache = _WordCache(self.encode)
+        split = [text.split(" ") for text in texts]
+        for words in split:
+            words[0] = (words[0],)  # a different key from the same word after a space
+        numbers = np.fromiter(map(self.cache.__getitem__, chain.from_iterable(split)), dtype=np.int64)
+        flat, ends = np.frombuffer(self.cache.flat, np.int32), np.frombuffer(self.cache.ends, np.int64)
         starts = ends[numbers]
         lengths = ends[numbers + 1] - starts
         stops = lengths.cumsum()
         ids = flat[np.arange(stops[-1]) + np.repeat(starts - stops + lengths, lengths)]
-        return np.split(ids, stops[np.cumsum([len(words) for words in cut[:-1]], dtype=np.int64) - 1])
+        return np.split(ids, stops[np.cumsum([len(words) for words in split[:-1]], dtype=np.int64) - 1])
 
 
-class _Known(dict):
+class _WordCache(dict):
     """Word -> its number. The ids of word n are flat[ends[n] : ends[n + 1]]."""
 
     def __init__(self, encode: Callable[[str], Sequence[int]]):

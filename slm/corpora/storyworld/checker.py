@@ -1,4 +1,4 @@
-"""Whether a text is a story of the world, and if not, where it goes wrong: the world judges, not another model."""
+"""Validity of generated stories: whether the grammar derives a text, and otherwise its first error."""
 
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from slm.corpora.storyworld.telling import read
+from slm.corpora.storyworld.parser import parse
 from slm.corpora.storyworld.world import StoryWorld
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     text: str
-    valid: bool  # a whole story of the world, and ended
-    prefix: int  # characters before the first error; all of them, if the text was cut short
-    sentences: int  # whole sentences before the first error
-    error: str  # "" or what should have stood there: a list of the world, "template", "end"; "more" if it was cut short
+    valid: bool  # a complete story of the world, and finished
+    prefix: int  # characters before the first error; all, if the text was only cut off
+    sentences: int  # complete sentences before the first error
+    error: str  # the expected word list, "template" or "end"; "more" if the text was cut off; "" if valid
 
 
 def judge(world: StoryWorld, text: str, finished: bool) -> Verdict:
-    """`finished`: the writer has ended the text, instead of having been cut short."""
-    reading = read(world, text)
-    valid = finished and bool(reading.stories)
-    cut = not finished and reading.end == len(text)
-    error = "" if valid else "more" if cut else reading.expected
-    return Verdict(text, valid, reading.end, reading.sentences, error)
+    """Checks a text; `finished`: it ended by itself and was not cut off at a limit."""
+    parsed = parse(world, text)
+    valid = finished and bool(parsed.stories)
+    cut_off = not finished and parsed.end == len(text)
+    error = "" if valid else "more" if cut_off else parsed.expected
+    return Verdict(text, valid, parsed.end, parsed.sentences, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,17 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
-    """The mean over stories, and the interval that 95 % of the means of stories drawn with replacement fall into."""
-    drawn = np.asarray(values, dtype=float)
-    indices = np.random.default_rng(seed).integers(len(drawn), size=(resamples, len(drawn)))
-    low, high = np.quantile(drawn[indices].mean(1), [0.025, 0.975])
-    return Estimate(float(drawn.mean()), float(low), float(high))
+    """The mean of one value per story, with the percentile bootstrap interval (Efron 1979)."""
+    sample = np.asarray(values, dtype=float)
+    indices = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[indices].mean(1), [0.025, 0.975])
+    return Estimate(float(sample.mean()), float(low), float(high))
 
 
 def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> dict[str, Any]:
-    """Their number, of each measure an `Estimate` as a dictionary, and how often which error came first.
+    """Number of verdicts, an `Estimate` of each measure as a dictionary, and counts of the first errors.
 
-    Novel is a story that is valid and not among the known ones.
+    A story is novel if it is valid and not among the `known` texts.
     """
     measures = {
         "valid": [verdict.valid for verdict in verdicts],
@@ -66,7 +66,7 @@ def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> di
 
 
 def marked(verdict: Verdict) -> str:
-    """The text with a tick before it, or with its first error marked."""
+    """The text after a check mark, or with its first error marked."""
     if verdict.valid:
         return f"✓ {verdict.text}"
     good, bad = verdict.text[: verdict.prefix], verdict.text[verdict.prefix :]

@@ -1,4 +1,4 @@
-"""The corpus: an endless supply of stories, of which a run takes so many. No file, no network."""
+"""The storyworld as a corpus: stories generated on request, without file or network."""
 
 import hashlib
 import json
@@ -9,27 +9,27 @@ from importlib import resources
 from random import Random
 
 from slm.corpora import Split
-from slm.corpora.storyworld.telling import Story, sample
-from slm.corpora.storyworld.world import LEVELS, Pairs, StoryWorld
+from slm.corpora.storyworld.grammar import Story, sample
+from slm.corpora.storyworld.world import LEVELS, StoryWorld
 from slm.errors import UserError
 
-FORMAT = 1  # to be raised when the same texts and seed make other stories
-MAX_STORIES = 10**8  # at least 60 GB of text
-VALIDATION = 8  # every eighth story, by a hash of its text, is one for validation, and can never be one for training
+FORMAT = 1  # increase it when the same texts and seed give other stories
+VALIDATION = 8  # one in eight stories, by a hash of the text, is a validation story and never a training story
 
 
 class Storyworld:
-    """Stories 0 to `stories` - 1 of `seed` for training, and `validation_stories` others.
+    """`stories` training stories and `validation_stories` others. No story is in both splits.
 
     Story i of a split is a function of the level, the seed, the split and i alone.
+    Raises: UserError: for an unknown level or a count below 1.
     """
 
     def __init__(self, *, level: str, stories: int, validation_stories: int, seed: int):
         if level not in LEVELS:
             raise UserError(f"data.level={level} is not one of {', '.join(LEVELS)}")
         for name, count in (("stories", stories), ("validation_stories", validation_stories)):
-            if not 1 <= count <= MAX_STORIES:
-                raise UserError(f"data.{name}={count} must be at least 1, at most {MAX_STORIES:,}")
+            if count < 1:
+                raise UserError(f"data.{name}={count} must be at least 1")
         self.level, self.seed = level, seed
         self.counts = {"train": stories, "validation": validation_stories}
 
@@ -44,11 +44,11 @@ class Storyworld:
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
 
     def story(self, split: Split, index: int) -> Story:
-        """A story of the pairs that training knows."""
+        """A story whose pairs occur in training."""
         return self._story(self.seen, split, index)
 
     def held_out(self, index: int) -> Story:
-        """A story whose pairs of hero and toy, and of place and plot, never occur in training."""
+        """A validation story whose pairs (hero and toy, place and plot) never occur in training."""
         return self._story(self.unseen, "validation", index)
 
     def _story(self, world: StoryWorld, split: Split, index: int) -> Story:
@@ -60,16 +60,13 @@ class Storyworld:
 
     @cached_property
     def seen(self) -> StoryWorld:
-        return self._world("seen")
+        return StoryWorld(LEVELS[self.level], "seen")
 
     @cached_property
     def unseen(self) -> StoryWorld:
-        return self._world("unseen")
+        return StoryWorld(LEVELS[self.level], "unseen")
 
     @cached_property
     def all(self) -> StoryWorld:
-        """The world with every pair: what a story must keep to be one."""
-        return self._world("all")
-
-    def _world(self, pairs: Pairs) -> StoryWorld:
-        return StoryWorld(LEVELS[self.level], pairs)
+        """The world with all pairs, which decides whether a story is valid."""
+        return StoryWorld(LEVELS[self.level], "all")

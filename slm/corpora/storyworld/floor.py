@@ -1,7 +1,7 @@
-"""What each token of a story must cost any model, and where a model pays more: the loss taken apart.
+"""The entropy floor of each token of a story, and the decomposition of a model's loss by kind of token.
 
-A model's loss on stories is their entropy, which nobody can beat on average, plus an excess, which is the model's
-own. Both are sums over tokens; tokens are sorted by what they are.
+The loss on stories is their entropy, which no model can beat on average, plus an excess of the model. Both are sums
+over tokens, so both can be summed for each kind of token.
 
 Units: bits.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm.corpora.storyworld.telling import Reading, read
+from slm.corpora.storyworld.parser import Parse, parse
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer
@@ -18,15 +18,15 @@ from slm.tokenizers import Tokenizer
 KINDS = {"hero": "name", "friend": "name", "place": "place", "spot": "place", "template": "template"}
 KINDS |= dict.fromkeys(("size", "color", "toy", "thing", "tool", "gift", "animal"), "object")
 PARTS = ("name", "object", "place", "word", "template", "recall", "end")
-NOTHING = 1e-9  # bits; what sums leave of a zero
+TOLERANCE = 1e-9  # bits; rounding error of a sum
 
 
 @dataclass(frozen=True, slots=True)
 class StoryFloor:
-    """For each token of a story, its end included: the bits that the best model pays, and its part (of PARTS).
+    """For each token of a story and for its end: the bits that the best model pays, and its part (of PARTS).
 
-    A token of a word that is chosen there is a "name", an "object", a "place" or another "word"; of a word that the
-    story has settled before, and that could be no other, "recall"; the rest is "template". Its last character decides.
+    The last character of a token decides its part. In a word that is chosen there: "name", "object", "place" or
+    "word"; in a repeated word, if nothing else is possible: "recall"; otherwise "template".
     """
 
     bits: np.ndarray  # (tokens,) float64
@@ -34,31 +34,34 @@ class StoryFloor:
 
 
 def story_floor(world: StoryWorld, text: str, tokenizer: Tokenizer) -> StoryFloor:
-    """Raises ValueError for what is no story of the world, UserError for a tokenizer that changes it."""
-    reading = read(world, text)
-    if len(reading.stories) != 1 or abs(sum(reading.character_bits) - reading.bits) > NOTHING:
-        raise ValueError(f"{len(reading.stories)} derivations, expected one of: {text}")
+    """The floor of the text in the tokens of a tokenizer.
+
+    Raises: ValueError: if the text is no story of the world; UserError: if the tokenizer changes it.
+    """
+    parsed = parse(world, text)
+    if len(parsed.stories) != 1 or abs(sum(parsed.character_bits) - parsed.stories[0].bits) > TOLERANCE:
+        raise ValueError(f"{len(parsed.stories)} derivations instead of one: {text}")
     ids = tokenizer.encode(text)
     ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in ids])
     if ends[-1] != len(text.encode()):
-        raise UserError("the floor is stated for the text itself, which this tokenizer does not keep")
-    paid = np.concatenate([[0.0], np.cumsum(reading.character_bits)])[np.concatenate([[0], ends])]
-    bits, parts = np.diff(paid), _parts(reading)[ends - 1]
-    parts[(parts == PARTS.index("recall")) & (bits > NOTHING)] = PARTS.index("template")  # another one was possible
+        raise UserError("the entropy floor needs a lossless tokenizer; this one changes the text of a story")
+    total = np.concatenate([[0.0], np.cumsum(parsed.character_bits)])[np.concatenate([[0], ends])]
+    bits, parts = np.diff(total), _parts(parsed)[ends - 1]
+    parts[(parts == PARTS.index("recall")) & (bits > TOLERANCE)] = PARTS.index("template")  # not the only option
     return StoryFloor(np.append(bits, 0.0), np.append(parts, PARTS.index("end")))
 
 
-def _parts(reading: Reading) -> np.ndarray:
+def _parts(parsed: Parse) -> np.ndarray:
     """The part of each character. Stories are ASCII: characters are bytes."""
-    parts = np.zeros(len(reading.character_bits), dtype=np.int64)
-    for span in reading.spans:
+    parts = np.zeros(len(parsed.character_bits), dtype=np.int64)
+    for span in parsed.spans:
         kind = KINDS.get(span.tag, "word")
-        settled = kind != "template" and not span.fresh
-        parts[span.start : span.end] = PARTS.index("recall" if settled else kind)
+        repeated = kind != "template" and not span.chosen
+        parts[span.start : span.end] = PARTS.index("recall" if repeated else kind)
     return parts
 
 
 def tally(paid: np.ndarray, floor: StoryFloor) -> np.ndarray:
-    """(3, PARTS): for each part of a story its floor, what a model paid, both in bits, and its tokens."""
+    """For each part of a story: its floor and the model's cost in bits, and its tokens. (tokens,) -> (3, PARTS)."""
     weights = floor.bits, paid, np.ones_like(paid)
     return np.stack([np.bincount(floor.parts, weight, len(PARTS)) for weight in weights])

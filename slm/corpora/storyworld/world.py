@@ -1,6 +1,6 @@
-"""The world that stories are told about: its words and plots, how rich it is, and the program of a story.
+"""The grammar of the storyworld: its words and plots, its levels, and the program of a story.
 
-Words and plots are data, in words.txt and in frame.txt, plots.txt and details.txt.
+Words and sentences are data, in words.txt, frame.txt, plots.txt and details.txt.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +9,12 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
-from slm.corpora.storyworld.telling import Bound, Choice, Program, Template, Word, list_name
+from slm.corpora.storyworld.grammar import Bindings, Choice, Program, Template, Word, list_name
 
 Pairs = Literal["seen", "unseen", "all"]
 PAIRED = {"toy": "kind", "plot": "place"}  # one in HELD_OUT of these pairs never occurs in training
 HELD_OUT = 6
-NAMED = {"hero": "kind", "friend": "kind2"}  # latents that are called by name, and what says what they are
+NAMED = {"hero": "kind", "friend": "kind2"}  # variables with a name -> the variable of their kind
 PRONOUNS = {
     "f": {"he": "she", "He": "She", "him": "her", "his": "her", "His": "Her"},
     "m": {"he": "he", "He": "He", "him": "him", "his": "his", "His": "His"},
@@ -23,13 +23,13 @@ PRONOUNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """How much of the world a corpus uses: more of anything is more bits."""
+    """The part of the world that a corpus uses. More of anything is more bits."""
 
-    words: int  # of each list, from the top
-    templates: int  # of each sentence, from the top
-    plots: int  # from the top
+    words: int  # the first of each list
+    templates: int  # the first of each sentence
+    plots: int  # the first
     details: int  # descriptive sentences before the plot
-    slope: float  # word r of a list weighs 1 / (r + 3) ** slope: 0 for equal weights, 1 for Zipf's
+    slope: float  # the weight of word r of a list is 1 / (r + 3) ** slope: 0 is uniform, 1 is Zipf's law
 
 
 LEVELS = {
@@ -40,7 +40,10 @@ LEVELS = {
 
 
 class StoryWorld:
-    """One level of the world, with only those pairs that occur in training, only the others, or all."""
+    """One level of the world with the pairs that occur in training ("seen"), with the others ("unseen"), or with all.
+
+    A `World` of grammar.py.
+    """
 
     def __init__(self, level: Level, pairs: Pairs):
         self.level, self.pairs = level, pairs
@@ -49,39 +52,39 @@ class StoryWorld:
         self.details = {name: self._templates(name, sentences) for name, sentences in load_texts("details").items()}
         plots = list(load_texts("plots").items())[: level.plots]
         self.plots = {name: self._templates(name, sentences) for name, sentences in plots}
-        self._words = lru_cache(2**14)(self._words_without)  # the same few come again and again
-        self._detail = lru_cache(2**10)(lambda left: _one_of(self.details[name][0] for name in left))
+        self._words = lru_cache(2**14)(self._words_without)  # few distinct arguments
+        self._detail = lru_cache(2**10)(lambda unused: _one_of(self.details[name][0] for name in unused))
         self._opening = lru_cache(lambda place: _one_of(self.plots[name][0] for name in self._plots_at(place)))
 
-    def program(self, bound: Bound) -> Program:
+    def program(self, bindings: Bindings) -> Program:
         for name in ("opening", "possession", "friend", "going"):
             yield self.frame[name][0]
-        left = tuple(self.details)
+        unused = tuple(self.details)
         for _ in range(self.level.details):
-            told = yield self._detail(left)
-            left = tuple(name for name in left if name != told)
-        plot = yield self._opening(bound["place"][""])
+            used = yield self._detail(unused)
+            unused = tuple(name for name in unused if name != used)
+        plot = yield self._opening(bindings["place"][""])
         *middle, moral = self.plots[plot][1:]
-        for sentence in (*middle, self.frame["home"][0], moral):  # noqa: UP028 (keys cannot be sent on to a tuple)
+        for sentence in (*middle, self.frame["home"][0], moral):  # noqa: UP028 (a tuple has no send)
             yield sentence
 
-    def words(self, latent: str, bound: Bound) -> Choice[Word]:
-        """The latent's list without what others of its kind are already: two friends or colors are never alike."""
-        pool = _pool(latent)
-        taken = tuple(word[""] for other, word in bound.items() if _pool(other) == pool)
-        given = PAIRED.get(latent) or NAMED.get(latent)
-        return self._words(latent, bound[given][""] if given else "", taken)
+    def words(self, variable: str, bindings: Bindings) -> Choice[Word]:
+        """The word list of a variable without the words of its pool that are in use: no two friends share a name."""
+        pool = _pool(variable)
+        taken = tuple(word[""] for other, word in bindings.items() if _pool(other) == pool)
+        given = PAIRED.get(variable) or NAMED.get(variable)
+        return self._words(variable, bindings[given][""] if given else "", taken)
 
-    def _words_without(self, latent: str, given: str, taken: Sequence[str]) -> Choice[Word]:
-        ranked = list(enumerate(self._list(latent, given)))
-        if latent in PAIRED:
-            ranked = [(rank, word) for rank, word in ranked if self._allows(given, PAIRED[latent], rank)]
+    def _words_without(self, variable: str, given: str, taken: Sequence[str]) -> Choice[Word]:
+        ranked = list(enumerate(self._list(variable, given)))
+        if variable in PAIRED:
+            ranked = [(rank, word) for rank, word in ranked if self._allows(given, PAIRED[variable], rank)]
         ranked = [(rank, word) for rank, word in ranked if word[""] not in taken]
         return Choice([word for _, word in ranked], [(rank + 3) ** -self.level.slope for rank, _ in ranked])
 
-    def _list(self, latent: str, given: str) -> Sequence[Word]:
-        if latent not in NAMED:
-            return self.lists[_pool(latent)]
+    def _list(self, variable: str, given: str) -> Sequence[Word]:
+        if variable not in NAMED:
+            return self.lists[_pool(variable)]
         girls, boys = self.lists["girl"], self.lists["boy"]
         both = [name for pair in zip(girls, boys) for name in pair]
         return {"girl": girls, "boy": boys}.get(given, both)
@@ -90,32 +93,32 @@ class StoryWorld:
         return [name for rank, name in enumerate(self.plots) if self._allows(place, PAIRED["plot"], rank)]
 
     def _allows(self, given: str, name: str, rank: int) -> bool:
-        """Whether number `rank` of a list goes with `given`, a word of list `name`, in the stories of this world."""
+        """Whether item number `rank` may occur with `given`, a word of list `name`."""
         other = next(index for index, word in enumerate(self.lists[name]) if word[""] == given)
         return self.pairs == "all" or ((rank + other) % HELD_OUT == 0) == (self.pairs == "unseen")
 
     def _templates(self, title: str, sentences: Sequence[Sequence[str]]) -> list[Choice[Template]]:
-        """The sentences under a title, with those templates that the level uses."""
+        """The sentences under a title, with the templates of the level."""
         space, count = "" if title == "opening" else " ", self.level.templates
         return [Choice([Template(space + line, title) for line in lines[:count]]) for lines in sentences]
 
 
 def _one_of(sentences: Iterable[Choice[Template]]) -> Choice[Template]:
-    """A choice among sentences, then among the templates of the one taken, as a single choice of a template."""
+    """A uniform choice of a sentence and then of its template, as one choice."""
     sentences = list(sentences)
     templates = [template for sentence in sentences for template in sentence.items]
     return Choice(templates, [p for sentence in sentences for p in sentence.probabilities])
 
 
 @cache
-def _pool(latent: str) -> str:
-    """What a latent is drawn from: latents of one pool are never alike."""
-    return "name" if latent in NAMED else list_name(latent)
+def _pool(variable: str) -> str:
+    """The set of words of a variable. Two variables with the same pool have different words."""
+    return "name" if variable in NAMED else list_name(variable)
 
 
 @cache
 def load_words() -> dict[str, tuple[Word, ...]]:
-    """Word lists by name, from lines such as "toy: ball, kite", "relative: mom (f)" and "animal: bee (home=hive)"."""
+    """Name -> word list, from lines such as "toy: ball, kite", "relative: mom (f)" and "animal: bee (home=hive)"."""
     lists: dict[str, tuple[Word, ...]] = {}
     for line in _lines("words"):
         name, _, rest = line.partition(": ")
@@ -138,7 +141,7 @@ def _word(text: str, list_title: str) -> Word:
 
 @cache
 def load_texts(name: str) -> dict[str, list[list[str]]]:
-    """Sentences by title: "# title", then for each sentence its templates, a line each, and an empty line."""
+    """Title -> sentences, from "# title", then the templates of each sentence, one per line, and an empty line."""
     texts: dict[str, list[list[str]]] = {}
     for line in _lines(name, empty=True):
         if line.startswith("# "):

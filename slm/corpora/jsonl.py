@@ -1,0 +1,35 @@
+"""JSON Lines in local files: one JSON object per line, of which one value is the text of a document."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from slm.corpora.text import SplitMethod, Text
+from slm.errors import UserError
+
+
+class JsonLines(Text):
+    """The string under `key` of every line, unchanged. Files (*.jsonl in a folder) and splits as for `Text`."""
+
+    pattern = "*.jsonl"
+
+    def __init__(self, *, path: str | None, key: str, split: SplitMethod, train_ratio: float, seed: int):
+        super().__init__(path=path, separator="\n", split=split, train_ratio=train_ratio, seed=seed)
+        self.key = key
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([super().fingerprint(), self.key]).encode()).hexdigest()
+
+    def read(self, path: Path) -> Iterator[str]:
+        """The documents of one file. Raises: UserError: for a line that is not an object with a text under `key`."""
+        for number, line in enumerate(super().read(path), start=1):
+            if line:
+                try:
+                    document = json.loads(line)[self.key]
+                    document.encode()  # AttributeError: not a string; UnicodeEncodeError: a lone surrogate
+                except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                    raise UserError(
+                        f"{path} line {number} is not a JSON object with a text under data.key={self.key}"
+                    ) from None
+                yield document
