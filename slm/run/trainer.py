@@ -242,6 +242,7 @@ def quiet_lightning():
     for message in (
         "The '.*_dataloader' does not have many workers",
         "Checkpoint directory .* exists",
+        "Precision .* is not supported by the model summary",
         "GPU available but not used",
         "MPS available but not used",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",

@@ -159,10 +159,10 @@ class LanguageModelMetrics(Metric):
     def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor | None):
         """Nats and ids of the targets (B, T); bytes of text per id (V,), or None if unknown."""
         kept = targets != IGNORE
-        self.nats += nats.sum(dtype=torch.float32)
-        self.tokens += kept.sum()
+        self.nats = self.nats + nats.sum(dtype=torch.float32)  # in place fails after trainer.validate, which infers
+        self.tokens = self.tokens + kept.sum()
         if token_lengths is not None:
-            self.bytes += (token_lengths[targets.clamp(min=0)] * kept).sum()
+            self.bytes = self.bytes + (token_lengths[targets.clamp(min=0)] * kept).sum()
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens

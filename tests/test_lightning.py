@@ -1,0 +1,251 @@
+"""Standard parts of Lightning in a run, and the module and data of this project in a standard Trainer."""
+
+import json
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from test_resume import assert_same, final_state, history, train_with_kills
+
+from slm import checkpoint
+from slm.corpora.text import Text
+from slm.data.store import fingerprint, prepare
+from slm.errors import UserError
+from slm.files import run_folder
+from slm.model import GPT, GPTConfig
+from slm.run.train import train
+from slm.tokenizers.bytes import ByteTokenizer
+from slm.training.datamodule import WindowsData
+from slm.training.module import Pretraining
+
+LIGHTNING = "lightning.pytorch.callbacks."
+SMALL = {"context": 64, "depth": 1, "width": 32, "head_dim": 16, "positions": "rope", "norm": "rmsnorm"}
+
+
+def added(name: str, target: str, **settings) -> str:
+    """An override that adds a callback."""
+    values = ", ".join(f"{key}: {value}" for key, value in {"_target_": target, **settings}.items())
+    return f"+callbacks.{name}={{{values}}}"
+
+
+class LogsEverywhere(Callback):
+    """Logs from every hook that may: once per step, and once per validation."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        module.log("logged/start", float(trainer.global_step))
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        module.log("logged/update", float(trainer.global_step))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        module.log("logged/end", float(trainer.global_step))
+
+    def on_validation_epoch_end(self, trainer, module):
+        module.log("logged/validation", float(trainer.global_step))
+
+
+class Facts(Callback):
+    """A callback with facts of the data in its constructor."""
+
+    built = 0
+
+    def __init__(self, tokenizer, data, store, folder, steps, model_config, corpus, config, mine: int):
+        type(self).built += 1
+        assert tokenizer.vocab_size == model_config.vocab_size == 257
+        assert (folder.name, steps, mine) == ("run", config.budget.steps, 7)
+        assert store.tokens("train") > len(data.train)
+        assert corpus is data.corpus
+
+
+def values_of(folder, name: str) -> dict[int, float]:
+    return {line["step"]: line[name] for line in history(folder) if name in line}
+
+
+def test_values_logged_by_callbacks_arrive_at_their_steps(composed, tmp_path):
+    """All of them, also with accumulation, over a stop and a resume, and beside checkpoints at every step."""
+    log = added("log", "test_lightning.LogsEverywhere")
+    fault = added("fault", "slm.training.callbacks.fault.Fault", kind="terminate", step=7)
+    common = (log, "trainer.microbatch=2", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=1")
+    with pytest.raises(Exception, match="SIGTERM"):
+        train(composed(*common, fault), run_dir=tmp_path / "run", overrides=[])
+    train(composed(*common), run_dir=tmp_path / "run", overrides=[])
+    steps = range(1, 11)
+    assert values_of(tmp_path / "run", "logged/start") == {step: step - 1 for step in steps}
+    assert values_of(tmp_path / "run", "logged/update") == {step: step - 1 for step in steps}
+    assert values_of(tmp_path / "run", "logged/end") == {step: step for step in steps}
+    assert values_of(tmp_path / "run", "logged/validation") == {5: 5, 10: 10}
+    names = [name for line in history(tmp_path / "run") for name in line]
+    assert names.count("logged/end") == 10
+    assert "epoch" not in names
+
+
+def test_logging_follows_log_every_n_steps(composed, tmp_path):
+    log = added("log", "test_lightning.LogsEverywhere")
+    train(composed(log, "log_every_n_steps=4", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    assert values_of(tmp_path / "run", "logged/end") == {4: 4, 8: 8, 10: 10}
+    assert list(values_of(tmp_path / "run", "train/loss")) == [1, 4, 8, 10]
+
+
+def test_a_callback_of_ones_own_is_built_once_with_real_facts(composed, tmp_path):
+    Facts.built = 0
+    config = composed(added("facts", "test_lightning.Facts", mine=7), "callbacks.samples=null")
+    train(config, run_dir=tmp_path / "run", overrides=[])
+    assert Facts.built == 1
+
+
+def test_model_checkpoint_writes_into_the_run_folder(composed, tmp_path):
+    """Its files resume and load like those of a run; the oldest is deleted with its sidecar."""
+    settings = {"monitor": "val/loss", "save_top_k": 1, "filename": "'best-{step}'"}
+    config = composed(added("mc", LIGHTNING + "ModelCheckpoint", **settings), "callbacks.samples=null")
+    train(config, run_dir=tmp_path / "run", overrides=[])
+    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
+    assert sorted(path.name for path in best.parent.glob("best-*")) == [best.name, f"{best.name}.sha256"]
+    assert checkpoint.load(best).step == run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 10
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_averaged_weights_resume_exactly_and_are_saved(composed, tmp_path, monkeypatch, accumulation):
+    """Exponential averages: validated, sampled and saved in place of the current weights, which a resume restores."""
+    common = ("callbacks=ema", "callbacks.ema.decay=0.5", f"trainer.microbatch={4 // accumulation}")
+    config = composed(*common, "callbacks.checkpoints.every_n_steps=2", "val_every_n_steps=3", "model.dropout=0.1")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(config, run_dir=straight, overrides=[])
+    train_with_kills(config, broken, monkeypatch, [5 * accumulation, 2 * accumulation])
+    assert_same(final_state(straight), final_state(broken))
+    assert history(straight) == history(broken)
+    assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
+    newest = run_folder.checkpoints(straight)[0]
+    content = checkpoint.read(newest)
+    averaged, current = content["state_dict"], content["current_model_state"]
+    assert not torch.equal(averaged["model.head.weight"], current["model.head.weight"])
+    loaded = checkpoint.load(newest)
+    assert torch.equal(loaded.model.head.weight, averaged["model.head.weight"])
+    monkeypatch.undo()
+    plain = composed(*common[2:], "val_every_n_steps=3", "model.dropout=0.1")
+    train(plain, run_dir=tmp_path / "plain", overrides=[])
+    assert values_of(tmp_path / "plain", "train/loss") == values_of(straight, "train/loss")  # it only observes
+    assert values_of(tmp_path / "plain", "val/loss") != values_of(straight, "val/loss")
+    assert (tmp_path / "plain" / "samples.md").read_text() != (straight / "samples.md").read_text()
+
+
+def test_lightnings_monitors_and_summary(composed, tmp_path, capsys):
+    callbacks = [
+        added("lr", LIGHTNING + "LearningRateMonitor"),
+        added("summary", LIGHTNING + "ModelSummary", max_depth=2),
+        added("timer", LIGHTNING + "Timer", duration="'00:01:00:00'"),
+        added("bar", LIGHTNING + "RichProgressBar"),
+    ]
+    train(composed(*callbacks, "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    assert "Total params" in capsys.readouterr().out
+    assert values_of(tmp_path / "run", "lr-AdamW/pg1") == pytest.approx(values_of(tmp_path / "run", "train/lr"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("StochasticWeightAveraging", {"swa_lrs": 0.01}, "use callbacks=ema"),
+        ("GradientAccumulationScheduler", {"scheduling": "{0: 2}"}, "use data.batch_windows"),
+        ("BatchSizeFinder", {}, "use trainer.auto_microbatch=true"),
+        ("LearningRateFinder", {}, "sweep it"),
+    ],
+)
+def test_callbacks_that_need_epochs_are_refused_by_name(composed, tmp_path, name, settings, message):
+    with pytest.raises(UserError, match=f"callbacks.x: {name} .*{message}"):
+        train(composed(added("x", LIGHTNING + name, **settings)), run_dir=tmp_path / "run", overrides=[])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=sgd"],
+        ["optimizer=adafactor"],
+        ["optimizer._target_=torch.optim.Adam", "~optimizer.decay"],
+        ["optimizer._target_=torch.optim.NAdam", "~optimizer.decay", "optimizer.lr=1e-3"],
+    ],
+    ids=lambda overrides: overrides[0].rpartition("=")[2],
+)
+def test_optimizers_of_torch_learn_and_resume_exactly(composed, tmp_path, monkeypatch, overrides):
+    config = composed(*overrides, "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=2")
+    train(config, run_dir=tmp_path / "straight", overrides=[])
+    train_with_kills(config, tmp_path / "broken", monkeypatch, [6])
+    assert_same(final_state(tmp_path / "straight"), final_state(tmp_path / "broken"))
+    losses = values_of(tmp_path / "straight", "train/loss")
+    assert losses[10] < losses[1]
+
+
+def test_a_profiler_writes_into_the_run_folder(composed, tmp_path):
+    train(composed("trainer.profiler=simple", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+# -- the module and its data in a plain Trainer ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(text_file, tmp_path_factory) -> WindowsData:
+    tokenizer, folder = ByteTokenizer(), tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    corpus = Text(path=str(text_file), separator="<|endoftext|>", split="contiguous", train_ratio=0.95, seed=0)
+    store = prepare(corpus, tokenizer, fingerprint(folder), tmp_path_factory.mktemp("cache"))
+    return WindowsData(store, tokenizer=tokenizer, context=64, microbatch=8, seed=0)
+
+
+@pytest.fixture
+def module() -> Pretraining:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=257, mlp="gelu", bias=False, tied=True, **SMALL))
+    return Pretraining(model, optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2))
+
+
+def plain_trainer(folder, **settings) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return L.Trainer(default_root_dir=folder, logger=L.loggers.CSVLogger(folder), **quiet | settings)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_plain_trainer_fits_validates_and_saves(data, module, tmp_path):
+    trainer = plain_trainer(tmp_path, max_steps=20, val_check_interval=10, check_val_every_n_epoch=None)
+    (before,) = trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    (after,) = trainer.validate(module, data, verbose=False)
+    assert after.keys() == {"val/loss", "val/perplexity", "val/bits_per_byte"}
+    assert after["val/loss"] < before["val/loss"]
+    assert trainer.logged_metrics["val/loss"].item() == pytest.approx(after["val/loss"])
+    assert module(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 257)
+    loaded = checkpoint.load(next(tmp_path.rglob("*.ckpt")))
+    assert torch.equal(loaded.model.head.weight, module.model.head.weight)
+    assert loaded.tokenizer.vocab_size == 257
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_clipping_and_accumulation_of_a_plain_trainer(data, module, tmp_path, clip):
+    """The update is clipped as by torch, and two microbatches make one step."""
+    trainer = plain_trainer(tmp_path, max_steps=2, gradient_clip_val=clip, accumulate_grad_batches=2)
+    norms = []
+    real = torch.optim.AdamW.step
+
+    class Norms(Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            norms.extend([torch.nn.utils.get_total_norm(gradients).item()] if gradients else [])
+
+    trainer.callbacks.append(Norms())
+    trainer.fit(module, data)
+    assert real is torch.optim.AdamW.step
+    assert data.state_dict() == {"consumed": 32}
+    assert norms
+    assert all(norm <= 1.001e-3 for norm in norms) == (clip is not None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_plain_trainer_takes_plain_loaders(module, tmp_path):
+    windows = torch.randint(257, (32, 65), generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(windows, batch_size=8)
+    trainer = plain_trainer(tmp_path, max_epochs=3)
+    trainer.fit(module, loader, loader)
+    assert trainer.logged_metrics.keys() >= {"val/loss", "val/perplexity"}
+    assert json.dumps({k: v.item() for k, v in trainer.callback_metrics.items()})
