@@ -1,4 +1,4 @@
-"""A run that was interrupted anywhere ends bitwise like one that was not: weights, optimizer, metrics, samples."""
+"""An interrupted run ends bit for bit like an uninterrupted one: weights, optimizer, metrics, samples."""
 
 import json
 
@@ -7,17 +7,15 @@ import torch
 
 from slm import checkpoint
 from slm.errors import UserError
-from slm.files import run_folder
+from slm.files import jsonl, run_folder
 from slm.run.train import train
 from slm.training.module import Pretraining
-
-TIMES = ("tokens_per_second", "mfu", "device/memory_gb")
+from slm.verify import CLOCK
 
 
 def history(folder):
-    """metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    """The lines of metrics.jsonl without values that depend on the clock."""
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in jsonl.lines(folder / "metrics.jsonl")]
 
 
 def final_state(folder):
@@ -25,8 +23,13 @@ def final_state(folder):
     return raw["state_dict"], raw["optimizer_states"], raw["global_step"]
 
 
+def set_status(folder, status):
+    """Changes the status in run.json, for example to that of a run that was killed."""
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": status})
+
+
 def assert_same(a, b):
-    """Equal to the bit, through nested containers."""
+    """Asserts that nested containers of tensors and plain values are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b)
     elif isinstance(a, dict):
@@ -46,7 +49,7 @@ class Killed(Exception):
 
 
 def train_with_kills(config, folder, monkeypatch, microbatches):
-    """Runs until each of the given microbatches, counted over all lives, raises; then to the end."""
+    """Trains to the end, with an attempt before it for each number: the attempt fails at that microbatch of its own."""
     real = Pretraining.training_step
     for at in [*microbatches, None]:
         seen = 0
@@ -66,27 +69,23 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "layout", "workers", "accumulation"),
+    ("optimizer", "workers", "accumulation", "data"),
     [
-        ("adamw", "packed", 0, 4),
-        pytest.param("muon", "documents", 2, 1, marks=pytest.mark.slow),
-        pytest.param("adamw", "packed", 0, 1, marks=pytest.mark.slow),
-        pytest.param("muon", "packed", 2, 4, marks=pytest.mark.slow),
+        ("adamw", 0, 4, ["data.layout=packed"]),
+        ("adamw", 0, 1, ["data.train_windows=6", "data.batch_windows=4"]),  # as debug=overfit; not a multiple
+        pytest.param("muon", 2, 1, ["data.layout=documents", "model.context=300"], marks=pytest.mark.slow),
+        pytest.param("adamw", 0, 1, ["data.layout=packed"], marks=pytest.mark.slow),
+        pytest.param("muon", 2, 4, ["data.layout=packed"], marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optimizer, layout, workers, accumulation):
-    """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: aligned and not aligned."""
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    composed, tmp_path, monkeypatch, optimizer, workers, accumulation, data
+):
+    """Validation at 3, 6, 9 and the end, checkpoints at 4, 8 and new bests: at the same steps and at others."""
     config = composed(
-        f"optimizer={optimizer}",
-        f"data.layout={layout}",
-        f"model.context={300 if layout == 'documents' else 64}",  # so that rows have different lengths
-        "model.dropout=0.1",
-        f"data.workers={workers}",
-        f"trainer.microbatch={4 // accumulation}",
-        "val_every_n_steps=3",
-        "callbacks.checkpoints.every_n_steps=4",
-        "callbacks.samples.every_n_steps=4",
-        "callbacks.early_stopping.patience=50",
+        *(f"optimizer={optimizer}", f"data.workers={workers}", f"trainer.microbatch={4 // accumulation}", *data),
+        *("model.dropout=0.1", "val_every_n_steps=3", "callbacks.checkpoints.every_n_steps=4"),
+        *("callbacks.samples.every_n_steps=4", "callbacks.early_stopping.patience=50"),
     )
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     objective = train(config, run_dir=straight, overrides=[])
@@ -100,8 +99,8 @@ def test_interrupted_equals_uninterrupted(composed, tmp_path, monkeypatch, optim
 
 
 @pytest.mark.parametrize("layout", [["data.layout=packed"], ["data.layout=documents", "model.context=300"]])
-def test_accumulation_does_not_change_the_numbers(composed, tmp_path, layout):
-    """Not even where windows have different lengths."""
+def test_accumulation_does_not_change_the_losses(composed, tmp_path, layout):
+    """Not even with windows of different lengths."""
     losses = {}
     for size in (1, 4):
         config = composed(f"trainer.microbatch={size}", "trainer.precision=32-true", *layout)
@@ -121,34 +120,36 @@ def test_a_finished_run_is_not_trained_again(composed, tmp_path, capsys):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_steps_go_on_from_the_end(composed, tmp_path):
+def test_a_longer_budget_continues_a_finished_run(composed, tmp_path):
     train(composed("schedule=constant"), run_dir=tmp_path / "run", overrides=[])
-    longer = composed("schedule=constant", "budget.steps=14", "schedule.warmup_steps=1", "schedule.warmup_share=0.02")
+    longer = "schedule=constant", "budget.steps=14"
     with pytest.raises(UserError, match=r"schedule.warmup_steps: None -> 1"):
-        train(longer, run_dir=tmp_path / "run", overrides=[])
-    train(composed("schedule=constant", "budget.steps=14"), run_dir=tmp_path / "run", overrides=[])
+        train(composed(*longer, "schedule.warmup_steps=1"), run_dir=tmp_path / "run", overrides=[])
+    train(composed(*longer), run_dir=tmp_path / "run", overrides=[])
     assert final_state(tmp_path / "run")[2] == 14
-    steps = [line["step"] for line in history(tmp_path / "run") if "train/loss" in line]
-    assert steps == list(range(1, 15))
+    assert [line["step"] for line in history(tmp_path / "run") if "train/loss" in line] == list(range(1, 15))
 
 
-def test_early_stopping_stays_stopped(composed, tmp_path):
-    """With a learning rate of almost nothing no validation improves: it stops after `patience` of them, for good."""
-    config = composed(
-        "optimizer.lr=1e-12",
-        "val_every_n_steps=1",
-        "callbacks.early_stopping.patience=3",
-        "callbacks.early_stopping.min_delta=0.001",
-    )
+STILL = "optimizer.lr=1e-12", "val_every_n_steps=1", "callbacks.early_stopping.min_delta=0.001", "schedule=constant"
+
+
+def test_a_run_that_stopped_early_does_not_train_on(composed, tmp_path):
+    """With a learning rate of almost nothing no validation improves, so it stops after `patience` of them."""
+    config, folder = composed(*STILL, "callbacks.early_stopping.patience=3"), tmp_path / "run"
+    for _ in range(2):
+        train(config, run_dir=folder, overrides=[])
+        assert final_state(folder)[2] == 4  # one best, three without improvement
+        set_status(folder, "running")
+
+
+def test_patience_may_change_on_resume(composed, tmp_path):
     folder = tmp_path / "run"
-    train(config, run_dir=folder, overrides=[])
-    assert final_state(folder)[2] == 4  # one best, three without improvement
-    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "running"})
-    train(config, run_dir=folder, overrides=[])
-    assert final_state(folder)[2] == 4
+    train(composed(*STILL, "budget.steps=3"), run_dir=folder, overrides=[])
+    train(composed(*STILL, "budget.steps=9", "callbacks.early_stopping.patience=4"), run_dir=folder, overrides=[])
+    assert final_state(folder)[2] == 8  # the first validation that early stopping sees is the best
 
 
-def test_other_configurations_are_refused(composed, tmp_path):
+def test_another_configuration_is_refused(composed, tmp_path):
     train(composed(), run_dir=tmp_path / "run", overrides=[])
     with pytest.raises(UserError, match=r"model.width: 64 -> 96.*another run_dir"):
         train(composed("model.width=96"), run_dir=tmp_path / "run", overrides=[])
@@ -156,40 +157,40 @@ def test_other_configurations_are_refused(composed, tmp_path):
         train(composed("resume=never"), run_dir=tmp_path / "run", overrides=[])
 
 
-def test_the_newest_intact_checkpoint_is_taken(composed, tmp_path, capsys):
+def test_changes_can_be_allowed_by_key(composed, tmp_path):
+    folder, changed = tmp_path / "run", ("optimizer.lr=1e-5", "trainer.gradient_clip_val=0.5", "budget.steps=12")
+    train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.001 -> 1e-05; trainer.gradient_clip_val: 1.0 -> 0.5"):
+        train(composed(*changed), run_dir=folder, overrides=[])
+    train(composed(*changed, "allow_changes=[optimizer,trainer.gradient_clip_val]"), run_dir=folder, overrides=[])
+    assert final_state(folder)[2] == 12
+
+
+def test_a_damaged_newest_checkpoint_is_skipped(composed, tmp_path, capsys):
     config, folder = composed("callbacks.checkpoints.every_n_steps=4"), tmp_path / "run"
     train(config, run_dir=folder, overrides=[])
-    state = final_state(folder)
-    newest = run_folder.checkpoints(folder)[0]
+    state, newest = final_state(folder), run_folder.checkpoints(folder)[0]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "running"})
+    set_status(folder, "running")
     train(config, run_dir=folder, overrides=[])
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: damaged, by the sha256: step-000010.ckpt; going on from step-000008.ckpt"]
     assert_same(state, final_state(folder))
 
 
-def test_resume_from_another_runs_checkpoint(composed, tmp_path):
-    train(composed(), run_dir=tmp_path / "first", overrides=[])
-    first = run_folder.checkpoints(tmp_path / "first")[1]
-    train(composed(f"resume='{first}'"), run_dir=tmp_path / "second", overrides=[])
-    assert_same(final_state(tmp_path / "first"), final_state(tmp_path / "second"))
-
-
 @pytest.mark.parametrize(("before", "after"), [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
-def test_another_microbatch_goes_on_at_the_same_step_and_window(composed, tmp_path, before, after):
-    """Half of the run with one microbatch, half with another: the order of the data and of validation is the same."""
+def test_another_microbatch_resumes_at_the_same_step_and_window(composed, tmp_path, before, after):
+    """Half of the run with each microbatch: the order of the data and the steps of validations are the same."""
 
     def half(size, *overrides):
-        return composed("trainer.precision=32-true", "schedule=constant", f"trainer.microbatch={size}", *overrides)
+        settings = "trainer.precision=32-true", "schedule=constant", "val_every_n_steps=3"
+        return composed(*settings, f"trainer.microbatch={size}", *overrides)
 
-    train(half(before, "val_every_n_steps=3"), run_dir=tmp_path / "straight", overrides=[])
-    train(half(before, "val_every_n_steps=3", "budget.steps=4"), run_dir=tmp_path / "changed", overrides=[])
-    with pytest.raises(UserError, match="warmup_steps"):
-        train(half(after, "schedule.warmup_steps=1"), run_dir=tmp_path / "changed", overrides=[])
-    train(half(after, "val_every_n_steps=3"), run_dir=tmp_path / "changed", overrides=[])
+    train(half(before), run_dir=tmp_path / "straight", overrides=[])
+    train(half(before, "budget.steps=4"), run_dir=tmp_path / "changed", overrides=[])
+    train(half(after), run_dir=tmp_path / "changed", overrides=[])
     straight, changed = (history(tmp_path / name) for name in ("straight", "changed"))
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (straight, changed)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
@@ -197,22 +198,12 @@ def test_another_microbatch_goes_on_at_the_same_step_and_window(composed, tmp_pa
     assert [line["step"] for line in changed if "val/loss" in line] == [3, 4, 6, 9, 10]
 
 
-def test_patience_may_change_on_resume(composed, tmp_path):
-    still = [
-        "optimizer.lr=1e-12",
-        "val_every_n_steps=1",
-        "callbacks.early_stopping.min_delta=0.001",
-        "schedule=constant",
-    ]
-    folder = tmp_path / "run"
-    train(composed(*still, "budget.steps=3"), run_dir=folder, overrides=[])
-    train(composed(*still, "budget.steps=9", "callbacks.early_stopping.patience=4"), run_dir=folder, overrides=[])
-    assert final_state(folder)[2] == 8  # the first validation that is watched is the best
-
-
-def test_resume_from_a_run_folder_takes_its_newest_checkpoint(composed, tmp_path):
-    train(composed(), run_dir=tmp_path / "first", overrides=[])
-    assert run_folder.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
-    (tmp_path / "first" / "checkpoints" / "best.json").write_text('{"file": "step-000005.ckpt"}')
-    assert run_folder.find_start(str(tmp_path / "first"), tmp_path).name == "step-000010.ckpt"
-    assert run_folder.find_checkpoint(str(tmp_path / "first"), tmp_path).name == "step-000005.ckpt"
+def test_resume_from_another_run(composed, tmp_path):
+    """From a checkpoint of it, or from its folder, which means the newest one and not the best."""
+    first = tmp_path / "first"
+    train(composed(), run_dir=first, overrides=[])
+    train(composed(f"resume={run_folder.checkpoints(first)[1]}"), run_dir=tmp_path / "second", overrides=[])
+    assert_same(final_state(first), final_state(tmp_path / "second"))
+    (first / "checkpoints" / "best.json").write_text(json.dumps({"file": "step-000005.ckpt"}))
+    assert run_folder.find_resume_checkpoint(str(first), tmp_path).name == "step-000010.ckpt"
+    assert run_folder.find_checkpoint(str(first), tmp_path).name == "step-000005.ckpt"

@@ -1,0 +1,80 @@
+"""One run folder belongs to one process and one run."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_faults import SAVING, fault
+from test_resume import set_status
+
+from slm import verify
+from slm.errors import ResourceError, Stopped, UserError
+from slm.files import run_folder
+from slm.run.train import train
+from slm.training.callbacks.fault import Fault
+
+
+def test_a_run_folder_in_use_is_refused_until_its_process_ends(composed, tmp_path):
+    folder = tmp_path / "run"
+    code = (
+        "import pathlib, sys, time; from slm.files import run_folder\n"
+        f"with run_folder.claimed(pathlib.Path({str(folder)!r})): print('claimed', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"claimed\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid}; wait for it"):
+            train(composed(), run_dir=folder, overrides=[])
+        holder.kill()
+    train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_folder_that_was_moved_away_ends_the_run(composed, tmp_path, monkeypatch, replaced):
+    """Neither is the folder created again, nor is a copy in its place written to."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(self, trainer, *_):
+        if trainer.global_step == 5 and not moved.exists():
+            folder.rename(moved)
+            if replaced:
+                shutil.copytree(moved, folder)
+
+    monkeypatch.setattr(Fault, "on_train_batch_start", move)
+    with pytest.raises(ResourceError, match="was removed or moved away"):
+        train(composed(*SAVING, fault("kill")), run_dir=folder, overrides=[])
+    assert folder.exists() == replaced
+    if replaced:
+        assert run_folder.read_run_json(folder)["status"] == "running"  # as copied
+
+
+def test_checkpoints_of_another_run_are_refused(composed, tmp_path):
+    for name in ("one", "other"):
+        with pytest.raises(Stopped):
+            train(composed(*SAVING, fault("terminate")), run_dir=tmp_path / name, overrides=[])
+    for path in (tmp_path / "other" / "checkpoints").glob("step-000007*"):
+        shutil.copy(path, tmp_path / "one" / "checkpoints")
+    with pytest.raises(UserError, match=r"step-000007.ckpt belongs to another run .*; move it away"):
+        train(composed(*SAVING), run_dir=tmp_path / "one", overrides=[])
+    assert any("is another run's" in problem for problem in verify.find_problems(tmp_path / "one"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(composed, tmp_path):
+    """Not even from the checkpoint of another run that resume= names."""
+    train(composed("callbacks.samples=null"), run_dir=tmp_path / "other", overrides=[])
+    start = f"resume={run_folder.checkpoints(tmp_path / 'other')[1]}"
+    train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
+    set_status(tmp_path / "run", "running")
+    for path in (tmp_path / "run" / "checkpoints").glob("*.sha256"):
+        path.unlink()
+    with pytest.raises(UserError, match="is intact; move the folder away"):
+        train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
+def test_a_rank_in_the_environment_does_not_matter_to_one_device(composed, tmp_path, monkeypatch, name):
+    """A run on one device is its own first process, so it writes the run folder."""
+    monkeypatch.setenv(name, "1")
+    train(composed("callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    assert list(verify.find_problems(tmp_path / "run")) == []
