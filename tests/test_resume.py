@@ -121,13 +121,14 @@ def test_a_finished_run_is_not_trained_again(composed, tmp_path, capsys):
 
 
 def test_a_longer_budget_continues_a_finished_run(composed, tmp_path):
-    train(composed("schedule=constant"), run_dir=tmp_path / "run", overrides=[])
-    longer = "schedule=constant", "budget.steps=14"
+    short, longer = (["schedule=constant", "val_every_n_steps=4", f"budget.steps={steps}"] for steps in (10, 14))
+    train(composed(*short), run_dir=tmp_path / "run", overrides=[])
     with pytest.raises(UserError, match=r"schedule.warmup_steps: None -> 1"):
         train(composed(*longer, "schedule.warmup_steps=1"), run_dir=tmp_path / "run", overrides=[])
     train(composed(*longer), run_dir=tmp_path / "run", overrides=[])
     assert final_state(tmp_path / "run")[2] == 14
     assert [line["step"] for line in history(tmp_path / "run") if "train/loss" in line] == list(range(1, 15))
+    assert [line["step"] for line in history(tmp_path / "run") if "val/loss" in line] == [4, 8, 10, 12, 14]
 
 
 STILL = "optimizer.lr=1e-12", "val_every_n_steps=1", "callbacks.early_stopping.min_delta=0.001", "schedule=constant"

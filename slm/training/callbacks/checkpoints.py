@@ -56,6 +56,10 @@ class Checkpoints(Checkpoint):
         else:
             self.best = None  # resumed from another run, whose best is not in this folder
 
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        # the step that loggers receive, which Lightning miscounts after a resume from a validation out of turn
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
