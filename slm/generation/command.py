@@ -1,21 +1,16 @@
 """The work of generate.py: load a checkpoint, generate, print."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-import torch
-
-from slm import checkpoint
 from slm.errors import UserError
-from slm.files import atomic, run_folder
+from slm.files import atomic
 from slm.generation.chat import chat
-from slm.generation.quantize import Dtype, check_dtype, for_decoding
+from slm.generation.language_model import Device, load
+from slm.generation.quantize import Dtype
 from slm.generation.sampling import Sampler
-from slm.generation.stream import Completion, TextStream, check_count, completions, encode_prompt, generate
-from slm.model import GPT
-from slm.tokenizers import Tokenizer
+from slm.generation.stream import Completion, check_count, completions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ class Request:
     stream: bool | None
     format: Literal["text", "jsonl"]
     interactive: bool
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
     dtype: Dtype
 
     def __post_init__(self):
@@ -81,35 +76,20 @@ def generate_command(request: Request):
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
-    device = choose_device(request.device)
-    check_dtype(request.dtype, device)
-    path = run_folder.find_checkpoint(request.ckpt, atomic.expanded(request.runs_dir))
-    loaded = checkpoint.load(path, device)
-    for_decoding(loaded.model, request.dtype)
-    settings = {
-        **{"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "seed": request.seed},
-        **{"max_new_tokens": request.max_new_tokens, "stop_at_eos": request.stop_at_eos},
-    }
+    loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype)
+    settings = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, "stop_at_eos": request.stop_at_eos}
+    both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler}
     if request.interactive:
-        chat(loaded=f"{path} (step {loaded.step})", **settings)
+        chat(loaded=f"{loaded.path} (step {loaded.step})", **both, **settings)
     elif request.stream or (request.stream is None and single):
         print(prompts[0], end="")
-        for piece in stream_text(prompt=prompts[0], **settings):
+        for piece in loaded.stream(prompts[0], **settings, **asdict(sampler)):
             print(piece, end="", flush=True)
         print()
     else:
-        stream = completions(prompts=prompts, num_samples=request.num_samples, **settings)
+        stream = completions(prompts=prompts, num_samples=request.num_samples, **both, **settings)
         for number, completion in enumerate(stream):
             print_completion(completion, number % request.num_samples, request.format)
-
-
-def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, *, stop_at_eos: bool, **settings) -> Iterator[str]:
-    """The text of one prompt in pieces of complete characters. Raises: UserError: as `generate`."""
-    text, eos = TextStream(tokenizer), tokenizer.eos if stop_at_eos else None
-    for step in generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **settings):
-        for _, token in step:
-            yield text.add(token)
-    yield text.flush()
 
 
 def print_completion(completion: Completion, sample: int, form: Literal["text", "jsonl"]):
@@ -118,14 +98,3 @@ def print_completion(completion: Completion, sample: int, form: Literal["text", 
         print(f"{completion.prompt}{completion.text}\n---")
     else:
         print(json.dumps({**asdict(completion), "sample": sample}, ensure_ascii=False))
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA, else MPS, else the CPU. Raises: UserError: if torch does not find the device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no CUDA GPU; use device=cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps, but torch finds no MPS; use device=cpu")
-    return torch.device(name)

@@ -211,13 +211,16 @@ def conclude(run_dir: Path, config: RunConfig, objective: float | None, stopped:
     if config.trainer.fast_dev_run:
         print(f"done: fast_dev_run ran {config.budget.steps} step(s) with validation; nothing was kept")
         return
+    generate, evaluate = "python generate.py", "python -m slm.evaluate"
+    if "SLM_COMMAND" in os.environ:
+        generate, evaluate = "slm generate", "slm evaluate"
     samples = config.callbacks.get("samples")
     prompt = ((samples and samples.settings.get("prompts")) or ["Once upon a time"])[0]
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
     print(f"        {run_dir / 'loss.png'}")
-    print(f"        python generate.py ckpt={shlex.quote(str(run_dir))} prompt={shlex.quote(prompt)}")
+    print(f"        {generate} ckpt={shlex.quote(str(run_dir))} prompt={shlex.quote(prompt)}")
     if "stories" in config.callbacks:
-        print(f"        python -m slm.evaluate {shlex.quote(str(run_dir))}")
+        print(f"        {evaluate} {shlex.quote(str(run_dir))}")
 
 
 def is_first_process(config: RunConfig) -> bool:

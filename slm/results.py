@@ -1,0 +1,80 @@
+"""Finished and unfinished runs in Python: one run, and a table of runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.files import jsonl, run_folder
+
+COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json: id, status, objective, configuration, versions, device. Raises UserError if it is damaged."""
+        return run_folder.require_run_json(self.folder)
+
+    @property
+    def status(self) -> str:
+        """running, done, stopped or failed."""
+        return self.info["status"]
+
+    @property
+    def objective(self) -> float | None:
+        """The lowest value of the configuration's optimized_metric."""
+        return self.info["objective"]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return list(jsonl.lines(self.folder / "metrics.jsonl"))
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step -> value of one metric, such as train/loss."""
+        return {line["step"]: line[name] for line in self.metrics if line.get(name) is not None}
+
+    def load(self, **settings):
+        """The best model of the run, a LanguageModel. Settings and errors as in slm.load."""
+        from slm.generation.language_model import load
+
+        return load(self.folder, **settings)
+
+
+class RunTable(list[Run]):
+    """Runs, sorted by creation, that print as a table."""
+
+    def rows(self, *keys: str) -> list[dict[str, Any]]:
+        """Per run the folder, columns of run.json, and dotted configuration keys such as optimizer.lr."""
+        return [
+            {"folder": str(run.folder)} | {key: _value(run.info, key) for key in (*COLUMNS[1:], *keys)} for run in self
+        ]
+
+    def __repr__(self) -> str:
+        rows = [[str(_value(run.info, key)) for key in COLUMNS] for run in self]
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (COLUMNS, *rows))
+
+
+def runs(*folders: str | Path) -> RunTable:
+    """The runs below the folders, `runs` and `sweeps` unless given. Raises UserError for a damaged run.json."""
+    roots: Iterable[Path] = map(Path, folders or ("runs", "sweeps"))
+    found = {path.parent for root in roots for path in root.rglob("run.json")}
+    return RunTable(sorted(map(Run, found), key=lambda run: (run.info["created"], run.folder.name)))
+
+
+def _value(info: dict[str, Any], key: str) -> Any:
+    """A field of run.json, or a value of its configuration by dotted key; None if there is none."""
+    if key in info:
+        value = info[key]
+        return round(value, 4) if isinstance(value, float) else value
+    value: Any = info["config"]
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,25 @@
+"""slm.train: a training from Python, with the overrides of the command line."""
+
+import os
+from collections.abc import Sequence
+
+from slm.errors import Stopped
+from slm.results import Run
+from slm.run import cli
+
+
+def train(overrides: Sequence[str] = ()) -> Run:
+    """Trains like `python train.py` with these overrides, and returns the run.
+
+    A run stopped by Ctrl-C or SIGTERM has the status "stopped"; the same run_dir resumes it. Raises UserError,
+    ResourceError or Diverged.
+    """
+    config = cli.compose(overrides)
+    try:
+        folder = cli.choose_folder(config)
+        cli.run(config, folder, list(overrides))
+    except Stopped:
+        pass
+    finally:
+        os.environ.pop("SLM_RUN_DIR", None)
+    return Run(folder)
