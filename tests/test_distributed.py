@@ -2,28 +2,29 @@
 
 import pytest
 from test_cli import command
+from test_faults import fault
 from test_resume import final_state, history
 
 from slm import verify
+from slm.files import jsonl
+
+TWO = "trainer.devices=2", "trainer.strategy=ddp"
+
+
+@pytest.fixture
+def small(text_file, tmp_path) -> list[str]:
+    """The arguments of a run that takes seconds, in exact arithmetic, with a log of windows."""
+    return [
+        *("data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "debug=default"),
+        *("trainer=cpu", "trainer.precision=32-true", "trainer.microbatch=1", "log_windows=true"),
+        *(f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"),
+    ]
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(text_file, tmp_path):
-    small = [
-        "data=text",
-        f"data.path={text_file}",
-        "data.separator=<|endoftext|>",
-        "tokenizer=bytes",
-        "debug=default",
-        "trainer=cpu",
-        "trainer.precision=32-true",
-        "trainer.microbatch=2",
-        "debug.log_windows=true",
-        f"runs_dir={tmp_path}",
-        f"cache_dir={tmp_path / 'cache'}",
-    ]
+def test_two_processes_equal_one(small, tmp_path):
     one = command("train.py", *small, f"run_dir={tmp_path / 'one'}")
-    two = command("train.py", *small, f"run_dir={tmp_path / 'two'}", "trainer.devices=2", "trainer.strategy=ddp")
+    two = command("train.py", *small, f"run_dir={tmp_path / 'two'}", *TWO)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert one.stdout.count("done:") == two.stdout.count("done:") == 1
@@ -38,20 +39,28 @@ def test_two_processes_equal_one(text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(text_file, tmp_path):
-    """One of them is asked; both save and end. One process then takes the run to its end, over the same windows."""
-    small = [
-        *("data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "debug=default"),
-        *("trainer=cpu", "trainer.precision=32-true", "trainer.microbatch=1", "debug.log_windows=true"),
-        *(f"run_dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"),
-    ]
-    two = "trainer.devices=2", "trainer.strategy=ddp"
-    stopped = command("train.py", *small, *two, "debug.fault.kind=terminate", "debug.fault.step=7")
+def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
+    """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
+    run = [*small, f"run_dir={tmp_path / 'run'}"]
+    stopped = command("train.py", *run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
-    refused = command("train.py", *small, *two, "debug.fault.kind=nonfinite", "debug.fault.step=8")
-    assert refused.returncode == 3, refused.stderr
-    assert "stopped before the update" in refused.stderr
-    done = command("train.py", *small)
+    diverged = command("train.py", *run, *TWO, fault("nonfinite", step=8))
+    assert diverged.returncode == 3, diverged.stderr
+    assert "stopped before the update" in diverged.stderr
+    done = command("train.py", *run)
     assert done.returncode == 0, done.stderr
     assert "the windows stay the same" in done.stdout
     assert list(verify.find_problems(tmp_path / "run")) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_of_runs_on_two_processes(small, tmp_path):
+    """Each job's second process trains that job alone, in its folder, which is named by the swept key."""
+    done = command("train.py", "-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done:") == 2
+    assert sorted(path.name for path in (tmp_path / "sweep").glob("*/")) == ["seed-1", "seed-2"]
+    for seed in (1, 2):
+        folder = tmp_path / "sweep" / f"seed-{seed}"
+        assert list(verify.find_problems(folder)) == []
+        assert len(list(jsonl.lines(folder / "windows.jsonl"))) == 10

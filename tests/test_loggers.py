@@ -1,4 +1,4 @@
-"""Every logger writes, and none disturbs another or a resume."""
+"""Every logger writes; none affects another or a resume."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from slm.files import jsonl
 from slm.run.train import train
 
 
-def test_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
+def test_metrics_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
     train(composed("logger=csv"), run_dir=tmp_path / "run", overrides=[])
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -19,19 +19,19 @@ def test_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
 
 
-def test_a_logger_may_be_left_out(composed, tmp_path):
+def test_a_logger_can_be_left_out(composed, tmp_path):
     train(composed("logger=csv", "logger.csv=null"), run_dir=tmp_path / "run", overrides=[])
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_tensorboard(composed, tmp_path):
+def test_tensorboard_writes_an_event_file(composed, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     train(composed("logger=tensorboard"), run_dir=tmp_path / "run", overrides=[])
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatch, capsys):
-    """Without a key it says so once; both lives are one W&B run; a table of stories is logged."""
+    """Without a key the run is kept offline; both attempts are one W&B run; a table of samples is logged."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -39,14 +39,14 @@ def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatc
     train(composed("logger=wandb"), run_dir=folder, overrides=[])
     train(composed("logger=wandb", "budget.steps=12"), run_dir=folder, overrides=[])
     assert "no key" in capsys.readouterr().out
-    lives = list((folder / "wandb").glob("offline-run-*"))
+    attempts = list((folder / "wandb").glob("offline-run-*"))
     identity = json.loads((folder / "run.json").read_text())["run_id"]
-    assert len(lives) == 2
-    assert all(life.name.endswith(identity) for life in lives)
+    assert len(attempts) == 2
+    assert all(attempt.name.endswith(identity) for attempt in attempts)
     assert list((folder / "wandb").rglob("*.table.json"))
 
 
-def test_events_survive_a_torn_line_and_forget_what_comes_after(tmp_path):
+def test_a_torn_line_is_ignored_and_later_lines_are_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
         jsonl.append(path, {"step": step, "loss": float("inf") if step == 2 else 0.5})
