@@ -1,10 +1,5 @@
-"""A stand-in for the Hugging Face Hub on 127.0.0.1, which serves one folder as the dataset roneneldan/TinyStories.
+"""A local server that answers like the Hugging Face Hub and serves a folder as the dataset roneneldan/TinyStories."""
 
-By hand: `python tests/hub.py FOLDER [--port N]`, then export the HF_ENDPOINT it prints. Real code is used against it,
-so it answers what the Hub answers; tests stop it, or let it fail, as they need.
-"""
-
-import argparse
 import hashlib
 import json
 import re
@@ -17,16 +12,14 @@ README = b"---\nlicense: cdla-sharing-1.0\n---\nTinyStories\n"
 
 
 class Hub(ThreadingHTTPServer):
-    """`requests` lists what was asked for. `commit` follows from the folder's contents, as on the real Hub."""
+    """`requests` lists the requests. `commit` is a hash of the folder's contents, as on the real Hub."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int = 0):
-        super().__init__(("127.0.0.1", port), Handler)
-        self.files = {
-            f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
-        }
-        self.files.setdefault("README.md", README)
+    def __init__(self, folder: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        self.files = {"README.md": README, **{f.relative_to(folder).as_posix(): f.read_bytes() for f in files}}
         self.commit = hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
         self.requests: list[str] = []
 
@@ -61,10 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         inside = {name: data for name, data in self.server.files.items() if name.startswith(folder)}
         entries = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}] if not folder else []
         for name, data in inside.items():
-            lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-            entries.append(
-                {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "lfs": lfs}
-            )
+            size = {"size": len(data)}
+            lfs = {"oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130, **size}
+            entries.append({"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "lfs": lfs, **size})
         if inside:
             self.send_json(entries)
         else:
@@ -93,13 +85,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve FOLDER as the dataset roneneldan/TinyStories.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--port", type=int, default=0)
-    arguments = parser.parse_args()
-    with Hub(arguments.folder, arguments.port) as hub:
-        print(f"export HF_ENDPOINT={hub.endpoint}", flush=True)
-        hub.serve_forever()

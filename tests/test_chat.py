@@ -150,19 +150,16 @@ def test_every_setting_has_a_command_and_help_names_all(talk):
     assert all(f"/{name}" in out for name in [*COMMANDS, "reset", "help", "quit"])
 
 
-def test_the_first_line_describes_the_model(talk):
+def test_the_first_lines_describe_model_and_settings_if_these_are_valid(talk):
     assert talk(loaded="runs/mine, step 300")[0] == "runs/mine, step 300"
     assert talk()[0].startswith("temperature=0.9 top_k=40 ")
+    with pytest.raises(UserError, match="max_new_tokens=0 must"):
+        talk(max_new_tokens=0)
 
 
 @pytest.mark.parametrize("key", ["/quit", " /quit ", EOFError, KeyboardInterrupt])
 def test_keys_that_leave(talk, key):
     assert seeds(talk("Once", key, "Once")) == [5]
-
-
-def test_wrong_settings_are_refused_before_the_first_prompt(talk):
-    with pytest.raises(UserError, match="max_new_tokens=0 must"):
-        talk(max_new_tokens=0)
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
@@ -190,16 +187,13 @@ def test_an_interrupt_ends_the_text_but_not_the_program(talk, model):
     assert model.training
 
 
-def test_an_incomplete_character_is_replaced_after_an_interrupt(talk, monkeypatch):
+def test_incomplete_and_control_characters_are_replaced(talk, monkeypatch):
     def half_a_character(*_, **__):
         yield [(0, 0xC3)]
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(module, "generate", half_a_character)
     assert "Once� [stopped]" in talk("Once")
-
-
-def test_control_characters_are_replaced():
     assert module.printable("a\x1b[31m é\n\tb\r\x07") == "a�[31m é\n\tb��"
 
 

@@ -1,6 +1,5 @@
 """Corpora: equal documents from every source, errors with a remedy, correct splits and fingerprints."""
 
-import hashlib
 import json
 import os
 import re
@@ -23,8 +22,6 @@ from hub import REPOSITORY, Hub
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from slm.corpora import shakespeare
-from slm.corpora.download import fetch
 from slm.corpora.jsonl import JsonLines
 from slm.corpora.shakespeare import Shakespeare
 from slm.corpora.text import Text, split_stream
@@ -235,16 +232,6 @@ def test_the_cache_of_load_dataset_is_used_offline(tmp_path, read):
     assert read(hub.endpoint, streaming=False).documents == STORIES
 
 
-def test_the_stub_hub_as_a_program(tmp_path):
-    folder = write_stories(tmp_path)
-    command = [sys.executable, str(PROJECT / "tests" / "hub.py"), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        endpoint = process.stdout.readline().strip().removeprefix("export HF_ENDPOINT=")
-        answer = json.loads(fetch(f"{endpoint}/api/datasets/{REPOSITORY}/revision/main", seconds=5))
-        process.terminate()
-    assert re.fullmatch("[0-9a-f]{40}", answer["sha"])
-
-
 class Handler(BaseHTTPRequestHandler):
     """Answers with its server's `behaviour`: a status, a body, or an answer that never ends."""
 
@@ -348,7 +335,7 @@ def both(corpus: Text | Shakespeare) -> tuple[list[str], list[str]]:
     return list(corpus.documents("train")), list(corpus.documents("validation"))
 
 
-def test_text_from_a_file_a_folder_and_a_glob(tmp_path):
+def test_text_from_files_folders_and_globs_absolute_relative_and_at_home(tmp_path, monkeypatch):
     for name in ("b.txt", "a/z.txt", "a/y/x.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f" {name}\n")
@@ -356,22 +343,22 @@ def test_text_from_a_file_a_folder_and_a_glob(tmp_path):
     assert both(text(tmp_path)) == ([" a/y/x.txt\n", " a/z.txt\n"], [" b.txt\n"])
     assert both(text(tmp_path / "**" / "[xz].txt")) == ([" a/y/x.txt\n"], [" a/z.txt\n"])
     assert both(text(tmp_path / "*.[tm]?*", train_ratio=0.1)) == ([" b.txt\n"], [" notes.md\n"])
-    assert both(text(tmp_path / "notes.md")) == ([" note"], ["s.md\n"])
-
-
-def test_text_relative_and_home_paths(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("abcd")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for path in ("a.txt", "*.txt", "~/a.txt", "~/*.txt", "."):
-        assert both(text(path)) == (["ab"], ["cd"])
+    for path in (tmp_path / "notes.md", "notes.md", "*.md", "~/notes.md", "~/*.md"):
+        assert both(text(path)) == ([" note"], ["s.md\n"])
+    assert both(text(".")) == both(text(tmp_path))
 
 
-def test_text_with_separator_byte_order_mark_and_all_line_ends(tmp_path):
+def test_text_with_separator_byte_order_mark_line_ends_and_unusual_characters(tmp_path):
+    """NUL, control characters and a second byte order mark stay."""
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbf\r\n one\r\ntwo \r<|end|>\n <|end|><|end|>three<|end|>f\xc3\xbcnf<|end|>\n")
-    corpus = text(file, separator="<|end|>", train_ratio=0.6)
-    assert both(corpus) == (["one\ntwo", "three"], ["fünf"])
+    assert both(text(file, separator="<|end|>", train_ratio=0.6)) == (["one\ntwo", "three"], ["fünf"])
+    odd = "a\0b \x01\x1b \ufeff \U0001f642"
+    file.write_bytes(b"\xef\xbb\xbf" + odd.encode() + b"\r\none\rtwo\nthree\r\n")
+    (tmp_path / "b.txt").write_text("last")
+    assert both(text(tmp_path)) == ([odd + "\none\ntwo\nthree\n"], ["last"])
 
 
 @pytest.mark.parametrize("separator", ["a", "ab", "aa", "aab", "\n\n"])
@@ -474,17 +461,8 @@ def test_text_skips_files_without_text(tmp_path):
     (tmp_path / "d.txt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "e.txt")
     (tmp_path / "f.txt").write_text("last")
-    corpus = text(tmp_path, train_ratio=0.5)
-    assert corpus.fingerprint()
-    assert both(corpus) == (["first"], ["last"])
-
-
-def test_text_keeps_unusual_utf8(tmp_path):
-    """NUL, control characters and a byte order mark that is not at the start."""
-    odd = "a\0b \x01\x1b \ufeff \U0001f642"
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + odd.encode() + b"\r\none\rtwo\nthree\r\n")
-    (tmp_path / "b.txt").write_text("last")
-    assert both(text(tmp_path, train_ratio=0.5))[0] == [odd + "\none\ntwo\nthree\n"]
+    assert text(tmp_path).fingerprint()
+    assert both(text(tmp_path)) == (["first"], ["last"])
 
 
 @pytest.mark.parametrize("separator", [None, "|"])
@@ -535,25 +513,13 @@ def test_json_lines_are_documents(tmp_path):
     assert len({corpus.fingerprint(), json_lines(tmp_path, "other").fingerprint(), text(tmp_path).fingerprint()}) == 3
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "7",
-        '"text"',
-        '["text"]',
-        '{"txt": "a"}',
-        '{"text": null}',
-        '{"text": 7}',
-        '{"text": "\\ud800"}',
-        "[" * 2000,
-    ],
-    ids=["cut", "number", "string", "list", "no key", "null", "no text", "surrogate", "deep"],
-)
-def test_a_wrong_json_line_is_named(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "one"}}\n\n{line}\n')
-    with mistake(r"a\.jsonl line 3 is not a JSON object with a text under data\.key=text"):
-        next(json_lines(tmp_path).documents("train"))
+def test_a_wrong_json_line_is_named(tmp_path):
+    no_objects = "{", "7", '"text"', '["text"]', "[" * 2000
+    no_text = '{"txt": "a"}', '{"text": null}', '{"text": 7}', '{"text": "\\ud800"}'
+    for line in (*no_objects, *no_text):
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "one"}}\n\n{line}\n')
+        with mistake(r"a\.jsonl line 3 is not a JSON object with a text under data\.key=text"):
+            next(json_lines(tmp_path).documents("train"))
 
 
 # Shakespeare
@@ -563,20 +529,16 @@ def tiny_shakespeare(cache: Path, path: Path | None = None, url: str = "http://1
     return Shakespeare(path=path and str(path), url=url, cache=str(cache), train_ratio=0.95)
 
 
-def test_shakespeare_is_cut_at_95_percent(tmp_path):
+def test_shakespeare_is_downloaded_once_and_split_at_95_percent(tmp_path):
     file = real("shakespeare/input.txt")
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == shakespeare.SHA256
-    (train,), (validation,) = both(tiny_shakespeare(tmp_path, path=file))
+    local = tiny_shakespeare(tmp_path, path=file)
+    (train,), (validation,) = both(local)
     assert (len(train), len(validation)) == (1_059_624, 55_770)
     assert train + validation == file.read_text(encoding="utf-8")
-
-
-def test_shakespeare_is_downloaded_once(tmp_path):
-    file = real("shakespeare/input.txt")
     with web_server(file.read_bytes()) as server:
         corpus = tiny_shakespeare(tmp_path, url=f"http://127.0.0.1:{server.server_port}/input.txt")
-        assert both(corpus) == both(tiny_shakespeare(tmp_path, path=file))
-        assert corpus.fingerprint() == tiny_shakespeare(tmp_path, path=file).fingerprint()
+        assert both(corpus) == both(local)
+        assert corpus.fingerprint() == local.fingerprint()
         assert server.requests == 1
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["input.txt"], "a partial file is left"
 
@@ -590,15 +552,7 @@ def test_another_download_than_shakespeare_is_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Download, and the YAML files
-
-
-def test_fetch_limits_the_total_time():
-    with web_server("trickling") as server:
-        started = time.monotonic()
-        with pytest.raises(OSError, match=r"no answer within 0\.5 s"):
-            fetch(f"http://127.0.0.1:{server.server_port}/", seconds=0.5)
-        assert time.monotonic() - started < 1.5
+# The YAML files
 
 
 @pytest.mark.parametrize("name", ["tinystories", "shakespeare", "text", "jsonl"])

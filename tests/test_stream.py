@@ -106,13 +106,9 @@ def test_a_row_stops_after_its_eos_and_other_rows_continue():
     eos = texts[0][4]
     assert len({len(text) for text in until(eos, texts).values()}) > 1
     assert run(model, prompts, eos=eos) == until(eos, texts)
-
-
-def test_an_eos_in_the_prompt_does_not_stop_the_row():
-    model = tiny()
     expected = reference(model, [9, 4, 9], 5)
     assert 9 not in expected
-    assert run(model, [[9, 4, 9]], eos=9, max_new_tokens=5) == {0: expected}
+    assert run(model, [[9, 4, 9]], eos=9, max_new_tokens=5) == {0: expected}, "an eos in the prompt stops the row"
 
 
 @pytest.mark.parametrize("eos", [None, 3])
@@ -130,6 +126,8 @@ def test_one_forward_pass_per_step_with_one_token_per_active_row():
     steps = list(generate(model, prompts_of(3, 5), sampler=GREEDY, max_new_tokens=4, eos=None, seed=0))
     assert [[row for row, _ in step] for step in steps] == [[0], [0], [0, 1], [0, 1], [1], [1]]
     assert shapes == [(2, 3), (2, 1), (2, 1), (2, 1), (1, 1), (1, 1)]
+    steps = list(generate(model, prompts_of(1, 9), sampler=GREEDY, max_new_tokens=2, eos=None, seed=0))
+    assert [[row for row, _ in step] for step in steps] == [[0], [0], [1], [1]], "steps without a new token are yielded"
     shapes.clear()
     run(model, prompts_of(15), max_new_tokens=5)
     assert shapes == [(1, 15), (1, 1), (1, 9), (1, 1), (1, 1)]  # 9: the newest half of 16, and the new token
@@ -151,12 +149,6 @@ def test_a_long_prompt_takes_few_passes_beside_a_short_one():
     assert sum(rows * ids for rows, ids in shapes) < 100
     tail = window_start(len(long), 16)
     assert texts == {0: reference(model, short, 4), 1: reference(model, long[tail:], 4)}
-
-
-def test_steps_without_a_new_token_are_not_yielded():
-    model = tiny(context=64)
-    steps = list(generate(model, prompts_of(1, 9), sampler=GREEDY, max_new_tokens=2, eos=None, seed=0))
-    assert [[row for row, _ in step] for step in steps] == [[0], [0], [1], [1]]
 
 
 def test_global_state_does_not_change():
@@ -205,16 +197,13 @@ def test_a_diverged_model_is_reported():
         run(model, prompts_of(3), sampler=Sampler(top_k=5, top_p=0.5))
 
 
-@pytest.mark.parametrize("prompt", [[], [VOCABULARY], [-1]])
-def test_a_wrong_prompt_is_refused_at_the_call(prompt):
-    with pytest.raises(ValueError, match="at least one id, and only ids below the vocabulary size 30"):
-        generate(tiny(), [[1], prompt], sampler=GREEDY, max_new_tokens=1, eos=None, seed=0)
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, True, None])
-def test_max_new_tokens_is_checked_at_the_call(count):
-    with pytest.raises(UserError, match=r"max_new_tokens=.* must be a whole number from 1"):
-        generate(tiny(), [[1]], sampler=GREEDY, max_new_tokens=count, eos=None, seed=0)
+def test_wrong_arguments_are_refused_at_the_call():
+    for prompt in ([], [VOCABULARY], [-1]):
+        with pytest.raises(ValueError, match="at least one id, and only ids below the vocabulary size 30"):
+            generate(tiny(), [[1], prompt], sampler=GREEDY, max_new_tokens=1, eos=None, seed=0)
+    for count in (0, -1, 2.0, True, None):
+        with pytest.raises(UserError, match=r"max_new_tokens=.* must be a whole number from 1"):
+            generate(tiny(), [[1]], sampler=GREEDY, max_new_tokens=count, eos=None, seed=0)
 
 
 # Texts
@@ -265,6 +254,11 @@ def test_every_prompt_has_its_samples(tokenizer):
     assert len({c.text for c in flat}) == 12
     assert {c.finished for c in flat} == {True, False}
     assert all(c.tokens == 25 or (c.finished and c.tokens < 25) for c in flat)
+    [group] = completions(tokenizer, ["ab"], num_samples=6, stop_at_eos=False)
+    assert all(c.tokens == 25 and not c.finished for c in group)
+    assert completions(tokenizer, []) == []
+    with pytest.raises(UserError, match="num_samples=0 must be a whole number from 1"):
+        completions(tokenizer, ["a"], num_samples=0)
 
 
 def test_completions_have_the_generated_text_without_eos(tokenizer):
@@ -295,14 +289,3 @@ def test_completions_are_generated_on_request(tokenizer):
     settings = {"num_samples": 10**6, "sampler": Sampler(), "max_new_tokens": 2, "seed": 0}
     texts = stream.completions(model, tokenizer, prompts, **settings)
     assert [next(texts).prompt for _ in range(100)] == ["ab"] * 100
-
-
-def test_completions_may_continue_after_eos(tokenizer):
-    [group] = completions(tokenizer, ["ab"], num_samples=6, stop_at_eos=False)
-    assert all(c.tokens == 25 and not c.finished for c in group)
-
-
-def test_no_prompts_and_no_samples(tokenizer):
-    assert completions(tokenizer, []) == []
-    with pytest.raises(UserError, match="num_samples=0 must be a whole number from 1"):
-        completions(tokenizer, ["a"], num_samples=0)
