@@ -91,10 +91,11 @@ REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exa
 
 def hint_for(key: str, known: Sequence[str]) -> str:
     """'; did you mean ...?' for a key that does not exist: by a synonym, an equal last part, or a similar spelling."""
-    last = key.rpartition(".")[2]
+    last, first = key.rpartition(".")[2], key.partition(".")[0]
     equal = [name for name in known if name.rpartition(".")[2] == last and name != key]
-    if last in SYNONYMS and SYNONYMS[last] != key:
-        return f"; did you mean {SYNONYMS[last]}?"
+    for part in (last, first):
+        if part in SYNONYMS and SYNONYMS[part] != key:
+            return f"; did you mean {SYNONYMS[part]}?"
     return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.75)
 
 

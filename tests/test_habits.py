@@ -1,0 +1,161 @@
+"""What users of Lightning, lightning-hydra-template, nanoGPT and Hugging Face type by habit: it works, or the answer
+names the right key."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import trained
+
+from slm.errors import UserError
+from slm.run import cli
+from slm.run.overrides import read_arguments
+
+ROOT = Path(__file__).parents[1]
+DATA = ["data=text", "data.path=input.txt", "tokenizer=bytes", "trainer=cpu"]
+
+WORKS = {  # habit -> (what it sets, its value)
+    "trainer.max_steps=7": ("budget.steps", 7),
+    "+trainer.max_steps=7": ("budget.steps", 7),
+    "trainer.max_epochs=3": ("budget.epochs", 3),
+    "trainer.max_time=00:01:00": ("budget.max_time", "00:01:00"),
+    "+trainer.fast_dev_run=true": ("trainer.fast_dev_run", True),
+    "trainer.fast_dev_run=3": ("budget.steps", 3),
+    "+trainer.limit_val_batches=2": ("trainer.lightning", {"limit_val_batches": 2, "num_sanity_val_steps": 0}),
+    "trainer.num_sanity_val_steps=2": ("trainer.lightning", {"num_sanity_val_steps": 2}),
+    "trainer.profiler=simple": ("trainer.lightning", {"profiler": "simple", "num_sanity_val_steps": 0}),
+    "trainer.gradient_clip_val=0.5": ("trainer.gradient_clip_val", 0.5),
+    "++trainer.accumulate_grad_batches=4": ("trainer.accumulate_grad_batches", 4),
+    "trainer.log_every_n_steps=5": ("log_every_n_steps", 5),
+    "trainer.precision=16": ("trainer.precision", 16),
+    "trainer.precision=bf16": ("trainer.precision", "bf16"),
+    "trainer.devices=2": ("trainer.devices", 2),
+    "trainer=gpu": ("trainer.accelerator", "gpu"),
+    "trainer=ddp": ("trainer.strategy", "ddp"),
+    "trainer=ddp_sim": ("trainer.devices", 2),
+    "ckpt_path=runs/a/last.ckpt": ("resume", "runs/a/last.ckpt"),
+    "task_name=mine": ("name", "mine"),
+    "paths.output_dir=out": ("run_dir", "out"),
+    "hydra.run.dir=out": ("run_dir", "out"),
+    "paths.log_dir=logs": ("runs_dir", "logs"),
+    "debug=fdr": ("trainer.fast_dev_run", True),
+    "debug=limit": ("budget.epochs", 0.01),
+    "debug=overfit": ("data.train_windows", 4),
+    "debug=profiler": ("budget.steps", 20),
+    "callbacks=none": ("callbacks", ["checkpoints"]),
+    "callbacks=ema": ("callbacks.ema", None),
+    "logger=null": ("logger", []),
+    "~logger": ("logger", []),
+    "logger=csv": ("logger", ["csv"]),
+    "logger=many_loggers": ("logger", ["csv", "tensorboard", "wandb"]),
+    "tags=[a,b]": ("tags", ["a", "b"]),
+    "seed=0": ("seed", 0),
+    "experiment=null": ("name", "small"),
+}
+ANSWERED = {  # habit -> the right name in the answer
+    "model.n_layer=4": "did you mean model.depth?",
+    "model.num_hidden_layers=4": "did you mean model.depth?",
+    "model.n_embd=64": "did you mean model.width?",
+    "model.hidden_size=64": "did you mean model.width?",
+    "model.n_head=4": "did you mean model.head_dim (heads = width / head_dim)?",
+    "model.block_size=64": "did you mean model.context?",
+    "+model.max_position_embeddings=64": "did you mean model.context?",
+    "block_size=64": "did you mean model.context?",
+    "data.batch_size=4": "did you mean data.batch_windows (windows per step)?",
+    "+data.batch_size=4": "did you mean data.batch_windows (windows per step)?",
+    "data.num_workers=2": "did you mean data.workers?",
+    "learning_rate=1e-3": "did you mean optimizer.lr?",
+    "model.optimizer.lr=1e-3": "did you mean optimizer.lr?",
+    "optimizer.lrr=1e-3": "did you mean optimizer.lr?",
+    "max_iters=100": "did you mean budget.steps?",
+    "max_epochs=3": "did you mean budget.epochs?",
+    "eval_interval=100": "did you mean val_every_n_steps?",
+    "grad_clip=1.0": "did you mean trainer.gradient_clip_val?",
+    "gradient_accumulation_steps=4": "did you mean trainer.accumulate_grad_batches?",
+    "warmup_iters=100": "did you mean schedule.warmup_steps?",
+    "out_dir=out": "did you mean run_dir?",
+    "wandb_project=x": "did you mean logger.wandb.project (with logger=wandb)?",
+    "dtype=float16": "did you mean trainer.precision?",
+    "model.vocab_size=100": "tokenizer.vocab_size",
+    "trainer.overfit_batches=1": "use debug=overfit",
+    "+trainer.limit_train_batches=10": "budget.steps",
+    "trainer.val_check_interval=100": "use val_every_n_steps",
+    "trainer.enable_checkpointing=false": "see callbacks.checkpoints",
+    "trainer.max_stepz=3": "there is no key trainer.max_stepz",
+    "trainer=gpuu": "is not one of auto, cpu, ddp, ddp_sim, debug, gpu, mps, rtx4090, t4; did you mean gpu?",
+    "hooks.x=1": "did you mean callbacks?",
+}
+
+
+def compose(*habits: str):
+    return cli.compose([*DATA, *read_arguments(habits)])
+
+
+@pytest.mark.parametrize("habit", WORKS)
+def test_a_habit_works(habit):
+    key, expected = WORKS[habit]
+    value = compose(habit)
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    if key in ("callbacks", "logger"):
+        value = list(value)
+    assert expected is None or value == expected
+
+
+@pytest.mark.parametrize("habit", ANSWERED)
+def test_a_habit_is_answered_with_the_right_name(habit):
+    with pytest.raises(UserError) as error:
+        compose(habit)
+    assert ANSWERED[habit] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_flags_may_stand_anywhere(place):
+    """-m first, in the middle and last give the same; a budget adds its nulls to the overrides, not behind the flag."""
+    words = ["seed=1,2", "budget.steps=2", "model=tiny"]
+    words.insert(place, "-m")
+    arguments = read_arguments(words)
+    assert arguments[:5] == ["seed=1,2", "budget.steps=2", "model=tiny", "budget.tokens=null", "budget.epochs=null"]
+    assert arguments[5:] == ["hydra.job.config.override_dirname.exclude_keys=[budget.steps,model,budget.tokens,budget.epochs]", "-m"]  # fmt: skip  # noqa: E501
+
+
+def test_a_sweep_is_named_by_its_swept_keys(text_file, tmp_path, monkeypatch, capsys):
+    """Also where all other keys are long, and by keys that a file sweeps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    experiment = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    (tmp_path / "mine" / "experiment" / "sweep.yaml").write_text(experiment)
+    small = ["data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "trainer=cpu"]
+    small += ["debug=default", "model.context=64", f"cache_dir={tmp_path / 'cache'}", "budget.steps=1"]
+    fast = ["val_every_n_steps=1", "callbacks.samples=null", "--config-dir=mine", "experiment=sweep", "-m"]
+    assert trained(monkeypatch, *small, *fast, "model.width=32,64", "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=s") == 0
+    names = {path.name for path in (tmp_path / "s").iterdir() if path.is_dir()}
+    assert len(names) == 8
+    assert "model.width-32_optimizer.lr-0.001_seed-1" in names
+    assert "model.width-64_optimizer.lr-0.002_seed-2" in capsys.readouterr().out
+
+
+def test_fast_dev_run_keeps_nothing(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "trainer=cpu"]
+    assert trained(monkeypatch, *small, "model=tiny", "debug=fdr", "cache_dir=cache", "data.batch_windows=8") == 0
+    assert "fast_dev_run ran 1 step(s)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_tab_completion_help_and_printed_configuration():
+    def python(*arguments: str, **environment):
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={"PATH": "", **environment}, cwd=ROOT)
+
+    completed = python("-sc", "query=bash", COMP_LINE="python train.py optim", COMP_POINT="21")
+    assert sorted(completed.stdout.split()) == ["optimized_metric=", "optimizer.", "optimizer="]
+    installed = python("--shell-completion", "install=bash")
+    assert "complete -o nospace" in installed.stdout
+    printed = python("--cfg", "job", "model=tiny", "--package", "model")
+    assert "depth: 4" in printed.stdout
+    assert "Hydra" in python("--hydra-help").stdout
+    assert json.dumps(python("--help").stdout).count("trainer: auto") == 1
