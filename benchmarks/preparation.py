@@ -1,9 +1,9 @@
-"""How fast text becomes a token store, and that memory does not grow with it.
+"""Speed of writing a token store, and its peak memory, which must not grow with the corpus.
 
     python benchmarks/preparation.py --folder FOLDER [--times 1 4 16] [--vocab-size 16000]
 
-FOLDER is in the layout of the TinyStories repository. Its stories are prepared once, 4 and 16 times over, each time in
-a process of its own; the tokenizer is trained before. Prints stories/s, MB/s and the process's peak memory.
+FOLDER has the layout of the TinyStories repository. A new process for each of --times tokenizes its stories so many
+times over, with a tokenizer trained before. Prints stories/s, MB/s and the peak memory of the process.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from slm.tokenizers.sentencepiece import SentencePieceTokenizer  # noqa: E402
 
 
 class Repeated:
-    """A corpus several times over."""
+    """A corpus whose documents are repeated."""
 
     def __init__(self, corpus, times: int):
         self.corpus, self.times = corpus, times
@@ -51,16 +51,8 @@ def main():
         (Path(folder) / "tokenizer").mkdir()
         SentencePieceTokenizer.build(corpus.documents("train"), **settings).save(Path(folder) / "tokenizer")
         for times in arguments.times:
-            command = [
-                sys.executable,
-                __file__,
-                "--folder",
-                arguments.folder,
-                "--child",
-                str(times),
-                folder,
-                "tokenizer",
-            ]
+            child = ["--child", str(times), folder, "tokenizer"]
+            command = [sys.executable, __file__, "--folder", arguments.folder, *child]
             print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="", flush=True)
 
 

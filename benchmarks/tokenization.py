@@ -1,11 +1,11 @@
-"""Megabytes of text per second into a token store, end to end, and of encoding alone, beside others in turn.
+"""Speed of tokenization in MB/s, into a token store and of encoding alone, compared with other tokenizers.
 
     pip install tokenizers tiktoken
     python benchmarks/tokenization.py --folder FOLDER [--megabytes 50] [--vocab-size 16000]
 
-FOLDER is in the layout of the TinyStories repository; its stories are repeated, each time with another number behind
-them, until there are so many megabytes. Hugging Face's tokenizer gets the same vocabulary size and the same stories to
-learn from; tiktoken's is GPT-2's, left out where its files cannot be had. Ids are checked to be SentencePiece's own.
+FOLDER has the layout of the TinyStories repository. Its stories are repeated, with a different number at the end of
+each copy, up to --megabytes. Hugging Face's tokenizer is trained on the same stories with the same vocabulary size;
+tiktoken has the vocabulary of GPT-2 and is skipped without its files. Our ids must equal those of SentencePiece.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 class Stories:
-    """A corpus in memory, so that only tokenizing and writing are timed."""
+    """A corpus in memory, so that only tokenization and writing are timed."""
 
     def __init__(self, stories: list[str]):
         self.stories = stories
@@ -45,23 +45,25 @@ def main():
     arguments = parsed(parser)
     corpus = TinyStories(path=arguments.folder, streaming=False, repository="", revision="", cache="")
     original = list(corpus.documents("train"))
-    stories = enough(original, arguments.megabytes * 1e6)
+    stories = repeated(original, arguments.megabytes * 1e6)
     megabytes = sum(len(story.encode()) for story in stories) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        work = make_ways(original, stories, arguments.vocab_size, Path(folder))
-        ways = {name: lambda function=function: megabytes / seconds(function) for name, function in work.items()}
-        values = in_turn(ways, arguments.rounds)
-    plain = values["SentencePiece BPE itself, 2 threads"]
-    lines = [[name, f"{statistics.median(rates):.1f}", f"{ratio(rates, plain):.2f}"] for name, rates in values.items()]
+        work = make_methods(original, stories, arguments.vocab_size, Path(folder))
+        methods = {name: lambda function=function: megabytes / seconds(function) for name, function in work.items()}
+        values = in_turn(methods, arguments.rounds)
+    library = values["SentencePiece BPE itself, 2 threads"]
+    lines = [
+        [name, f"{statistics.median(rates):.1f}", f"{ratio(rates, library):.2f}"] for name, rates in values.items()
+    ]
     print(machine("cpu"))
     print(f"{megabytes:.1f} MB, {len(stories):,} stories, vocabulary {arguments.vocab_size:,}, ids equal")
     print(table(["", "MB/s", "of SentencePiece BPE"], lines))
 
 
-def enough(stories: list[str], size: float) -> list[str]:
-    """So many bytes, of the same stories again, each time with one new word, where they are fewer.
+def repeated(stories: list[str], size: float) -> list[str]:
+    """At least `size` characters of stories, repeated if necessary, with one new word in each copy.
 
-    Repeated words are what our BPE is quick at: measure with as much text as there is.
+    Repetition favours our BPE, which caches words: use as much original text as possible.
     """
     found, total = [], 0
     for number, story in enumerate(itertools.cycle(stories)):
@@ -71,9 +73,9 @@ def enough(stories: list[str], size: float) -> list[str]:
             return found
 
 
-def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: Path) -> dict[str, Callable]:
+def make_methods(original: list[str], stories: list[str], vocab_size: int, folder: Path) -> dict[str, Callable]:
     batched = list(batches(stories))
-    ways, numbers = {}, itertools.count()
+    methods, numbers = {}, itertools.count()
     for algorithm in ("bpe", "unigram"):
         size = vocab_size if algorithm == "bpe" else min(vocab_size, 8_000)
         settings = {"vocab_size": size, "algorithm": algorithm, "sample_documents": 10**6, "seed": 0}
@@ -81,8 +83,8 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
         tokenizer.save(folder / algorithm)
         library = tokenizer._processor
 
-        def whole(algorithm=algorithm):
-            """As train.py prepares a corpus: in a fresh cache, by a tokenizer that has not seen a word."""
+        def store(algorithm=algorithm):
+            """As in train.py: an empty cache and a tokenizer without cached words."""
             fresh = SentencePieceTokenizer.load(folder / algorithm)
             prepare(Stories(stories), fresh, fingerprint(folder / algorithm), folder / f"cache{next(numbers)}")
 
@@ -91,13 +93,13 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
             return [fresh.encode_batch(batch) for batch in batched]
 
         name = algorithm.upper() if algorithm == "bpe" else algorithm
-        ways[f"slm {name}, into a token store"] = whole
-        ways[f"slm {name}, encoding"] = encoding
-        ways[f"SentencePiece {name} itself, 2 threads"] = lambda library=library: [
+        methods[f"slm {name}, into a token store"] = store
+        methods[f"slm {name}, encoding"] = encoding
+        methods[f"SentencePiece {name} itself, 2 threads"] = lambda library=library: [
             library.encode(batch, num_threads=2) for batch in batched
         ]
         for ours, theirs in zip(tokenizer.encode_batch(batched[0]), library.encode(batched[0])):
-            assert np.array_equal(ours, theirs), "not the ids of SentencePiece"
+            assert np.array_equal(ours, theirs), "ids differ from SentencePiece"
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -105,17 +107,17 @@ def make_ways(original: list[str], stories: list[str], vocab_size: int, folder: 
         byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
         byte_level.train_from_iterator(original, trainer)
-        ways["Hugging Face tokenizers"] = lambda: [byte_level.encode_batch_fast(batch) for batch in batched]
+        methods["Hugging Face tokenizers"] = lambda: [byte_level.encode_batch_fast(batch) for batch in batched]
     except ImportError:
         pass
     try:
         import tiktoken
 
         gpt2 = tiktoken.get_encoding("gpt2")
-        ways["tiktoken"] = lambda: [gpt2.encode_ordinary_batch(batch, num_threads=2) for batch in batched]
-    except Exception as error:  # of its download, of whichever kind
+        methods["tiktoken"] = lambda: [gpt2.encode_ordinary_batch(batch, num_threads=2) for batch in batched]
+    except Exception as error:  # of its download: no common base class
         print(f"without tiktoken: {type(error).__name__}")
-    return ways
+    return methods
 
 
 if __name__ == "__main__":
