@@ -1,7 +1,7 @@
-"""Causal self-attention: which keys a query sees, the kernels, rotary positions, and the cache of a text read before.
+"""Causal self-attention: its mask, kernels, rotary positions and key/value cache.
 
-Left out: the residual stream around it (slm/model.py). The mask comes from positions in one place, `visible`, whether
-for training, tiles, a growing cache or a static one.
+Left out: the residual stream around it (slm/model.py). `visible` alone makes the mask, from positions: for training,
+tiles, growing and static caches.
 
 Shapes: B batch, T new positions, S cached plus new positions, C width, H query heads, K key/value heads, D head_dim.
 """
@@ -21,7 +21,10 @@ GATE_CHANNELS = 12  # of the input, that the gate of a value embedding reads
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """The sizes of a model, and the choices of its attention. GPTConfig adds all others."""
+    """The sizes of a model and the choices of its attention. GPTConfig adds all other choices.
+
+    Raises: UserError: if a value is impossible, alone or beside another.
+    """
 
     vocab_size: int
     context: int  # most positions of one forward pass
@@ -29,8 +32,7 @@ class AttentionConfig:
     width: int  # of the residual stream
     head_dim: int
     kv_heads: int | None = None  # fewer than heads: grouped-query attention (arXiv:2305.13245); None: as many as heads
-    window: int | list[int | None] | None = None  # keys that a query sees, its own included; None: all before it.
-    # A list is repeated over the blocks (arXiv:2004.05150)
+    window: int | list[int | None] | None = None  # keys that a query sees (arXiv:2004.05150); see `windows`
     qk_norm: bool = False  # RMSNorm on queries and keys (arXiv:2302.05442)
     value_embeddings: bool = False  # in every second block a gated embedding of the token is added to the values
     rope_base: float = 10_000.0
@@ -69,13 +71,16 @@ class AttentionConfig:
 
     @property
     def windows(self) -> list[int | None]:
-        """The window of each block; None where it would hold the whole context."""
+        """The window of each block: the keys that a query sees, its own included; None: all up to its own.
+
+        A list of windows is repeated over the blocks. A window of the whole context is None, which is faster.
+        """
         short = [window if window and window < self.context else None for window in self._pattern]
         return list(itertools.islice(itertools.cycle(short), self.depth))
 
     @property
     def _pattern(self) -> list[int | None]:
-        return self.window if isinstance(self.window, list) else [self.window]
+        return list(self.window) if isinstance(self.window, list | tuple) else [self.window]
 
     def has_value_embedding(self, layer: int) -> bool:
         """Every second block, and always the last one, as in nanochat."""
@@ -90,9 +95,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Cache:
-    """Keys and values of the positions read before, per block (B, K, positions, D), at most the context.
+    """Keys and values of the positions read before, per block (B, K, positions, D). Owned by the caller.
 
-    Owned by the caller. `positions` are the most that it must hold (None: the context).
+    `positions` is the most that it must hold, None or more than the context: the context.
     """
 
     def __init__(self, config: AttentionConfig, batch: int, positions: int | None = None, device=None, dtype=None):
@@ -100,7 +105,7 @@ class Cache:
         shape = 2, batch, heads, min(positions or config.context, config.context), config.head_dim
         self.layers = [torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(config.depth)]
         self.length = 0  # positions filled; moved once per forward pass, by GPT
-        self.masks: dict[int | None, Tensor] = {}  # window -> (T, S), where positions are on the device only
+        self.masks: dict[int | None, Tensor] = {}  # window -> (T, S), if only the device knows the positions
 
     def begin(self, new: int) -> slice | Tensor:
         """The positions of the next `new` tokens, as an index."""
@@ -160,7 +165,7 @@ def attend(
     The queries are the last T of S positions, unless a mask (T, S) says which keys each of them sees.
     """
     (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
-    causal = False  # a bool: torch's kernel takes no symbolic one, as T > 1 is in a graph for all lengths
+    causal = False  # a Python bool: in a graph for all lengths T > 1 is symbolic, and torch's kernel refuses that
     if mask is None:
         if T == 1:
             k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])

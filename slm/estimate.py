@@ -57,15 +57,6 @@ def _without_memory(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def least_parameters(config: GPTConfig) -> int:
-    """The large matrices of a model and its tables of positions, by arithmetic: for sizes that nothing could hold."""
-    attention = config.width * (2 * config.width + 2 * config.kv_width)
-    block = attention + config.width * config.hidden_width * (3 if config.gated else 2)
-    positions = config.width if config.positions == "learned" else 2 * config.head_dim
-    embeddings = config.vocab_size * config.width * (1 if config.tied else 2)
-    return config.depth * block + embeddings + config.context * positions
-
-
 def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     """FLOP/s that the device can reach: from the table for a GPU, measured for a CPU, None where unknown."""
     if device.type == "cpu":

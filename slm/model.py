@@ -59,14 +59,10 @@ class GPTConfig(AttentionConfig):
             raise UserError(f"model.head_dim={self.head_dim} must be even: model.positions=rope rotates pairs")
 
     @property
-    def gated(self) -> bool:
-        """Whether the MLP has a gate, which is a third matrix."""
-        return MLPS[self.mlp][1]
-
-    @property
     def hidden_width(self) -> int:
         """Width of the MLP's hidden layer."""
-        return self.mlp_width or (32 * math.ceil(8 * self.width / 3 / 32) if self.gated else 4 * self.width)
+        _, gated = MLPS[self.mlp]
+        return self.mlp_width or (32 * math.ceil(8 * self.width / 3 / 32) if gated else 4 * self.width)
 
 
 POSITIONS = ("rope", "learned")

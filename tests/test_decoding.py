@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from test_model import model_of
+from test_model import LATER, model_of, moved
 
+from slm.attention import Cache
 from slm.errors import UserError
 from slm.generation.quantize import Int8Linear, for_decoding
 from slm.generation.reader import Reader, StaticCache
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
-from slm.model import Cache
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 
@@ -32,10 +32,13 @@ class StaticReader(Reader):
         return super().step(tokens)
 
 
-@pytest.mark.parametrize("choice", [{}, {"kv_heads": 2, "qk_norm": True}, {"positions": "learned"}])
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"kv_heads": 2, "qk_norm": True}, {"positions": "learned"}, {"window": 3}, {"window": [4, None, 2]}, LATER],
+)
 def test_a_static_cache_computes_what_a_growing_one_does(choice):
     """Chunks, single tokens and, after the context is full, a fresh start over what the slots held before."""
-    model, tokens = model_of(**choice).double().eval(), torch.randint(17, (2, 12))
+    model, tokens = moved(model_of(**choice, depth=3)).double().eval(), torch.randint(17, (2, 12))
     made = {"batch": 2, "positions": 12, "device": "cpu", "dtype": torch.float64}
     growing, static = Cache(model.config, **made), StaticCache(model.config, **made)
     with torch.no_grad():
@@ -64,8 +67,22 @@ def test_rows_that_have_stopped_disturb_no_other(monkeypatch, sampler):
     assert ends > 2
 
 
-def test_float32_for_decoding_is_the_same_function():
-    model, tokens = model_of(width=64, head_dim=16), torch.randint(17, (2, 12))
+def test_logits_that_are_read_are_the_models():
+    """With their softcap, after a window has passed, from both caches."""
+    model = moved(model_of(**LATER)).eval()
+    ids = torch.randint(17, (2, 9)).tolist()
+    for kind in (Reader, StaticReader):
+        reader = kind(model, 2, 12)
+        with torch.inference_mode():
+            reader.read([row[:6] for row in ids])
+            for place in range(6, 9):
+                logits = reader.read([row[place : place + 1] for row in ids])
+            torch.testing.assert_close(logits, model(torch.tensor(ids))[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choice", [{}, LATER])
+def test_float32_for_decoding_is_the_same_function(choice):
+    model, tokens = model_of(width=64, head_dim=16, **choice), torch.randint(17, (2, 12))
     expected, words = model(tokens), texts(model)
     faster = for_decoding(copy.deepcopy(model), "float32")
     assert faster.head.weight is faster.tokens.weight
@@ -87,6 +104,16 @@ def test_int8_is_near(sizes):
     assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
     assert sum(buffer.numel() * buffer.element_size() for buffer in eight.head.buffers()) < 17 * 128 + 100
     assert texts(eight)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_int8_of_later_parts(kv_heads):
+    """The gates of value embeddings are linear layers too, the smallest ones."""
+    model = model_of(width=128, head_dim=32, kv_heads=kv_heads, **LATER).eval()
+    tokens = torch.randint(17, (4, 12))
+    with torch.no_grad():
+        expected, logits = model(tokens), for_decoding(copy.deepcopy(model), "int8")(tokens)
+    assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
 
 
 def test_int8_takes_each_row_by_its_own_scale():

@@ -31,24 +31,32 @@ def gradients(loss, features, weight):
     return torch.autograd.grad(3 * loss, (features, weight))
 
 
+def by_torch(features, weight, targets, softcap):
+    logits = (features @ weight.T).float().flatten(0, 1)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE)
+
+
 @pytest.mark.usefixtures("rows")
-def test_equals_torch_with_gradients():
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_equals_torch_with_gradients(softcap):
     features, weight, targets = problem()
-    ours = cross_entropy(features, weight, targets)
-    theirs = F.cross_entropy((features @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    ours = cross_entropy(features, weight, targets, softcap)
+    theirs = by_torch(features, weight, targets, softcap)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(gradients(ours, features, weight), gradients(theirs, features, weight), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.usefixtures("rows")
-def test_bfloat16_is_as_close_to_float32_as_torch_is():
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_bfloat16_is_as_close_to_float32_as_torch_is(softcap):
     features, weight, targets = problem()
-    exact = F.cross_entropy((features @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    exact = by_torch(features, weight, targets, softcap)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = cross_entropy(features, weight, targets)
-        logits = (features @ weight.T).flatten(0, 1)
-    theirs = F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE)
+        ours = cross_entropy(features, weight, targets, softcap)
+        theirs = by_torch(features, weight, targets, softcap)
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     truth = gradients(exact, features, weight)
@@ -59,12 +67,13 @@ def test_bfloat16_is_as_close_to_float32_as_torch_is():
 
 
 @pytest.mark.usefixtures("rows")
-def test_nats_of_each_token():
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_nats_of_each_token(softcap):
     features, weight, targets = problem()
-    nats = token_nats(features, weight, targets)
+    nats = token_nats(features, weight, targets, softcap)
     assert nats.shape == targets.shape
     assert (nats[0, 10:20] == 0).all()
-    torch.testing.assert_close(nats.sum() / (targets != IGNORE).sum(), cross_entropy(features, weight, targets))
+    torch.testing.assert_close(nats.sum() / (targets != IGNORE).sum(), by_torch(features, weight, targets, softcap))
 
 
 def test_half_precision_gradients_do_not_vanish_before_the_loss_scale():
@@ -73,6 +82,17 @@ def test_half_precision_gradients_do_not_vanish_before_the_loss_scale():
     loss = cross_entropy(features, weight, torch.randint(101, (2000,)))
     (grad,) = torch.autograd.grad(65536.0 * loss, features)
     assert (grad != 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_a_softcap_in_half_precision(softcap):
+    """The gradient is that of float32 to half precision, also where the tanh is flat."""
+    features, weight, targets = problem(torch.float16)
+    exact = [x.detach().float().requires_grad_() for x in (features, weight)]
+    ours = gradients(cross_entropy(features, weight, targets, softcap), features, weight)
+    truth = gradients(by_torch(*exact, targets, softcap), *exact)
+    for mine, true in zip(ours, truth, strict=True):
+        assert (mine - true).norm() < 5e-3 * true.norm()
 
 
 def test_bits_per_byte():

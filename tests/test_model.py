@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import asdict
 
 import hydra
 import pytest
@@ -10,25 +11,42 @@ import torch.nn.functional as F
 from conftest import CONF
 from omegaconf import OmegaConf
 
+from slm.attention import Cache
 from slm.errors import UserError
 from slm.estimate import parameters, training_flops_per_token
-from slm.model import GPT, Cache, GPTConfig, Rotary, attend, attend_in_tiles, rotate
+from slm.loss import cross_entropy, token_nats
+from slm.model import GPT, MLPS, GPTConfig
 
 SMALL = {"vocab_size": 17, "context": 12, "depth": 2, "width": 16, "head_dim": 4, "bias": True, "tied": True}
 AXES = {
     "positions": ("rope", "learned"),
     "norm": ("layernorm", "rmsnorm"),
-    "mlp": ("gelu", "swiglu", "relu2"),
+    "mlp": ("gelu", "gelu_tanh", "relu2", "swiglu", "geglu"),
     "kv_heads": (None, 1, 2),
     "qk_norm": (False, True),
 }
-GRID = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
 PLAIN = {**SMALL, "positions": "rope", "norm": "layernorm", "mlp": "gelu"}
+LATER = {"window": [3, None], "value_embeddings": True, "residual_scalars": True, "logit_softcap": 2.0}
+GRID = [
+    *(dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())),
+    *({key: value} for key, value in LATER.items()),
+    {"window": 4, "depth": 3, "positions": "learned"},
+    {**LATER, "kv_heads": 1, "depth": 3, "qk_norm": True, "tied": False},
+]
 
 
 def model_of(**choices) -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(**{**PLAIN, **choices}))
+
+
+def moved(model: GPT) -> GPT:
+    """Away from its initialisation, at which some parameters do nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def preset(name: str) -> dict:
@@ -52,10 +70,11 @@ def test_parameter_counts(name, vocab_size, total, non_embedding):
     assert (counts.total, counts.non_embedding) == (total, non_embedding)
 
 
-def test_flops_are_those_that_torch_counts():
+@pytest.mark.parametrize("choice", [{"kv_heads": 1, "mlp": "geglu"}, {"value_embeddings": True, "mlp_width": 8}])
+def test_flops_are_those_that_torch_counts(choice):
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = GPTConfig(**{**PLAIN, "kv_heads": 1, "mlp": "swiglu", "tied": False})
+    config = GPTConfig(**{**PLAIN, "tied": False, **choice})
     with torch.device("meta"):
         model = GPT(config)
         tokens = torch.zeros(3, config.context, dtype=torch.long)
@@ -64,9 +83,26 @@ def test_flops_are_those_that_torch_counts():
     assert 3 * counter.get_total_flops() == 3 * config.context * training_flops_per_token(config)
 
 
+@pytest.mark.parametrize(
+    ("window", "visible"), [(None, 12 + 12 + 12), (4, 4 + 4 + 4), ([4, None], 4 + 12 + 4), ([5, 30], 5 + 12 + 5)]
+)
+def test_a_window_saves_the_flops_of_the_positions_before_it(window, visible):
+    flops, full = (
+        training_flops_per_token(GPTConfig(**{**PLAIN, "depth": 3, "window": choice})) for choice in (window, None)
+    )
+    assert full - flops == 12 * 16 * (36 - visible)
+
+
+def test_parameters_of_later_parts():
+    """Embeddings of values are embeddings; gates and scalars are not."""
+    plain, later = (parameters(GPTConfig(**{**PLAIN, "depth": 3, **choice})) for choice in ({}, LATER))
+    assert later.total - plain.total == 2 * (17 * 16 + 12 * 4) + 2 * 3
+    assert later.non_embedding - plain.non_embedding == 2 * 12 * 4 + 2 * 3
+
+
 @pytest.mark.parametrize("choice", GRID, ids=lambda choice: "-".join(map(str, choice.values())))
 def test_cache_equals_full_and_future_is_unseen(choice):
-    model = model_of(**choice).eval()
+    model = moved(model_of(**choice)).eval()
     tokens = torch.randint(17, (2, 12))
     with torch.no_grad():
         full = model(tokens)
@@ -80,61 +116,88 @@ def test_cache_equals_full_and_future_is_unseen(choice):
         assert not torch.equal(model(changed)[:, 7], full[:, 7])
 
 
-def test_attention_equals_its_formula():
-    """Four lines of softmax(q k / sqrt(d)) v, with the heads in the order in which the fused matrix holds them."""
-    model = model_of(positions="learned", kv_heads=2).eval()
-    attention, x = model.blocks[0].attention, torch.randn(1, 6, 16)
-    q, k, v = attention.qkv(x).split([16, 8, 8], dim=-1)
-    heads = []
-    for head in range(4):
-        at, shared = slice(4 * head, 4 * head + 4), slice(4 * (head // 2), 4 * (head // 2) + 4)
-        scores = q[0, :, at] @ k[0, :, shared].T / 2 + torch.full((6, 6), -torch.inf).triu(1)
-        heads.append(scores.softmax(-1) @ v[0, :, shared])
-    torch.testing.assert_close(attention(x, None, None)[0], attention.out(torch.cat(heads, -1)))
+@pytest.mark.parametrize("name", MLPS)
+def test_mlps_are_their_formulas(name):
+    mlp, x = moved(model_of(mlp=name, mlp_width=24)).blocks[0].mlp, 2 * torch.randn(3, 16)
+    up, gate = mlp.up(x), mlp.gate(x) if mlp.gate else None
+    hidden = {
+        "gelu": lambda: up * (1 + torch.erf(up / 2**0.5)) / 2,
+        "gelu_tanh": lambda: up * (1 + torch.tanh((2 / math.pi) ** 0.5 * (up + 0.044715 * up**3))) / 2,
+        "relu2": lambda: up.clamp(min=0) ** 2,
+        "swiglu": lambda: up * gate * gate.sigmoid(),
+        "geglu": lambda: up * gate * (1 + torch.erf(gate / 2**0.5)) / 2,
+    }[name]()
+    torch.testing.assert_close(mlp(x), mlp.out(hidden))
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "positions", "keys"), [(2, 2, 12, 12), (4, 2, 300, 300), (4, 1, 140, 150)]
-)
-def test_attention_on_a_cpu_equals_torchs_with_gradients(heads, kv_heads, positions, keys):
-    """One tile and several, shared heads, a cache; in bfloat16 no further from float32 than torch's kernel is."""
-    torch.manual_seed(0)
-    tensors = [torch.randn(2, h, n, 8) for h, n in ((heads, positions), (kv_heads, keys), (kv_heads, keys))]
-    upstream = torch.randn(2, heads, positions, 8)
-    past = torch.ones(positions, keys, dtype=torch.bool).tril(keys - positions)
-
-    def run(function, dtype=torch.float32):
-        q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
-        y = function(q, k, v)
-        return y, *torch.autograd.grad(y, (q, k, v), upstream.to(dtype))
-
-    def torchs(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=past, enable_gqa=heads != kv_heads)
-
-    truth = run(torchs)
-    torch.testing.assert_close(run(attend), truth, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(run(lambda q, k, v: attend_in_tiles(q, k, v, 0.0)), truth, atol=1e-5, rtol=1e-5)
-    for ours, theirs, true in zip(run(attend, torch.bfloat16), run(torchs, torch.bfloat16), truth, strict=True):
-        assert (ours - true).norm() <= max(1.5 * (theirs - true).norm(), 0.01 * true.norm())
+def test_an_mlp_is_one_line(monkeypatch):
+    """Of the table: width, parameters and FLOPs follow from it."""
+    monkeypatch.setitem(MLPS, "reglu", (F.relu, True))
+    ours, theirs = ({**PLAIN, "mlp": name, "width": 96, "head_dim": 32} for name in ("reglu", "swiglu"))
+    assert GPTConfig(**ours).hidden_width == 256
+    assert parameters(GPTConfig(**ours)) == parameters(GPTConfig(**theirs))
+    assert training_flops_per_token(GPTConfig(**ours)) == training_flops_per_token(GPTConfig(**theirs))
+    mlp, x = GPT(GPTConfig(**ours)).blocks[0].mlp, torch.randn(3, 96)
+    torch.testing.assert_close(mlp(x), mlp.out(mlp.gate(x).clamp(min=0) * mlp.up(x)))
 
 
-def test_rope_sees_only_distances():
-    rotary = Rotary(GPTConfig(**PLAIN))
-    q, k = torch.randn(1, 1, 1, 4), torch.randn(1, 1, 1, 4)
+def test_residual_scalars():
+    """Each block reads a * stream + b * embedding; at first a is 1 and b is 0, so the function is the same."""
+    plain, model, tokens = model_of().eval(), model_of(residual_scalars=True).eval(), torch.randint(17, (2, 12))
+    assert torch.equal(model(tokens), plain(tokens))
+    with torch.no_grad():
+        model.residual_scales.copy_(torch.tensor([0.5, 0.7]))
+        model.embedding_scales.copy_(torch.tensor([0.3, -0.2]))
+        embedding = model.tokens(tokens)
+        x = model.blocks[0](0.8 * embedding, tokens, model.rotary(slice(0, 12)), None)
+        x = model.blocks[1](0.7 * x - 0.2 * embedding, tokens, model.rotary(slice(0, 12)), None)
+        torch.testing.assert_close(model(tokens), model.head(model.norm(x)))
 
-    def turned(x, position):
-        return rotate(x, rotary(slice(position, position + 1)))
 
-    scores = [(turned(q, m) * turned(k, n)).sum().item() for m, n in ((3, 1), (7, 5), (11, 9))]
-    assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
-    assert (turned(q, 4) * turned(k, 1)).sum().item() != pytest.approx(scores[0], abs=1e-3)
+def test_the_softcap_of_logits_and_loss():
+    """The loss, which never sees the model's logits, is that of softcap * tanh(logits / softcap)."""
+    plain, capped = moved(model_of()), moved(model_of(logit_softcap=2.0))
+    windows = torch.randint(17, (2, 13))
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    logits = capped(inputs)
+    assert plain(inputs).abs().max() > 2 > logits.abs().max()
+    torch.testing.assert_close(logits, 2 * torch.tanh(plain(inputs) / 2))
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 12)
+    arguments = capped.features(inputs), capped.head.weight, targets, capped.config.logit_softcap
+    torch.testing.assert_close(token_nats(*arguments), expected)
+    torch.testing.assert_close(cross_entropy(*arguments), expected.mean())
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("choice", [{}, LATER])
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+def test_every_parameter_has_a_gradient(choice, sixteen_bit):
+    model, windows = moved(model_of(depth=3, qk_norm=True, **choice)), torch.randint(17, (2, 13))
+    with torch.autocast("cpu", torch.bfloat16, enabled=sixteen_bit):
+        features = model.features(windows[:, :-1])
+        cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("choice", [{}, LATER])
+def test_a_configuration_survives_its_checkpoint(tmp_path, choice):
+    """Configuration and weights, as plain values and tensors."""
+    model, tokens = moved(model_of(**choice)).eval(), torch.randint(17, (2, 12))
+    torch.save({"model": asdict(model.config), "weights": model.state_dict()}, tmp_path / "file")
+    saved = torch.load(tmp_path / "file", weights_only=True)
+    again = GPT(GPTConfig(**saved["model"])).eval()
+    again.load_state_dict(saved["weights"])
+    assert again.config == model.config
+    assert torch.equal(again(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("choice", [{}, LATER])
+def test_gradient_checkpointing_changes_no_gradient(choice):
     tokens = torch.randint(17, (2, 12))
     gradients = []
     for recompute in (False, True):
-        model = model_of(gradient_checkpointing=recompute, dropout=0.2).train()
+        model = moved(model_of(gradient_checkpointing=recompute, dropout=0.2, **choice)).train()
         torch.manual_seed(1)
         model(tokens).logsumexp(-1).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -200,6 +263,10 @@ def test_it_learns_one_batch_by_heart():
         ({"dropout": math.nan}, r"model.dropout=nan"),
         ({"depth": 0}, r"model.depth=0 must be at least 1"),
         ({"norm": "batchnorm"}, r"model.norm=batchnorm is not one of layernorm, rmsnorm"),
+        ({"mlp": "glu"}, r"model.mlp=glu is not one of gelu, gelu_tanh, relu2, swiglu, geglu"),
+        ({"positions": "none"}, r"model.positions=none is not one of rope, learned"),
+        ({"logit_softcap": 0}, r"model.logit_softcap=0 must be above 0 and finite, or null"),
+        ({"logit_softcap": math.inf}, r"model.logit_softcap=inf"),
     ],
 )
 def test_impossible_configurations(choice, message):

@@ -1,18 +1,21 @@
-"""Roles cover every parameter; AdamW and Muon are torch's; schedules are their formulas."""
+"""Roles cover every parameter; AdamW and Muon are torch's; all options of conf/optimizer train and resume."""
 
+import importlib
 import itertools
 import math
 
 import pytest
 import torch
-from test_model import model_of
+from conftest import CONF
+from omegaconf import OmegaConf
+from test_model import LATER, model_of
 
 from slm.errors import UserError
-from slm.optim import schedule
-from slm.optim.adamw import adamw
-from slm.optim.muon import muon, orthogonalized
+from slm.optim.adamw import AdamW
+from slm.optim.muon import Muon, orthogonalized
 from slm.optim.roles import roles, stacked
 
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "decay": "matrices"}
 MUON_SETTINGS = {
     "lr": 0.02,
@@ -27,7 +30,7 @@ MUON_SETTINGS = {
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_has_a_role(tied):
-    model = model_of(tied=tied, positions="learned", qk_norm=True, mlp="swiglu")
+    model = model_of(tied=tied, positions="learned", qk_norm=True, mlp="swiglu", **LATER)
     found = roles(model)
     assert list(found) == [name for name, _ in model.named_parameters()]
     assert found["tokens.weight"] == found["positions.weight"] == "embedding"
@@ -35,6 +38,9 @@ def test_every_parameter_has_a_role(tied):
     assert found["blocks.0.attention.qkv.weight"] == found["blocks.1.mlp.out.weight"] == "hidden"
     assert found["blocks.0.attention.qkv.bias"] == found["norm.weight"] == "vector"
     assert found["blocks.1.attention.query_norm.weight"] == "vector"
+    assert found["blocks.1.attention.value_embedding.weight"] == "embedding"
+    assert found["blocks.1.attention.value_gate.weight"] == "hidden"
+    assert found["residual_scales"] == found["embedding_scales"] == "vector"
 
 
 def test_a_parameter_without_a_role_is_refused():
@@ -46,11 +52,11 @@ def test_a_parameter_without_a_role_is_refused():
 
 def test_decay_by_role():
     model = model_of()
-    by_decay = {group["weight_decay"]: group["params"] for group in adamw(model, **SETTINGS).param_groups}
+    by_decay = {group["weight_decay"]: group["params"] for group in AdamW(**SETTINGS)(model).param_groups}
     assert {p.ndim for p in by_decay[0.1]} == {2}
     assert {p.ndim for p in by_decay[0.0]} == {1}
     assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
-    (group,) = adamw(model, **{**SETTINGS, "decay": "all"}).param_groups
+    (group,) = AdamW(**{**SETTINGS, "decay": "all"})(model).param_groups
     assert group["weight_decay"] == 0.1
 
 
@@ -59,7 +65,7 @@ def test_steps_are_those_of_plain_adamw():
     ours, theirs = model_of(), model_of()
     tokens = torch.randint(17, (4, 12))
     pairs = [
-        (ours, adamw(ours, **{**SETTINGS, "decay": "all"})),
+        (ours, AdamW(**{**SETTINGS, "decay": "all"})(ours)),
         (theirs, torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=False)),
     ]
     for model, optimizer in pairs:
@@ -78,11 +84,14 @@ def test_steps_are_those_of_plain_adamw():
         ({"lr": math.nan}, "optimizer.lr=nan"),
         ({"betas": [0.9, 1.0]}, "optimizer.betas"),
         ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
+        ({"eps": 0}, "optimizer.eps=0 must be above 0 and below 1"),
+        ({"decay": "some"}, "optimizer.decay=some is not one of matrices, all"),
     ],
 )
 def test_impossible_settings(change, message):
+    """Refused before there is a model."""
     with pytest.raises(UserError, match=message):
-        adamw(model_of(), **{**SETTINGS, **change})
+        AdamW(**{**SETTINGS, **change})
 
 
 def take_steps(model, optimizer, count):
@@ -98,12 +107,14 @@ def take_steps(model, optimizer, count):
     return losses
 
 
-@pytest.mark.parametrize("choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}])
+@pytest.mark.parametrize(
+    "choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}, LATER]
+)
 def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices, monkeypatch):
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)  # torch takes it everywhere
     ours, theirs = model_of(**choices), model_of(**choices)
-    optimizer = muon(ours, **MUON_SETTINGS)
+    optimizer = Muon(**MUON_SETTINGS)(ours)
     role, rows = roles(theirs), stacked(theirs)
     assert len(rows) == 2
     parts, decayed, plain = {}, [], []
@@ -150,14 +161,14 @@ def test_orthogonalized(monkeypatch, fast):
 
 def test_rows_of_stacked_matrices():
     assert set(map(tuple, stacked(model_of(kv_heads=2)).values())) == {(16, 8, 8)}
-    hidden, *_ = muon(model_of(kv_heads=2), **MUON_SETTINGS).param_groups
+    hidden, *_ = Muon(**MUON_SETTINGS)(model_of(kv_heads=2)).param_groups
     assert [sum(sizes) for sizes in hidden["rows"]] == [p.size(0) for p in hidden["params"]]
     assert hidden["rows"][:4] == [[16, 8, 8], [16], [64], [16]]
 
 
 def test_every_parameter_is_in_one_group():
     model = model_of(tied=False)
-    optimizer = muon(model, **MUON_SETTINGS)
+    optimizer = Muon(**MUON_SETTINGS)(model)
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == set(model.parameters())
@@ -181,18 +192,26 @@ def test_orthogonalised_together_is_one_by_one():
     assert not orthogonalized(torch.zeros(1, 4, 8)).any()
 
 
-@pytest.mark.parametrize(("make", "settings"), [(adamw, SETTINGS), (muon, MUON_SETTINGS)])
-def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path, make, settings):
-    model = model_of()
-    optimizer = make(model, **settings)
+def from_yaml(name):
+    """What the composition root makes of conf/optimizer: our own take the model, torch's its parameters."""
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / f"{name}.yaml"))
+    path, _, kind = settings.pop("_target_").rpartition(".")
+    kind = getattr(importlib.import_module(path), kind)
+    return kind(**settings) if path.startswith("slm.") else lambda model: kind(model.parameters(), **settings)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path, name):
+    model, make = model_of(**LATER), from_yaml(name)
+    optimizer = make(model)
     take_steps(model, optimizer, 2)
     for group in optimizer.param_groups:
         group["lr"] *= 0.5  # as a schedule does: it belongs to the state
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state")
     take_steps(model, optimizer, 2)
 
-    again = model_of()
-    resumed = make(again, **settings)
+    again = model_of(**LATER)
+    resumed = make(again)
     take_steps(again, resumed, 1)  # to be forgotten
     saved = torch.load(tmp_path / "state", weights_only=True)
     again.load_state_dict(saved["model"])
@@ -204,16 +223,27 @@ def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path, make, settings):
         assert all(torch.equal(optimizer.state[a][key], resumed.state[b][key]) for key in optimizer.state[a])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_option_learns(name):
+    """With its own settings, and every parameter moves."""
+    model = model_of(value_embeddings=True, residual_scalars=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    losses = take_steps(model, from_yaml(name)(model), 120)
+    assert losses[0] > 2.5
+    assert losses[-1] < losses[0] - 0.5
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
 def test_muon_learns():
     model = model_of()
-    losses = take_steps(model, muon(model, **{**MUON_SETTINGS, "weight_decay": 0.01}), 40)
+    losses = take_steps(model, Muon(**{**MUON_SETTINGS, "weight_decay": 0.01})(model), 40)
     assert losses[0] > 2.5
     assert losses[-1] < 0.5  # 1.5 with the hidden matrices left as they are, 2.5 with the rest
 
 
 def test_muon_takes_a_closure_and_leaves_what_has_no_gradient():
     model = model_of()
-    optimizer, first, tokens = muon(model, **MUON_SETTINGS), model.blocks[0], torch.zeros(1, 4, dtype=torch.long)
+    optimizer, first, tokens = Muon(**MUON_SETTINGS)(model), model.blocks[0], torch.zeros(1, 4, dtype=torch.long)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     first.requires_grad_(False)
 
@@ -231,33 +261,6 @@ def test_muon_takes_a_closure_and_leaves_what_has_no_gradient():
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_impossible_muon_settings(name, value):
     with pytest.raises(UserError, match=f"optimizer.{name}={value} must be"):
-        muon(model_of(), **{**MUON_SETTINGS, name: value})
+        Muon(**{**MUON_SETTINGS, name: value})
     with pytest.raises(UserError, match=r"optimizer.adamw_betas=\[0.9, -0.1\] must be two numbers"):
-        muon(model_of(), **{**MUON_SETTINGS, "adamw_betas": [0.9, -0.1]})
-
-
-@pytest.mark.parametrize(
-    ("curve", "expected"),
-    [
-        (schedule.constant(1000, warmup_steps=100), {0: 0.01, 49: 0.5, 99: 1, 100: 1, 1000: 1}),
-        (schedule.linear(1000, warmup_steps=100, final=0.1), {0: 0.01, 99: 1, 100: 1, 550: 0.55, 1000: 0.1, 2000: 0.1}),
-        (schedule.cosine(1000, warmup_steps=100, final=0.1), {0: 0.01, 100: 1, 550: 0.55, 1000: 0.1, 2000: 0.1}),
-        (
-            schedule.cosine(1000, warmup_steps=0, final=0.0),
-            {0: 1, 250: (1 + math.cos(math.pi / 4)) / 2, 500: 0.5, 1000: 0},
-        ),
-        (
-            schedule.warmup_stable_decay(1000, warmup_steps=100, decay_share=0.4, final=0.05),
-            {0: 0.01, 100: 1, 600: 1, 800: 0.525, 1000: 0.05},
-        ),
-        (schedule.inverse_sqrt(1000, warmup_steps=100), {0: 0.01, 99: 1, 399: 0.5, 899: 1 / 3}),
-    ],
-)
-def test_schedules_are_their_formulas(curve, expected):
-    for step, value in expected.items():
-        assert curve(step) == pytest.approx(value, abs=1e-12), step
-
-
-def test_warmup_longer_than_the_run():
-    with pytest.raises(UserError, match=r"schedule.warmup_steps=200 must be between 0 and the run's 100 steps"):
-        schedule.cosine(100, warmup_steps=200, final=0.0)
+        Muon(**{**MUON_SETTINGS, "adamw_betas": [0.9, -0.1]})

@@ -1,4 +1,4 @@
-"""Weights as decoding wants them: for each token all of them are read once, so their bytes are its time."""
+"""Weights in the type and order that decode fastest: each token reads all of them once, so its time is their bytes."""
 
 from typing import Literal
 
@@ -13,9 +13,10 @@ Dtype = Literal["float32", "bfloat16", "int8"]
 
 
 def for_decoding(model: GPT, dtype: Dtype) -> GPT:
-    """The model itself, changed for good: for generation and evaluation, no longer for training.
+    """Changes the model in place, for generation and evaluation: it cannot be trained any more.
 
-    int8 holds the matrices of all linear layers in 8 bits, on a CPU only; what they multiply stays as it is.
+    int8 stores the matrices of all linear layers in 8 bits; their inputs and all other parameters stay as they are.
+    Raises: UserError: if dtype is int8 and the model is not on a CPU.
     """
     device = model.tokens.weight.device
     check_dtype(dtype, device)
@@ -28,20 +29,21 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
     model.to(getattr(torch, dtype))
     if dtype == "float32" and device.type == "cpu":
         for module in model.modules():
-            if isinstance(module, nn.Linear):  # the few rows of decoding are twice as fast in this order
+            if isinstance(module, nn.Linear):  # in this order the few rows of decoding are twice as fast
                 module.weight.data = module.weight.data.T.contiguous().T
     return model
 
 
 def check_dtype(dtype: Dtype, device: torch.device):
+    """Raises UserError if the device has no such weights."""
     if dtype == "int8" and device.type != "cpu":
         raise UserError(f"dtype=int8 is for CPUs, whose memory is slow; on device={device.type} use dtype=bfloat16")
 
 
 class Int8Linear(nn.Module):
-    """x W + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32.
+    """W x + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32.
 
-    Rows are filled up with zeros: torch's kernel reads 16 numbers at a time, also behind the end of a row.
+    Rows are padded with zeros, since torch's kernel reads 16 numbers at a time, also after the end of a row.
     """
 
     def __init__(self, linear: nn.Linear):

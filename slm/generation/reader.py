@@ -1,4 +1,7 @@
-"""Rows of ids in, logits after their last ids out; what was read before is in a cache."""
+"""Token ids of several texts to the logits after their last ids; keys and values of earlier ids are in a cache.
+
+Shapes: B batch, V vocabulary.
+"""
 
 import contextlib
 import platform
@@ -7,13 +10,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from slm.model import GPT, Cache
+from slm.attention import Cache, visible
+from slm.model import GPT
 
 
 class Reader:
-    """Reads `rows` texts in step, of which the longest will have `positions` ids."""
+    """Reads `rows` texts, all up to the same position, with a cache for at most `positions` ids of each."""
 
-    worth_dropping = 1.0  # rows are dropped once at most this share of them is left
+    worth_dropping = 1.0  # finished rows are dropped once at most this share of the rows is left
     make_cache = Cache
 
     def __init__(self, model: GPT, rows: int, positions: int):
@@ -23,27 +27,30 @@ class Reader:
         self.cache = self.make_cache(model.config, rows, positions, weight.device, weight.dtype)
 
     def begin(self, end: int) -> int:
-        """From where every row must be read to be read up to `end`: the window's start, if that has moved."""
+        """The first position to read next, so that all rows are read up to `end`: the start of the context's window
+        if that has moved, else the first one not cached."""
         start = window_start(end, self.model.config.context)
         if start + self.cache.length != end - 1:
             self.cache.length = 0
         return start + self.cache.length
 
     def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """The next ids of every row, equally many. Logits (B, V) after the last."""
+        """The next ids of every row, equally many, to the logits (B, V) after the last."""
         return self.step(torch.tensor(ids, device=self.device))
 
     def step(self, tokens: Tensor) -> Tensor:
+        """Ids (B, T) to logits (B, V)."""
         with small_kernels(self.model.tokens.weight):
-            return self.model.head(self.model.features(tokens, self.cache)[:, -1])
+            return self.model.logits(self.model.features(tokens, self.cache)[:, -1])
 
     def keep(self, rows: list[int]):
+        """Drops the other rows."""
         self.cache.keep(rows)
 
 
 @contextlib.contextmanager
 def small_kernels(like: Tensor) -> Iterator[None]:
-    """Without oneDNN, where it multiplies no matrices: setting up its GELU takes ten times as long as that of a row."""
+    """Disables oneDNN for float32 on x86, where it serves GELU only: its setup takes ten times as long as one row."""
     before = torch.backends.mkldnn.enabled
     if like.device.type == "cpu" and like.dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64"):
         torch.backends.mkldnn.enabled = False
@@ -54,40 +61,43 @@ def small_kernels(like: Tensor) -> Iterator[None]:
 
 
 def window_start(end: int, context: int) -> int:
-    """Where the context begins when `end` ids are read: 0 until it is full, then on by half a context at a time."""
+    """First position in the context when `end` ids are read: 0 until it is full, then half a context later each time
+    that it is full again."""
     half = context - context // 2
     return max(0, -(-(end - context) // half) * half)
 
 
 class StaticCache(Cache):
-    """For steps of one token that a CUDA graph repeats: shapes are fixed, and the position is on the device.
+    """A cache for steps of one token that a CUDA graph repeats: shapes are fixed, the position is on the device.
 
-    Every slot takes part in attention, those not filled behind a mask. Longer steps are a plain cache's.
+    Attention computes all slots, and a mask hides those that are not visible. Steps of more tokens are as in Cache.
     """
 
     def __init__(self, config, batch, positions, device, dtype):
         super().__init__(config, batch, positions, device, dtype)
         self.slots = torch.arange(self.layers[0][0].size(2), device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # to be set before each step of one token
+        self.windows = set(config.windows)
 
     def begin(self, new: int) -> slice | Tensor:
         if new > 1:
-            self.mask = None
+            self.masks = {}
             return super().begin(new)
-        self.mask = (self.slots <= self.position).unsqueeze(0)
+        self.masks = {window: visible(self.position, self.slots, window) for window in self.windows}
         return self.position
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mask is None:
+        if not self.masks:
             return super().append(layer, k, v)
         keys, values = self.layers[layer]
         return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
 
 class GraphReader(Reader):
-    """On CUDA: launches a step's hundreds of kernels as one graph, since launching takes longer than computing."""
+    """A reader for CUDA: it launches the hundreds of kernels of a step as one graph, since their launch takes longer
+    than their computation."""
 
-    worth_dropping = 0.5  # with every other number of rows comes another graph
+    worth_dropping = 0.5  # each number of rows needs a graph of its own
     make_cache = StaticCache
 
     def __init__(self, model: GPT, rows: int, positions: int):
@@ -106,17 +116,17 @@ class GraphReader(Reader):
         return self.logits
 
     def capture(self, tokens: Tensor):
-        """What it computes goes into the slot that the step itself will fill."""
+        """Records the graph. Its keys and values go into the slot that the step itself fills afterwards."""
         length, self.tokens = self.cache.length, tokens.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):  # what libraries set up at first must not be in the graph
+            for _ in range(2):  # the first calls of libraries allocate, which must not be in the graph
                 super().step(self.tokens)
                 self.cache.length = length
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # others may pin memory meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # other threads may pin memory
             self.logits = super().step(self.tokens)
         self.cache.length = length
 

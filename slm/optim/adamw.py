@@ -1,6 +1,7 @@
 """AdamW (arXiv:1711.05101): torch's own, with weight decay by role."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,31 +13,50 @@ from slm.optim.roles import ROLES, Role, roles
 DECAYED = {"matrices": {"embedding", "readout", "hidden"}, "all": {"embedding", "readout", "hidden", "vector"}}
 
 
-def adamw(
-    model: GPT,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decay: Literal["matrices", "all"],
-) -> torch.optim.AdamW:
-    """Two groups, decayed and not. `lr` is the peak: the schedule multiplies it."""
-    return adamw_on(model, ROLES, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decay=decay)
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Settings that, called with a model, make its optimizer: two groups, decayed and not.
+
+    Raises: UserError: if a setting is impossible.
+    """
+
+    lr: float  # peak: the schedule multiplies it
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float  # decayed weights shrink by lr * weight_decay per step
+    decay: Literal["matrices", "all"]  # matrices: all parameters but gains, biases and scalars
+
+    def __post_init__(self):
+        check_adamw(self.lr, self.betas, self.eps, self.weight_decay)
+        if self.decay not in DECAYED:
+            raise UserError(f"optimizer.decay={self.decay} is not one of {', '.join(DECAYED)}")
+
+    def __call__(self, model: GPT, chosen: Collection[Role] = ROLES) -> torch.optim.AdamW:
+        """The optimizer of the parameters whose roles are chosen."""
+        groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        role = roles(model)
+        for name, parameter in model.named_parameters():
+            if role[name] in chosen:
+                groups[role[name] in DECAYED[self.decay]].append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": self.weight_decay if decayed else 0.0}
+                for decayed, parameters in groups.items()
+                if parameters
+            ],
+            lr=self.lr,
+            betas=tuple(self.betas),
+            eps=self.eps,
+            fused=True,
+        )
+        # A fused optimizer offers to unscale float16 gradients inside its step, which is too late for clipping:
+        # without the offer Lightning and GradScaler unscale before, and can clip.
+        optimizer._step_supports_amp_scaling = False
+        return optimizer
 
 
-def adamw_on(
-    model: GPT,
-    chosen: Collection[Role],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decay: Literal["matrices", "all"],
-    prefix: str = "",
-) -> torch.optim.AdamW:
-    """AdamW on the parameters of the chosen roles; its settings are called `prefix` + name in messages."""
+def check_adamw(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, prefix: str = ""):
+    """Raises UserError for an impossible setting, under its key: `prefix` + name."""
     if not (0 < lr < float("inf")):
         raise UserError(f"optimizer.{prefix}lr={lr} must be above 0 and finite")
     if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
@@ -45,23 +65,3 @@ def adamw_on(
         raise UserError(f"optimizer.{prefix}eps={eps} must be above 0 and below 1")
     if not (0 <= weight_decay < float("inf")):
         raise UserError(f"optimizer.{prefix}weight_decay={weight_decay} must be at least 0 and finite")
-    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    role = roles(model)
-    for name, parameter in model.named_parameters():
-        if role[name] in chosen:
-            groups[role[name] in DECAYED[decay]].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
-            for decayed, parameters in groups.items()
-            if parameters
-        ],
-        lr=lr,
-        betas=tuple(betas),
-        eps=eps,
-        fused=True,
-    )
-    # A fused optimizer offers to unscale float16 gradients inside its step, which is too late for clipping:
-    # declining makes Lightning and GradScaler unscale before, and lets them clip.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer

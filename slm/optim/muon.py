@@ -5,6 +5,7 @@ Muon moves a matrix by its momentum with all singular values near 1, so that no 
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,56 +13,61 @@ from torch import Tensor
 from slm.errors import UserError
 from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
-from slm.optim.adamw import adamw_on
+from slm.optim.adamw import AdamW, check_adamw
 from slm.optim.roles import roles, stacked
 
 NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
 
 
-def muon(
-    model: GPT,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    adamw_lr: float,
-    adamw_betas: tuple[float, float],
-    adamw_eps: float,
-    adamw_weight_decay: float,
-) -> "Muon":
-    """The hidden matrices, then AdamW's two groups. Both lr are peaks: the schedule multiplies them."""
-    if not (0 < lr < float("inf")):
-        raise UserError(f"optimizer.lr={lr} must be above 0 and finite")
-    if not (0 <= momentum < 1):
-        raise UserError(f"optimizer.momentum={momentum} must be at least 0 and below 1")
-    if not (0 <= weight_decay < float("inf")):
-        raise UserError(f"optimizer.weight_decay={weight_decay} must be at least 0 and finite")
-    rest = adamw_on(
-        model,
-        {"embedding", "readout", "vector"},
-        lr=adamw_lr,
-        betas=adamw_betas,
-        eps=adamw_eps,
-        weight_decay=adamw_weight_decay,
-        decay="matrices",
-        prefix="adamw_",
-    )
-    role, rows = roles(model), stacked(model)
-    hidden = {name: parameter for name, parameter in model.named_parameters() if role[name] == "hidden"}
-    matrices = {
-        "params": list(hidden.values()),
-        "rows": [rows.get(name, [parameter.size(0)]) for name, parameter in hidden.items()],
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-    }
-    return Muon(matrices, rest)
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Settings that, called with a model, make its optimizer: a group of hidden matrices, then the two of AdamW.
+
+    Raises: UserError: if a setting is impossible.
+    """
+
+    lr: float  # peak: the schedule multiplies both
+    momentum: float
+    weight_decay: float
+    adamw_lr: float
+    adamw_betas: tuple[float, float]
+    adamw_eps: float
+    adamw_weight_decay: float
+
+    def __post_init__(self):
+        if not (0 < self.lr < float("inf")):
+            raise UserError(f"optimizer.lr={self.lr} must be above 0 and finite")
+        if not (0 <= self.momentum < 1):
+            raise UserError(f"optimizer.momentum={self.momentum} must be at least 0 and below 1")
+        if not (0 <= self.weight_decay < float("inf")):
+            raise UserError(f"optimizer.weight_decay={self.weight_decay} must be at least 0 and finite")
+        check_adamw(self.adamw_lr, self.adamw_betas, self.adamw_eps, self.adamw_weight_decay, prefix="adamw_")
+
+    def __call__(self, model: GPT) -> "MuonWithAdamW":
+        adamw = AdamW(
+            lr=self.adamw_lr,
+            betas=self.adamw_betas,
+            eps=self.adamw_eps,
+            weight_decay=self.adamw_weight_decay,
+            decay="matrices",
+        )
+        role, rows = roles(model), stacked(model)
+        hidden = {name: parameter for name, parameter in model.named_parameters() if role[name] == "hidden"}
+        matrices = {
+            "params": list(hidden.values()),
+            "rows": [rows.get(name, [parameter.size(0)]) for name, parameter in hidden.items()],
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+        }
+        return MuonWithAdamW(matrices, adamw(model, {"embedding", "readout", "vector"}))
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon on one group and an AdamW on its own; to its caller a single optimizer with a single state.
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon on one group, and an AdamW with groups of its own; to its caller one optimizer with one state.
 
-    `rows` of the group are, for each parameter, the rows of the matrices stacked in it: each is orthogonalised alone.
+    `rows` of the first group are, for each parameter, the rows of each matrix stacked in it: each is orthogonalised
+    alone.
     """
 
     def __init__(self, matrices: dict, rest: torch.optim.AdamW):

@@ -1,19 +1,22 @@
-"""What a parameter is. Weight decay, and later learning rates and optimizers, ask here and nowhere else."""
+"""What a parameter is: weight decay and Muon both decide by its role."""
 
 from typing import Literal, get_args
 
 from torch import nn
 
-from slm.model import GPT, Attention
+from slm.attention import Attention
+from slm.model import GPT
 
 Role = Literal["embedding", "readout", "hidden", "vector"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def roles(model: GPT) -> dict[str, Role]:
-    """Parameter name -> role: token or position embedding, untied head, matrix of a block, or gain or bias.
+    """Parameter name -> role: embedding (of tokens, positions, values), untied head, matrix of a block, or gain,
+    bias or scalar.
 
-    A tied matrix is an embedding. Raises ValueError for a parameter that has no role.
+    A tied matrix is an embedding. The gate of value embeddings, a small matrix, is hidden, as in nanochat.
+    Raises: ValueError: if a parameter has no role.
     """
     found: dict[str, Role] = {}
     for module_name, module in model.named_modules():

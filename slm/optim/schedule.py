@@ -1,7 +1,8 @@
 """Learning-rate schedules: pure functions from optimizer steps to a multiplier of the peak learning rate.
 
-All take the steps already done (0 at the first update) and the run's length, and warm up linearly over the first
-`warmup_steps` updates, whose last one runs at the peak. Nothing is stored, so nothing is to be restored.
+`step` counts the steps already done (0 at the first update), `steps` are those of the whole run. Nothing is stored, so
+nothing must be restored. All warm up linearly over `warmup_steps` updates (None: `warmup_fraction` of all steps), the
+last of which runs at the peak. They raise UserError for an impossible setting.
 """
 
 import math
@@ -9,55 +10,76 @@ from collections.abc import Callable
 
 from slm.errors import UserError
 
-Schedule = Callable[[int], float]
+Schedule = Callable[[int, int], float]
 
 
-def constant(steps: int, *, warmup_steps: int) -> Schedule:
-    return _warmed_up(steps, warmup_steps, lambda step: 1.0)
+def constant(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None) -> float:
+    """Stays at the peak."""
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    return (step + 1) / warmup if step < warmup else 1.0
 
 
-def linear(steps: int, *, warmup_steps: int, final: float) -> Schedule:
-    """Falls on a line to `final` (a share of the peak) at the last step."""
-    _check_final(final)
-    return _warmed_up(steps, warmup_steps, lambda step: 1 - (1 - final) * _progress(step, warmup_steps, steps))
+def linear(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None, min_lr_ratio: float) -> float:
+    """Falls on a line to `min_lr_ratio` (a share of the peak) at the last step."""
+    _check_min(min_lr_ratio)
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - min_lr_ratio) * _progress(step, warmup, steps)
 
 
-def cosine(steps: int, *, warmup_steps: int, final: float) -> Schedule:
-    """Half a cosine from the peak to `final` (arXiv:1608.03983, without restarts)."""
-    _check_final(final)
-
-    def decay(step: int) -> float:
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * _progress(step, warmup_steps, steps)))
-
-    return _warmed_up(steps, warmup_steps, decay)
-
-
-def warmup_stable_decay(steps: int, *, warmup_steps: int, decay_share: float, final: float) -> Schedule:
-    """The peak, then a line to `final` over the last `decay_share` of all steps (arXiv:2404.06395)."""
-    _check_final(final)
-    if not 0 <= decay_share <= 1:
-        raise UserError(f"schedule.decay_share={decay_share} must be between 0 and 1 (a share of all steps)")
-    start = max(warmup_steps, round(steps * (1 - decay_share)))
-    return _warmed_up(steps, warmup_steps, lambda step: 1 - (1 - final) * _progress(step, start, steps))
+def cosine(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None, min_lr_ratio: float) -> float:
+    """Half a cosine from the peak to `min_lr_ratio` (arXiv:1608.03983, without restarts)."""
+    _check_min(min_lr_ratio)
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, steps)))
 
 
-def inverse_sqrt(steps: int, *, warmup_steps: int) -> Schedule:
+def warmup_stable_decay(
+    step: int,
+    steps: int,
+    *,
+    warmup_fraction: float,
+    warmup_steps: int | None,
+    decay_fraction: float,
+    min_lr_ratio: float,
+) -> float:
+    """The peak, then a line to `min_lr_ratio` over the last `decay_fraction` of all steps (arXiv:2404.06395)."""
+    _check_min(min_lr_ratio)
+    if not 0 <= decay_fraction <= 1:
+        raise UserError(f"schedule.decay_fraction={decay_fraction} must be between 0 and 1 (a share of all steps)")
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - min_lr_ratio) * _progress(step, max(warmup, round(steps * (1 - decay_fraction))), steps)
+
+
+def inverse_sqrt(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None) -> float:
     """Falls as 1 / sqrt(step) after the warmup (arXiv:1706.03762)."""
-    return _warmed_up(steps, warmup_steps, lambda step: math.sqrt(max(warmup_steps, 1) / max(step + 1, 1)))
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return math.sqrt(max(warmup, 1) / max(step + 1, 1))
 
 
-def _warmed_up(steps: int, warmup_steps: int, after: Schedule) -> Schedule:
-    if not 0 <= warmup_steps <= steps:
+def _warmup(steps: int, fraction: float, given: int | None) -> int:
+    """Updates of the warmup."""
+    if not 0 <= fraction <= 1:
+        raise UserError(f"schedule.warmup_fraction={fraction} must be between 0 and 1 (a share of all steps)")
+    warmup = round(fraction * steps) if given is None else given
+    if not 0 <= warmup <= steps:
         raise UserError(
-            f"schedule.warmup_steps={warmup_steps} must be between 0 and the run's {steps} steps; "
+            f"schedule.warmup_steps={warmup} must be between 0 and the run's {steps} steps; "
             f"try schedule.warmup_steps={max(steps // 50, 1)}"
         )
-    return lambda step: (step + 1) / warmup_steps if step < warmup_steps else after(step)
+    return warmup
 
 
-def _check_final(final: float):
-    if not 0 <= final < math.inf:
-        raise UserError(f"schedule.final={final} must be at least 0 (a share of the peak)")
+def _check_min(ratio: float):
+    if not 0 <= ratio < math.inf:
+        raise UserError(f"schedule.min_lr_ratio={ratio} must be at least 0 (a share of the peak)")
 
 
 def _progress(step: int, start: int, end: int) -> float:
