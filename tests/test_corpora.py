@@ -31,13 +31,10 @@ from slm.errors import UserError
 PROJECT = Path(__file__).parents[1]
 REAL_DATA = PROJECT.parent / "shared" / "data"
 STORIES = {
-    "train": [
-        f"Once upon a time, {name} found a {thing}.\n\nThe end."
-        for name in ("Ann", "Ben", "Cas")
-        for thing in ("hat", "key")
-    ],
+    "train": [f"Once upon a time, {name} sat.\n\nThe end." for name in ("Ann", "Ben", "Cas", "Dan", "Fay", "Gus")],
     "validation": [" One day, Dot sang.  ", "Eve slept."],
 }
+SHARD = "train-00001-of-00003.parquet"
 
 
 def real(name: str) -> Path:
@@ -55,7 +52,7 @@ def write_shard(folder: Path, name: str, rows: list, column: str = "text", kind:
 def write_stories(folder: Path) -> Path:
     """STORIES and empty rows in two shards, a shard without rows, and a file that is not part of the dataset."""
     write_shard(folder, "train-00000-of-00003.parquet", ["", *STORIES["train"][:4]])
-    write_shard(folder, "train-00001-of-00003.parquet", [])
+    write_shard(folder, SHARD, [])
     write_shard(folder, "train-00002-of-00003.parquet", [None, *STORIES["train"][4:]])
     write_shard(folder, "validation-00000-of-00001.parquet", STORIES["validation"])
     (folder / "TinyStories-train.txt").write_text("not to be read")
@@ -128,11 +125,10 @@ def test_the_fingerprint_of_a_folder_depends_on_names_and_contents(tmp_path):
     assert tinystories(second).fingerprint() != fingerprint
     write_shard(second, "validation-00000-of-00001.parquet", STORIES["validation"])
     assert tinystories(second).fingerprint() == fingerprint
-    (second / "data" / "train-00001-of-00003.parquet").rename(second / "data" / "train-00001-of-00003-b.parquet")
+    (second / "data" / SHARD).rename(second / "data" / "train-00001-of-00003-b.parquet")
     assert tinystories(second).fingerprint() != fingerprint
 
 
-SHARD = "train-00001-of-00003.parquet"
 DAMAGES = {  # change of the folder and of one shard -> the message
     "empty": (lambda folder, _: shutil.rmtree(folder / "data"), "no train files in .*: the folder must hold data/"),
     "half copied": (lambda _, shard: shard.unlink(), "one of 3 files, but 2 exist"),

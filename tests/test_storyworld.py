@@ -325,11 +325,8 @@ def test_summary(tiny):
 # In a run
 
 
-STORIES = [
-    *("data=storyworld", "data.level=tiny", "data.stories=60", "data.validation_stories=12"),
-    "callbacks.stories.count=2",
-]
-SHORT = "model.context=900", "data.batch_windows=4", "budget.steps=2", "val_every_n_steps=1"
+STORIES = "data=storyworld", "data.level=tiny", "data.stories=60", "data.validation_stories=12"
+FAST = "model.context=900", "data.batch_windows=4", "budget.steps=2", "val_every_n_steps=1", "callbacks.stories.count=2"
 
 
 @pytest.fixture
@@ -344,7 +341,7 @@ def run(composed, tmp_path):
 
 
 def test_a_run_logs_the_excess_over_the_floor(run):
-    folder = run(*SHORT, "data.validation_windows=10", data=STORIES)
+    folder = run(*FAST, "data.validation_windows=10", data=STORIES)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     corpus = Storyworld(level="tiny", stories=60, validation_stories=12, seed=0)
     stories = [corpus.story("validation", i * 12 // 10) for i in range(10)]
@@ -362,7 +359,7 @@ def test_a_run_logs_the_excess_over_the_floor(run):
 
 
 def test_evaluation_of_a_run(run, monkeypatch, capsys):
-    folder = run(*SHORT, data=STORIES)
+    folder = run(*FAST, data=STORIES)
     monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "--stories", "6", "--temperature", "1"])
     capsys.readouterr()
     evaluate.main()
@@ -414,7 +411,7 @@ def test_other_corpora_have_no_excess_and_no_evaluation(run, monkeypatch, capsys
 )
 def test_mistakes_are_named(run, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
-        run(*SHORT, override, data=STORIES)
+        run(*FAST, override, data=STORIES)
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 

@@ -184,13 +184,10 @@ def test_the_training_mode_is_restored_at_the_end_and_after_an_error(training):
     assert model.training == training
 
 
-def test_a_model_in_bfloat16_generates():
-    [text] = run(tiny().bfloat16(), prompts_of(3), sampler=Sampler(top_p=0.9)).values()
+def test_bfloat16_and_diverged_models():
+    model = tiny().bfloat16()
+    [text] = run(model, prompts_of(3), sampler=Sampler(top_p=0.9)).values()
     assert len(text) == 30
-
-
-def test_a_diverged_model_is_reported():
-    model = tiny()
     with torch.no_grad():
         model.head.weight[3, 3] = torch.nan
     with pytest.raises(UserError, match="not finite"):
@@ -235,11 +232,6 @@ def test_streamed_text_equals_decoded_text(tokenizer):
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-def test_a_prompt_begins_with_eos(tokenizer):
-    assert encode_prompt(tokenizer, "ab") == [tokenizer.eos, 97, 98]
-    assert encode_prompt(tokenizer, "") == [tokenizer.eos]
-
-
 def completions(tokenizer, prompts, **settings):
     model = tiny(context=16, vocab_size=tokenizer.vocab_size)
     with torch.no_grad():
@@ -248,6 +240,7 @@ def completions(tokenizer, prompts, **settings):
 
 
 def test_every_prompt_has_its_samples(tokenizer):
+    assert [encode_prompt(tokenizer, prompt) for prompt in ("", "ab")] == [[256], [256, 97, 98]]
     groups = completions(tokenizer, ["ab", "", "x" * 30], num_samples=4)
     assert [[c.prompt for c in group] for group in groups] == [["ab"] * 4, [""] * 4, ["x" * 30] * 4]
     flat = [c for group in groups for c in group]

@@ -290,10 +290,13 @@ def test_sentencepiece_prints_nothing_and_leaves_no_file(tmp_path, monkeypatch, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_damaged_model(tmp_path, capfd):
-    sentencepiece_tokenizer().save(tmp_path)
+def test_saved_settings_and_damaged_models(tmp_path, capfd):
+    sentencepiece_tokenizer(seed=5).save(tmp_path)
     path = tmp_path / "sentencepiece.model"
     model = path.read_bytes()
+    settings = {"vocab_size": 320, "algorithm": "bpe", "sample_documents": 100, "seed": 5}
+    expected = {"kind": "sentencepiece", **settings, "sha256": hashlib.sha256(model).hexdigest()}
+    assert tokenizers.read_settings(tmp_path) == expected
     flipped = model[:1000] + bytes([model[1000] ^ 1]) + model[1001:]
     for damage in (lambda: path.write_bytes(flipped), lambda: path.write_bytes(model[:1000]), path.unlink):
         damage()
@@ -301,13 +304,6 @@ def test_damaged_model(tmp_path, capfd):
             tokenizers.load(tmp_path)
         one_line(error)
     assert capfd.readouterr() == ("", "")
-
-
-def test_settings_are_saved(tmp_path):
-    sentencepiece_tokenizer(seed=5).save(tmp_path)
-    sha256 = hashlib.sha256((tmp_path / "sentencepiece.model").read_bytes()).hexdigest()
-    settings = {"vocab_size": 320, "algorithm": "bpe", "sample_documents": 100, "seed": 5}
-    assert tokenizers.read_settings(tmp_path) == {"kind": "sentencepiece", **settings, "sha256": sha256}
 
 
 # Characters and bytes.

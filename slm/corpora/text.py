@@ -26,6 +26,7 @@ class Text:
     split=contiguous: the first `train_ratio` of the documents are train; a single document is cut there instead.
     split=seeded: each document is train with probability `train_ratio`, a function of (`seed`, its index) alone.
     Constant memory with a separator; without one, the longest file is in memory.
+    Raises: UserError: for an unknown split, a ratio outside (0, 1) or an empty separator.
     """
 
     pattern = "*.txt"  # of the files in a folder
@@ -142,7 +143,7 @@ class Text:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns an OSError into a UserError that names the file."""
+    """Reports an OSError in one line. Raises: UserError: with the name of the file."""
     try:
         yield
     except OSError as error:
