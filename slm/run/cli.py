@@ -145,7 +145,7 @@ def compose(overrides: Sequence[str] = ()):
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep."""
     hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
-    overrides = list(hydra_config.overrides.task)
+    overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
     try:
         config = plain(cfg, hydra_config.runtime.choices, overrides)
         from slm.run.config import read_config

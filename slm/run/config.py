@@ -33,7 +33,7 @@ ORDER = (
     "tokenizer.",
     "model.context.",
 )
-DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "stories")
+DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories")
 PASSED_ON = (  # keywords of Lightning's Trainer that go to it unchanged
     *("deterministic", "benchmark", "detect_anomaly", "profiler", "limit_val_batches", "num_sanity_val_steps"),
     *("gradient_clip_algorithm", "enable_model_summary", "inference_mode", "sync_batchnorm", "model_registry"),

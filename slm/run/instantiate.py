@@ -82,7 +82,10 @@ def locate(path: str, where: str) -> Callable:
         for name in parts[cut:]:
             found = getattr(found, name, None)
         if callable(found):
-            return found
+            with contextlib.suppress(ValueError):
+                inspect.signature(found)
+                return found
+            raise UserError(f"{where}._target_={path} has no signature to check settings against; wrap it in a class")
     hint = "" if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
     raise UserError(f"{where}._target_={path} cannot be imported{hint}")
 

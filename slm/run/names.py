@@ -44,7 +44,7 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "budget.steps": "max_iters num_steps train_steps max_steps num_iterations",
     "budget.epochs": "epochs num_train_epochs max_epochs num_epochs",
     "budget.tokens": "max_tokens",
-    "trainer.gradient_clip_val": "grad_clip max_grad_norm max_norm clip_grad",
+    "trainer.gradient_clip_val": "grad_clip max_grad_norm max_norm clip_grad clip",
     "val_every_n_steps": "eval_interval eval_steps eval_every val_check_interval val_interval",
     "log_every_n_steps": "log_interval logging_steps log_every",
     "callbacks.checkpoints.every_n_steps": "save_steps save_interval every_n_train_steps save_every",
@@ -96,7 +96,7 @@ def hint_for(key: str, known: Sequence[str]) -> str:
     for part in (last, first):
         if part in SYNONYMS and SYNONYMS[part] != key:
             return f"; did you mean {SYNONYMS[part]}?"
-    return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.75)
+    return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.8)
 
 
 def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str:

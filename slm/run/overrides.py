@@ -52,7 +52,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if word.startswith("-") or takes_value:
             flags.append(word)
             takes_value = not takes_value and word in VALUE_FLAGS
-        elif "=" in word or word.startswith("~"):
+        elif word.find("=") > 0 or word.startswith("~"):
             overrides.append(word)
         elif flags and flags[-1] in ("-i", "--info"):
             flags.append(word)
@@ -73,9 +73,13 @@ def translated(override: str, overrides: Sequence[str]) -> str:
 
 
 def quoted(override: str) -> str:
-    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers have a meaning."""
+    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers have a meaning.
+
+    An option's name that looks like a number is quoted, too.
+    """
     key, equals, value = override.partition("=")
-    if key.lstrip("+") not in LITERAL or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
+    is_option = (CONF / key.lstrip("+")).is_dir() and re.fullmatch(r"[\d.]+|true|false", value)
+    if not (key.lstrip("+") in LITERAL or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
     escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"
@@ -107,22 +111,23 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exce
     `known_keys` composes conf/ once more for the names.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).partition("/")
+        group, option = re.fullmatch("(hydra/[^/]*|[^/]*)/?(.*)", str(error.missing_cfg_file)).groups()
         options = sorted(error.options)
         hint = did_you_mean(option, options, cutoff=0.7)
         return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
     if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
         if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
             return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
-        known = known_keys()
-        reason = ", since its group is left out" if match[2] in known else hint_for(match[2], known)
+        known, group = known_keys(), match[2].partition(".")[0]
+        other = f", since {group} is left out or has another option"
+        reason = other if match[2] in known else hint_for(match[2], known)
         return UserError(f"there is no key {match[2]}{reason}")
     return error
 
 
 def check_added_data_keys(overrides: Sequence[str], unresolved: Any):
     """Raises UserError for a key that the command line adds to `data`, if no other value refers to it."""
-    text, data = str(unresolved), unresolved["data"]
+    text, data = str(unresolved), unresolved.get("data") or {}
     known = [key for key in data if "." not in key]
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
