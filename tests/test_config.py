@@ -1,0 +1,90 @@
+"""conf/ and RunConfig: every option composes and is typed, and what the keys of a budget and a Trainer mean."""
+
+import dataclasses
+
+import pytest
+from conftest import CONF
+
+from slm.errors import UserError
+from slm.hardware import choose_microbatch, resolve_hardware
+from slm.run import cli
+from slm.run.config import Budget, RunConfig
+from slm.run.instantiate import Node
+
+GROUPS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+EXPERIMENTS, DEBUGS = (sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("experiment", "debug"))
+NONE = {"steps": None, "tokens": None, "epochs": None, "max_time": None}
+CPU = resolve_hardware("cpu", 1, 1, "32-true")
+
+
+@pytest.fixture(scope="module")
+def default() -> RunConfig:
+    return cli.compose()
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS, ids=map("=".join, GROUPS))
+def test_every_option_composes_and_is_typed(group, option, default):
+    config = cli.compose([f"{group}={option}"])
+    assert isinstance(config, RunConfig)
+    assert all(isinstance(node, Node) for node in [*config.callbacks.values(), *config.logger.values()])
+    assert config.plain.keys() == default.plain.keys()
+    for fixed in ("model", "trainer", "budget"):  # an option has no keys of its own
+        assert config.plain[fixed].keys() == default.plain[fixed].keys()
+
+
+@pytest.mark.parametrize("debug", DEBUGS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_debugged(experiment, debug):
+    config = cli.compose([f"experiment={experiment}", f"debug={debug}"])
+    assert config.name == experiment
+    trainer, batch = config.trainer, config.data.batch_windows
+    assert batch % choose_microbatch(trainer.microbatch, trainer.accumulate_grad_batches, batch, CPU) == 0
+
+
+def test_a_configuration_is_frozen(default):
+    for part, key in ((default, "seed"), (default.budget, "steps"), (default.model, "width")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, key, 1)
+    with pytest.raises(UserError, match=r"^seed=-1 must be"):  # a changed copy is checked, too
+        dataclasses.replace(default, seed=-1)
+
+
+def test_budget():
+    """500 windows of 100 targets, 10 windows per step."""
+    for given, steps in (
+        ({}, 50),  # one epoch
+        ({"epochs": 2}, 100),
+        ({"epochs": 0.01}, 1),
+        ({"steps": 7}, 7),
+        ({"tokens": 1e4}, 10),
+        ({"tokens": 1}, 1),
+    ):
+        assert Budget(**NONE | given).total_steps(10, 500, 100) == steps
+    assert Budget(**NONE | {"max_time": "01:02:03"}).max_seconds() == 3723
+    with pytest.raises(UserError, match=r"budget.steps=5 and budget.tokens=9 exclude one another"):
+        Budget(**NONE | {"steps": 5, "tokens": 9})
+
+
+def test_a_budget_on_the_command_line_replaces_the_configured_one():
+    budget = cli.compose(["experiment=quickstart", "budget.tokens=1e6"]).budget
+    assert (budget.steps, budget.tokens) == (None, 1e6)
+    assert cli.compose(["experiment=quickstart", "seed=1"]).budget.steps == 1200
+    with pytest.raises(UserError, match=r"budget.steps=5 and budget.epochs=1 exclude one another"):
+        cli.compose(["budget.steps=5", "budget.epochs=1"])
+
+
+@pytest.mark.parametrize(("given", "steps"), [("true", 1), ("3", 3)])
+def test_fast_dev_run_takes_a_few_steps_with_validation(given, steps):
+    config = cli.compose([f"trainer.fast_dev_run={given}", "budget.tokens=1e9"])
+    assert config.budget == Budget(**NONE | {"steps": steps})
+    assert config.val_every_n_steps == steps
+    assert cli.compose(["trainer.fast_dev_run=false"]).val_every_n_steps == 500
+
+
+def test_accumulate_grad_batches_divides_the_batch_into_microbatches():
+    config = cli.compose(["trainer.accumulate_grad_batches=4", "data.batch_windows=64"])
+    assert choose_microbatch(None, config.trainer.accumulate_grad_batches, config.data.batch_windows, CPU) == 16
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=5 must divide the 64 windows"):
+        choose_microbatch(None, 5, 64, CPU)
+    with pytest.raises(UserError, match=r"microbatch=8 and trainer.accumulate_grad_batches=4 exclude one another"):
+        cli.compose(["trainer.accumulate_grad_batches=4", "trainer.microbatch=8"])
