@@ -1,4 +1,4 @@
-"""train.py with one promise broken, to see whether that is noticed: SLM_BROKEN=order python broken.py ..."""
+"""train.py with one guarantee broken, to see whether the tests notice: SLM_BROKEN=order python broken.py ..."""
 
 import contextlib
 import io
@@ -9,23 +9,23 @@ import time
 from slm.files import atomic, jsonl
 from slm.run.cli import train_main
 from slm.training.callbacks.checkpoints import Checkpoints
-from slm.training.callbacks.metrics import Seeding
+from slm.training.callbacks.seeding import Seeding
 from slm.training.datamodule import WindowsData
 from slm.training.module import Pretraining
 
 
 def order():
-    """The data start anew after a resume."""
+    """The order of the data starts anew after a resume."""
     WindowsData.load_state_dict = lambda self, state: None
 
 
 def randomness():
-    """Dropout draws from wherever the global generator happens to be."""
+    """Dropout uses the global generator as it happens to be."""
     Seeding.on_train_batch_start = lambda *args: None
 
 
 def history():
-    """What was logged after the checkpoint is not forgotten."""
+    """Log lines after the checkpoint are kept."""
     jsonl.truncate_after = lambda path, step: None
 
 
@@ -48,15 +48,15 @@ def atomicity():
 
 
 def validation():
-    """A checkpoint is written before the validation that is due at its step, in which the first life ends."""
+    """A checkpoint is written before the validation of its step, in which the first attempt is killed."""
     finish, validate = Checkpoints.on_train_batch_end, Pretraining.validation_step
 
     def finish_before(self, *args):
-        self.val_every = 10**9
+        self.validation_steps = 10**9
         finish(self, *args)
 
     def step(self, windows, index):
-        if os.environ.get("SLM_LIFE") == "1" and self.trainer.global_step == 12:
+        if os.environ.get("SLM_ATTEMPT") == "1" and self.trainer.global_step == 12:
             self.trainer.strategy.checkpoint_io.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         return validate(self, windows, index)
@@ -65,7 +65,7 @@ def validation():
 
 
 def retention():
-    """The old checkpoints go before the new one is written."""
+    """Old checkpoints are deleted before the new one is written."""
     save = Checkpoints._save
 
     def prune_first(self, trainer):

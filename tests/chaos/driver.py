@@ -1,9 +1,9 @@
-"""Kills train.py, with all its processes, again and again until it ends by itself, and compares it with a run in peace.
+"""Kills train.py with all its processes, again and again, and compares the run with an uninterrupted one.
 
 python tests/chaos/driver.py --kills 20 --seed 0 FOLDER key=value ...
 
-Moments: random ones (imports, preparation, steps, validations: wherever the clock hits), and aimed ones, at lines that
-it prints and at changes in its checkpoint folder.
+A kill comes at a random time (imports, preparation, steps, validations), after a printed line, or at a change in the
+checkpoint folder.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from slm import verify
 from slm.files import atomic, run_folder
 
 ROOT = Path(__file__).parents[2]
-LINES = {  # what it prints when it begins with something
+LINES = {  # printed at the start of each phase
     "tokenizer": "building the tokenizer",
     "tokenizing": "tokenizer:",
     "start": "budget:",
     "training": "device:",
     "validated": ": val/loss",
 }
-CHANGES = {  # what then appears in checkpoints/, or goes
+CHANGES = {  # in checkpoints/, from one look to the next
     "writing": lambda before, now: any(name.endswith(".partial") for name, _ in now - before),
     "digest": lambda before, now: any(name.endswith(".sha256") for name, _ in now - before),
     "published": lambda before, now: any(name.endswith(".ckpt") for name, _ in now - before),
@@ -43,26 +43,20 @@ MOMENTS = ("import", "any", *LINES, *CHANGES)
 
 @dataclass
 class Chaos:
-    """One run folder, its command, and what its lives have shown."""
+    """A run folder, its command, and the observations of all attempts."""
 
     folder: Path
     overrides: list[str]
     script: Path = ROOT / "train.py"
     environment: dict[str, str] = field(default_factory=dict)
-    saved: set[str] = field(default_factory=set)  # names of checkpoints that have been seen while it was watched
-    killed: list[str] = field(default_factory=list)  # the moments that were hit
+    saved: set[str] = field(default_factory=set)  # names of checkpoints seen so far
+    killed: list[str] = field(default_factory=list)  # the moments of kills
 
-    def live(self, moment: str | None, rng: random.Random, *more: str) -> int:
-        """Starts the command and kills it at the moment, if that comes. Returns the exit code, -9 if killed."""
+    def attempt(self, moment: str | None, rng: random.Random, *more: str) -> int:
+        """Runs the command and kills it at the moment, if that comes. Returns the exit code, -9 if killed."""
         process = subprocess.Popen(
             [sys.executable, str(self.script), *self.overrides, *more, f"run_dir={self.folder}"],
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": str(ROOT),
-                **self.environment,
-            },
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -86,40 +80,40 @@ class Chaos:
         return code
 
     def check(self):
-        """What must hold at every moment: no torn file has a checkpoint's name, and of two saves two are there."""
+        """Asserts the guarantees at any moment: every checkpoint is intact, and after two saves there are two."""
         there = run_folder.checkpoints(self.folder)
         torn = [path.name for path in there if not atomic.is_intact(path)]
         assert not torn, f"{torn} torn"
         assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
 
     def _wait(self, process: subprocess.Popen, moment: str, printed: list[str], rng: random.Random):
-        """Until the moment comes or the process ends."""
+        """Returns when the moment comes or the process ends."""
         if moment in ("import", "any"):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, 4 if moment == "import" else 9))
             return
-        before, past, passed = self._look(), 0, rng.randrange(4)  # how many such changes to let pass
+        before, past, passed = self._look(), 0, rng.randrange(4)  # changes to let pass
         while process.poll() is None:
-            begun = [line for line in printed[:] if any(start in line for start in LINES.values())]
+            started = [line for line in printed[:] if any(start in line for start in LINES.values())]
             now = self._look()
             self.saved |= names(now, ".ckpt")
             if moment in CHANGES:
                 past += CHANGES[moment](before, now)
                 if past > passed:
                     return
-            elif any(LINES[moment] in line for line in begun):
+            elif any(LINES[moment] in line for line in started):
                 time.sleep(rng.uniform(0, 0.3))
                 return
-            elif moment.startswith("token") and any(LINES["training"] in line for line in begun):
-                time.sleep(rng.uniform(0, 2))  # both came from the cache
+            elif moment.startswith("token") and any(LINES["training"] in line for line in started):
+                time.sleep(rng.uniform(0, 2))  # tokenizer and tokens came from the cache
                 return
             before = now
             time.sleep(0.0005)
 
     def _look(self) -> set[tuple[str, int]]:
-        """Names and times of change of what is in checkpoints/."""
+        """Names and modification times of the files in checkpoints/."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:
-            return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}  # of which one may vanish meanwhile
+            return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}  # raises if one vanishes
         return set()
 
 
@@ -128,16 +122,16 @@ def names(entries: set[tuple[str, int]], suffix: str) -> set[str]:
 
 
 def moments(kills: int, rng: random.Random) -> Iterator[str]:
-    """Each kind about as often, in random order."""
+    """Moments in random order, each kind about equally often."""
     return itertools.islice(itertools.chain.from_iterable(iter(lambda: rng.sample(MOMENTS, len(MOMENTS)), None)), kills)
 
 
-def compare(peaceful: Path, chaotic: Chaos):
-    """Raises AssertionError if the killed run is not the other one to the bit, or not whole."""
-    difference = verify.first_difference(peaceful, chaotic.folder)
+def compare(reference: Path, chaotic: Chaos):
+    """Asserts that the killed run equals the reference bit for bit, and is complete."""
+    difference = verify.first_difference(reference, chaotic.folder)
     assert difference is None, difference
-    faults = list(verify.find_problems(chaotic.folder))
-    assert not faults, faults
+    problems = list(verify.find_problems(chaotic.folder))
+    assert not problems, problems
     left = [path for path in chaotic.folder.rglob("*") if path.suffix == ".partial"]
     assert not left, left
 
@@ -154,17 +148,17 @@ def main():
     def chaos(name: str) -> Chaos:
         return Chaos(arguments.folder / name, [*arguments.overrides, f"cache_dir={arguments.folder / f'cache-{name}'}"])
 
-    peaceful, killed = chaos("peaceful"), chaos("killed")
-    assert peaceful.live(None, rng) == 0
+    reference, killed = chaos("reference"), chaos("killed")
+    assert reference.attempt(None, rng) == 0
     for moment in moments(arguments.kills, rng):
-        begin, code = time.monotonic(), killed.live(moment, rng)
+        begin, code = time.monotonic(), killed.attempt(moment, rng)
         print(f"{moment:10} {'killed' if code else 'ended'} after {time.monotonic() - begin:.1f} s", flush=True)
         if code == 0:
             break
     else:
-        killed.live(None, rng)
-    compare(peaceful.folder, killed)
-    print(f"{len(killed.killed)} kills, and the same to the bit")
+        killed.attempt(None, rng)
+    compare(reference.folder, killed)
+    print(f"{len(killed.killed)} kills, equal bit for bit")
 
 
 if __name__ == "__main__":
