@@ -8,6 +8,7 @@ import pickle
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,11 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
-    """Rebuilds model and tokenizer from the file alone. Raises UserError for a missing, damaged or foreign file."""
+def load(path: Path, device: str | torch.device = "cpu", tokenizer: type[Tokenizer] | None = None) -> Loaded:
+    """Rebuilds model and tokenizer from the file alone. Raises UserError for a missing, damaged or foreign file.
+
+    `tokenizer` is the class of a tokenizer from outside slm: nothing that a file names is ever imported.
+    """
     checkpoint = read(path)
     described, weights = checkpoint["slm"], checkpoint["state_dict"]
     try:
@@ -102,15 +106,15 @@ def load(path: Path, device: str | torch.device = "cpu") -> Loaded:
     except (TypeError, RuntimeError, MemoryError, OverflowError):
         raise UserError(f"{path} is damaged: its model cannot be built; take another checkpoint") from None
     model.load_state_dict(_without_prefix(weights))
-    tokenizer = _tokenizer(path, described["tokenizer"])
-    if tokenizer.vocab_size != config.vocab_size:
+    restored = _tokenizer(path, described["tokenizer"], tokenizer.load if tokenizer else tokenizers.load)
+    if restored.vocab_size != config.vocab_size:
         raise UserError(
-            f"{path} is damaged: its tokenizer has {tokenizer.vocab_size:,} ids and its model {config.vocab_size:,}; "
+            f"{path} is damaged: its tokenizer has {restored.vocab_size:,} ids and its model {config.vocab_size:,}; "
             "take another checkpoint"
         )
     return Loaded(
         model=model.to(device).eval(),
-        tokenizer=tokenizer,
+        tokenizer=restored,
         step=checkpoint["global_step"],
         config=described["config"],
         corpus=described["corpus"],
@@ -181,12 +185,16 @@ def _is_dense(tensor: Any) -> bool:
     return dense and tensor.is_floating_point() and tensor.is_contiguous()
 
 
-def _tokenizer(path: Path, files: dict[str, bytes]) -> Tokenizer:
+def _tokenizer(path: Path, files: dict[str, bytes], load: Callable[[Path], Tokenizer]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
-            return tokenizers.load(Path(folder))
+            return load(Path(folder))
+        except tokenizers.UnknownKind:
+            raise UserError(
+                f"{path} holds a tokenizer of a class outside slm; give the class: slm.load(..., tokenizer=MyTokenizer)"
+            ) from None
         except (tokenizers.Damaged, IsADirectoryError):
             raise UserError(
                 f"{path} holds a tokenizer that is damaged or not known to this version; take another checkpoint"

@@ -114,15 +114,17 @@ def load(
     runs_dir: str | Path = "runs",
     device: Device = "auto",
     dtype: Dtype = "float32",
+    tokenizer: type[Tokenizer] | None = None,
 ) -> LanguageModel:
     """The model of a .ckpt file, a run folder (its best, else its newest), or latest, last or best of `runs_dir`.
 
-    Raises UserError for a checkpoint that is missing, damaged or foreign, and for a device that is not there.
+    `tokenizer` is the class of a tokenizer from outside slm. Raises UserError for a checkpoint that is missing,
+    damaged or foreign, and for a device that is not there.
     """
     place = choose_device(device)
     check_dtype(dtype, place)
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
-    loaded = checkpoint.load(path, place)
+    loaded = checkpoint.load(path, place, tokenizer)
     return LanguageModel(for_decoding(loaded.model, dtype), loaded.tokenizer, path, loaded.step, loaded.config)
 
 

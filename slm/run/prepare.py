@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from slm import tokenizers
 from slm.corpora import Corpus
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
 from slm.model import GPTConfig
@@ -42,7 +43,8 @@ def prepare_data(config: RunConfig) -> Prepared:
         print(f"tokenizer: {built.vocab_size:,} ids after {time.perf_counter() - begin:.1f} s")
         return built
 
-    tokenizer, folder = prepare_tokenizer(node, build, corpus, cache)
+    owner = getattr(config.tokenizer.target, "__self__", config.tokenizer.target)  # the class of `build`
+    tokenizer, folder = prepare_tokenizer(node, build, corpus, cache, getattr(owner, "load", tokenizers.load))
     store = prepare(corpus, tokenizer, fingerprint(folder), cache)
     train = store.manifest["splits"]["train"]
     windows, targets_per_window = config.windows(train["tokens"], train["documents"])

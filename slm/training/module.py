@@ -70,7 +70,7 @@ class Pretraining(L.LightningModule):
         microbatch and on every device, whatever the lengths of their windows."""
         inputs, targets = split(windows)
         features = (self.features or self.model.features)(inputs)
-        mean = cross_entropy(features, self.model.head.weight, targets)
+        mean = cross_entropy(features, self.model.head.weight, targets, self.model.config.logit_softcap)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         return mean * (count / (len(windows) * self.targets_per_window))
@@ -82,7 +82,8 @@ class Pretraining(L.LightningModule):
     def validation_step(self, windows: Tensor, index: int) -> Tensor:
         """Nats of each target (B, T), 0 for IGNORE."""
         inputs, targets = split(windows)
-        nats = token_nats(self.model.features(inputs), self.model.head.weight, targets)
+        features, softcap = self.model.features(inputs), self.model.config.logit_softcap
+        nats = token_nats(features, self.model.head.weight, targets, softcap)
         if self.token_lengths is not None:
             self.token_lengths = self.token_lengths.to(nats.device)
         self.validation.update(nats, targets, self.token_lengths)
