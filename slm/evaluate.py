@@ -1,7 +1,7 @@
-"""What a finished run on data=storyworld is worth: python -m slm.evaluate RUN
+"""Evaluates a run on data=storyworld: python -m slm.evaluate RUN
 
-Bits per story above the exact floor and where they are paid, on stories of the training's pairs and on held-out ones;
-and how many of the stories that the model tells are stories of the world. Writes evaluation.json into the run folder.
+Prints the loss in bits per story above the exact entropy, by part of the stories, on validation stories and on stories
+of held-out pairs; and the share of generated stories that are valid. Writes evaluation.json into the run folder.
 """
 
 import argparse
@@ -37,10 +37,10 @@ TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", help="a run folder, a .ckpt file, latest, last or best")
-    parser.add_argument("--stories", type=int, default=500, help="validation stories to read, and as many told ones")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="to tell stories at")
-    parser.add_argument("--seed", type=int, default=0, help="of the told stories and the intervals")
-    parser.add_argument("--runs-dir", default="runs", help="where latest, last and best look")
+    parser.add_argument("--stories", type=int, default=500, help="validation stories, and as many generated ones")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="of generation")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated stories and the intervals")
+    parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest, last and best")
     arguments = parser.parse_args()
     try:
         if arguments.stories < 2:
@@ -54,13 +54,13 @@ def main():
         atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
         print(folder / "evaluation.json")
         if evaluation["seen"]["excess"]["high"] < 0:
-            raise AssertionError("the model pays less than the entropy: a leak from the data, or a bug of ours")
+            raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
     except UserError as error:
         sys.exit(errors.report(error))
 
 
 def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
-    """Everything that `page` shows, as plain types."""
+    """All numbers of `page`, as plain types. Raises UserError unless the checkpoint is of a storyworld."""
     loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
     for_decoding(loaded.model, "float32")
     data = loaded.config.get("data")
@@ -70,54 +70,56 @@ def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int)
     try:
         corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
     except TypeError:
-        raise UserError(f"{path} is damaged: its data.corpus is no storyworld; take another checkpoint") from None
+        raise UserError(f"{path} is damaged: its data.corpus is not a storyworld; take another checkpoint") from None
     if loaded.corpus != corpus.fingerprint():
-        raise UserError(f"{path} was trained on another storyworld than this version's; evaluate it with its own")
-    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # refused now, if at all
+        raise UserError(f"{path} was trained on another storyworld; evaluate it with the version that trained it")
+    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # raises before the long work
     model, tokenizer = loaded.model, loaded.tokenizer
     count = min(stories, corpus.counts["validation"])
     seen = [corpus.story("validation", index) for index in range(count)]
     held_out = [corpus.held_out(index) for index in range(count)]
-    paid = {
-        "seen": costs(model, tokenizer, corpus.seen, seen, seed),
-        "held_out": costs(model, tokenizer, corpus.unseen, held_out, seed),
+    losses = {
+        "seen": story_losses(model, tokenizer, corpus.seen, seen, seed),
+        "held_out": story_losses(model, tokenizer, corpus.unseen, held_out, seed),
     }
     verdicts = {
         name: generate_stories(model, tokenizer, corpus.all, count=stories, sampler=sampler, seed=seed)
         for name, sampler in samplers.items()
     }
     verdicts["real"] = [judge(corpus.all, story.text, True) for story in seen]
-    valid = {verdict.text for told in verdicts.values() for verdict in told if verdict.valid}
+    valid = {verdict.text for judged in verdicts.values() for verdict in judged if verdict.valid}
     known = {text for text in corpus.documents("train") if text in valid}
     return {
         "checkpoint": str(path),
         "step": loaded.step,
         "level": corpus.level,
         "seed": seed,
-        **paid,
-        "told": {name: summary(told, known, seed) for name, told in verdicts.items()},
+        **losses,
+        "samples": {name: summary(judged, known, seed) for name, judged in verdicts.items()},
         "examples": [marked(verdict) for verdict in next(iter(verdicts.values()))[:3]],
     }
 
 
-def costs(model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence[Story], seed: int) -> dict[str, Any]:
-    """Bits per story: floor, model and excess, in all and by part, with tokens per story.
+def story_losses(
+    model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence[Story], seed: int
+) -> dict[str, Any]:
+    """Mean bits per story, over the stories that fit into the context: floor, model, excess, in all and by part.
 
-    Of the stories that fit into the context; a model that most do not fit into is refused.
+    Raises UserError if less than half of them fit.
     """
     context = model.config.context
     texts = [story.text for story in stories if len(tokenizer.encode(story.text)) < context]
     if len(texts) < len(stories) / 2:
         raise UserError(f"only {len(texts)} of {len(stories)} stories fit into the model's context of {context} tokens")
     floors = [story_floor(world, text, tokenizer) for text in texts]
-    tallies = np.stack([tally(paid, floor) for paid, floor in zip(story_bits(model, tokenizer, texts), floors)])
-    floor, paid, tokens = tallies.mean(0)
+    tallies = np.stack([tally(bits, floor) for bits, floor in zip(story_bits(model, tokenizer, texts), floors)])
+    floor, bits, tokens = tallies.mean(0)
     differences = tallies[:, 1] - tallies[:, 0]
     return {
         "stories": len(texts),
         "bytes": sum(map(len, texts)) / len(texts),
         "floor": floor.sum(),
-        "model": paid.sum(),
+        "model": bits.sum(),
         "excess": asdict(estimate(differences.sum(1), seed)),
         "parts": {
             part: {"tokens": tokens[i], "floor": floor[i], "excess": asdict(estimate(differences[:, i], seed))}
@@ -128,21 +130,22 @@ def costs(model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence
 
 @torch.inference_mode()
 def story_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], rows: int = 32) -> list[np.ndarray]:
-    """What the model pays for each token of each text, its end included, when it reads it from the first word on."""
+    """The bits of each token of each text and of its end, as arrays (T,). `rows` texts are evaluated at a time."""
     ids = [[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]
     longest, device = max(map(len, ids)), model.head.weight.device
     bits = []
     for first in range(0, len(ids), rows):
         batch = ids[first : first + rows]
         window = torch.tensor([row + [tokenizer.eos] * (longest - len(row)) for row in batch], device=device)
-        nats = token_nats(model.features(window[:, :-1]), model.head.weight, window[:, 1:])
-        paid = nats.double().cpu().numpy() / math.log(2)
-        bits += [row[: len(its) - 1] for row, its in zip(paid, batch)]
+        features, softcap = model.features(window[:, :-1]), model.config.logit_softcap
+        nats = token_nats(features, model.head.weight, window[:, 1:], softcap)
+        padded = nats.double().cpu().numpy() / math.log(2)
+        bits += [row[: len(its) - 1] for row, its in zip(padded, batch)]
     return bits
 
 
 def page(evaluation: dict[str, Any]) -> str:
-    """The evaluation for a person to read."""
+    """The evaluation as text for a console."""
     seen, held_out = evaluation["seen"], evaluation["held_out"]
     lines = [
         f"{evaluation['checkpoint']}, step {evaluation['step']}, storyworld {evaluation['level']}",
@@ -161,12 +164,15 @@ def page(evaluation: dict[str, Any]) -> str:
             f"{part:14}{values['tokens']:8.1f}{values['floor']:8.2f}  {_interval(values['excess'], '.2f'):24}"
             f"{_interval(there, '.2f')}"
         )
-    told = evaluation["told"]
-    lines += ["", f"{'told stories':14}" + "".join(f"{name + ', n = ' + str(told[name]['n']):24}" for name in told)]
+    samples = evaluation["samples"]
+    lines += [
+        "",
+        f"{'samples':14}" + "".join(f"{name + ', n = ' + str(found['n']):24}" for name, found in samples.items()),
+    ]
     for measure, form in (("valid", ".1%"), ("novel", ".1%"), ("prefix", ".1%"), ("sentences", ".1f")):
-        lines.append(f"{measure:14}" + "".join(f"{_interval(told[name][measure], form):24}" for name in told))
-    for name in told:
-        errors = ", ".join(f"{error} {count}" for error, count in told[name]["errors"].items())
+        lines.append(f"{measure:14}" + "".join(f"{_interval(found[measure], form):24}" for found in samples.values()))
+    for name, found in samples.items():
+        errors = ", ".join(f"{error} {count}" for error, count in found["errors"].items())
         lines.append(f"first errors, {name}: {errors or 'none'}")
     return "\n".join([*lines, "", *evaluation["examples"], ""])
 

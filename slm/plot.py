@@ -1,4 +1,4 @@
-"""Pictures of a run, from the files in its folder alone."""
+"""Plots of a run, from the files in its folder."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from slm.files import jsonl
 
 
 def loss_curve(folder: Path) -> Path | None:
-    """Draws loss.png from metrics.jsonl; None if there is nothing to draw yet."""
+    """Draws loss.png from metrics.jsonl and returns its path; None without losses."""
     logged = list(jsonl.lines(folder / "metrics.jsonl"))
     series = {
         name: [(event["step"], event[name]) for event in logged if event.get(name) is not None]
@@ -15,7 +15,7 @@ def loss_curve(folder: Path) -> Path | None:
     if not any(series.values()):
         return None
 
-    from matplotlib.figure import Figure  # by itself it draws into files, without a screen
+    from matplotlib.figure import Figure  # pyplot would need a display
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -27,7 +27,7 @@ def loss_curve(folder: Path) -> Path | None:
             axes.plot(*zip(*points, strict=True), label=label, **styles[name])
     if floor := entropy(logged):
         axes.axhline(floor, color="black", linestyle=":", label=f"floor {floor:.3f}: the entropy of the corpus")
-        axes.set_yscale("log")  # the last steps down to it are small ones
+        axes.set_yscale("log")  # the last improvements towards the floor are small
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
@@ -38,7 +38,7 @@ def loss_curve(folder: Path) -> Path | None:
 
 
 def entropy(logged: list[dict]) -> float | None:
-    """Nats per token of the validation stories, where their entropy is known."""
+    """The entropy of the validation stories in nats per token; None for corpora of unknown entropy."""
     known = [event for event in logged if "val/floor_bits_per_byte" in event]
     if not known:
         return None

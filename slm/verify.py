@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def summary(folder: Path) -> str:
-    """A sentence on a folder without problems."""
+    """A description of a folder without problems, in one line."""
     info, steps = run_folder.require_run_json(folder), [run_folder.step_of(p) for p in run_folder.checkpoints(folder)]
     counts = {name: sum(1 for _ in jsonl.lines(folder / name)) for name in LOGS}
     logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
@@ -56,7 +56,7 @@ def summary(folder: Path) -> str:
 
 
 def find_problems(folder: Path) -> Iterator[str]:
-    """A sentence for each problem of a run folder. Raises UserError if it is not a run folder."""
+    """Yields a sentence for each problem of a run folder. Raises UserError if it is not a run folder."""
     info = run_folder.require_run_json(folder)
     yield from damaged_checkpoints(folder, info)
     saved = [run_folder.step_of(path) for path in run_folder.checkpoints(folder)]
@@ -82,6 +82,7 @@ def find_problems(folder: Path) -> Iterator[str]:
 
 
 def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
+    """Yields a sentence for each checkpoint that is damaged or of another run, and each pointer without a file."""
     for path in run_folder.checkpoints(folder):
         if not atomic.is_intact(path):
             yield f"{path.name} does not match its sha256"
@@ -92,7 +93,7 @@ def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
             yield str(error)
             continue
         if loaded.run_id != info["run_id"]:
-            yield f"{path.name} is another run's, {loaded.run_id}"
+            yield f"{path.name} belongs to another run ({loaded.run_id})"
         if loaded.step != run_folder.step_of(path):
             yield f"{path.name} holds step {loaded.step}"
         if bad := [name for name, value in loaded.model.state_dict().items() if not value.isfinite().all()]:
@@ -107,7 +108,7 @@ def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
 
 
 def check_series(what: str, steps: list[int], expected: Iterable[int]) -> Iterator[str]:
-    """A sentence for each kind of problem in a series of steps: missing, repeated or out of order."""
+    """Yields a sentence for each kind of problem in a series of steps: missing, repeated or out of order."""
     if doubled := sorted(step for step, count in Counter(steps).items() if count > 1):
         yield f"{what} is repeated at steps {shown(doubled)}"
     if missing := sorted(set(expected) - set(steps)):
@@ -117,7 +118,7 @@ def check_series(what: str, steps: list[int], expected: Iterable[int]) -> Iterat
 
 
 def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) -> Iterator[str]:
-    """A problem if a step from the first logged one on has other windows than the endless order."""
+    """Yields a sentence if a step, from the first logged one on, has other windows than the endless order."""
     if not lines or "windows" not in info:
         return
     last = last if info["config"].get("log_windows") else lines[-1]["step"]

@@ -22,7 +22,8 @@ def test_a_compiled_training_equals_an_eager_one(composed, tmp_path, monkeypatch
         assert run_folder.read_run_json(tmp_path / compile)["compiled"] == (compile == "true")
     assert weights["true"].keys() == weights["false"].keys()
     for name, tensor in weights["true"].items():
-        torch.testing.assert_close(tensor, weights["false"][name], atol=1e-3, rtol=1e-2)
+        apart = (tensor - weights["false"][name]).abs().mean()  # AdamW turns rounding of a gradient near 0 into a step
+        assert apart < 1e-4, name
     for ours, theirs in zip(history(tmp_path / "true"), history(tmp_path / "false"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     train_with_kills(config, tmp_path / "broken", monkeypatch, [9, 3])

@@ -17,7 +17,7 @@ def small(text_file, tmp_path) -> list[str]:
     return [
         *("data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "debug=default"),
         *("trainer=cpu", "trainer.precision=32-true", "trainer.microbatch=1", "log_windows=true"),
-        *(f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"),
+        *("model.context=64", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"),
     ]
 
 

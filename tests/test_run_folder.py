@@ -57,7 +57,7 @@ def test_checkpoints_of_another_run_are_refused(composed, tmp_path):
         shutil.copy(path, tmp_path / "one" / "checkpoints")
     with pytest.raises(UserError, match=r"step-000007.ckpt belongs to another run .*; move it away"):
         train(composed(*SAVING), run_dir=tmp_path / "one", overrides=[])
-    assert any("is another run's" in problem for problem in verify.find_problems(tmp_path / "one"))
+    assert any("belongs to another run" in problem for problem in verify.find_problems(tmp_path / "one"))
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(composed, tmp_path):

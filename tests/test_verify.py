@@ -17,7 +17,7 @@ from slm.run.train import train
 def arguments(text_file: Path, folder: Path) -> list[str]:
     """The arguments of a run that takes seconds."""
     data = "data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", f"cache_dir={folder / 'cache'}"
-    return [*data, "tokenizer=bytes", "trainer=cpu", "debug=default"]
+    return [*data, "tokenizer=bytes", "trainer=cpu", "debug=default", "model.context=64"]
 
 
 @pytest.fixture(scope="module")
