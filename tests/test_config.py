@@ -1,6 +1,7 @@
 """conf/ and RunConfig: every option composes and is typed, and what the keys of a budget and a Trainer mean."""
 
 import dataclasses
+import math
 
 import pytest
 from conftest import CONF
@@ -63,6 +64,9 @@ def test_budget():
     assert Budget(**NONE | {"max_time": "01:02:03"}).max_seconds() == 3723
     with pytest.raises(UserError, match=r"budget.steps=5 and budget.tokens=9 exclude one another"):
         Budget(**NONE | {"steps": 5, "tokens": 9})
+    for key, value in [(key, value) for key in ("steps", "tokens", "epochs") for value in (-1, 0, math.nan, math.inf)]:
+        with pytest.raises(UserError, match=rf"budget.{key}={value} must be above 0"):
+            Budget(**NONE | {key: value})
 
 
 def test_a_budget_on_the_command_line_replaces_the_configured_one():

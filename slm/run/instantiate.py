@@ -154,4 +154,6 @@ def describe(hint: Any) -> str:
     if is_dataclass(hint):
         return f"a node whose _target_ is {hint.__module__}.{hint.__qualname__}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return words.get(hint, "a list" if origin in (list, tuple, Sequence) else str(hint))
+    if origin in (list, tuple, Sequence):
+        return f"a list ({describe(arguments[0])} each)" if arguments else "a list"
+    return words.get(hint, str(hint))
