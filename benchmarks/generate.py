@@ -1,28 +1,29 @@
-"""Tokens per second of generation, sampling included, beside others' in turn; and what fewer bits cost in quality.
+"""Tokens per second of generation with sampling, of slm and others, alternating; and bits per byte with fewer bits.
 
     pip install transformers litgpt; git clone https://github.com/karpathy/nanoGPT
     python benchmarks/generate.py --nanogpt nanoGPT      # model=small, vocabulary 16,000, batches 1 and 32
     python benchmarks/generate.py --device cuda --nanogpt nanoGPT
-    python benchmarks/generate.py --ckpt RUN       # a trained run's bits per byte in float32, bfloat16 and int8 instead
+    python benchmarks/generate.py --ckpt RUN --set data=text data.path=FILE   # bits per byte of a trained run
 
-Weights are random and nothing stops a text, so that every row has its length. nanoGPT generates without a cache and
-litgpt one text at a time. The limit is reading all weights once per token, at the memory's bandwidth in the same run.
+Weights are random and no id ends a text, so all have the same length. nanoGPT generates without a cache and litgpt one
+text at a time. The limit is reading all weights once per token, at the memory's bandwidth in the same run. With --ckpt:
+the validation loss in float32, bfloat16 and int8; --set are the overrides of the run that choose its data.
 """
 
-import argparse
 import copy
 import statistics
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import hydra
 import peers
 import torch
 import torch.nn.functional as F
-from measure import ROOT, in_turn, machine, one_line_errors, parsed, ratio, read_bandwidth, seconds, table
-from omegaconf import OmegaConf
+from measure import argument_parser, in_turn, machine, one_line_errors, parsed, ratio, read_bandwidth, seconds, table
 
 from slm import checkpoint
+from slm.data.store import fingerprint, prepare
 from slm.data.windows import Windows, evenly_spaced
 from slm.errors import UserError
 from slm.estimate import parameters
@@ -32,30 +33,23 @@ from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
 from slm.model import GPT, GPTConfig
 from slm.run import cli
-from slm.run.config import make_plan
-from slm.run.prepare import prepare_data
 from slm.training.module import LanguageModelMetrics, split
 
 PROMPT = [1, 2, 3, 4]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", default="small")
-    parser.add_argument("--vocab-size", type=int, default=16_000)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--tokens", type=int, default=200, help="per text; a quarter of them where texts are many")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--tokens", type=int, default=200, help="per text; a quarter with several texts")
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
-    parser.add_argument("--ckpt", help="a run folder or checkpoint whose quality to measure instead")
+    parser.add_argument("--ckpt", help="a run folder or checkpoint: measures its bits per byte")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of that run that choose its data")
     arguments = parsed(parser)
     if arguments.ckpt:
         return quality(arguments)
-    cli.check_overrides([f"model={arguments.model}"], sweep=False)
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        choices = OmegaConf.to_container(hydra.compose("train", [f"model={arguments.model}"]).model)
-    config = GPTConfig(**choices, vocab_size=arguments.vocab_size)
+    config = replace(cli.compose([f"model={arguments.model}"]).model, vocab_size=arguments.vocab_size)
     print(f"{machine(arguments.device)}; {config.depth} x {config.width}, {parameters(config).total:,} parameters")
     bandwidth = read_bandwidth(arguments.device)
     limits = ", ".join(f"{bandwidth / parameters(config).total / bits * 8:,.0f} with {bits}" for bits in (32, 16, 8))
@@ -80,7 +74,7 @@ def make_ways(config: GPTConfig, batch: int, tokens: int, arguments) -> dict[str
     base = GPT(config).to(device).eval()
     for dtype in ("float32", "bfloat16", *(["int8"] if device == "cpu" else [])):
         model = for_decoding(copy.deepcopy(base), dtype)
-        add(f"slm {dtype}", lambda model=model: ours(model, batch, tokens))
+        add(f"slm {dtype}", lambda model=model: slm(model, batch, tokens))
     prompt = torch.tensor([PROMPT] * batch, device=device)
     for name in peers.names(arguments.nanogpt):
         for dtype in (torch.float32, torch.bfloat16):
@@ -97,7 +91,7 @@ def make_ways(config: GPTConfig, batch: int, tokens: int, arguments) -> dict[str
     return ways
 
 
-def ours(model: GPT, batch: int, tokens: int):
+def slm(model: GPT, batch: int, tokens: int):
     settings = {"sampler": Sampler(), "max_new_tokens": tokens, "eos": None, "seed": 0}
     assert sum(len(step) for step in generate(model, [PROMPT] * batch, **settings)) == batch * tokens
 
@@ -114,13 +108,16 @@ def litgpt(model, prompt: torch.Tensor, tokens: int):
 
 @torch.no_grad()
 def quality(arguments):
-    """Bits per byte on the run's own validation windows."""
+    """Prints bits per byte on the run's validation windows."""
     loaded = checkpoint.load(run_folder.find_checkpoint(arguments.ckpt, Path("runs")), arguments.device)
-    if loaded.config["data"]["layout"] != "packed":
-        raise UserError(f"--ckpt {arguments.ckpt} has data.layout={loaded.config['data']['layout']}; give a packed run")
-    prepared = prepare_data(make_plan(loaded.config))
-    windows = Windows(prepared.store, "validation", loaded.model.config.context)
-    chosen = evenly_spaced(len(windows), loaded.config["data"]["validation_windows"])
+    config = cli.compose(arguments.set)
+    if config.data.corpus.fingerprint() != loaded.corpus or config.data.layout != "packed":
+        raise UserError("--set must choose the data of that run, in data.layout=packed; see its overrides.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        loaded.tokenizer.save(Path(folder))
+        store = prepare(config.data.corpus, loaded.tokenizer, fingerprint(Path(folder)), Path(config.cache_dir))
+    windows = Windows(store, "validation", loaded.model.config.context)
+    chosen = evenly_spaced(len(windows), config.data.validation_windows)
     lengths = torch.tensor([len(loaded.tokenizer.token_bytes(token)) for token in range(loaded.tokenizer.vocab_size)])
     lines, first = [], None
     for dtype in ("float32", "bfloat16", *(["int8"] if arguments.device == "cpu" else [])):
@@ -128,16 +125,14 @@ def quality(arguments):
         metrics = LanguageModelMetrics()
         for start in range(0, len(chosen), 8):
             inputs, targets = split(windows.__getitems__(chosen[start : start + 8]).to(arguments.device))
-            logits = model(inputs).float()  # by the head itself, which may have 8 bits
+            logits = model(inputs).float()  # of the head itself, which may have 8 bits
             nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             metrics.update(nats.double().sum().cpu(), targets.cpu(), lengths)
         bits = metrics.compute()["bits_per_byte"].item()
         first = first or bits
         lines.append([dtype, f"{bits:.5f}", f"{bits - first:+.5f}"])
-    print(machine(arguments.device))
-    print(
-        f"step {loaded.step}, {len(chosen)} windows\n" + table(["weights", "bits per byte", "against float32"], lines)
-    )
+    print(f"{machine(arguments.device)}; step {loaded.step}, {len(chosen)} windows")
+    print(table(["weights", "bits per byte", "against float32"], lines))
 
 
 if __name__ == "__main__":

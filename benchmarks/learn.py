@@ -1,13 +1,12 @@
-"""How much is learned in the same time: bits per byte on the same validation windows, by recipe.
+"""Bits per byte on the same validation windows after the same time or steps, by recipe.
 
     python benchmarks/learn.py --task stories --path FOLDER --seconds 150        # FOLDER as TinyStories on the Hub
     python benchmarks/learn.py --task shakespeare --path input.txt               # nanoGPT's 2,000 steps against ours
     python benchmarks/learn.py --task parts --path FOLDER --steps 300 --seeds 1 2 3
 
-stories: each recipe first trains a few steps to learn its speed on this machine, then gets the steps that fill the
-seconds. parts: the modern recipe, and the same with one of its parts taken back, for equal steps. All are train.py as a
-user runs it, in processes of their own, with the same data, tokenizer and sizes; the time is that of the steps alone,
-beside that of the whole command.
+stories: each recipe first trains a few steps to measure its speed on this machine, then as many as fill the seconds.
+parts: the modern recipe, and the same without one of its parts, for equal steps. Each training is train.py in a process
+of its own, with the same data, tokenizer and sizes. Times are those of the steps alone and of the whole command.
 """
 
 import argparse
@@ -24,30 +23,36 @@ from measure import ROOT, machine, one_line_errors, parsed, table
 # a GPT that a CPU can train in minutes
 SIZE = ["model=small", "model.depth=4", "model.width=192", "model.context=256", "tokenizer.vocab_size=4096"]
 BATCH = ["data.batch_windows=16", "trainer.microbatch=16"]
-OLD = ["model.bias=false", "schedule=cosine", "schedule.final=0.1"]
+COSINE = ["schedule=cosine", "schedule.min_lr_ratio=0.1"]
 MODERN = ["experiment=modern_small"]
 STORIES = {
     "modern_small": MODERN,
-    "nanoGPT": [*OLD, "model.positions=learned", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"],
-    "classic (lr 3e-4)": ["schedule=cosine", "schedule.final=0.1", "schedule.warmup_share=0.04", "optimizer.lr=3e-4"],
+    "nanoGPT": [
+        "model.bias=false",
+        *COSINE,
+        "model.positions=learned",
+        "optimizer.lr=1e-3",
+        "optimizer.betas=[0.9,0.99]",
+    ],
+    "classic (lr 3e-4)": [*COSINE, "schedule.warmup_fraction=0.04", "optimizer.lr=3e-4"],
 }
 SHAKESPEARE = {
     "experiment=shakespeare": ["experiment=shakespeare"],
     "nanoGPT": [
         *("experiment=shakespeare", "model.positions=learned", "model.qk_norm=false", "model.zero_init_residual=false"),
         *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"),
-        *("schedule=cosine", "schedule.final=0.1", "schedule.warmup_steps=100"),
+        *(*COSINE, "schedule.warmup_steps=100"),
         *("data.batch_windows=12", "trainer.microbatch=12", "budget.steps=2000", "val_every_n_steps=2000"),
     ],
 }
 PARTS = {
     "modern": [],
     "AdamW (lr 3e-3)": ["optimizer=adamw", "optimizer.lr=3e-3"],
-    "cosine to 0.1": ["schedule=cosine", "schedule.final=0.1"],
+    "cosine to 0.1": COSINE,
     "without QK-norm": ["model.qk_norm=false"],
     "GELU": ["model.mlp=gelu"],
     "LayerNorm": ["model.norm=layernorm"],
-    "writers not at zero": ["model.zero_init_residual=false"],
+    "residual branches not at zero": ["model.zero_init_residual=false"],
     "tied head": ["model.tied=true"],
 }
 
@@ -59,7 +64,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=150, help="of training, for stories")
     parser.add_argument("--steps", type=int, default=300, help="for parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="+", help="these recipes alone")
+    parser.add_argument("--only", nargs="+", help="only these recipes")
     arguments = parsed(parser)
     recipes = {"stories": STORIES, "shakespeare": SHAKESPEARE, "parts": PARTS}[arguments.task]
     if unknown := {*(arguments.only or [])} - recipes.keys():
@@ -76,7 +81,7 @@ def main():
                 if arguments.task == "parts":
                     chosen.append(f"budget.steps={arguments.steps}")
                 if arguments.task == "stories":
-                    rate = train([*chosen, "budget.steps=12", "schedule.warmup_share=0.1"])["steps_per_second"]
+                    rate = train([*chosen, "budget.steps=12", "schedule.warmup_fraction=0.1"])["steps_per_second"]
                     chosen.append(f"budget.steps={max(20, round(rate * arguments.seconds))}")
                 results[name].append(train(chosen))
                 print(f"  seed {seed}  {name:24} {results[name][-1]}", file=sys.stderr, flush=True)
@@ -92,14 +97,14 @@ def train(overrides: list[str]) -> dict[str, float]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         total = time.perf_counter() - start
         metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        card = json.loads((run / "run.json").read_text())
-    speeds = [line for line in metrics if "tokens_per_second" in line][1:]  # the first step sets things up
+        steps = json.loads((run / "run.json").read_text())["steps"]
+    speeds = [line for line in metrics if "tokens_per_second" in line][1:]  # without the first step
     per_second = statistics.median(line["tokens_per_second"] for line in speeds)
-    steps_per_second = per_second * card["steps"] / speeds[-1]["train/tokens"]
+    steps_per_second = per_second * steps / speeds[-1]["train/tokens"]
     return {
-        "steps": card["steps"],
+        "steps": steps,
         "steps_per_second": round(steps_per_second, 3),
-        "training": round(card["steps"] / steps_per_second, 1),
+        "training": round(steps / steps_per_second, 1),
         "command": round(total, 1),
         "loss": metrics[-1]["val/loss"],
         "bits_per_byte": metrics[-1]["val/bits_per_byte"],

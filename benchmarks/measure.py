@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, measurements in turn, the machine's limits, tables. Not to be run itself."""
+"""Imported by the benchmarks: arguments, alternating measurements, limits of the machine, tables."""
 
 import argparse
 import contextlib
@@ -17,11 +17,21 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.run.cli import one_line_errors  # noqa: E402, F401  (for their last lines)
+from slm.run.cli import one_line_errors  # noqa: E402, F401  (for the last lines of a benchmark)
+
+
+def argument_parser(doc: str, *, vocab_size: int = 16_000, rounds: int | None = 5) -> argparse.ArgumentParser:
+    """A parser with --vocab-size and --device, and --rounds unless it is None."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab-size", type=int, default=vocab_size)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, or one line and exit code 2 for what cannot be."""
+    """The arguments. Ends the program with one line and exit code 2 if a value is out of range."""
     given = parser.parse_args()
     for name, value in vars(given).items():
         option = f"--{name.replace('_', '-')}"
@@ -36,7 +46,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each way returns, in rounds of all ways, every other one backwards; a first round is left out."""
+    """The values of each way, in rounds of all ways, every other round in reverse; a first round is left out."""
     values = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way in ways if number % 2 else reversed(ways):
@@ -49,13 +59,13 @@ def in_turn(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list
 
 @contextlib.contextmanager
 def another_process() -> Iterator[Callable]:
-    """Yields call(function, *arguments), which runs the function over there; what the function keeps stays there."""
+    """Yields call(function, *arguments), which runs the function in one other process, with its caches."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the ratios round by round, so that a machine that becomes slower does not count."""
+    """The median of the ratios of each round, in which a change of the machine's speed cancels out."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -75,11 +85,10 @@ def synchronize(device: torch.device | str):
 
 def gemm_peak(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device | str) -> float:
     """FLOP/s of the fastest of the products (rows, columns in, columns out), forward or backward."""
-    best, repeat = 0.0, 2 if torch.device(device).type == "cpu" else 200  # a GPU's take microseconds
+    best, repeat = 0.0, 2 if torch.device(device).type == "cpu" else 200  # a product takes microseconds on a GPU
     for rows, inner, outer in shapes:
-        x, w, g = (
-            torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (outer, inner), (rows, outer))
-        )
+        sizes = (rows, inner), (outer, inner), (rows, outer)
+        x, w, g = (torch.randn(size, device=device).to(dtype) for size in sizes)
         for product in (lambda x=x, w=w: x @ w.T, lambda g=g, w=w: g @ w, lambda g=g, x=x: g.T @ x):
             product()
             best = max(best, *(2 * rows * inner * outer / seconds(product, device, repeat) for _ in range(3)))
@@ -94,18 +103,18 @@ def read_bandwidth(device: torch.device | str) -> float:
 
 
 def sixteen_bits(precision: str) -> torch.dtype:
-    """Of Lightning's name of a precision; bfloat16 for one of 32 bits."""
+    """The 16-bit type of one of Lightning's precisions; bfloat16 for one of 32 bits."""
     return torch.float16 if precision.startswith("16") else torch.bfloat16
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Markdown."""
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def machine(device: str) -> str:
-    """A line for RESULTS.md: what ran where and when."""
+    """A line for RESULTS.md: processor, versions, date."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}"
 

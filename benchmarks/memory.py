@@ -1,13 +1,12 @@
-"""Peak memory of training, each in a process of its own: ours as train.py runs it, and others' models.
+"""Peak memory of training, each in a process of its own: slm as train.py runs it, and other projects' models.
 
     pip install transformers litgpt; git clone https://github.com/karpathy/nanoGPT
     python benchmarks/memory.py --nanogpt nanoGPT [--device cuda]    # model=small, vocabulary 16,000, 8 windows of 512
 
-On a CPU that of the process, with what Python and its libraries take; on a GPU what tensors took of its memory, all
-of them compiled and not.
+On a CPU: the memory of the process, with Python and its libraries. On a GPU: the memory of tensors, with and without
+torch.compile.
 """
 
-import argparse
 import resource
 import tempfile
 from collections.abc import Callable
@@ -15,43 +14,35 @@ from pathlib import Path
 
 import peers
 import torch
-from measure import another_process, machine, one_line_errors, parsed, sixteen_bits, table
-from training import make_run, train_seconds
+from measure import another_process, argument_parser, machine, one_line_errors, parsed, sixteen_bits, table
+from training import make_training
 
 from slm.hardware import best_precision
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, rounds=None)
     parser.add_argument("--set", nargs="*", default=["model=small"], help="overrides of train.py")
-    parser.add_argument("--vocab-size", type=int, default=16_000)
     parser.add_argument("--windows", type=int, default=8, help="per step, in one microbatch")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
     arguments = parsed(parser)
+    windows, device = arguments.windows, arguments.device
+    overrides = [*arguments.set, f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
+    sizes = {"vocab_size": arguments.vocab_size, "device": device}
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [
-            *arguments.set,
-            f"data.batch_windows={arguments.windows}",
-            f"trainer.microbatch={arguments.windows}",
-        ]
-        _, prepared = make_run(
-            Path(folder), overrides, vocab_size=arguments.vocab_size, steps=1, device=arguments.device
-        )
-        config, best = prepared.model, best_precision("gpu" if arguments.device == "cuda" else "cpu")
-        lines, kinds = [], (False, True) if arguments.device == "cuda" else (False,)
-        recompute, others = ["model.gradient_checkpointing=true"], peers.names(arguments.nanogpt)
-        for compile in kinds:
-            after = ", compiled" if compile else ""
-            for name, more in (("slm", []), ("slm, gradient checkpointing", recompute)):
-                chosen = [*overrides, *more, f"trainer.compile={str(compile).lower()}"]
-                figures = elsewhere(of_ours, chosen, arguments.vocab_size, arguments.device)
-                lines.append([f"{name}, {best}{after}", *figures])
-            for name in others:
-                for dtype in (torch.float32, *([sixteen_bits(best)] if best != "32-true" else [])):
-                    what = name, config, arguments.nanogpt, arguments.windows, dtype, compile, arguments.device
-                    lines.append([f"{name}, {str(dtype).removeprefix('torch.')}{after}", *elsewhere(of_peer, *what)])
-    print(machine(arguments.device))
+        config = make_training(Path(folder), overrides, steps=1, **sizes).prepared.model
+    best, recompute = best_precision("gpu" if device == "cuda" else "cpu"), ["model.gradient_checkpointing=true"]
+    others, lines = peers.names(arguments.nanogpt), []
+    for compile in (False, True) if device == "cuda" else (False,):
+        after = ", compiled" if compile else ""
+        for name, more in (("slm", []), ("slm, gradient checkpointing", recompute)):
+            chosen = [*overrides, *more, f"trainer.compile={str(compile).lower()}"]
+            lines.append([f"{name}, {best}{after}", *elsewhere(of_slm, chosen, arguments.vocab_size, device)])
+        for name in others:
+            for dtype in (torch.float32, *([sixteen_bits(best)] if best != "32-true" else [])):
+                what = name, config, arguments.nanogpt, windows, dtype, compile, device
+                lines.append([f"{name}, {str(dtype).removeprefix('torch.')}{after}", *elsewhere(of_peer, *what)])
+    print(machine(device))
     print(table(["", "peak, MB", "before the first step, MB"], lines))
 
 
@@ -66,13 +57,13 @@ def peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def of_ours(overrides: list[str], vocab_size: int, device: str) -> tuple[int, int]:
-    import lightning.pytorch  # noqa: F401  (part of what is there before)
+def of_slm(overrides: list[str], vocab_size: int, device: str) -> tuple[int, int]:
+    import lightning.pytorch  # noqa: F401  (belongs to the memory before the first step)
 
     with tempfile.TemporaryDirectory() as folder:
-        plan, prepared = make_run(Path(folder), overrides, vocab_size=vocab_size, steps=4, device=device)
+        training = make_training(Path(folder), overrides, vocab_size=vocab_size, steps=4, device=device)
         before = peak(device)
-        train_seconds(plan, prepared, Path(folder) / "run")
+        training.seconds(Path(folder) / "run")
     return peak(device), before
 
 

@@ -1,7 +1,7 @@
-"""The same model in other people's code, for the other benchmarks to measure beside ours. Not to be run itself.
+"""Imported by the benchmarks: the same model in other projects' code.
 
-nanoGPT is no package: git clone https://github.com/karpathy/nanoGPT, and give its folder. The others are
-pip install transformers litgpt; what is not installed is left out.
+nanoGPT is not a package: git clone https://github.com/karpathy/nanoGPT, and give its folder. The others are
+pip install transformers litgpt; one that is not installed is left out.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def lit(config: GPTConfig) -> tuple[nn.Module, Loss]:
     model.lm_head.weight = model.transformer.wte.weight
     for parameter in model.parameters():
         if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.02)  # its embedding's 1.0 makes gradients so small that products crawl
+            nn.init.normal_(parameter, std=0.02)  # with its embedding's 1.0, subnormal gradients slow products down
 
     def loss(windows: Tensor) -> Tensor:
         logits = model(windows[:, :-1])
@@ -94,17 +94,17 @@ def lit(config: GPTConfig) -> tuple[nn.Module, Loss]:
 
 
 def names(nanogpt: str | None) -> list[str]:
-    """Of the peers that are here; a line says which are not."""
+    """The names of the projects that are present. Prints those that are missing."""
     installed = [name for name, (package, _) in PACKAGED.items() if importlib.util.find_spec(package)]
     here = (["nanoGPT"] if nanogpt else []) + installed
     if missing := [name for name in ("nanoGPT", *PACKAGED) if name not in here]:
-        print(f"left out, since not here: {', '.join(missing)}", file=sys.stderr)
+        print(f"left out, not installed: {', '.join(missing)}", file=sys.stderr)
     return here
 
 
 @cache
 def peer(name: str, config: GPTConfig, nanogpt: str | None, device: str) -> tuple[nn.Module, Loss]:
-    """A model of that depth, width, heads and vocabulary, and the mean nats of its predictions in windows."""
+    """A model of that depth, width, heads and vocabulary, and its loss in mean nats."""
     model, loss = nano(config, Path(nanogpt)) if name == "nanoGPT" else PACKAGED[name][1](config)
     return model.to(device), loss
 
@@ -113,8 +113,8 @@ def peer(name: str, config: GPTConfig, nanogpt: str | None, device: str) -> tupl
 def train_step(
     name: str, config: GPTConfig, nanogpt: str | None, windows: int, dtype: torch.dtype, compile: bool, device: str
 ) -> Callable[[], None]:
-    """A step as nanoGPT's loop takes it: autocast, clipping, AdamW, which is fused on a GPU only."""
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as ours and as nanoGPT's train.py
+    """A step of nanoGPT's loop: autocast, clipping, AdamW, fused on a GPU."""
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in slm and nanoGPT
     model, loss = peer(name, config, nanogpt, device)
     loss = torch.compile(loss) if compile else loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=device == "cuda")
@@ -132,12 +132,12 @@ def train_step(
 
 
 def tokens_per_second(steps: int, *what) -> float:
-    """Of `train_step(*what)`. To be called in a process of its own, without what ours does to the allocator."""
+    """The speed of `train_step(*what)`. For a process of its own, since slm changes settings of the allocator."""
     config, windows, device = what[1], what[3], what[-1]
     return windows * config.context / seconds(train_step(*what), device, steps)
 
 
-PACKAGED = {  # name -> the package that it comes with, and its maker
+PACKAGED = {  # name -> its package, and the function that makes the model
     "HF GPT-2": ("transformers", hf_gpt2),
     "HF Llama": ("transformers", hf_llama),
     "litgpt": ("litgpt", lit),

@@ -1,12 +1,13 @@
-"""How long a command takes before it does what it was asked for.
+"""Seconds from the start of a command to its first result.
 
     python benchmarks/startup.py --text input.txt [--rounds 5]
 
-python train.py --help; a misspelt key; and the first step of a small training whose data is in the cache already,
-beside the imports of the libraries that take most of it, each in a process of its own.
+python train.py --help; a misspelt key; and the first step of a small training whose data is in the cache; beside them
+the imports of the libraries that take most of the time. Each is a process of its own.
 """
 
 import argparse
+import shlex
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 from measure import ROOT, machine, one_line_errors, parsed, table
+
+from slm.errors import UserError
 
 IMPORTS = {
     "import torch": "import torch",
@@ -50,13 +53,15 @@ def main():
 
 
 def first_step(run: list[str], folder: Path) -> float:
-    """Until the line of the first step is printed."""
+    """Seconds until the line of the first step is printed."""
     start = time.perf_counter()
     command = [sys.executable, "-u", *run, f"run_dir={folder}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             if line.startswith("step 1/"):
                 seconds = time.perf_counter() - start
+    if process.returncode:
+        raise UserError(f"a training failed; to see why: python {shlex.join(run)}")
     return seconds
 
 

@@ -1,28 +1,28 @@
-"""Trainings for the other benchmarks to time: as train.py runs them, but of random ids. Not to be run itself."""
+"""Trainings for the other benchmarks: as train.py runs them, on random ids."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import hydra
 import numpy as np
-from measure import ROOT, synchronize
-from omegaconf import OmegaConf
+from measure import synchronize
 
+from slm import checkpoint
 from slm.data.store import TokenStore
+from slm.hardware import Hardware, choose_microbatch, keep_freed_memory, resolve_hardware
 from slm.run import cli
-from slm.run.config import Plan, make_plan
+from slm.run.config import RunConfig
 from slm.run.prepare import Prepared
-from slm.run.resume import make_card, open_run
-from slm.run.trainer import assemble
+from slm.run.resume import describe_run, open_run
 
 
 class Ids:
-    """A tokenizer of which only the size counts."""
+    """A tokenizer, and a corpus, of random ids."""
 
     eos = 0
 
@@ -42,22 +42,48 @@ class Ids:
         return "random ids"
 
 
-def make_run(folder: Path, overrides: list[str], *, vocab_size: int, steps: int, device: str) -> tuple[Plan, Prepared]:
-    """A plan, and random ids enough for every step to read its own."""
+@dataclass(frozen=True)
+class Training:
+    """A configuration with all facts that a run needs."""
+
+    config: RunConfig
+    prepared: Prepared
+    hardware: Hardware
+    microbatch: int
+
+    def assemble(self, run_dir: Path) -> tuple[Any, dict[str, Any]]:
+        """Trainer, module and data of a new run, and its run.json."""
+        from slm.run.trainer import assemble  # imports Lightning
+
+        keep_freed_memory()
+        config, hardware, prepared = self.config, self.hardware, self.prepared
+        run_info = describe_run(config, hardware, self.microbatch, prepared, run_dir, None, step=-1)
+        description = checkpoint.describe(prepared.model, prepared.tokenizer_folder, config.plain, run_info)
+        return assemble(config, hardware, prepared, run_dir, run_info, description, {}), run_info
+
+    def seconds(self, run_dir: Path, change: Callable = lambda trainer, data: None) -> float:
+        """Trains in a new folder, which is deleted. Returns the seconds of all steps but the first, without validation.
+
+        `change` may modify trainer and data before the first step.
+        """
+        run_dir.mkdir()
+        run, run_info = self.assemble(run_dir)
+        open_run(run_info, self.prepared, run_dir, [], step=-1)
+        change(run.trainer, run.data)
+        marks = add_marks(run.trainer)
+        run.trainer.fit(run.module, run.data)
+        run.data.close()
+        shutil.rmtree(run_dir)
+        return marks.end - marks.start
+
+
+def make_training(folder: Path, overrides: list[str], *, vocab_size: int, steps: int, device: str) -> Training:
+    """A training on random ids, enough for every step to read its own. Writes them into the folder."""
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[device]
-    fixed = [
-        f"trainer.accelerator={accelerator}",
-        f"budget={{steps: {steps}, tokens: null, epochs: null}}",
-        "data.validation_windows=1",
-        "callbacks.samples=null",
-        f"cache_dir='{folder}'",
-    ]
-    cli.check_overrides(overrides, sweep=False)
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("train", overrides=[*overrides, *fixed]), resolve=True)
-    plan = make_plan(config | {"name": "benchmark"})
-    model = dataclasses.replace(plan.model, vocab_size=vocab_size)
-    tokens = max(2**20, (steps * plan.data.batch_windows + 1) * model.context + 1)
+    fixed = f"trainer.accelerator={accelerator}", f"budget.steps={steps}", "data.validation_windows=1", "name=benchmark"
+    config = cli.compose([*overrides, *fixed, "callbacks.samples=null", f"cache_dir={folder}"])
+    model = replace(config.model, vocab_size=vocab_size)
+    tokens = max(2**20, (steps * config.data.batch_windows + 1) * model.context + 1)
     splits = {}
     for split in ("train", "validation"):
         ids = np.random.default_rng(0).integers(vocab_size, size=tokens).astype(np.uint16)
@@ -68,45 +94,22 @@ def make_run(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ids = Ids(vocab_size)
     ids.save(folder / "tokenizer")
-    prepared = Prepared(
-        corpus=ids,
-        tokenizer=ids,
-        tokenizer_folder=folder / "tokenizer",
-        store=TokenStore(folder, manifest),
-        model=model,
-        targets_per_window=model.context,
-        steps=steps,
-    )
-    return plan, prepared
+    files = {"tokenizer_folder": folder / "tokenizer", "store": TokenStore(folder, manifest)}
+    sizes = {"model": model, "targets_per_window": model.context, "steps": steps}
+    prepared = Prepared(corpus=ids, tokenizer=ids, **files, **sizes)
+    hardware = resolve_hardware(accelerator, 1, 1, config.trainer.precision)
+    microbatch = choose_microbatch(config.trainer.microbatch, None, config.data.batch_windows, hardware)
+    return Training(config, prepared, hardware, microbatch)
 
 
-def train_seconds(
-    plan: Plan, prepared: Prepared, run_dir: Path, change: Callable = lambda trainer, data: None
-) -> float:
-    """Of all steps but the first, validations left out, as train.py runs them.
-
-    `change` may do to trainer and data what it likes before the first step.
-    """
-    run_dir.mkdir()
-    card = make_card(plan, prepared, run_dir, None, step=-1)
-    trainer, module, data = assemble(plan, prepared, run_dir, card)
-    open_run(card, prepared, run_dir, [], step=-1)
-    change(trainer, data)
-    marks = marks_of(trainer, plan.accumulation)
-    trainer.fit(module, data)
-    data.close()
-    shutil.rmtree(run_dir)
-    return marks.end - marks.start
-
-
-def marks_of(trainer, accumulation: int):
+def add_marks(trainer):
     from lightning.pytorch.callbacks import Callback
 
     class Marks(Callback):
-        """The first of the callbacks: the end of the first step comes after every other callback's."""
+        """Times of the second step's start and of the last step's end. The first of the callbacks."""
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if batch_idx == accumulation:
+            if batch_idx == trainer.accumulate_grad_batches:
                 synchronize(module.device)
                 self.start = time.perf_counter()
 
