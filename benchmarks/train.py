@@ -8,8 +8,7 @@
 The others run in a process of their own, in float32, as nanoGPT does on CPUs, and, where that is fast, in autocast to
 16 bits; on a GPU with fused AdamW and TF32. On a GPU slm and one row of each of the others are compiled; --compile
 adds such rows on a CPU. "the same batch every step" is slm without a data path; the share of time that slm waits for
-batches measures the same with less noise. The limit is the fastest product of two matrices of the model's shapes, in each
-precision, in the same run.
+batches measures the same with less noise. The limit is the fastest product of two matrices of the model's shapes, per precision.
 """
 
 import itertools
@@ -53,9 +52,8 @@ def main():
         lines.append(
             [way, f"{statistics.median(rates):,.0f}", f"{measure.ratio(values[ours], rates):.2f}", f"{share:.0%}"]
         )
-    print(
-        f"{measure.machine(arguments.device)}; {config.depth} x {width}, context {config.context}, {tokens:,} tokens a step"
-    )
+    shape = f"{config.depth} x {width}, context {config.context}, {tokens:,} tokens a step"
+    print(f"{measure.machine(arguments.device)}; {shape}")
     limits = {str(dtype).removeprefix("torch."): peak / 1e9 for dtype, peak in peaks.items()}
     print(", ".join(f"{dtype} products {peak:,.0f} GFLOP/s" for dtype, peak in limits.items()))
     print(measure.table(["", "tokens/s", "slm is faster by", "of the products' peak"], lines))
