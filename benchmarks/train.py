@@ -8,7 +8,7 @@
 The others run in a process of their own, in float32, as nanoGPT does on CPUs, and, where that is fast, in autocast to
 16 bits; on a GPU with fused AdamW and TF32. On a GPU slm and one row of each of the others are compiled; --compile
 adds such rows on a CPU. "the same batch every step" is slm without a data path; the share of time that slm waits for
-batches measures the same with less noise. The limit is the fastest product of two matrices of the model's shapes, per precision.
+batches measures the same with less noise. The limit is the fastest product of two matrices of the model's shapes.
 """
 
 import itertools
@@ -48,10 +48,8 @@ def main():
     lines = []
     for way, rates in values.items():
         precision = torch.float32 if "float32" in way or "32-true" in way else sixteen
-        share = statistics.median(rates) * flops / peaks[precision]
-        lines.append(
-            [way, f"{statistics.median(rates):,.0f}", f"{measure.ratio(values[ours], rates):.2f}", f"{share:.0%}"]
-        )
+        rate, faster = statistics.median(rates), measure.ratio(values[ours], rates)
+        lines.append([way, f"{rate:,.0f}", f"{faster:.2f}", f"{rate * flops / peaks[precision]:.0%}"])
     shape = f"{config.depth} x {width}, context {config.context}, {tokens:,} tokens a step"
     print(f"{measure.machine(arguments.device)}; {shape}")
     limits = {str(dtype).removeprefix("torch."): peak / 1e9 for dtype, peak in peaks.items()}
