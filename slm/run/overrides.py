@@ -100,7 +100,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             found += parser.parse_overrides([override])
         except HydraException:
-            key = override.partition("=")[0]
+            key = override.lstrip("+").partition("=")[0]
             raise UserError(f"cannot read {key}; write key=value, and quote special characters") from None
     return found
 
