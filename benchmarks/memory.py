@@ -30,7 +30,7 @@ def main():
     overrides = [*arguments.set, f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
     sizes = {"vocab_size": arguments.vocab_size, "device": device}
     with tempfile.TemporaryDirectory() as folder:
-        config = make_training(Path(folder), overrides, steps=1, **sizes).prepared.model
+        config = make_training(Path(folder), overrides, steps=1, **sizes).job.model
     best, recompute = best_precision("gpu" if device == "cuda" else "cpu"), ["model.gradient_checkpointing=true"]
     others, lines = peers.names(arguments.nanogpt), []
     for compile in (False, True) if device == "cuda" else (False,):

@@ -59,27 +59,27 @@ def saving(training: Training, run_dir: Path) -> float:
     """Seconds with one checkpoint, early enough for its writing to end before the last step."""
 
     def once(trainer, data):
-        trainer.checkpoint_callback.every_n_steps = training.prepared.steps // 2 + 1
+        trainer.checkpoint_callback.every_n_steps = training.job.steps // 2 + 1
 
     return training.seconds(run_dir, once)
 
 
 def bare_loop(training: Training, run_dir: Path) -> float:
     """Seconds of the same steps in twenty lines of torch."""
-    config, hardware, microbatch = training.config, training.hardware, training.microbatch
-    device, accumulation = hardware.device, config.data.batch_windows // microbatch
-    run, _ = training.assemble(run_dir)
+    job, config, hardware = training.job, training.job.config, training.job.hardware
+    device, accumulation = hardware.device, job.accumulation
+    run, *_ = training.assemble(run_dir)
     model = run.module.model.to(device).train()
     optimizer = config.optimizer(model)
     peaks = [group["lr"] for group in optimizer.param_groups]
     order = iter(InfiniteShuffle(len(run.data.train), config.seed))
     dtype = sixteen_bits(hardware.precision)
-    for step in range(training.prepared.steps):
+    for step in range(training.job.steps):
         if step == 1:
             synchronize(device)
             start = time.perf_counter()
         for _ in range(accumulation):
-            windows = run.data.train.__getitems__([next(order) for _ in range(microbatch)]).to(device)
+            windows = run.data.train.__getitems__([next(order) for _ in range(job.microbatch)]).to(device)
             with torch.autocast(device.type, dtype, enabled=hardware.sixteen_bit):
                 features = model.features(windows[:, :-1])
                 loss = cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap)

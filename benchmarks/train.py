@@ -71,8 +71,8 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
     def ours(*more: str, change=lambda trainer, data: None):
         sizes = {"vocab_size": arguments.vocab_size, "steps": steps, "device": device.type}
         training = make_training(folder, [*overrides, *more], **sizes)
-        tokens = arguments.steps * arguments.windows * training.prepared.model.context
-        return (lambda: tokens / training.seconds(folder / "run", change)), training.prepared.model
+        tokens = arguments.steps * arguments.windows * training.job.model.context
+        return (lambda: tokens / training.seconds(folder / "run", change)), training.job.model
 
     waits = []
     ways[f"slm, {best}"], config = ours(change=lambda trainer, data: measure_waits(data, waits))

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 from measure import synchronize
 
-from slm import checkpoint
 from slm.data.store import TokenStore
-from slm.hardware import Hardware, choose_microbatch, keep_freed_memory, resolve_hardware
+from slm.hardware import choose_microbatch, keep_freed_memory, resolve_hardware
 from slm.run import cli
-from slm.run.config import RunConfig
-from slm.run.prepare import Prepared
+from slm.run.prepare import Job
 from slm.run.resume import describe_run, open_run
 
 
@@ -44,22 +42,18 @@ class Ids:
 
 @dataclass(frozen=True)
 class Training:
-    """A configuration with all facts that a run needs."""
+    """A configuration with all facts that a run needs, except its folder."""
 
-    config: RunConfig
-    prepared: Prepared
-    hardware: Hardware
-    microbatch: int
+    job: Job
 
-    def assemble(self, run_dir: Path) -> tuple[Any, dict[str, Any]]:
-        """Trainer, module and data of a new run, and its run.json."""
+    def assemble(self, run_dir: Path) -> tuple[Any, Job, dict[str, Any]]:
+        """Trainer, module and data of a new run; its job; its run.json."""
         from slm.run.trainer import assemble  # imports Lightning
 
         keep_freed_memory()
-        config, hardware, prepared = self.config, self.hardware, self.prepared
-        run_info = describe_run(config, hardware, self.microbatch, prepared, run_dir, None, step=-1)
-        description = checkpoint.describe(prepared.model, prepared.tokenizer_folder, config.plain, run_info)
-        return assemble(config, hardware, prepared, run_dir, run_info, description, {}), run_info
+        job = replace(self.job, run_dir=run_dir)
+        run_info = describe_run(job, None, step=-1)
+        return assemble(job, run_info, {}), job, run_info
 
     def seconds(self, run_dir: Path, change: Callable = lambda trainer, data: None) -> float:
         """Trains in a new folder, which is deleted. Returns the seconds of all steps but the first, without validation.
@@ -67,8 +61,8 @@ class Training:
         `change` may modify trainer and data before the first step.
         """
         run_dir.mkdir()
-        run, run_info = self.assemble(run_dir)
-        open_run(run_info, self.prepared, run_dir, [], step=-1)
+        run, job, run_info = self.assemble(run_dir)
+        open_run(job, run_info, [], step=-1)
         change(run.trainer, run.data)
         marks = add_marks(run.trainer)
         run.trainer.fit(run.module, run.data)
@@ -94,12 +88,20 @@ def make_training(folder: Path, overrides: list[str], *, vocab_size: int, steps:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ids = Ids(vocab_size)
     ids.save(folder / "tokenizer")
-    files = {"tokenizer_folder": folder / "tokenizer", "store": TokenStore(folder, manifest)}
-    sizes = {"model": model, "targets_per_window": model.context, "steps": steps}
-    prepared = Prepared(corpus=ids, tokenizer=ids, **files, **sizes)
     hardware = resolve_hardware(accelerator, 1, 1, config.trainer.precision)
-    microbatch = choose_microbatch(config.trainer.microbatch, None, config.data.batch_windows, hardware)
-    return Training(config, prepared, hardware, microbatch)
+    job = Job(
+        config=replace(config, data=replace(config.data, corpus=ids)),
+        run_dir=folder,
+        hardware=hardware,
+        microbatch=choose_microbatch(config.trainer.microbatch, None, config.data.batch_windows, hardware),
+        tokenizer=ids,
+        tokenizer_folder=folder / "tokenizer",
+        store=TokenStore(folder, manifest),
+        model=model,
+        targets_per_window=model.context,
+        steps=steps,
+    )
+    return Training(job)
 
 
 def add_marks(trainer):

@@ -216,7 +216,7 @@ def test_a_bug_of_this_program_keeps_its_traceback(small, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("slm.run.train.prepare_data", broken)
+    monkeypatch.setattr("slm.run.train.prepare_job", broken)
     assert trained(monkeypatch, *small) == 1
     assert "RuntimeError: a bug" in capsys.readouterr().err
 

@@ -1,22 +1,26 @@
-"""From a configuration to the data of a run: tokenizer, token store, and the model's vocabulary that follows."""
+"""From a configuration to a job: the tokenizer and token store of its data, and the facts that follow from them."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm import tokenizers
-from slm.corpora import Corpus
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
+from slm.hardware import Hardware
 from slm.model import GPTConfig
 from slm.run.config import RunConfig
 from slm.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Facts that depend on the data."""
+class Job:
+    """One attempt of a run: its configuration, and the facts of machine and data."""
 
-    corpus: Corpus
+    config: RunConfig
+    run_dir: Path
+    hardware: Hardware
+    microbatch: int  # windows per forward pass and device
     tokenizer: Tokenizer
     tokenizer_folder: Path
     store: TokenStore
@@ -24,17 +28,17 @@ class Prepared:
     targets_per_window: float  # mean
     steps: int
 
-    def tokens(self, windows: int) -> int:
-        """Targets in so many windows, rounded."""
-        return round(windows * self.targets_per_window)
+    @property
+    def accumulation(self) -> int:
+        """Microbatches per optimizer step and device."""
+        return self.config.data.batch_windows // (self.microbatch * self.hardware.devices)
 
 
-def prepare_data(config: RunConfig) -> Prepared:
-    """Tokenizer and token store, from the cache or built now. Raises UserError for data that cannot be used."""
-    corpus, cache = config.data.corpus, Path(config.cache_dir)
-    node = config.plain["tokenizer"]
+def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch: int) -> Job:
+    """Takes tokenizer and token store from the cache, or builds them. Raises UserError for data that cannot be used."""
+    corpus, cache, node = config.data.corpus, Path(config.cache_dir), config.plain["tokenizer"]
 
-    def build(documents) -> Tokenizer:
+    def build(documents: Iterable[str]) -> Tokenizer:
         settings = ", ".join(str(value) for key, value in node.items() if key not in ("_target_", "seed"))
         name = node["_target_"].removesuffix(".build").split(".")[-2]
         print(f"building the tokenizer: {name} ({settings})" if settings else f"building the tokenizer: {name}")
@@ -48,8 +52,11 @@ def prepare_data(config: RunConfig) -> Prepared:
     store = prepare(corpus, tokenizer, fingerprint(folder), cache)
     train = store.manifest["splits"]["train"]
     windows, targets_per_window = config.windows(train["tokens"], train["documents"])
-    return Prepared(
-        corpus=corpus,
+    return Job(
+        config=config,
+        run_dir=run_dir,
+        hardware=hardware,
+        microbatch=microbatch,
         tokenizer=tokenizer,
         tokenizer_folder=folder,
         store=store,

@@ -18,11 +18,10 @@ from slm import checkpoint
 from slm.errors import ResourceError, UserError
 from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
-from slm.hardware import Hardware
 from slm.plot import loss_curve
 from slm.run.config import RunConfig
 from slm.run.overrides import flattened
-from slm.run.prepare import Prepared
+from slm.run.prepare import Job
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
@@ -83,7 +82,7 @@ def find_start(config: RunConfig, run_dir: Path) -> Path | None:
     return start
 
 
-def check_start(start: Path | None, prepared: Prepared, run_dir: Path, run_info: dict[str, Any] | None) -> int:
+def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -> int:
     """The step to start from, -1 for a new run. Raises UserError if the checkpoint does not fit the run.
 
     The same configuration with another corpus or tokenizer has other ids, which the weights do not know.
@@ -94,33 +93,25 @@ def check_start(start: Path | None, prepared: Prepared, run_dir: Path, run_info:
     step = content["global_step"]
     for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
         if key in content:
-            checkpoint.check_weights(start, prepared.model, content[key])
+            checkpoint.check_weights(start, job.model, content[key])
     if missing := [key for key in TRAINING_STATE if key not in content]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
-    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(prepared.tokenizer_folder):
+    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer_folder):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
-    own = start.parent.parent == run_dir
+    own = start.parent.parent == job.run_dir
     if own and run_info and content["slm"]["run_id"] != run_info["run_id"]:
         raise UserError(f"{start} belongs to another run ({content['slm']['run_id']}); move it away")
-    if not own and step >= prepared.steps:
-        raise UserError(f"{start} is at step {step} of {prepared.steps} already; give more steps")
+    if not own and step >= job.steps:
+        raise UserError(f"{start} is at step {step} of {job.steps} already; give more steps")
     return step
 
 
-def describe_run(
-    config: RunConfig,
-    hardware: Hardware,
-    microbatch: int,
-    prepared: Prepared,
-    run_dir: Path,
-    before: dict[str, Any] | None,
-    step: int,
-) -> dict[str, Any]:
+def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str, Any]:
     """The content of run.json. `before` is that of the previous attempt, `step` the step to start from.
 
     Raises UserError if data or tokenizer are others than before.
     """
-    manifest = prepared.store.manifest
+    config, hardware, run_dir, manifest = job.config, job.hardware, job.run_dir, job.store.manifest
     for key in ("corpus", "tokenizer"):
         if before and before[key] != manifest[key]:
             raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
@@ -142,9 +133,9 @@ def describe_run(
         "compiled": False,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "microbatch": microbatch,
-        "parameters": parameters(prepared.model).total,
-        "steps": prepared.steps,
+        "microbatch": job.microbatch,
+        "parameters": parameters(job.model).total,
+        "steps": job.steps,
         "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
         "attempts": before["attempts"] + 1 if before else 1,
@@ -162,12 +153,13 @@ def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
         print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
 
 
-def check_disk_space(config: RunConfig, prepared: Prepared, run_dir: Path):
+def check_disk_space(job: Job):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
-    keep_last = config.callbacks["checkpoints"].settings.get("keep_last", 2)
+    run_dir, size = job.run_dir, parameters(job.model).total
+    keep_last = job.config.callbacks["checkpoints"].settings.get("keep_last", 2)
     files = keep_last + 2  # the best, and the one being written
     present = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
-    needed = files * 12 * parameters(prepared.model).total - present
+    needed = files * 12 * size - present
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise ResourceError(
             f"{run_dir} has {free / 1e9:.3f} GB of disk left, and {files} checkpoints take {needed / 1e9:.3f} GB more; "
@@ -175,8 +167,9 @@ def check_disk_space(config: RunConfig, prepared: Prepared, run_dir: Path):
         )
 
 
-def open_run(run_info: dict[str, Any], prepared: Prepared, run_dir: Path, overrides: list[str], step: int):
+def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int):
     """Writes run.json, configuration and tokenizer into the folder, and cuts its logs back to `step`."""
+    run_dir = job.run_dir
     run_folder.write_run_json(run_dir, run_info)  # first: it marks the folder as a run
     run_folder.remove_partial_files(run_dir)
     for file in LOGS:
@@ -184,7 +177,7 @@ def open_run(run_info: dict[str, Any], prepared: Prepared, run_dir: Path, overri
     jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # keeps all attempts; removes a torn line
     for folder in ("tokenizer", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
-    prepared.tokenizer.save(run_dir / "tokenizer")
+    job.tokenizer.save(run_dir / "tokenizer")
     for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)

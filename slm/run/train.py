@@ -4,10 +4,10 @@ import contextlib
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slm import checkpoint
 from slm.errors import ResourceError, Stopped, UserError
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
@@ -21,7 +21,7 @@ from slm.hardware import (
     smaller_microbatch,
 )
 from slm.run.config import RunConfig
-from slm.run.prepare import Prepared, prepare_data
+from slm.run.prepare import Job, prepare_job
 from slm.run.resume import (
     check_disk_space,
     check_start,
@@ -53,38 +53,32 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
             print(f"{run_dir} is done: {config.optimized_metric} {before['objective']}")
             return before["objective"]
-    keep_freed_memory()
-    settings = config.trainer
-    hardware = resolve_hardware(settings.accelerator, settings.devices, settings.num_nodes, settings.precision)
-    microbatch = choose_microbatch(
-        settings.microbatch, settings.accumulate_grad_batches, config.data.batch_windows, hardware
-    )
+    hardware, microbatch = choose_hardware(config)
     start = find_start(config, run_dir)
     from slm.run.trainer import assemble, build_callbacks, early_facts, teardown  # imports Lightning
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
-    prepared = prepare_data(config)
-    if settings.auto_microbatch:
-        microbatch = find_microbatch(config, hardware, prepared, before)
-    step = check_start(start, prepared, run_dir, before)
-    run_info = describe_run(config, hardware, microbatch, prepared, run_dir, before, step)
-    description = checkpoint.describe(prepared.model, prepared.tokenizer_folder, config.plain, run_info)
-    assembled = assemble(config, hardware, prepared, run_dir, run_info, description, callbacks)
+    job = prepare_job(config, run_dir, hardware, microbatch)
+    if config.trainer.auto_microbatch:
+        job = replace(job, microbatch=find_microbatch(job, before))
+    step = check_start(start, job, before)
+    run_info = describe_run(job, before, step)
+    assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
     if first:
         if before:
             note_machine_changes(before, run_info)
-        check_disk_space(config, prepared, run_dir)
-        open_run(run_info, prepared, run_dir, overrides, step)
-        print_summary(config, hardware, prepared, run_dir, run_info, start)
+        check_disk_space(job)
+        open_run(job, run_info, overrides, step)
+        print_summary(job, run_info, start)
 
     from slm.training.loggers import for_each_logger
 
     status, stopped, inode = "failed", None, run_folder.lock_inode(run_dir)
     try:
         for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams(config.plain))
-        stopped = fit(assembled, start, config, hardware, microbatch, run_dir)
+        stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
     finally:
         objective = lowest(run_dir, config.optimized_metric)
@@ -92,54 +86,53 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
         if first and run_folder.lock_inode(run_dir) == inode:
             close_run(run_dir, {**run_info, "status": status, "objective": objective})
     if first:  # an error of another process would make Lightning kill this one
-        conclude(run_dir, config, objective, stopped)
+        conclude(job, objective, stopped)
     return objective
 
 
-def find_microbatch(config: RunConfig, hardware: Hardware, prepared: Prepared, before: dict[str, Any] | None) -> int:
+def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
+    """The device and the microbatch. Raises UserError for what this machine cannot do."""
+    keep_freed_memory()
+    asked = config.trainer
+    hardware = resolve_hardware(asked.accelerator, asked.devices, asked.num_nodes, asked.precision)
+    batch = config.data.batch_windows
+    return hardware, choose_microbatch(asked.microbatch, asked.accumulate_grad_batches, batch, hardware)
+
+
+def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
     """For trainer.auto_microbatch: the one of the previous attempt, else the largest that fits. Raises UserError for
     a distributed run."""
-    share = config.data.batch_windows // hardware.devices
+    share = job.config.data.batch_windows // job.hardware.devices
     found = before and before["config"]["trainer"].get("auto_microbatch") and before["microbatch"]
     if found and share % found == 0:
         return found
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
         raise UserError("trainer.auto_microbatch=true tries one device, not many processes; give trainer.microbatch")
-    size = largest_microbatch(prepared.model, share, hardware)
+    size = largest_microbatch(job.model, share, job.hardware)
     print(f"trainer.microbatch={size} is the largest that fits")
     return size
 
 
-def print_summary(
-    config: RunConfig,
-    hardware: Hardware,
-    prepared: Prepared,
-    run_dir: Path,
-    run_info: dict[str, Any],
-    start: Path | None,
-):
+def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
     """The run in five lines."""
-    model, counts = prepared.model, parameters(prepared.model)
-    batch, microbatch = config.data.batch_windows, run_info["microbatch"]
-    train_tokens, tokens = prepared.store.tokens("train"), prepared.tokens(prepared.steps * batch)
+    model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
+    train_tokens, tokens = job.store.tokens("train"), round(job.steps * batch * job.targets_per_window)
     print(
-        f"run:    {run_dir}" + (f", from {start.name}" if start else ""),
-        f"data:   {train_tokens:,} train tokens, {prepared.store.tokens('validation'):,} validation tokens",
+        f"run:    {job.run_dir}" + (f", from {start.name}" if start else ""),
+        f"data:   {train_tokens:,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {prepared.steps:,} steps of {batch} windows = {tokens:,} tokens, "
-        f"{tokens / train_tokens:.2f} epochs; microbatch {microbatch} x {hardware.devices} device(s) "
-        f"x accumulation {batch // (microbatch * hardware.devices)}",
-        f"device: {hardware.name}, {hardware.precision}"
+        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, "
+        f"{tokens / train_tokens:.2f} epochs; microbatch {job.microbatch} x {job.hardware.devices} device(s) "
+        f"x accumulation {job.accumulation}",
+        f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
         sep="\n",
         flush=True,
     )
 
 
-def fit(
-    assembled, start: Path | None, config: RunConfig, hardware: Hardware, microbatch: int, run_dir: Path
-) -> Stopped | None:
+def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine."""
     try:
         checkpoint_path = str(start) if start else None
@@ -147,7 +140,7 @@ def fit(
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        if explanation := explain(error, config, hardware, microbatch, run_dir, loaders=assembled.data.workers):
+        if explanation := explain(error, job, loaders=assembled.data.workers):
             raise explanation from None
         raise
     finally:
@@ -155,13 +148,11 @@ def fit(
     return None
 
 
-def explain(
-    error: Exception, config: RunConfig, hardware: Hardware, microbatch: int, run_dir: Path, loaders: int
-) -> UserError | None:
+def explain(error: Exception, job: Job, loaders: int) -> UserError | None:
     """A failure of the machine during training as one line; None for any other error. `loaders`: processes."""
-    text = str(error)
+    text, config, microbatch = str(error), job.config, job.microbatch
     if is_out_of_memory(error):
-        less = smaller_microbatch(microbatch, config.data.batch_windows, hardware)
+        less = smaller_microbatch(microbatch, config.data.batch_windows, job.hardware)
         remedies = ["model.gradient_checkpointing=true"]
         if microbatch > 1 and not config.trainer.auto_microbatch:
             remedies.insert(0, "trainer.auto_microbatch=true")
@@ -182,8 +173,8 @@ def explain(
         return ResourceError(
             f"a loader process was killed ({' '.join(text.split())}); out of memory? try data.workers=0"
         )
-    if isinstance(error, FileNotFoundError) and not run_dir.is_dir():
-        return ResourceError(f"the run folder {run_dir} was removed or moved away during training")
+    if isinstance(error, FileNotFoundError) and not job.run_dir.is_dir():
+        return ResourceError(f"the run folder {job.run_dir} was removed or moved away during training")
     if isinstance(error, ModuleNotFoundError) and "slm" not in text:  # a callback or logger of Lightning
         return UserError(f"a package is missing: {text}")
     return None
@@ -195,16 +186,17 @@ def lowest(run_dir: Path, metric: str) -> float | None:
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
-def conclude(run_dir: Path, config: RunConfig, objective: float | None, stopped: Stopped | None):
+def conclude(job: Job, objective: float | None, stopped: Stopped | None):
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
     from slm.training.callbacks.signals import requeue
 
+    config, folder = job.config, shlex.quote(str(job.run_dir))
     if stopped:
         if stopped.requeue and config.run_dir:
             requeue()
         elif stopped.requeue:
             print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
-        print(f"{stopped.reason}; the same command with run_dir={shlex.quote(str(run_dir))} goes on from here")
+        print(f"{stopped.reason}; the same command with run_dir={folder} goes on from here")
         if stopped.exit_code:
             raise stopped
         return
@@ -217,10 +209,10 @@ def conclude(run_dir: Path, config: RunConfig, objective: float | None, stopped:
     samples = config.callbacks.get("samples")
     prompt = ((samples and samples.settings.get("prompts")) or ["Once upon a time"])[0]
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
-    print(f"        {run_dir / 'loss.png'}")
-    print(f"        {generate} ckpt={shlex.quote(str(run_dir))} prompt={shlex.quote(prompt)}")
+    print(f"        {job.run_dir / 'loss.png'}")
+    print(f"        {generate} ckpt={folder} prompt={shlex.quote(prompt)}")
     if "stories" in config.callbacks:
-        print(f"        {evaluate} {shlex.quote(str(run_dir))}")
+        print(f"        {evaluate} {folder}")
 
 
 def is_first_process(config: RunConfig) -> bool:

@@ -18,11 +18,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import Hardware, compiled
+from slm.hardware import compiled
 from slm.model import GPT
 from slm.run.config import RunConfig
-from slm.run.prepare import Prepared
+from slm.run.prepare import Job
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
 from slm.training.callbacks.signals import StopSignals
@@ -74,34 +75,27 @@ def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, A
     return {name: built[name] for name in config.callbacks if name in built}
 
 
-def assemble(
-    config: RunConfig,
-    hardware: Hardware,
-    prepared: Prepared,
-    run_dir: Path,
-    run_info: dict[str, Any],
-    description: dict[str, Any],
-    early: dict[str, Any],
-) -> Assembled:
-    """Trainer, module and data. `early` holds the callbacks built before the data was prepared."""
+def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assembled:
+    """Trainer, module and data. `early` holds the callbacks built before the data was prepared.
+
+    Sets `compiled` of run_info. Raises UserError.
+    """
     quiet_lightning()
+    config, run_dir = job.config, job.run_dir
     torch.manual_seed(config.seed)
-    model = GPT(prepared.model)
-    features = compile_features(model, config, hardware)
+    model = GPT(job.model)
+    features = compile_features(model, job)
     run_info["compiled"] = features is not None
     module = Pretraining(
         model,
         optimizer=config.optimizer,
-        schedule=lambda step: config.schedule(step, prepared.steps),
+        schedule=lambda step: config.schedule(step, job.steps),
         features=features,
-        description=description,
+        description=describe(job.model, job.tokenizer_folder, config.plain, run_info),
     )
-    data = build_data(config, hardware, prepared, run_info["microbatch"])
-    facts = {
-        **early_facts(config, run_dir),
-        **{"tokenizer": prepared.tokenizer, "data": data, "store": prepared.store},
-        **{"model_config": prepared.model, "steps": prepared.steps},
-    }
+    data = build_data(job)
+    late_facts = job.tokenizer, data, job.store, job.model, job.steps
+    facts = {**early_facts(config, run_dir), **dict(zip(LATE_FACTS, late_facts, strict=True))}
     callbacks = [Seeding(config.seed), StopSignals(config.budget.max_seconds())]
     callbacks += build_callbacks(config, facts, early).values()
     if config.log_windows:
@@ -109,7 +103,7 @@ def assemble(
     # averaged weights before their use in samples; the guard after callbacks that change gradients
     callbacks.sort(key=lambda c: isinstance(c, Guard) - isinstance(c, lightning_callbacks.WeightAveraging))
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, run_info)]
-    trainer = build_trainer(config, hardware, prepared.steps, run_info["microbatch"], callbacks, loggers, run_dir)
+    trainer = build_trainer(job, callbacks, loggers)
     for logger in loggers:
         adapt(logger, trainer)
     return Assembled(trainer, module, data)
@@ -120,33 +114,29 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     return {"folder": run_dir, "config": config, "corpus": config.data.corpus, "layout": config.data.layout}
 
 
-def wants_compile(config: RunConfig, hardware: Hardware) -> bool:
-    return hardware.accelerator == "gpu" if config.trainer.compile is None else config.trainer.compile
-
-
-def compile_features(model: GPT, config: RunConfig, hardware: Hardware) -> Callable | None:
-    if not wants_compile(config, hardware):
+def compile_features(model: GPT, job: Job) -> Callable | None:
+    """The compiled features of the model if trainer.compile asks for them; by default on CUDA only."""
+    on_gpu = job.hardware.accelerator == "gpu"
+    if not (on_gpu if job.config.trainer.compile is None else job.config.trainer.compile):
         return None
-    rank = int(os.environ.get("LOCAL_RANK", 0)) if hardware.devices > 1 else 0
-    device = torch.device(hardware.device.type, rank)
-    return compiled(model.features, device, dynamic_lengths=config.data.layout == "documents")
+    rank = int(os.environ.get("LOCAL_RANK", 0)) if job.hardware.devices > 1 else 0
+    device = torch.device(job.hardware.device.type, rank)
+    return compiled(model.features, device, dynamic_lengths=job.config.data.layout == "documents")
 
 
-def build_trainer(
-    config: RunConfig, hardware: Hardware, steps: int, microbatch: int, callbacks: list, loggers: list, run_dir: Path
-) -> L.Trainer:
+def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
     """Lightning's Trainer with one endless epoch: no epoch boundary, so exact resume needs one position only.
 
     Raises UserError for what Lightning refuses.
     """
+    config, hardware = job.config, job.hardware
     tf32 = hardware.accelerator == "gpu" and config.trainer.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    accumulation = config.data.batch_windows // (microbatch * hardware.devices)
     strategy = config.trainer.strategy
     shown = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in callbacks)
     passed_on = {"num_sanity_val_steps": 0, "enable_model_summary": False, **config.trainer.lightning}
     if (profiler := passed_on.get("profiler")) in PROFILERS:
-        passed_on["profiler"] = PROFILERS[profiler](dirpath=run_dir, filename="profile")
+        passed_on["profiler"] = PROFILERS[profiler](dirpath=job.run_dir, filename="profile")
     if config.trainer.fast_dev_run:
         passed_on["limit_val_batches"] = int(config.trainer.fast_dev_run)
     try:
@@ -156,21 +146,21 @@ def build_trainer(
             num_nodes=config.trainer.num_nodes,
             strategy=DDPStrategy(broadcast_buffers=False) if strategy == "ddp" else strategy,  # buffers never change
             precision=hardware.precision,
-            max_steps=steps,
+            max_steps=job.steps,
             max_epochs=-1,
             log_every_n_steps=config.log_every_n_steps,
-            accumulate_grad_batches=accumulation,
+            accumulate_grad_batches=job.accumulation,
             gradient_clip_val=config.trainer.gradient_clip_val,
-            val_check_interval=config.val_every_n_steps * accumulation,  # Lightning counts microbatches
+            val_check_interval=config.val_every_n_steps * job.accumulation,  # Lightning counts microbatches
             check_val_every_n_epoch=None,
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
             plugins=[
-                DurableCheckpointIO(run_dir),
+                DurableCheckpointIO(job.run_dir),
                 *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
             ],
-            default_root_dir=run_dir,
+            default_root_dir=job.run_dir,
             enable_progress_bar=shown,
             **passed_on,
         )
@@ -178,15 +168,16 @@ def build_trainer(
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
 
-def build_data(config: RunConfig, hardware: Hardware, prepared: Prepared, microbatch: int) -> WindowsData:
-    on_gpu = hardware.accelerator == "gpu"
+def build_data(job: Job) -> WindowsData:
+    """The data module. Raises UserError if there are fewer validation windows than devices."""
+    config, on_gpu, devices = job.config, job.hardware.accelerator == "gpu", job.hardware.devices
     data = WindowsData(
-        prepared.store,
-        tokenizer=prepared.tokenizer,
-        corpus=prepared.corpus,
+        job.store,
+        tokenizer=job.tokenizer,
+        corpus=config.data.corpus,
         layout=config.data.layout,
-        context=prepared.model.context,
-        microbatch=microbatch,
+        context=job.model.context,
+        microbatch=job.microbatch,
         train_windows=config.data.train_windows,
         validation_windows=config.data.validation_windows,
         workers=config.data.workers if config.data.workers is not None else 2 if on_gpu else 0,
@@ -194,10 +185,10 @@ def build_data(config: RunConfig, hardware: Hardware, prepared: Prepared, microb
         pin_memory=on_gpu,
         seed=config.seed,
     )
-    if min(len(data.validation), config.data.validation_windows or hardware.devices) < hardware.devices:
+    if min(len(data.validation), config.data.validation_windows or devices) < devices:
         raise UserError(
             f"data.validation_windows={config.data.validation_windows} (of {len(data.validation)}) must be at least "
-            f"the {hardware.devices} devices"
+            f"the {devices} devices"
         )
     return data
 
