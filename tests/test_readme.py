@@ -126,11 +126,11 @@ def test_evaluation(command, places, monkeypatch, capsys):
     folder, stand_in = places
     arguments = {key: value for key, value in stand_in.items() if not key.startswith("data")} | {
         **{"data": "storyworld", "data.level": "tiny", "data.stories": "20", "data.validation_stories": "4"},
-        **{"run_dir": "RUN", "model.context": "900", "callbacks.stories": "null"},
+        **{"run_dir": "runs/stories", "model.context": "900", "callbacks.stories": "null"},
     }
     assert run(cli.train_main, "train.py", list(map("=".join, arguments.items())), folder, monkeypatch) == 0
     capsys.readouterr()
-    given = shlex.split(command)[3:]
+    given = ["runs/stories" if word == "RUN" else word for word in shlex.split(command)[3:]]
     assert run(evaluate.main, "evaluate", [*given, "--stories", "2"], folder, monkeypatch) == 0
     assert "2 validation stories" in capsys.readouterr().out
 
