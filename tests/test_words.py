@@ -12,7 +12,7 @@ WORDS = {  # pattern between non-letters -> replacement
     "told": "given, known, generated",
     r"settles?|settled": "resolve_hardware, choose_microbatch, flush_checks",
     "steady": "robust",
-    "at[ _]home": "defined in",
+    "at[ _]home": "defined in; in the home folder",
     "nobody's": "not used by any",
     "is no news": "is ignored, is known already",
     "whoever": "the caller, the user",
