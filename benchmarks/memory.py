@@ -15,7 +15,7 @@ from pathlib import Path
 import peers
 import torch
 from measure import another_process, argument_parser, machine, one_line_errors, parsed, sixteen_bits, table
-from training import make_training
+from training import make_job, train_seconds
 
 from slm.hardware import best_precision
 
@@ -30,7 +30,7 @@ def main():
     overrides = [*arguments.set, f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
     sizes = {"vocab_size": arguments.vocab_size, "device": device}
     with tempfile.TemporaryDirectory() as folder:
-        config = make_training(Path(folder), overrides, steps=1, **sizes).job.model
+        config = make_job(Path(folder), overrides, steps=1, **sizes).model
     best, recompute = best_precision("gpu" if device == "cuda" else "cpu"), ["model.gradient_checkpointing=true"]
     others, lines = peers.names(arguments.nanogpt), []
     for compile in (False, True) if device == "cuda" else (False,):
@@ -61,9 +61,9 @@ def of_slm(overrides: list[str], vocab_size: int, device: str) -> tuple[int, int
     import lightning.pytorch  # noqa: F401  (belongs to the memory before the first step)
 
     with tempfile.TemporaryDirectory() as folder:
-        training = make_training(Path(folder), overrides, vocab_size=vocab_size, steps=4, device=device)
+        job = make_job(Path(folder), overrides, vocab_size=vocab_size, steps=4, device=device)
         before = peak(device)
-        training.seconds(Path(folder) / "run")
+        train_seconds(job)
     return peak(device), before
 
 

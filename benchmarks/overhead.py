@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from measure import argument_parser, in_turn, one_line_errors, parsed, sixteen_bits, synchronize
-from training import Training, make_training
+from training import make_job, train_seconds
 
 from slm.data.windows import InfiniteShuffle
 from slm.loss import cross_entropy
+from slm.run.prepare import Job
+from slm.run.resume import describe_run
 
 
 def main():
@@ -30,11 +32,9 @@ def main():
     overrides = [f"model={arguments.model}", "data.batch_windows=8", "trainer.compile=false"]  # as the bare loop
     sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + 1}
     with tempfile.TemporaryDirectory() as folder:
-        training = make_training(Path(folder), overrides, **sizes, device=arguments.device)
-        ways = {"bare": bare_loop, "inexact": inexact, "exact": Training.seconds, "saving": saving}
-        per_step = {
-            name: lambda way=way: way(training, Path(folder) / "run") / arguments.steps for name, way in ways.items()
-        }
+        job = make_job(Path(folder), overrides, **sizes, device=arguments.device)
+        ways = {"bare": bare_loop, "inexact": inexact, "exact": train_seconds, "saving": saving}
+        per_step = {name: lambda way=way: way(job) / arguments.steps for name, way in ways.items()}
         seconds = in_turn(per_step, arguments.rounds)
     bare, without, ours, _ = (statistics.median(seconds[way]) for way in ways)
     pairs = zip(seconds["saving"], seconds["exact"], strict=True)
@@ -45,36 +45,37 @@ def main():
     print(f"exactness, and a checkpoint of {checkpoint:.3f} s every 100 steps, add {added:+.1%} to inexact steps")
 
 
-def inexact(training: Training, run_dir: Path) -> float:
+def inexact(job: Job) -> float:
     from slm.training.callbacks.guard import Guard
     from slm.training.callbacks.seeding import Seeding
 
     def without(trainer, data):
         trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, Seeding | Guard)]
 
-    return training.seconds(run_dir, without)
+    return train_seconds(job, without)
 
 
-def saving(training: Training, run_dir: Path) -> float:
+def saving(job: Job) -> float:
     """Seconds with one checkpoint, early enough for its writing to end before the last step."""
 
     def once(trainer, data):
-        trainer.checkpoint_callback.every_n_steps = training.job.steps // 2 + 1
+        trainer.checkpoint_callback.every_n_steps = job.steps // 2 + 1
 
-    return training.seconds(run_dir, once)
+    return train_seconds(job, once)
 
 
-def bare_loop(training: Training, run_dir: Path) -> float:
+def bare_loop(job: Job) -> float:
     """Seconds of the same steps in twenty lines of torch."""
-    job, config, hardware = training.job, training.job.config, training.job.hardware
-    device, accumulation = hardware.device, job.accumulation
-    run, *_ = training.assemble(run_dir)
+    from slm.run.trainer import assemble
+
+    config, hardware, device, accumulation = job.config, job.hardware, job.hardware.device, job.accumulation
+    run = assemble(job, describe_run(job, None, step=-1), {})
     model = run.module.model.to(device).train()
     optimizer = config.optimizer(model)
     peaks = [group["lr"] for group in optimizer.param_groups]
     order = iter(InfiniteShuffle(len(run.data.train), config.seed))
     dtype = sixteen_bits(hardware.precision)
-    for step in range(training.job.steps):
+    for step in range(job.steps):
         if step == 1:
             synchronize(device)
             start = time.perf_counter()

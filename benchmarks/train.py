@@ -21,7 +21,7 @@ from pathlib import Path
 import measure
 import peers
 import torch
-from training import make_training
+from training import make_job, train_seconds
 
 from slm.estimate import training_flops_per_token
 from slm.hardware import best_precision
@@ -70,9 +70,9 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
 
     def ours(*more: str, change=lambda trainer, data: None):
         sizes = {"vocab_size": arguments.vocab_size, "steps": steps, "device": device.type}
-        training = make_training(folder, [*overrides, *more], **sizes)
-        tokens = arguments.steps * arguments.windows * training.job.model.context
-        return (lambda: tokens / training.seconds(folder / "run", change)), training.job.model
+        job = make_job(folder, [*overrides, *more], **sizes)
+        tokens = arguments.steps * arguments.windows * job.model.context
+        return (lambda: tokens / train_seconds(job, change)), job.model
 
     waits = []
     ways[f"slm, {best}"], config = ours(change=lambda trainer, data: measure_waits(data, waits))

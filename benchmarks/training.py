@@ -5,18 +5,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from measure import synchronize
 
 from slm.data.store import TokenStore
-from slm.hardware import choose_microbatch, keep_freed_memory, resolve_hardware
 from slm.run import cli
 from slm.run.prepare import Job
 from slm.run.resume import describe_run, open_run
+from slm.run.train import choose_hardware
 
 
 class Ids:
@@ -40,39 +39,8 @@ class Ids:
         return "random ids"
 
 
-@dataclass(frozen=True)
-class Training:
-    """A configuration with all facts that a run needs, except its folder."""
-
-    job: Job
-
-    def assemble(self, run_dir: Path) -> tuple[Any, Job, dict[str, Any]]:
-        """Trainer, module and data of a new run; its job; its run.json."""
-        from slm.run.trainer import assemble  # imports Lightning
-
-        keep_freed_memory()
-        job = replace(self.job, run_dir=run_dir)
-        run_info = describe_run(job, None, step=-1)
-        return assemble(job, run_info, {}), job, run_info
-
-    def seconds(self, run_dir: Path, change: Callable = lambda trainer, data: None) -> float:
-        """Trains in a new folder, which is deleted. Returns the seconds of all steps but the first, without validation.
-
-        `change` may modify trainer and data before the first step.
-        """
-        run_dir.mkdir()
-        run, job, run_info = self.assemble(run_dir)
-        open_run(job, run_info, [], step=-1)
-        change(run.trainer, run.data)
-        marks = add_marks(run.trainer)
-        run.trainer.fit(run.module, run.data)
-        run.data.close()
-        shutil.rmtree(run_dir)
-        return marks.end - marks.start
-
-
-def make_training(folder: Path, overrides: list[str], *, vocab_size: int, steps: int, device: str) -> Training:
-    """A training on random ids, enough for every step to read its own. Writes them into the folder."""
+def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int, device: str) -> Job:
+    """A training on random ids, enough for every step to read its own, which are written into the folder."""
     accelerator = {"cpu": "cpu", "cuda": "gpu"}[device]
     fixed = f"trainer.accelerator={accelerator}", f"budget.steps={steps}", "data.validation_windows=1", "name=benchmark"
     config = cli.compose([*overrides, *fixed, "callbacks.samples=null", f"cache_dir={folder}"])
@@ -88,12 +56,12 @@ def make_training(folder: Path, overrides: list[str], *, vocab_size: int, steps:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ids = Ids(vocab_size)
     ids.save(folder / "tokenizer")
-    hardware = resolve_hardware(accelerator, 1, 1, config.trainer.precision)
-    job = Job(
+    hardware, microbatch = choose_hardware(config)
+    return Job(
         config=replace(config, data=replace(config.data, corpus=ids)),
-        run_dir=folder,
+        run_dir=folder / "run",
         hardware=hardware,
-        microbatch=choose_microbatch(config.trainer.microbatch, None, config.data.batch_windows, hardware),
+        microbatch=microbatch,
         tokenizer=ids,
         tokenizer_folder=folder / "tokenizer",
         store=TokenStore(folder, manifest),
@@ -101,7 +69,25 @@ def make_training(folder: Path, overrides: list[str], *, vocab_size: int, steps:
         targets_per_window=model.context,
         steps=steps,
     )
-    return Training(job)
+
+
+def train_seconds(job: Job, change: Callable = lambda trainer, data: None) -> float:
+    """Trains in a new folder, which is deleted. Returns the seconds of all steps but the first, without validation.
+
+    `change` may modify trainer and data before the first step.
+    """
+    from slm.run.trainer import assemble  # imports Lightning
+
+    job.run_dir.mkdir()
+    run_info = describe_run(job, None, step=-1)
+    run = assemble(job, run_info, {})
+    open_run(job, run_info, [], step=-1)
+    change(run.trainer, run.data)
+    marks = add_marks(run.trainer)
+    run.trainer.fit(run.module, run.data)
+    run.data.close()
+    shutil.rmtree(job.run_dir)
+    return marks.end - marks.start
 
 
 def add_marks(trainer):

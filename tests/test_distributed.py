@@ -1,14 +1,26 @@
 """Two processes over gloo on this CPU reach the losses of one process at the same global batch."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from test_cli import command
 from test_faults import fault
 from test_resume import final_state, history
 
 from slm import verify
 from slm.files import jsonl
 
+SCRIPT = Path(__file__).parents[1] / "train.py"
 TWO = "trainer.devices=2", "trainer.strategy=ddp"
+
+
+def command(*arguments, **environment):
+    """Runs train.py as a process of its own, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    words = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
@@ -23,10 +35,11 @@ def small(text_file, tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(small, tmp_path):
-    one = command("train.py", *small, f"run_dir={tmp_path / 'one'}")
-    two = command("train.py", *small, f"run_dir={tmp_path / 'two'}", *TWO)
+    one = command(*small, f"run_dir={tmp_path / 'one'}")
+    two = command(*small, f"run_dir={tmp_path / 'two'}", *TWO)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
+    assert not [line for line in two.stderr.splitlines() if "deprecated" in line or "recommended" in line]
     assert one.stdout.count("done:") == two.stdout.count("done:") == 1
     a, b = history(tmp_path / "one"), history(tmp_path / "two")
     assert [line["step"] for line in a] == [line["step"] for line in b]
@@ -42,21 +55,31 @@ def test_two_processes_equal_one(small, tmp_path):
 def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
-    stopped = command("train.py", *run, *TWO, fault("terminate"))
+    stopped = command(*run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
-    diverged = command("train.py", *run, *TWO, fault("nonfinite", step=8))
+    diverged = command(*run, *TWO, fault("nonfinite", step=8))
     assert diverged.returncode == 3, diverged.stderr
     assert "stopped before the update" in diverged.stderr
-    done = command("train.py", *run)
+    done = command(*run)
     assert done.returncode == 0, done.stderr
     assert "the windows stay the same" in done.stdout
     assert list(verify.find_problems(tmp_path / "run")) == []
 
 
 @pytest.mark.slow
+def test_fast_dev_run_keeps_nothing(small, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = command(*small, *TWO, "trainer.fast_dev_run=true", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert "nothing was kept" in done.stdout
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.slow
 def test_a_sweep_of_runs_on_two_processes(small, tmp_path):
     """Each job's second process trains that job alone, in its folder, which is named by the swept key."""
-    done = command("train.py", "-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = command("-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done:") == 2
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*/")) == ["seed-1", "seed-2"]

@@ -183,12 +183,13 @@ def run(config, run_dir: Path, overrides: list[str]) -> tuple[float, int]:
 
         same = verify_resume(overrides, run_dir.resolve().with_name(f"verify_{run_dir.name}"))
         return math.nan, 0 if same else 1
-    from slm.run.train import train
+    from slm.run.train import is_first_process, train
 
+    temporary = config.trainer.fast_dev_run and is_first_process(config)
     try:
         objective = train(config, run_dir=run_dir, overrides=overrides)
     finally:
-        if config.trainer.fast_dev_run:
+        if temporary:
             shutil.rmtree(run_dir, ignore_errors=True)
     return math.nan if objective is None else objective, 0
 
@@ -196,7 +197,9 @@ def run(config, run_dir: Path, overrides: list[str]) -> tuple[float, int]:
 def choose_folder(config) -> Path:
     """run_dir, or a new folder, whose name the other processes of a distributed run read from the environment."""
     if config.trainer.fast_dev_run:
-        return Path(os.environ.setdefault("SLM_RUN_DIR", tempfile.mkdtemp(prefix="slm_fast_dev_run_")))
+        if "SLM_RUN_DIR" not in os.environ:
+            os.environ["SLM_RUN_DIR"] = tempfile.mkdtemp(prefix="slm_fast_dev_run_")
+        return Path(os.environ["SLM_RUN_DIR"])
     if config.run_dir:
         return atomic.expanded(config.run_dir)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:

@@ -237,5 +237,8 @@ def quiet_lightning():
         "GPU available but not used",
         "MPS available but not used",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        "It is recommended to use .*sync_dist=True",  # the values are equal on all devices
+        "`broadcast_buffers` is deprecated",  # its successor is new in torch 2.13
+        r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's
     ):
         warnings.filterwarnings("ignore", message=message)
