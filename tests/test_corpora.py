@@ -331,7 +331,7 @@ def both(corpus: Text | Shakespeare) -> tuple[list[str], list[str]]:
     return list(corpus.documents("train")), list(corpus.documents("validation"))
 
 
-def test_text_from_files_folders_and_globs_absolute_relative_and_at_home(tmp_path, monkeypatch):
+def test_text_from_files_folders_and_globs_absolute_relative_and_under_home(tmp_path, monkeypatch):
     for name in ("b.txt", "a/z.txt", "a/y/x.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f" {name}\n")

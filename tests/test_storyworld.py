@@ -369,12 +369,12 @@ def test_evaluation_of_a_run(run, monkeypatch, capsys):
     assert found["seen"]["floor"] == pytest.approx(np.mean([corpus.story("validation", i).bits for i in range(6)]))
     assert found["held_out"]["floor"] == pytest.approx(np.mean([corpus.held_out(i).bits for i in range(6)]))
     assert found["seen"]["excess"]["low"] > 0
-    assert found["told"]["T=1"]["valid"] == {"mean": 0, "low": 0, "high": 0}
-    assert found["told"]["real"]["valid"]["mean"] == found["told"]["real"]["novel"]["mean"] == 1
+    assert found["samples"]["T=1"]["valid"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["samples"]["real"]["valid"]["mean"] == found["samples"]["real"]["novel"]["mean"] == 1
     assert len(found["examples"]) == 3
     assert f"floor {found['seen']['floor']:.2f}, model {found['seen']['model']:.2f}" in printed
     assert found["examples"][0] in printed
-    assert found["told"]["T=1"]["n"] == 6
+    assert found["samples"]["T=1"]["n"] == 6
 
     story_bits = evaluate.story_bits  # a negative excess is a bug, such as a model that looks ahead
     monkeypatch.setattr(evaluate, "story_bits", lambda *a, **k: [bits * 0.01 for bits in story_bits(*a, **k)])
