@@ -122,8 +122,9 @@ def choose_microbatch(asked: int | None, accumulation: int | None, batch_windows
     if share % asked:
         near = max(share // asked, 1) * asked * hardware.devices
         raise UserError(
-            f"data.batch_windows={batch_windows} must be a multiple of trainer.microbatch={asked} x "
-            f"{hardware.devices} devices; try data.batch_windows={near}"
+            f"data.batch_windows={batch_windows} must be a multiple of trainer.microbatch={asked}"
+            + (f" x {hardware.devices} devices" if hardware.devices > 1 else "")
+            + f"; try data.batch_windows={near}"
         )
     return asked
 

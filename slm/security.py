@@ -12,7 +12,7 @@ from slm.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 SECRET = re.compile(
-    r"api[_-]?key|secret|passw(or)?d|(^|[._-])((access|api|auth|bearer|github|hf|hub|refresh|wandb)[_-]?)?token$",
+    r"api[_-]?key|secret|passw(or)?d|(^|\.)token$|(access|api|auth|bearer|github|hf|hub|refresh|wandb)[_-]?token$",
     re.IGNORECASE,
 )  # max_tokens, pad_token, token_every and tokenizer do not match
 SECRET_VARIABLE = re.compile(r"key$|secret|passw(or)?d|token", re.IGNORECASE)

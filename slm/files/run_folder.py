@@ -137,20 +137,20 @@ def step_of(checkpoint: Path) -> int:
     return int(STEP_FILE.fullmatch(checkpoint.name)[1])
 
 
-def find_checkpoint(ckpt: str, runs_dir: Path) -> Path:
+def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
-    newest run. Raises UserError if there is none."""
-    refuse_url("ckpt", ckpt)
+    newest run; `key` is its name in messages. Raises UserError if there is none."""
+    refuse_url(key, ckpt)
     if ckpt in ("latest", "last", "best"):
         found = sorted(runs_dir.glob("*/checkpoints/last.json"), key=lambda path: path.stat().st_mtime)
         if not found:
-            raise UserError(f"ckpt={ckpt}: no run in {runs_dir} has a checkpoint yet; train one with python train.py")
+            raise UserError(f"{key}={ckpt}: no run in {runs_dir} has a checkpoint yet; train one with python train.py")
         return _of_run(found[-1].parent.parent, ("last",) if ckpt == "last" else ("best", "last"))
     path = atomic.expanded(ckpt)
     if path.is_dir():
         return _of_run(path, ("best", "last"))
     if not path.exists():
-        raise UserError(f"ckpt={ckpt} does not exist; it takes a .ckpt file, a run folder, latest, last or best")
+        raise UserError(f"{key}={ckpt} does not exist; it takes a .ckpt file, a run folder, latest, last or best")
     return path
 
 
@@ -159,7 +159,7 @@ def find_resume_checkpoint(resume: str, runs_dir: Path) -> Path:
 
     Raises UserError if there is none.
     """
-    path = find_checkpoint(resume, runs_dir)
+    path = find_checkpoint(resume, runs_dir, key="resume")
     if resume == "latest" or atomic.expanded(resume).is_dir():
         return newest_intact(path.parent.parent) or path
     return path

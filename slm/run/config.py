@@ -6,21 +6,19 @@ without data or a long computation. conf/train.yaml and the files of its groups 
 
 import inspect
 import math
-import os
-import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
-from slm.corpora import Corpus
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
-from slm.run.instantiate import Node, check, is_node
+from slm.run.instantiate import Node, check, is_node, required
 from slm.run.names import REFUSED_TRAINER_KEYS, hint_for
+from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
 
 METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
@@ -38,105 +36,6 @@ PASSED_ON = (  # keywords of Lightning's Trainer that go to it unchanged
     *("deterministic", "benchmark", "detect_anomaly", "profiler", "limit_val_batches", "num_sanity_val_steps"),
     *("gradient_clip_algorithm", "enable_model_summary", "inference_mode", "sync_batchnorm", "model_registry"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """conf/data: the keys that all corpora share. The keys of one corpus go to its constructor."""
-
-    corpus: Corpus
-    layout: Literal["packed", "documents"]
-    batch_windows: int
-    train_windows: int | None
-    validation_windows: int | None
-    workers: int | None
-    timeout: float
-
-    def __post_init__(self):
-        if self.batch_windows < 1:
-            raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
-        for name in ("train_windows", "validation_windows"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1, or null for all")
-        cores = os.cpu_count() or 1
-        if self.workers is not None and not 0 <= self.workers <= 8 * cores:
-            raise UserError(
-                f"data.workers={self.workers} must be from 0 to {8 * cores} (8 for each of {cores} cores), or null"
-            )
-        if not 0 < self.timeout < math.inf:
-            raise UserError(f"data.timeout={self.timeout} must be above 0 (seconds)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """conf/trainer. `lightning` holds the keywords that go to Lightning's Trainer unchanged."""
-
-    accelerator: str
-    devices: int | str
-    num_nodes: int
-    strategy: str
-    precision: str | int
-    microbatch: int | None
-    auto_microbatch: bool
-    accumulate_grad_batches: int | None
-    compile: bool | None
-    tf32: bool
-    gradient_clip_val: float | None
-    fast_dev_run: bool | int
-    lightning: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
-            raise UserError(f"trainer.gradient_clip_val={self.gradient_clip_val} must be above 0, or null for no limit")
-        asked = {
-            "trainer.microbatch": self.microbatch,
-            "trainer.accumulate_grad_batches": self.accumulate_grad_batches,
-            "trainer.auto_microbatch": self.auto_microbatch or None,
-        }
-        given = [f"{key}={value}" for key, value in asked.items() if value is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} exclude one another; give one")
-        if self.fast_dev_run < 0:
-            raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The length of a training: one of steps, tokens and epochs; one epoch if none is given."""
-
-    steps: int | None
-    tokens: float | None
-    epochs: float | None
-    max_time: str | None
-
-    def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
-        if len(given) > 1:
-            shown = " and ".join(f"budget.{name}={value}" for name, value in given.items())
-            raise UserError(f"{shown} exclude one another; give one of budget.steps, budget.tokens and budget.epochs")
-        for name, value in given.items():
-            if not 0 < value < math.inf:
-                raise UserError(f"budget.{name}={value} must be above 0 and finite")
-        self.max_seconds()
-
-    def max_seconds(self) -> float | None:
-        """budget.max_time in seconds. Raises UserError unless it is hh:mm:ss."""
-        if self.max_time is None:
-            return None
-        if not (parts := re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2})", self.max_time)):
-            raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00")
-        hours, minutes, seconds = map(int, parts.groups())
-        if not (total := 3600 * hours + 60 * minutes + seconds):
-            raise UserError(f"budget.max_time={self.max_time} must be above 0; give more, or null for no limit")
-        return float(total)
-
-    def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
-        """Optimizer steps for a training split of so many windows."""
-        if self.steps is not None:
-            return self.steps
-        if self.tokens is not None:
-            return max(1, round(self.tokens / targets_per_window / windows_per_step))
-        return max(1, round(windows * (1 if self.epochs is None else self.epochs) / windows_per_step))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +137,7 @@ def typed(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must hold keys and values, not be {values!r}")
     check(kind, values, where)
-    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [name for name in required if name not in values]:
+    if missing := [name for name in required(kind) if name not in values]:
         raise UserError(f"{where}{'.' if where else ''}{missing[0]} is missing; null stands for no value")
     return kind(**values)
 
