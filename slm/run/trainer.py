@@ -227,8 +227,8 @@ def teardown(trainer: L.Trainer):
 
 def quiet_lightning():
     """Silences Lightning's banners and tips, whose facts a run prints itself. Its callbacks still print."""
-    checkpoint_connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", checkpoint_connector):
+    talkative = "utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"
+    for name in (*(f"lightning.pytorch.{name}" for name in talkative), "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "The '.*_dataloader' does not have many workers",
