@@ -27,7 +27,6 @@ from slm.tokenizers import Tokenizer
 FORMAT = 1
 SHARD_TOKENS = 2**27  # 256 MiB of uint16
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
-READ_BYTES = 2**22  # verified at a time
 VERIFIED = "verified.json"  # beside the manifest: the stamps of the shards that were verified
 
 
@@ -46,12 +45,9 @@ class TokenStore:
         Raises: UserError: for a manifest without the `expected` keys and values; for a missing or damaged file.
         """
         store = cls(folder, _read_manifest(folder, expected))
-        known = _read_json(folder / VERIFIED)
-        stamps = {
-            shard["file"]: store._verify(shard, known)
-            for split in store.manifest["splits"].values()
-            for shard in split["shards"]
-        }
+        known = atomic.read_object(folder / VERIFIED) or {}
+        shards = [shard for split in store.manifest["splits"].values() for shard in split["shards"]]
+        stamps = {shard["file"]: store._verify(shard, known) for shard in shards}
         if stamps != known:
             with contextlib.suppress(OSError):  # a read-only cache is verified again the next time
                 atomic.write_text(folder / VERIFIED, json.dumps(stamps))
@@ -72,16 +68,13 @@ class TokenStore:
             stamp = [size, stat.st_ctime_ns, stat.st_ino, shard["sha256"], vocab_size]
             if known.get(path.name) == stamp:
                 return stamp
-            digest, largest = hashlib.sha256(), 0
             with open(path, "rb") as file:
-                while block := file.read(READ_BYTES):
-                    digest.update(block)
-                    largest = max(largest, int(np.frombuffer(block, self.dtype).max()))
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise damaged(f"cannot be read: {error.strerror}") from None
-        if digest.hexdigest() != shard["sha256"]:
+        if digest != shard["sha256"]:
             raise damaged("has changed since it was written: its sha256 differs")
-        if largest >= vocab_size:
+        if (largest := np.memmap(path, self.dtype, mode="r").max()) >= vocab_size:
             raise damaged(f"contains id {largest}, but the vocabulary has {vocab_size}")
         return stamp
 
@@ -179,17 +172,17 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
     path, remedy = folder / "manifest.json", f"delete {folder} to rebuild it"
     if not path.is_file():
         raise UserError(f"{path} is missing; {remedy}")
-    manifest = _read_json(path)
+    manifest = atomic.read_object(path) or {}
     for key, value in expected.items():
         if manifest and manifest.get(key) != value:
             raise UserError(f"{path} has {key}={manifest.get(key)}, but this run needs {key}={value}; {remedy}")
     try:
-        splits = [manifest["splits"][split] for split in ("train", "validation")]
         valid = manifest["dtype"] in ("uint16", "uint32")
-        for split in splits:
-            shards = split["shards"]
-            valid &= split["documents"] > 0 and split["bytes"] >= 0
-            valid &= split["tokens"] == sum(shard["tokens"] for shard in shards)
+        for split in ("train", "validation"):
+            counts = manifest["splits"][split]
+            shards = counts["shards"]
+            valid &= counts["documents"] > 0 and counts["bytes"] >= 0
+            valid &= counts["tokens"] == sum(shard["tokens"] for shard in shards)
             valid &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
             valid &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
     except (KeyError, TypeError):
@@ -199,51 +192,26 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
     return manifest
 
 
-def _read_json(path: Path) -> dict:
-    """The JSON object in a file, empty if the file is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
-    counts, shards, shard = {"documents": 0, "bytes": 0, "tokens": 0}, [], None
+    counts = {"documents": 0, "bytes": 0, "tokens": 0}
+    shards: list[dict] = []
     eos = np.array([tokenizer.eos], dtype=np.int32)
     with _progress(f"tokenizing {split}") as show:
         for batch in batches(documents):
             arrays = tokenizer.encode_batch(batch)
             ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
-            if shard is None or shard.tokens + len(ids) > SHARD_TOKENS:
-                shards += [shard.close()] if shard else []
-                shard = _Shard(folder / f"{split}-{len(shards):05d}.bin")
-            shard.write(ids)
+            if not shards or shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
+                shards.append({"file": f"{split}-{len(shards):05d}.bin", "tokens": 0})
+            with open(folder / shards[-1]["file"], "ab") as file:
+                file.write(ids.tobytes())
+            shards[-1]["tokens"] += len(ids)
             counts["documents"] += len(batch)
             counts["bytes"] += sum(len(text.encode("utf-8")) for text in batch)
             counts["tokens"] += len(ids)
             show(counts)
-    if shard is None:
+    if not shards:
         raise UserError(f"the {split} split has no documents")
-    return {**counts, "shards": [*shards, shard.close()]}
-
-
-class _Shard:
-    """A file of ids and its running sha256."""
-
-    def __init__(self, path: Path):
-        self.path, self.hash, self.tokens = path, hashlib.sha256(), 0
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
-
-    def write(self, ids: np.ndarray):
-        data = ids.tobytes()
-        self.file.write(data)
-        self.hash.update(data)
-        self.tokens += len(ids)
-
-    def close(self) -> dict:
-        self.file.close()
-        return {"file": self.path.name, "tokens": self.tokens, "sha256": self.hash.hexdigest()}
+    return {**counts, "shards": [{**shard, "sha256": atomic.sha256(folder / shard["file"])} for shard in shards]}
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
