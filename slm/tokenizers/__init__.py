@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from slm.errors import UserError
+from slm.files import atomic
 
 KINDS = {  # the "kind" in tokenizer.json -> module:class
     "sentencepiece": "slm.tokenizers.sentencepiece:SentencePieceTokenizer",
@@ -74,14 +75,11 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 def read_settings(folder: Path) -> dict:
     """The inverse of `write_settings`. Raises: Damaged: if tokenizer.json is missing or not a JSON object."""
-    try:
-        settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Damaged(f"{folder} has no tokenizer.json; give the folder of a saved tokenizer") from None
-    except (ValueError, RecursionError):
-        raise damaged(folder, "tokenizer.json") from None
-    if not isinstance(settings, dict):
-        raise damaged(folder, "tokenizer.json")
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise Damaged(f"{folder} has no tokenizer.json; give the folder of a saved tokenizer")
+    if (settings := atomic.read_object(path)) is None:
+        raise damaged(folder, path.name)
     return settings
 
 

@@ -5,6 +5,7 @@ That vocabulary has no end-of-document id, so <PAD>, which no text encodes to, i
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Self
 
@@ -34,9 +35,7 @@ class CharacterTokenizer(Tokenizer):
             return cls(ASCII)
         if alphabet != "corpus":
             raise UserError(f"tokenizer.alphabet={alphabet}: must be ascii or corpus")
-        characters = set()
-        for document in documents:
-            characters.update(document)
+        characters = set(chain.from_iterable(documents))
         if not characters:
             raise UserError("tokenizer.alphabet=corpus found no character in the documents; give text, or use ascii")
         return cls("".join(sorted(characters)))

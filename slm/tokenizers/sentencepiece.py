@@ -55,16 +55,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.settings = settings  # the arguments of `build`
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
-        self._bytes = [self._bytes_of(token) for token in range(self.vocab_size)]
+        pieces = map(self._processor.id_to_piece, range(FIRST_BYTE + 256, self.vocab_size))
+        self._bytes = [b""] * FIRST_BYTE + [bytes([byte]) for byte in range(256)]
+        self._bytes += [piece.replace(SPACE, " ").encode() for piece in pieces]
         # BPE merges within a word; unigram scores a complete text, and ties between segmentations depend on it
         self._words = WordEncoder(self._encode) if settings["algorithm"] == "bpe" else None
-
-    def _bytes_of(self, token: int) -> bytes:
-        if token < FIRST_BYTE:
-            return b""
-        if token < FIRST_BYTE + 256:
-            return bytes([token - FIRST_BYTE])
-        return self._processor.id_to_piece(token).replace(SPACE, " ").encode()
 
     @classmethod
     def build(
@@ -94,14 +89,11 @@ class SentencePieceTokenizer(Tokenizer):
         settings.pop("kind")
         try:
             model = (folder / "sentencepiece.model").read_bytes()
-        except OSError:
-            raise damaged(folder, "sentencepiece.model") from None
-        if hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
-            raise damaged(folder, "sentencepiece.model")
-        try:
-            return cls(model, settings)
-        except RuntimeError:  # from the library, for bytes that are not a model
-            raise damaged(folder, "sentencepiece.model") from None
+            if hashlib.sha256(model).hexdigest() == settings.pop("sha256", None):
+                return cls(model, settings)
+        except (OSError, KeyError, RuntimeError):  # no file, no algorithm; the library's, for bytes that are no model
+            pass
+        raise damaged(folder, "sentencepiece.model")
 
     def save(self, folder: Path) -> None:
         sha256 = hashlib.sha256(self.model).hexdigest()  # a damaged model may load without an error
@@ -176,15 +168,9 @@ def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
     )
     if vocab_size < FIRST_BYTE + 256 + 1:
         raise UserError(f"{too_small}, at least {FIRST_BYTE + 256 + 1}")
-    model = io.BytesIO()
+    model, settings = io.BytesIO(), {"vocab_size": vocab_size, "model_type": algorithm, **LOSSLESS}
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(documents),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=algorithm,
-            **LOSSLESS,
-        )
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(documents), model_writer=model, **settings)
     except RuntimeError as error:
         if found := re.search(r"too high .* <= (\d+)", str(error)):
             raise UserError(
