@@ -48,19 +48,18 @@ class Text:
         Raises: UserError: before the first document, for a wrong path, an unreadable file or a split without text.
         """
         count = self._count
-        if count == 1:
-            yield self._cut(next(self._all()))[split]
-            return
         for index, document in enumerate(self._all()):
-            if self._split_of(index, count) == split:
+            if count == 1:
+                yield self._cut(document)[split]
+            elif self._split_of(index, count) == split:
                 yield document
 
     def fingerprint(self) -> str:
         """Reads every file once. Raises: UserError: if there is no file or one cannot be read."""
         digests = []
-        for path in self._files():
-            with readable(path), open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        for path in self.files():
+            with readable(path):
+                digests.append(atomic.sha256(path))
         seed = self.seed if self.split == "seeded" else None
         choices = [digests, self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
@@ -78,7 +77,8 @@ class Text:
                 offset = file.buffer.tell() - len(error.object) + error.start
                 raise UserError(f"{path} is not UTF-8 at byte {offset}: convert it, or leave it out") from None
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files at `path`. Raises: UserError: if there is none."""
         if not self.path:
             raise UserError("data.path is missing: give data.path=<file, folder or glob>")
         path = atomic.expanded(self.path)
@@ -101,7 +101,7 @@ class Text:
         return files
 
     def _all(self) -> Iterator[str]:
-        for file in self._files():
+        for file in self.files():
             for document in self.read(file):
                 if document and not document.isspace():
                     yield document
@@ -122,8 +122,7 @@ class Text:
         if count == 1:
             complete = all(part.strip() for part in self._cut(next(self._all())).values())
         else:
-            splits = "train", "validation"
-            complete = all(any(self._split_of(index, count) == split for index in range(count)) for split in splits)
+            complete = len({self._split_of(index, count) for index in range(count)}) == 2
         if not complete:
             raise UserError(
                 f"data.path={self.path} is too short: data.train_ratio={self.train_ratio} leaves one split without text"
@@ -143,7 +142,7 @@ class Text:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Reports an OSError in one line. Raises: UserError: with the name of the file."""
+    """Raises: UserError: with the name of the file, for an OSError in the block."""
     try:
         yield
     except OSError as error:

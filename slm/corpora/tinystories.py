@@ -42,15 +42,13 @@ class TinyStories:
 
         Raises: UserError: if there is no network and no copy, or a file is missing, damaged or without a text column.
         """
-        if self.path is not None:
-            yield from _stories(_local_files(self.path, split), split)
-            return
-        commit, online = self._commit
-        if online and self.streaming:
-            files = [f"hf://datasets/{self.repository}@{commit}/data/{split}-*.parquet"]
-        else:
-            files = _local_files(self._downloaded, split)
-        yield from _stories(files, split)
+        folder = self.path
+        if folder is None:
+            commit, online = self._commit
+            if online and self.streaming:
+                return _stories([f"hf://datasets/{self.repository}@{commit}/data/{split}-*.parquet"], split)
+            folder = self._snapshot(commit, download=online)
+        return _stories(_local_files(folder, split), split)
 
     def fingerprint(self) -> str:
         """Digest of the commit (at most one short request) or of the folder's files (about 1 s per GB).
@@ -58,13 +56,11 @@ class TinyStories:
         Raises: UserError: if there is no network and no known commit, or the folder has no such files.
         """
         if self.path is None:
-            commit, _ = self._commit
-            return hashlib.sha256(json.dumps([self.repository, commit]).encode()).hexdigest()
-        digests = []
-        for shard in [*_shards(self.path, "train"), *_shards(self.path, "validation")]:
-            with open(shard, "rb") as file:
-                digests.append([shard.name, hashlib.file_digest(file, "sha256").hexdigest()])
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+            content = [self.repository, self._commit[0]]
+        else:
+            shards = [*_shards(self.path, "train"), *_shards(self.path, "validation")]
+            content = [[shard.name, atomic.sha256(shard)] for shard in shards]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
     def _commit(self) -> tuple[str, bool]:
@@ -76,7 +72,7 @@ class TinyStories:
             answer = _ask_hub(f"{endpoint}/api/datasets/{self.repository}/revision/{self.revision}")
 
         file, key = Path(self.cache) / "hub_commits.json", f"{self.repository}@{self.revision}"
-        known = _read_json(file)
+        known = atomic.read_object(file) or {}
         if isinstance(answer, str):
             if known.get(key) != answer:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,25 +87,13 @@ class TinyStories:
         print(f"{reason}: using the stored commit {commit[:12]}", file=sys.stderr)
         return commit, False
 
-    @cached_property
-    def _downloaded(self) -> Path:
-        commit, online = self._commit
-        return self._snapshot(commit, download=online)
-
     def _snapshot(self, revision: str, *, download: bool) -> Path:
         """The folder of a revision's files in the Hugging Face cache. Its name is the commit."""
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(
-                snapshot_download(
-                    self.repository,
-                    repo_type="dataset",
-                    revision=revision,
-                    allow_patterns="data/*.parquet",
-                    local_files_only=not download,
-                )
-            )
+            choice = {"repo_type": "dataset", "revision": revision, "allow_patterns": "data/*.parquet"}
+            return Path(snapshot_download(self.repository, local_files_only=not download, **choice))
         except Exception as error:  # of the Hub, its HTTP library or the disk: no common base class
             failure = f"the download failed ({_first_line(error)})" if download else "no copy is in the local cache"
             raise UserError(f"{failure}: connect to the Hub, or give data.path=<folder with {LAYOUT}>") from error
@@ -125,13 +109,6 @@ def _ask_hub(url: str) -> str | OSError:
         return error
     except (ValueError, KeyError, TypeError):
         return OSError(f"{url} does not answer like a Hub")
-
-
-def _read_json(path: Path) -> dict[str, str]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):  # missing or damaged
-        return {}
 
 
 def _shards(folder: str | Path, split: Split) -> list[Path]:
