@@ -1,87 +1,96 @@
-"""A local server that answers like the Hugging Face Hub and serves a folder as the dataset roneneldan/TinyStories."""
+"""Local servers: one that gives fixed answers, and one like the Hugging Face Hub for a folder as TinyStories."""
 
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 REPOSITORY = "roneneldan/TinyStories"
 README = b"---\nlicense: cdla-sharing-1.0\n---\nTinyStories\n"
+JSON, NOT_FOUND = {"Content-Type": "application/json"}, (404, b"", {"X-Error-Code": "EntryNotFound"})
+Found = tuple[int, bytes, dict[str, str]]  # status, body and headers
 
 
-class Hub(ThreadingHTTPServer):
-    """`requests` lists the requests. `commit` is a hash of the folder's contents, as on the real Hub."""
+class Server(ThreadingHTTPServer):
+    """Serves inside `with`, and lists the requests. `parts` of a body may come slowly."""
 
-    daemon_threads = True
+    def __init__(self, status: int = 200, parts: Iterable[bytes] = (b"<html></html>",)):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.fixed, self.requests = (status, {}, parts), []
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, path: str, span: str) -> tuple[int, dict[str, str], Iterable[bytes]]:
+        return self.fixed
+
+    def __enter__(self):
+        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        return self
+
+    def __exit__(self, *_: object):
+        self.shutdown()
+        self.server_close()
+
+
+class Hub(Server):
+    """`commit` is a hash of the folder's contents, as on the real Hub."""
 
     def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__()
         files = (file for file in sorted(folder.rglob("*")) if file.is_file())
         self.files = {"README.md": README, **{f.relative_to(folder).as_posix(): f.read_bytes() for f in files}}
         self.commit = hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
-        self.requests: list[str] = []
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+    def answer(self, path: str, span: str) -> tuple[int, dict[str, str], Iterable[bytes]]:
+        status, body, headers = self.find(path, span)
+        return status, {**headers, "X-Repo-Commit": self.commit, "Content-Length": str(len(body))}, [body]
+
+    def find(self, path: str, span: str) -> Found:
+        revision = f"(?:main|{self.commit})"
+        if re.fullmatch(f"/api/datasets/{REPOSITORY}(/revision/{revision})?", path):
+            siblings = [{"rfilename": name} for name in self.files]
+            info = {"id": REPOSITORY, "sha": self.commit, "private": False, "tags": [], "siblings": siblings}
+            return 200, json.dumps(info).encode(), JSON
+        if tree := re.fullmatch(f"/api/datasets/{REPOSITORY}/tree/{revision}/?(.*)", path):
+            return self.tree(tree[1])
+        file = re.fullmatch(f"/datasets/{REPOSITORY}/resolve/{revision}/(.+)", path)
+        return part(self.files[file[1]], span) if file and file[1] in self.files else NOT_FOUND
+
+    def tree(self, folder: str) -> Found:
+        entries = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}] if not folder else []
+        for name, data in self.files.items():
+            if name.startswith(folder):
+                lfs = {"oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130, "size": len(data)}
+                entry = {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
+                entries.append({**entry, "lfs": lfs})
+        return (200, json.dumps(entries).encode(), JSON) if entries else NOT_FOUND
+
+
+def part(data: bytes, span: str) -> Found:
+    headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+    if not (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", span)):
+        return 200, data, headers
+    first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
+    return 206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
+    server: Server
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.server.requests.append(f"{self.command} {path}")
-        commit, files = self.server.commit, self.server.files
-        revision = f"(?:main|{commit})"
-        if re.fullmatch(f"/api/datasets/{REPOSITORY}(/revision/{revision})?", path):
-            siblings = [{"rfilename": name} for name in files]
-            self.send_json({"id": REPOSITORY, "sha": commit, "private": False, "tags": [], "siblings": siblings})
-        elif tree := re.fullmatch(f"/api/datasets/{REPOSITORY}/tree/{revision}/?(.*)", path):
-            self.send_tree(tree[1])
-        elif (file := re.fullmatch(f"/datasets/{REPOSITORY}/resolve/{revision}/(.+)", path)) and file[1] in files:
-            self.send_file(files[file[1]])
-        else:
-            known = path.startswith((f"/datasets/{REPOSITORY}/", f"/api/datasets/{REPOSITORY}/"))
-            self.send(404, b"", {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def send_tree(self, folder: str) -> None:
-        inside = {name: data for name, data in self.server.files.items() if name.startswith(folder)}
-        entries = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}] if not folder else []
-        for name, data in inside.items():
-            size = {"size": len(data)}
-            lfs = {"oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130, **size}
-            entries.append({"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "lfs": lfs, **size})
-        if inside:
-            self.send_json(entries)
-        else:
-            self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-
-    def send_file(self, data: bytes) -> None:
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if span is None:
-            self.send(200, data, headers)
-        else:
-            first, last = int(span[1]), min(int(span[2] or len(data) - 1), len(data) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-            self.send(206, data[first : last + 1], headers)
-
-    def send_json(self, value: object) -> None:
-        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        status, headers, parts = self.server.answer(path, self.headers.get("Range", ""))
         self.send_response(status)
-        for name, value in {**headers, "X-Repo-Commit": self.server.commit, "Content-Length": str(len(body))}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.wfile.writelines(parts if self.command == "GET" else ())
+
+    do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
