@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-import math
 
 import pytest
 import torch
@@ -10,22 +9,14 @@ from conftest import CONF
 from omegaconf import OmegaConf
 from test_model import LATER, model_of
 
-from slm.errors import UserError
 from slm.optim.adamw import AdamW
 from slm.optim.muon import Muon, orthogonalized
-from slm.optim.roles import roles, stacked
+from slm.optim.roles import roles
 
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 SETTINGS = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "decay": "matrices"}
-MUON_SETTINGS = {
-    "lr": 0.02,
-    "momentum": 0.95,
-    "weight_decay": 0.5,
-    "adamw_lr": 0.01,
-    "adamw_betas": [0.9, 0.95],
-    "adamw_eps": 1e-8,
-    "adamw_weight_decay": 0.3,
-}
+MUON = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.5}
+MUON |= {"adamw_lr": 0.01, "adamw_betas": [0.9, 0.95], "adamw_eps": 1e-8, "adamw_weight_decay": 0.3}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -50,48 +41,22 @@ def test_a_parameter_without_a_role_is_refused():
         roles(model)
 
 
-def test_decay_by_role():
-    model = model_of()
-    by_decay = {group["weight_decay"]: group["params"] for group in AdamW(**SETTINGS)(model).param_groups}
-    assert {p.ndim for p in by_decay[0.1]} == {2}
-    assert {p.ndim for p in by_decay[0.0]} == {1}
-    assert sum(map(len, by_decay.values())) == len(list(model.parameters()))
-    (group,) = AdamW(**{**SETTINGS, "decay": "all"})(model).param_groups
-    assert group["weight_decay"] == 0.1
-
-
-def test_steps_are_those_of_plain_adamw():
-    """The same update as torch's unfused AdamW over one group with decay on everything."""
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_steps_are_those_of_plain_adamw(decay):
+    """Those of torch's unfused AdamW, with decay on matrices or on everything."""
     ours, theirs = model_of(), model_of()
     tokens = torch.randint(17, (4, 12))
-    pairs = [
-        (ours, AdamW(**{**SETTINGS, "decay": "all"})(ours)),
-        (theirs, torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, foreach=False)),
-    ]
-    for model, optimizer in pairs:
+    decayed = [p for p in theirs.parameters() if decay == "all" or p.ndim == 2]
+    plain = [p for p in theirs.parameters() if decay == "matrices" and p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    by_torch = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), foreach=False)
+    for model, optimizer in ((ours, AdamW(**{**SETTINGS, "decay": decay})(ours)), (theirs, by_torch)):
         for _ in range(3):
             optimizer.zero_grad()
             model(tokens).logsumexp(-1).mean().backward()
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lr": -1.0}, "optimizer.lr=-1.0"),
-        ({"lr": math.nan}, "optimizer.lr=nan"),
-        ({"betas": [0.9, 1.0]}, "optimizer.betas"),
-        ({"weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
-        ({"eps": 0}, "optimizer.eps=0 must be above 0 and below 1"),
-        ({"decay": "some"}, "optimizer.decay=some is not one of matrices, all"),
-    ],
-)
-def test_impossible_settings(change, message):
-    """Refused before there is a model."""
-    with pytest.raises(UserError, match=message):
-        AdamW(**{**SETTINGS, **change})
 
 
 def take_steps(model, optimizer, count):
@@ -114,9 +79,9 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices,
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)  # torch takes it everywhere
     ours, theirs = model_of(**choices), model_of(**choices)
-    optimizer = Muon(**MUON_SETTINGS)(ours)
-    role, rows = roles(theirs), stacked(theirs)
-    assert len(rows) == 2
+    optimizer = Muon(**MUON)(ours)
+    role, shared = roles(theirs), 4 * choices.get("kv_heads", 4)
+    rows = {f"blocks.{block}.attention.qkv.weight": [16, shared, shared] for block in (0, 1)}
     parts, decayed, plain = {}, [], []
     for name, p in theirs.named_parameters():
         if role[name] == "hidden":
@@ -147,9 +112,10 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices,
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_orthogonalized(monkeypatch, fast):
-    """In either precision the singular vectors stay and the values come near 1."""
+    """In either precision and of any size: the singular vectors stay, the values come near 1, each matrix is alone."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: fast)
-    matrices = torch.randn(3, 8, 20)
+    matrices = torch.randn(5, 16, 64, generator=torch.Generator().manual_seed(0))
+    matrices *= torch.logspace(-6, 3, 5).view(5, 1, 1)
     result = orthogonalized(matrices)
     assert result.dtype == (torch.bfloat16 if fast else torch.float32)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
@@ -157,38 +123,8 @@ def test_orthogonalized(monkeypatch, fast):
     values = inner.diagonal(dim1=1, dim2=2)
     assert (values - 0.95).abs().max() < 0.3
     assert (inner - torch.diag_embed(values)).abs().max() < (0.1 if fast else 1e-4)
-
-
-def test_rows_of_stacked_matrices():
-    assert set(map(tuple, stacked(model_of(kv_heads=2)).values())) == {(16, 8, 8)}
-    hidden, *_ = Muon(**MUON_SETTINGS)(model_of(kv_heads=2)).param_groups
-    assert [sum(sizes) for sizes in hidden["rows"]] == [p.size(0) for p in hidden["params"]]
-    assert hidden["rows"][:4] == [[16, 8, 8], [16], [64], [16]]
-
-
-def test_every_parameter_is_in_one_group():
-    model = model_of(tied=False)
-    optimizer = Muon(**MUON_SETTINGS)(model)
-    grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == set(model.parameters())
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
-        (0.02, 0.5),
-        (0.01, 0.3),
-        (0.01, 0.0),
-    ]
-
-
-def test_orthogonalised_together_is_one_by_one():
-    """And on wide random matrices, which have no singular value of almost no size, close to the exact answer."""
-    matrices = torch.randn(5, 16, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 5).view(
-        5, 1, 1
-    )
-    together = orthogonalized(matrices).float()
-    for one, matrix in zip(together, matrices, strict=True):
-        torch.testing.assert_close(one, orthogonalized(matrix[None])[0].float(), atol=0.02, rtol=0)
-        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-        assert (u.T @ one @ v.T).diagonal().sub(1).abs().max() < 0.35
+    for one, matrix in zip(result, matrices, strict=True):
+        torch.testing.assert_close(one, orthogonalized(matrix[None])[0], atol=0.02, rtol=0)
     assert not orthogonalized(torch.zeros(1, 4, 8)).any()
 
 
@@ -234,16 +170,9 @@ def test_every_option_learns(name):
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-def test_muon_learns():
-    model = model_of()
-    losses = take_steps(model, Muon(**{**MUON_SETTINGS, "weight_decay": 0.01})(model), 40)
-    assert losses[0] > 2.5
-    assert losses[-1] < 0.5  # 1.5 with the hidden matrices left as they are, 2.5 with the rest
-
-
 def test_muon_takes_a_closure_and_leaves_what_has_no_gradient():
     model = model_of()
-    optimizer, first, tokens = Muon(**MUON_SETTINGS)(model), model.blocks[0], torch.zeros(1, 4, dtype=torch.long)
+    optimizer, first, tokens = Muon(**MUON)(model), model.blocks[0], torch.zeros(1, 4, dtype=torch.long)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     first.requires_grad_(False)
 
@@ -255,12 +184,3 @@ def test_muon_takes_a_closure_and_leaves_what_has_no_gradient():
     assert optimizer.step(closure).requires_grad
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if not name.startswith("blocks.0.")}
-
-
-@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "adamw_lr", "adamw_eps", "adamw_weight_decay"])
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_impossible_muon_settings(name, value):
-    with pytest.raises(UserError, match=f"optimizer.{name}={value} must be"):
-        Muon(**{**MUON_SETTINGS, name: value})
-    with pytest.raises(UserError, match=r"optimizer.adamw_betas=\[0.9, -0.1\] must be two numbers"):
-        Muon(**{**MUON_SETTINGS, "adamw_betas": [0.9, -0.1]})
