@@ -30,7 +30,7 @@ FILES = {  # section -> files that its diff touches
 STEPS, LR, TEXT = 20, 2e-3, "17 + 58 = 75\t\n  naïve 17 + 5"
 TRAINING = [
     *("model.head_gate=true", "model.mlp=reglu", "model.norm=rmsnorm_no_gain", "optimizer=lion", f"optimizer.lr={LR}"),
-    *("schedule=sqrt_cooldown", "data=arithmetic", "data.corpus.sums=2000", "data.corpus.validation_sums=200"),
+    *("schedule=sqrt_cooldown", "data=arithmetic", "data.sums=2000", "data.corpus.validation_sums=200"),
     *("tokenizer=bytes", "tokenizer._target_=my_tokenizers.Words.build", "+tokenizer.words=150"),
     *("+callbacks.norms._target_=my_callbacks.BlockNorms", "callbacks.samples=null"),
     *("+logger.sql._target_=my_loggers.SQLite", "+logger.sql.file=runs.sqlite", "run_dir=run", "cache_dir=cache"),
