@@ -24,6 +24,10 @@ class Storyworld:
     Raises: UserError: for an unknown level or a count below 1.
     """
 
+    seen = cached_property(lambda self: StoryWorld(LEVELS[self.level], "seen"))
+    unseen = cached_property(lambda self: StoryWorld(LEVELS[self.level], "unseen"))
+    all = cached_property(lambda self: StoryWorld(LEVELS[self.level], "all"))  # decides whether a story is valid
+
     def __init__(self, *, level: str, stories: int, validation_stories: int, seed: int):
         if level not in LEVELS:
             raise UserError(f"data.level={level} is not one of {', '.join(LEVELS)}")
@@ -57,16 +61,3 @@ class Storyworld:
             story = sample(world, random)
             if (zlib.crc32(story.text.encode()) % VALIDATION == 0) == (split == "validation"):
                 return story
-
-    @cached_property
-    def seen(self) -> StoryWorld:
-        return StoryWorld(LEVELS[self.level], "seen")
-
-    @cached_property
-    def unseen(self) -> StoryWorld:
-        return StoryWorld(LEVELS[self.level], "unseen")
-
-    @cached_property
-    def all(self) -> StoryWorld:
-        """The world with all pairs, which decides whether a story is valid."""
-        return StoryWorld(LEVELS[self.level], "all")

@@ -85,32 +85,34 @@ def generate(world: World, choose: Callable[[Choice], int]) -> Story:
     parts: list[str] = []
     choices: list[int] = []
     bits = 0.0
-    program = world.program(bindings)
-    sentence = next(program, None)
-    while sentence:
-        index = choose(sentence)
+
+    def pick(choice: Choice[T]) -> T:
+        nonlocal bits
+        index = choose(choice)
         choices.append(index)
-        bits += sentence.bits[index]
-        template = sentence.items[index]
+        bits += choice.bits[index]
+        return choice.items[index]
+
+    program = world.program(bindings)
+    sentence: Choice[Template] | None = next(program)
+    while sentence:
+        template = pick(sentence)
         for piece in template.pieces:
-            if isinstance(piece, str):
-                parts.append(piece)
-                continue
-            word = bindings.get(piece.variable)
-            if word is None:
-                options = world.words(piece.variable, bindings)
-                index = choose(options)
-                choices.append(index)
-                bits += options.bits[index]
-                word = bindings[piece.variable] = options.items[index]
-            parts.append(word[piece.form])
+            if isinstance(piece, Slot) and piece.variable not in bindings:
+                bindings[piece.variable] = pick(world.words(piece.variable, bindings))
+            parts.append(piece if isinstance(piece, str) else bindings[piece.variable][piece.form])
         for variable in template.temporary:
             del bindings[variable]
-        try:
-            sentence = program.send(template.key)
-        except StopIteration:
-            break
+        sentence = advance(program, template.key)
     return Story("".join(parts), bits, tuple(choices))
+
+
+def advance(program: Program, key: str) -> Choice[Template] | None:
+    """The next sentence of a program after a template with this key; None at the end."""
+    try:
+        return program.send(key)
+    except StopIteration:
+        return None
 
 
 def sample(world: World, random: Callable[[], float]) -> Story:

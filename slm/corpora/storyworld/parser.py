@@ -7,10 +7,10 @@ model must pay for it. Units: bits. Positions are indices into the text, in char
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from slm.corpora.storyworld.grammar import Bindings, Choice, Program, Slot, Story, Template, World, list_name
+from slm.corpora.storyworld.grammar import Bindings, Choice, Slot, Story, Template, World, advance, list_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class _Sentence:
     bindings: Bindings
     spans: tuple[Span, ...]
     key: str
+    character_bits: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +65,40 @@ def parse(world: World, text: str) -> Parse:
     A sentence may match in several ways, and each is a branch. Few branches survive the next sentence.
     """
     stories: list[Story] = []
-    only: tuple[tuple[Span, ...], tuple[float, ...]] = (), ()
+    only: list[_Sentence] = []  # of the only story
     furthest, sentences, expected = 0, 0, Counter()  # over all branches; weights of the tags that could follow
-    pending: list[tuple[list[_Sentence], list[float]]] = [([], [])]
+    pending: list[list[_Sentence]] = [[]]
     while pending:
-        parsed, bits = pending.pop()
+        parsed = pending.pop()
+        start = parsed[-1].end if parsed else 0
         bindings: Bindings = {}
         program = world.program(bindings)
-        choice = next(program)
+        choice: Choice[Template] | None = next(program)
         for sentence in parsed:  # run the program up to the start of this branch
-            choice = _advance(program, bindings, sentence)
-        while choice is not None:
-            start = parsed[-1].end if parsed else 0
+            bindings.update((name, word) for name, word in sentence.bindings.items() if not name.startswith("~"))
+            choice = advance(program, sentence.key)
+        if choice is not None:
             matches, found = _match(world, choice, text, start, bindings)
             for match in matches:
                 if match.end > furthest:
                     furthest, sentences, expected = match.end, len(parsed), Counter()
                 if match.end == furthest and not match.complete:
                     expected[match.tag] += match.probability
-            if not found:
-                break
-            (parsed, bits), *others = [
-                ([*parsed, sentence], bits + _character_bits(matches, start, sentence.end)) for sentence in found
-            ]
-            pending += others
-            choice = _advance(program, bindings, parsed[-1])
-        else:
-            if parsed[-1].end == len(text):
+            pending += ([*parsed, sentence] for sentence in reversed(found))
+        elif start >= furthest:
+            furthest, sentences, expected = start, len(parsed), Counter({"end": 1})
+            if start == len(text):
+                only = [] if stories else parsed
                 choices = tuple(index for sentence in parsed for index in sentence.choices)
                 stories.append(Story(text, math.fsum(sentence.bits for sentence in parsed), choices))
-                only = tuple(span for sentence in parsed for span in sentence.spans), tuple(bits)
-            elif parsed[-1].end >= furthest:
-                furthest, sentences, expected = parsed[-1].end, len(parsed), Counter({"end": 1})
-    if stories:
-        return Parse(tuple(stories), len(text), len(parsed), "", *(only if len(stories) == 1 else ((), ())))
-    return Parse((), furthest, sentences, expected.most_common(1)[0][0], (), ())
-
-
-def _advance(program: Program, bindings: Bindings, sentence: _Sentence) -> Choice[Template] | None:
-    bindings.update((name, word) for name, word in sentence.bindings.items() if not name.startswith("~"))
-    try:
-        return program.send(sentence.key)
-    except StopIteration:
-        return None
+    return Parse(
+        stories=tuple(stories),
+        end=furthest,
+        sentences=sentences,
+        expected="" if stories else expected.most_common(1)[0][0],
+        spans=tuple(span for sentence in only for span in sentence.spans),
+        character_bits=tuple(bits for sentence in only for bits in sentence.character_bits),
+    )
 
 
 def _match(
@@ -134,7 +126,7 @@ def _match(
 
     for index, (template, bits) in enumerate(zip(choice.items, choice.bits)):
         follow(template.pieces, _Sentence(start, bits, (index,), bindings, (), template.key))
-    return matches, parses
+    return matches, [replace(s, character_bits=_character_bits(matches, start, s.end)) for s in parses]
 
 
 def _options(world: World, piece: str | Slot, bindings: Bindings) -> Iterator[tuple[str, int | None, float, Bindings]]:
