@@ -5,11 +5,13 @@ import pickle
 import random
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_model import model_of
 
 from slm import checkpoint, evaluate, tokenizers
 from slm.corpora.storyworld.corpus import Storyworld
@@ -36,16 +38,18 @@ class Evil:
         return Path.touch, (self.marker,)
 
 
-def content(**changes) -> dict:
+def content(slm=None, **changes) -> dict:
     """A checkpoint of a very small model as a training writes it, with these changes."""
-    config = GPTConfig(
-        vocab_size=257, context=16, depth=1, width=8, head_dim=8, positions="rope", norm="rmsnorm", mlp="gelu",
-        bias=False, tied=False,
-    )  # fmt: skip
-    slm = {"format": checkpoint.FORMAT, "model": config.__dict__, "tokenizer": TOKENIZER, "config": {"seed": 1}}
-    slm |= {"run_id": "a", "corpus": Storyworld(**STORIES).fingerprint()}
-    weights = {f"model.{name}": value for name, value in GPT(config).state_dict().items()}
-    return {"global_step": 3, "state_dict": weights, "slm": slm | changes.pop("slm", {}), **changes}
+    model = model_of(vocab_size=257, depth=1, width=8, head_dim=8, tied=False, window=[3, None])
+    described = {"format": checkpoint.FORMAT, "model": asdict(model.config), "tokenizer": TOKENIZER, "run_id": "a"}
+    described |= {"config": {"seed": 1}, "corpus": Storyworld(**STORIES).fingerprint()}
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return {"global_step": 3, "state_dict": weights, "slm": described | (slm or {}), **changes}
+
+
+def model(**changes) -> dict:
+    """The checkpoint with changes of its model's configuration."""
+    return content({"model": content()["slm"]["model"] | changes})
 
 
 @pytest.fixture
@@ -69,17 +73,23 @@ def refused(call, *messages: str) -> str:
     return text
 
 
-def test_the_crafted_checkpoint_loads_when_nothing_is_wrong(saved):
-    loaded = checkpoint.load(saved(content()))
-    assert loaded.step == 3
-    assert loaded.tokenizer.vocab_size == 257
+def test_the_checkpoint_loads_when_nothing_is_wrong(saved):
+    """Configuration, tokenizer and weights."""
+    raw, tokens = content(), torch.tensor([[3, 1, 4, 1, 5]])
+    loaded, written = checkpoint.load(saved(raw)), GPT(GPTConfig(**raw["slm"]["model"])).eval()
+    written.load_state_dict({name.removeprefix("model."): value for name, value in raw["state_dict"].items()})
+    assert (loaded.step, loaded.tokenizer.vocab_size, loaded.model.config) == (3, 257, written.config)
+    assert torch.equal(loaded.model(tokens), written(tokens))
 
 
-def test_a_pickle_with_code_is_not_executed(tmp_path, saved, monkeypatch, capsys):
-    """Through every command that takes a checkpoint."""
-    marker = tmp_path / "executed"
+def test_a_pickle_with_code_is_not_executed(tmp_path, saved, composed, monkeypatch, capsys):
+    """Through resume and every command that takes a checkpoint."""
+    marker, message = tmp_path / "executed", "contains code or is damaged"
     path = saved(content(callbacks=Evil(marker)))
-    refused(lambda: checkpoint.read(path), "contains code or is damaged", "not loaded")
+    refused(lambda: checkpoint.read(path), message, "not loaded")
+    config = composed(f"resume={path}")
+    refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), message)
+    assert not (tmp_path / "run").exists()
     for main, *arguments in (
         (cli.generate_main, "generate.py", f"ckpt={path}", "prompt=a"),
         (evaluate.main, "evaluate", str(path)),
@@ -89,18 +99,10 @@ def test_a_pickle_with_code_is_not_executed(tmp_path, saved, monkeypatch, capsys
             main()
         assert exit_.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert "contains code or is damaged" in line
+        assert message in line
     assert not marker.exists()
     pickle.loads(pickle.dumps(Evil(marker)))  # elsewhere it is executed
     assert marker.exists()
-
-
-def test_resume_executes_no_pickle(tmp_path, saved, composed):
-    marker = tmp_path / "executed"
-    config = composed(f"resume={saved(content(callbacks=Evil(marker)))}")
-    refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "contains code or is damaged")
-    assert not marker.exists()
-    assert not (tmp_path / "run").exists()
 
 
 def test_targets_in_a_checkpoint_stay_text(tmp_path, saved, composed, monkeypatch):
@@ -119,22 +121,17 @@ def test_targets_in_a_checkpoint_stay_text(tmp_path, saved, composed, monkeypatc
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_a_crafted_storyworld_is_one_line(saved):
+    """The only class that evaluation builds from a checkpoint's configuration."""
+    for change, message in (
         ({"stories": "2"}, "its data.corpus is not a storyworld"),
         ({"level": []}, "its data.corpus is not a storyworld"),
         ({"path": "/etc/passwd"}, "its data.corpus is not a storyworld"),
         ({"level": "../tiny"}, "data.level=../tiny is not one of"),
         ({"stories": 10**18}, "was trained on another storyworld"),
-    ],
-    ids=str,
-)
-def test_a_crafted_storyworld_is_one_line(change, message, saved):
-    """The only class that evaluation builds from a checkpoint's configuration."""
-    corpus = {"_target_": evaluate.TARGET, **STORIES, **change}
-    path = saved(content(slm={"config": {"data": {"corpus": corpus}}}))
-    refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), message)
+    ):
+        path = saved(content({"config": {"data": {"corpus": {"_target_": evaluate.TARGET, **STORIES, **change}}}}))
+        refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), message)  # noqa: B023
 
 
 def nested(depth: int):
@@ -149,39 +146,34 @@ def cyclic() -> dict:
 
 CRAFTED = {
     "a list": lambda: [1, 2],
-    "a tensor": lambda: torch.zeros(3),
-    "nothing": lambda: None,
     "of another program": lambda: {"state_dict": {}},
-    "no format": lambda: content(slm={"format": None}),
-    "a deeply nested format": lambda: content(slm={"format": nested(30)}),
+    "no format": lambda: content({"format": None}),
+    "a deeply nested format": lambda: content({"format": nested(30)}),
     "no weights": lambda: content(state_dict=None),
     "a weight that is text": lambda: content(state_dict={"model.tokens.weight": "a"}),
     "names that are numbers": lambda: content(state_dict={1: torch.zeros(1)}),
     "a step that is text": lambda: content(global_step="3"),
-    "a configuration that is a list": lambda: content(slm={"config": []}),
-    "a deeply nested configuration": lambda: content(slm={"config": {"data": nested(30)}}),
-    "a configuration that contains itself": lambda: content(slm={"config": cyclic()}),
+    "a configuration that is a list": lambda: content({"config": []}),
+    "a deeply nested configuration": lambda: content({"config": {"data": nested(30)}}),
+    "a configuration that contains itself": lambda: content({"config": cyclic()}),
     "a deeply nested optimizer state": lambda: content(optimizer_states=nested(30)),
-    "an unknown setting": lambda: content(slm={"model": {"colour": 1}}),
-    "a width that is text": lambda: content(slm={"model": content()["slm"]["model"] | {"width": "8"}}),
-    "a width that is a fraction": lambda: content(slm={"model": content()["slm"]["model"] | {"depth": 0.5}}),
-    "a huge depth": lambda: content(slm={"model": content()["slm"]["model"] | {"depth": 10**12}}),
-    "a huge context": lambda: content(slm={"model": content()["slm"]["model"] | {"context": 10**15}}),
-    "a huge width": lambda: content(slm={"model": content()["slm"]["model"] | {"width": 8 * 10**18}}),
+    "an unknown setting": lambda: content({"model": {"colour": 1}}),
+    "a width that is text": lambda: model(width="8"),
+    "a depth that is a fraction": lambda: model(depth=0.5),
+    "a huge depth": lambda: model(depth=10**12),
+    "a huge context": lambda: model(context=10**15),
+    "a huge width": lambda: model(width=8 * 10**18),
     "an expanded tensor": lambda: content(state_dict={"model.tokens.weight": torch.zeros(1).expand(10**6, 10**6)}),
     "a sparse tensor": lambda: content(state_dict={"model.a": torch.zeros(2, 2).to_sparse()}),
     "a meta tensor": lambda: content(state_dict={"model.a": torch.zeros(2, device="meta")}),
-    "a set": lambda: content(slm={"tokenizer": {"a"}}),
-    "a huge array": lambda: content(extra=bytearray(10)),
-    "tokenizer.json is text": lambda: content(slm={"tokenizer": {"tokenizer.json": "text"}}),
+    "a set": lambda: content({"tokenizer": {"a"}}),
+    "tokenizer.json is text": lambda: content({"tokenizer": {"tokenizer.json": "text"}}),
 }
 
 
 @pytest.mark.parametrize("what", CRAFTED)
 def test_crafted_content_is_one_line(what, saved):
     path = saved(CRAFTED[what]())
-    if what == "a huge array":
-        path.write_bytes(path.read_bytes().replace(b"bytearray", b"bytearrax"))
     text = refused(lambda: checkpoint.load(path), str(path))
     assert len(text) < len(str(path)) + 300
 
@@ -218,9 +210,9 @@ def test_compressed_entries_are_refused(saved, tmp_path):
     refused(lambda: checkpoint.read(tmp_path / "b.ckpt"), "not a checkpoint")
 
 
-@pytest.mark.parametrize(("version", "message"), [(99, "written by a newer version"), (1, "an older version")])
-def test_another_format_is_named(version, message, saved):
-    refused(lambda: checkpoint.read(saved(content(slm={"format": version}))), message, f"format is {version}")
+def test_another_format_is_named(saved):
+    for version, message in ((99, "written by a newer version"), (1, "an older version")):
+        refused(lambda: checkpoint.read(saved(content({"format": version}))), message, f"format is {version}")  # noqa: B023
 
 
 def test_the_first_three_wrong_weights_are_named(saved):
@@ -245,12 +237,8 @@ FILES = {
     "tokenizer.json ": TOKENIZER["tokenizer.json"],
 }
 SETTINGS = {
-    "no object": "[1]",
-    "no kind": "{}",
+    "damaged": "[1]",
     "a kind that names code": '{"kind": "os:system"}',
-    "a kind that is a list": '{"kind": []}',
-    "deep nesting": "[" * 100_000,
-    "half a character": '{"kind": "characters", "characters": "\\ud800"}',
     "too few ids": '{"kind": "characters", "characters": "abc"}',
     "no model": '{"kind": "sentencepiece"}',
 }
@@ -259,14 +247,14 @@ SETTINGS = {
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_a_tokenizer_stay_in_their_folder(name, saved, tmp_path):
     before = set(tmp_path.parent.rglob("*"))
-    path = saved(content(slm={"tokenizer": {name.format(folder=tmp_path): FILES[name]}}))
+    path = saved(content({"tokenizer": {name.format(folder=tmp_path): FILES[name]}}))
     refused(lambda: checkpoint.load(path), str(path))
     assert set(tmp_path.parent.rglob("*")) == {*before, path}
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_damaged_tokenizers_in_a_checkpoint(settings, saved):
-    path = saved(content(slm={"tokenizer": {"tokenizer.json": SETTINGS[settings].encode()}}))
+    path = saved(content({"tokenizer": {"tokenizer.json": SETTINGS[settings].encode()}}))
     refused(lambda: checkpoint.load(path), str(path), "tokenizer")
 
 
@@ -279,7 +267,7 @@ def test_random_bytes_are_no_tokenizer_model(saved, tmp_path):
         (tmp_path / "sentencepiece.model").write_bytes(model)
         tokenizers.write_settings(tmp_path, settings | {"sha256": atomic.sha256(tmp_path / "sentencepiece.model")})
         files = {name: (tmp_path / name).read_bytes() for name in ("tokenizer.json", "sentencepiece.model")}
-        refused(lambda: checkpoint.load(saved(content(slm={"tokenizer": files}))), "tokenizer")  # noqa: B023
+        refused(lambda: checkpoint.load(saved(content({"tokenizer": files}))), "tokenizer")  # noqa: B023
 
 
 def test_data_is_never_executed(tmp_path):
