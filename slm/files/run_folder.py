@@ -79,18 +79,14 @@ def lock_inode(folder: Path) -> int | None:
 def read_run_json(folder: Path) -> dict[str, Any] | None:
     """run.json, or None if the folder has none. Raises UserError if it is damaged or from an older version."""
     path = folder / "run.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except (ValueError, RecursionError):
-        info = None
-    if isinstance(info, dict) and "lives" in info:
+    info = atomic.read_object(path) or {}
+    if "lives" in info:
         raise UserError(f"{folder} was written by slm 0.1, which this version cannot continue; give another run_dir")
-    valid = isinstance(info, dict) and is_bounded(info)
-    valid = valid and all(isinstance(info.get(key), kind) for key, kind in SCHEMA.items())
-    valid = valid and all(isinstance(info.get(key, 1), int) for key in ("first_step", "microbatch", "windows", "steps"))
-    if not valid:
+    counts = "first_step", "microbatch", "windows", "steps"  # those that the run has found out
+    valid = is_bounded(info) and all(isinstance(info.get(key), kind) for key, kind in SCHEMA.items())
+    if not valid or not all(isinstance(info.get(key, 1), int) for key in counts):
         raise UserError(f"{path} is damaged; give another run_dir")
     if not NAME.fullmatch(info["run_id"]):
         raise UserError(f"{path} is damaged: run_id={info['run_id']!r} is not a name; give another run_dir")
@@ -129,8 +125,8 @@ def remove_partial_files(folder: Path):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints of a run folder, newest first, intact or not."""
-    found = ((STEP_FILE.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("*.ckpt"))
-    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
+    found = [path for path in (folder / "checkpoints").glob("*.ckpt") if STEP_FILE.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -169,21 +165,18 @@ def newest_intact(folder: Path) -> Path | None:
     """The newest step checkpoint that matches its sha256; prints the names of the damaged ones that it skips."""
     damaged = []
     for path in checkpoints(folder):
-        if atomic.is_intact(path):
-            if damaged:
-                names = ", ".join(damaged)
-                print(f"warning: damaged, by the sha256: {names}; going on from {path.name}", file=sys.stderr)
-            return path
-        damaged.append(path.name)
+        if not atomic.is_intact(path):
+            damaged.append(path.name)
+            continue
+        if damaged:
+            print(f"warning: damaged, by the sha256: {', '.join(damaged)}; going on from {path.name}", file=sys.stderr)
+        return path
     return None
 
 
 def pointed(pointer: Path) -> Path:
     """The step checkpoint beside it that last.json or best.json names. Raises UserError for any other content."""
-    try:
-        name = str(json.loads(pointer.read_text(encoding="utf-8"))["file"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        name = ""
+    name = str((atomic.read_object(pointer) or {}).get("file"))
     if not STEP_FILE.fullmatch(name):
         raise UserError(f"{pointer} is damaged: it must name a file beside it; give ckpt=<that .ckpt file>")
     return pointer.with_name(name)
