@@ -46,12 +46,13 @@ def main() -> int:
 
 def summary(folder: Path) -> str:
     """A description of a folder without problems, in one line."""
-    info, steps = run_folder.require_run_json(folder), [run_folder.step_of(p) for p in run_folder.checkpoints(folder)]
-    counts = {name: sum(1 for _ in jsonl.lines(folder / name)) for name in LOGS}
+    info, checkpoints = run_folder.require_run_json(folder), run_folder.checkpoints(folder)
+    steps = ", ".join(str(run_folder.step_of(path)) for path in reversed(checkpoints))
+    counts = {name: len(list(jsonl.lines(folder / name))) for name in LOGS}
     logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
     return (
-        f"{folder} is complete: status {info['status']}, {info['attempts']} attempt(s), checkpoints of steps "
-        f"{', '.join(map(str, sorted(steps)))} open and match their sha256; {logs} complete and unique"
+        f"{folder} is complete: status {info['status']}, {info['attempts']} attempt(s), checkpoints of steps {steps} "
+        f"open and match their sha256; {logs} complete and unique"
     )
 
 
@@ -59,26 +60,25 @@ def find_problems(folder: Path) -> Iterator[str]:
     """Yields a sentence for each problem of a run folder. Raises UserError if it is not a run folder."""
     info = run_folder.require_run_json(folder)
     yield from damaged_checkpoints(folder, info)
-    saved = [run_folder.step_of(path) for path in run_folder.checkpoints(folder)]
-    if not saved:
+    checkpoints = run_folder.checkpoints(folder)
+    if not checkpoints:
         yield "there is no checkpoint"
         return
-    last, config = max(saved), info["config"]
-    for name in LOGS:
-        lines = (folder / name).read_bytes().splitlines(keepends=True) if (folder / name).exists() else []
-        if (read := sum(1 for _ in jsonl.lines(folder / name))) < len(lines):
-            yield f"{name} cannot be read from line {read + 1} on"
-    metrics, first = list(jsonl.lines(folder / "metrics.jsonl")), info.get("first_step", 0)
+    last, first = run_folder.step_of(checkpoints[0]), info.get("first_step", 0)
+    logs = {name: list(jsonl.lines(folder / name)) for name in LOGS}
+    for name, records in logs.items():
+        if (folder / name).exists() and len(records) < len((folder / name).read_bytes().splitlines()):
+            yield f"{name} cannot be read from line {len(records) + 1} on"
     end, stopped_early = {last} if last == info["steps"] else set(), info["status"] == "done" and last < info["steps"]
-    ends = {"train/loss": end, "val/loss": {last} if stopped_early else end}
-    for name, every, start in (("train/loss", 0, {1}), ("val/loss", 1, set())):
-        steps = [line["step"] for line in metrics if name in line]
+    extra = {"train/loss": end | {1}, "val/loss": {last} if stopped_early else end}
+    for every, name in enumerate(extra):
+        steps = [line["step"] for line in logs["metrics.jsonl"] if name in line]
         expected: set[int] = set()
-        if len(info.get("intervals", [])) == 1 and config["callbacks"].get("metrics"):  # the same in all attempts
+        if len(info.get("intervals", [])) == 1 and info["config"]["callbacks"].get("metrics"):  # as in all attempts
             interval = info["intervals"][0][every]
-            expected = start | ends[name] | set(range(interval, last + 1, interval))
+            expected = extra[name] | set(range(interval, last + 1, interval))
         yield from check_series(name, steps, {step for step in expected if first < step})
-    yield from wrong_windows(list(jsonl.lines(folder / "windows.jsonl")), info, last)
+    yield from wrong_windows(logs["windows.jsonl"], info, last)
 
 
 def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
@@ -143,23 +143,17 @@ def first_difference(one: Path, other: Path) -> str | None:
     for folder in (one, other):
         run_folder.require_run_json(folder)
     for name in LOGS:
-        pairs = itertools.zip_longest(*(comparable(folder / name) for folder in (one, other)))
-        for number, (a, b) in enumerate(pairs, start=1):
+        pairs = itertools.zip_longest(jsonl.lines(one / name), jsonl.lines(other / name), fillvalue={})
+        for number, lines in enumerate(pairs, start=1):
+            a, b = ({key: value for key, value in line.items() if key not in CLOCK} for line in lines)
             if a != b:
                 return f"{name}, line {number}: {a} and {b}"
-    newest = [next(iter(run_folder.checkpoints(folder)), None) for folder in (one, other)]
-    if None in newest:
-        return None if newest == [None, None] else "only one of them has a checkpoint"
-    states = [checkpoint.read(path) for path in newest]
-    for key in ("global_step", "state_dict", "current_model_state", "optimizer_states", "callbacks"):
-        if place := difference_in(states[0].get(key), states[1].get(key), key):
-            return place
-    return None
-
-
-def comparable(log: Path) -> Iterator[dict[str, Any]]:
-    for line in jsonl.lines(log):
-        yield {key: value for key, value in line.items() if key not in CLOCK}
+    newest = [path for folder in (one, other) for path in run_folder.checkpoints(folder)[:1]]
+    if len(newest) < 2:
+        return "only one of them has a checkpoint" if newest else None
+    a, b = map(checkpoint.read, newest)
+    keys = "global_step", "state_dict", "current_model_state", "optimizer_states", "callbacks"
+    return next((place for key in keys if (place := difference_in(a.get(key), b.get(key), key))), None)
 
 
 def difference_in(a: Any, b: Any, place: str) -> str | None:
@@ -169,11 +163,10 @@ def difference_in(a: Any, b: Any, place: str) -> str | None:
             return None
         apart = f", by up to {(a.double() - b.double()).abs().max():.3g}" if a.shape == b.shape else ""
         return f"{place}{apart}"
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return next((found for key in a if (found := difference_in(a[key], b[key], f"{place}.{key}"))), None)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        return next((found for i, (x, y) in pairs if (found := difference_in(x, y, f"{place}[{i}]"))), None)
     return None if a == b else f"{place}: {a} and {b}"
 
 

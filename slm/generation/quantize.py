@@ -21,10 +21,9 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
     device = model.tokens.weight.device
     check_dtype(dtype, device)
     if dtype == "int8":
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if type(child) is nn.Linear:
-                    setattr(module, name, Int8Linear(child))
+        for name, module in list(model.named_modules()):
+            if type(module) is nn.Linear:
+                model.set_submodule(name, Int8Linear(module))
         return model
     model.to(getattr(torch, dtype))
     if dtype == "float32" and device.type == "cpu":
