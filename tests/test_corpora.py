@@ -52,10 +52,10 @@ def write_stories(folder: Path) -> Path:
 
 
 @contextmanager
-def mistake(pattern: str) -> Iterator[None]:
+def mistake(pattern: str) -> Iterator[pytest.ExceptionInfo]:
     """Expects a UserError of one line that matches the pattern."""
     with pytest.raises(UserError, match=pattern) as error:
-        yield
+        yield error
     assert "\n" not in str(error.value)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_corpora import mistake
 
 from slm import tokenizers
 from slm.errors import UserError
@@ -29,21 +30,10 @@ GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2"
 
 WORDS = "once upon a time there was little girl who lived in the big red house and played with her dog"
 ADVERSARIAL = [
-    "",
-    " ",
-    "   three before, two after  ",
-    "tab\tnewline\nCRLF\r\nCR\r",
-    "\n\n\n",
-    "NUL \0 and \0\0",
-    "▁",
-    "▁▁ a▁b ▁ c▁",
-    "reserved by SentencePiece ▅▅",
-    "<s></s><unk><pad> </s> <0x41> <|endoftext|> <PAD><UNK>",
-    "😀 👩‍👩‍👧 e\u0301 é Z\u0351\u036b\u0343",
-    "itâ€™s mojibake \ufffd \ufeff BOM",
-    "no-break\u00a0 ideographic\u3000 zero\u200bwidth \u2028",
-    "漢字かな العربية \U0010ffff \x7f\x80",
-    "x" * 5000,
+    *("", " ", "   three before, two after  ", "tab\tnewline\nCRLF\r\nCR\r", "\n\n\n", "NUL \0 and \0\0", "x" * 5000),
+    *("▁", "▁▁ a▁b ▁ c▁", "reserved by SentencePiece ▅▅", "<s></s><unk><pad> </s> <0x41> <|endoftext|> <PAD><UNK>"),
+    *("😀 👩‍👩‍👧 e\u0301 é Z\u0351\u036b\u0343", "itâ€™s mojibake \ufffd \ufeff BOM"),
+    *("漢字かな العربية \U0010ffff \x7f\x80", "no-break\u00a0 ideographic\u3000 zero\u200bwidth \u2028"),
 ]
 
 
@@ -136,11 +126,6 @@ def test_batches_are_arrays_of_ids_in_the_vocabulary(tokenizer):
     assert tokenizer.decode([]) == tokenizer.decode([tokenizer.eos]) == ""
 
 
-def test_an_incomplete_character_is_replaced():
-    assert ByteTokenizer.build(()).decode("é".encode()[:1]) == "\ufffd"
-    assert sentencepiece_tokenizer().decode([4 + 0xC3]) == "\ufffd"
-
-
 def test_load_is_the_inverse_of_save(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "one")
     loaded = tokenizers.load(tmp_path / "one")
@@ -153,28 +138,19 @@ def test_load_is_the_inverse_of_save(tokenizer, tmp_path):
     assert one == two
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message", "kind"),
-    [
+def test_missing_damaged_and_unknown_tokenizers(tmp_path):
+    for content, message, kind in (
         (None, r"has no tokenizer\.json", tokenizers.Damaged),
-        *((content, "is missing or damaged", tokenizers.Damaged) for content in ("", "[]", "{", "[" * 2000)),
+        *((content, "is missing or damaged", tokenizers.Damaged) for content in ("", "[]", "{", "[" * 100_000)),
         ("{}", "of kind None, not sentencepiece, .*; give its own class", tokenizers.UnknownKind),
         ('{"kind": "os:system"}', "of kind 'os:system', not sentencepiece", tokenizers.UnknownKind),
-    ],
-    ids=["missing", "empty", "list", "cut", "deep", "no kind", "foreign kind"],
-)
-def test_missing_damaged_and_unknown_tokenizers(tmp_path, content, message, kind):
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(kind, match=message) as error:
-        tokenizers.load(tmp_path)
-    assert type(error.value) is kind
-    assert str(tmp_path) in one_line(error)
+        ('{"kind": []}', r"of kind \[\], not sentencepiece", tokenizers.UnknownKind),
+    ):
+        if content is not None:
+            (tmp_path / "tokenizer.json").write_text(content)
+        with mistake(f"{re.escape(str(tmp_path))}.*{message}") as error:
+            tokenizers.load(tmp_path)
+        assert type(error.value) is kind
 
 
 # SentencePiece.
@@ -252,22 +228,20 @@ def test_control_tokens_in_the_corpus_stay_text(algorithm):
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_a_vocabulary_that_is_too_large_names_the_largest(algorithm):
-    with pytest.raises(UserError, match=r"vocab_size=9999 .* use tokenizer\.vocab_size=(\d+) or less") as error:
+    with mistake(r"vocab_size=9999 .* use tokenizer\.vocab_size=(\d+) or less") as error:
         sentencepiece_tokenizer(vocab_size=9999, algorithm=algorithm)
-    largest = int(re.search(r"use tokenizer\.vocab_size=(\d+)", one_line(error))[1])
+    largest = int(re.search(r"use tokenizer\.vocab_size=(\d+)", str(error.value))[1])
     assert sentencepiece_tokenizer(vocab_size=largest, algorithm=algorithm).vocab_size == largest
-    with pytest.raises(UserError, match="too large for these documents"):
+    with mistake("too large for these documents"):
         sentencepiece_tokenizer(vocab_size=largest + 1, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("vocab_size", [-1, 0, 3, 260, 265])
-def test_a_vocabulary_that_is_too_small_names_the_smallest(vocab_size):
-    with pytest.raises(UserError, match=f"vocab_size={vocab_size} is too small") as error:
-        sentencepiece_tokenizer(vocab_size=vocab_size)
-    if smallest := re.search(r"use tokenizer\.vocab_size=(\d+) or more", one_line(error)):
-        assert sentencepiece_tokenizer(vocab_size=int(smallest[1])).vocab_size == int(smallest[1])
-    else:
-        assert vocab_size <= 260
+def test_a_vocabulary_that_is_too_small_names_the_smallest():
+    for vocab_size in (-1, 3, 260, 265):
+        with mistake(f"vocab_size={vocab_size} is too small") as error:
+            sentencepiece_tokenizer(vocab_size=vocab_size)
+    smallest = int(re.search(r"use tokenizer\.vocab_size=(\d+) or more", str(error.value))[1])
+    assert sentencepiece_tokenizer(vocab_size=smallest).vocab_size == smallest
 
 
 def test_wrong_settings_and_documents_without_text():
@@ -300,9 +274,8 @@ def test_saved_settings_and_damaged_models(tmp_path, capfd):
     flipped = model[:1000] + bytes([model[1000] ^ 1]) + model[1001:]
     for damage in (lambda: path.write_bytes(flipped), lambda: path.write_bytes(model[:1000]), path.unlink):
         damage()
-        with pytest.raises(UserError, match=r"sentencepiece\.model is missing or damaged") as error:
+        with mistake(r"sentencepiece\.model is missing or damaged"):
             tokenizers.load(tmp_path)
-        one_line(error)
     assert capfd.readouterr() == ("", "")
 
 
@@ -325,11 +298,11 @@ def test_corpus_characters_are_sorted():
     assert (tokenizer.encode("abéc"), tokenizer.vocab_size) == ([2, 3, 4, 1], 5)
 
 
-@pytest.mark.parametrize("characters", [None, "aa", ["a"], "a\ud800"])
-def test_damaged_alphabet(tmp_path, characters):
-    tokenizers.write_settings(tmp_path, {"kind": "characters", "characters": characters})
-    with pytest.raises(UserError, match="damaged"):
-        tokenizers.load(tmp_path)
+def test_damaged_alphabet(tmp_path):
+    for characters in (None, "aa", ["a"], "a\ud800"):
+        tokenizers.write_settings(tmp_path, {"kind": "characters", "characters": characters})
+        with mistake("damaged"):
+            tokenizers.load(tmp_path)
 
 
 def test_bytes_are_utf8():
@@ -363,29 +336,27 @@ def test_saved_gpt2_needs_no_cache_and_detects_damage(gpt2_cache, tmp_path):
     ranks = tmp_path / "saved" / "ranks.tiktoken"
     for damage in (lambda: ranks.write_bytes(ranks.read_bytes()[:-1]), ranks.unlink):
         damage()
-        with pytest.raises(UserError, match=r"ranks\.tiktoken is missing or damaged"):
+        with mistake(r"ranks\.tiktoken is missing or damaged"):
             tokenizers.load(tmp_path / "saved")
 
 
 def test_gpt2_without_network_needs_an_undamaged_cache(gpt2_cache):
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"vocab\.bpe as .* and encoder\.json as ") as error:
+    with mistake(r"vocab\.bpe as .* and encoder\.json as ") as error:
         GPT2Tokenizer.build(())
     assert time.monotonic() - start < 5
-    places = re.findall(r" as (\S+/cache/[0-9a-f]{40})", one_line(error))
+    places = re.findall(r" as (\S+/cache/[0-9a-f]{40})", str(error.value))
     fill(gpt2_cache)  # the message names exactly the required files
     assert sorted(map(Path, places)) == sorted(gpt2_cache.iterdir())
     assert GPT2Tokenizer.build(()).encode("hello world") == [31373, 995]
     next(gpt2_cache.iterdir()).write_text("damaged")
-    with pytest.raises(UserError, match="cannot get GPT-2's files") as error:
+    with mistake("cannot get GPT-2's files"):
         GPT2Tokenizer.build(())
-    one_line(error)
 
 
 def test_gpt2_without_tiktoken(monkeypatch, tmp_path):
     monkeypatch.setattr(gpt2_module, "tiktoken", None)  # its value without the extra
     tokenizers.write_settings(tmp_path, {"kind": "gpt2"})
     for make in (lambda: GPT2Tokenizer.build(()), lambda: tokenizers.load(tmp_path)):
-        with pytest.raises(UserError, match=r'pip install -e "\.\[gpt2\]"') as error:
+        with mistake(r'pip install -e "\.\[gpt2\]"'):
             make()
-        one_line(error)
