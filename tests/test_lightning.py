@@ -130,7 +130,7 @@ def test_averaged_weights_resume_exactly_and_are_saved(composed, tmp_path, monke
     assert (tmp_path / "plain" / "samples.md").read_text() != (straight / "samples.md").read_text()
 
 
-def test_lightnings_monitors_and_summary(composed, tmp_path, capsys):
+def test_lightnings_monitors_and_summary(composed, tmp_path, caplog):
     callbacks = [
         added("lr", LIGHTNING + "LearningRateMonitor"),
         added("summary", LIGHTNING + "ModelSummary", max_depth=2),
@@ -138,7 +138,7 @@ def test_lightnings_monitors_and_summary(composed, tmp_path, capsys):
         added("bar", LIGHTNING + "RichProgressBar"),
     ]
     train(composed(*callbacks, "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
-    assert "Total params" in capsys.readouterr().out
+    assert "Total params" in caplog.text
     assert values_of(tmp_path / "run", "lr-AdamW/pg1") == pytest.approx(values_of(tmp_path / "run", "train/lr"))
 
 

@@ -166,4 +166,4 @@ def test_commands_of_the_table_compose(words):
 def test_options_named_in_the_readme_exist():
     for group, name in (("data", "Data"), ("optimizer", "Optimizers"), ("tokenizer", "Tokenizers")):
         named = set(re.findall(r"`(\w+)`", re.search(rf"{name}: (.*?)\.\s", README, re.S)[1]))
-        assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+        assert named <= {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}

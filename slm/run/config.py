@@ -32,6 +32,12 @@ ORDER = (
     "model.context.",
 )
 DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories")
+EARLY_FACTS = ("folder", "config", "corpus", "layout")
+LATE_FACTS = ("tokenizer", "data", "store", "model_config", "steps")  # unknown before the data is prepared
+FACTS = {  # arguments that a constructor may name besides its settings
+    "callbacks": (*EARLY_FACTS, *LATE_FACTS),
+    "logger": ("save_dir", "name", "id", "path", "offline"),
+}
 PASSED_ON = (  # keywords of Lightning's Trainer that go to it unchanged
     *("deterministic", "benchmark", "detect_anomaly", "profiler", "limit_val_batches", "num_sanity_val_steps"),
     *("gradient_clip_algorithm", "enable_model_summary", "inference_mode", "sync_batchnorm", "model_registry"),
@@ -214,4 +220,5 @@ def read_nodes(group: str, values: Any) -> dict[str, Node]:
             value = {key: item for key, item in value.items() if item is not None}
         if value is not None:
             nodes[name] = Node.read(f"{group}.{name}", value)
+            nodes[name].check_complete(FACTS[group])
     return nodes

@@ -6,13 +6,13 @@ Keys and types are checked against the signature when the configuration is read,
 import contextlib
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from slm.errors import UserError
-from slm.run.names import hint_for
+from slm.run.names import did_you_mean, hint_for
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class Node:
 
         Raises UserError for a missing argument or package, and whatever the target raises.
         """
+        self.check_complete(facts, len(positional))
         parameters = inspect.signature(self.target).parameters
         values = {k: v.build(**facts) if isinstance(v, Node) else v for k, v in self.settings.items()}
         values |= {k: fact for k, fact in facts.items() if k in parameters and k not in values}
-        if missing := [name for name in required(self.target)[len(positional) :] if name not in values]:
-            raise UserError(f"{self.where}.{missing[0]} is missing: {describe_target(self.target)} needs it")
         try:
             return self.target(*positional, **values)
         except ModuleNotFoundError as error:
             raise UserError(f"{self.where} needs the package {error.name or error}; pip install it") from None
+
+    def check_complete(self, facts: Collection[str], positional: int = 0):
+        """Raises UserError for an argument that neither the settings nor the facts give."""
+        for name in required(self.target)[positional:]:
+            if name not in self.settings and name not in facts:
+                raise UserError(f"{self.where}.{name} is missing: {describe_target(self.target)} needs it")
 
     def names(self, fact: str) -> bool:
         """True if the signature names this fact and the settings do not give it."""
@@ -80,13 +85,18 @@ def locate(path: str, where: str) -> Callable:
         except ValueError:  # an empty part
             break
         for name in parts[cut:]:
-            found = getattr(found, name, None)
+            if not hasattr(found, name):
+                hint = did_you_mean(name, dir(found))
+                owner = getattr(found, "__name__", found)
+                raise UserError(f"{where}._target_={path} cannot be imported: {owner} has no {name}{hint}")
+            found = getattr(found, name)
         if callable(found):
             with contextlib.suppress(ValueError):
                 inspect.signature(found)
                 return found
             raise UserError(f"{where}._target_={path} has no signature to check settings against; wrap it in a class")
-    hint = "" if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
+    missing = f"; there is no package {parts[0]}, and no {parts[0]}.py in the working folder" if parts else ""
+    hint = missing if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
     raise UserError(f"{where}._target_={path} cannot be imported{hint}")
 
 

@@ -120,7 +120,8 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exce
             return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
         known, group = known_keys(), match[2].partition(".")[0]
         other = f", since {group} is left out or has another option"
-        reason = other if match[2] in known else hint_for(match[2], known)
+        to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
+        reason = to_add or (other if match[2] in known else hint_for(match[2], known))
         return UserError(f"there is no key {match[2]}{reason}")
     return error
 

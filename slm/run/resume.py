@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from slm import checkpoint
 from slm.errors import ResourceError, UserError
 from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
+from slm.model import GPTConfig
 from slm.plot import loss_curve
 from slm.run.config import RunConfig
 from slm.run.overrides import flattened
@@ -44,10 +46,11 @@ def changes(old: dict[str, Any], new: RunConfig) -> list[str]:
     """Differences between two configurations that a resumed run must not have, as `key: old -> new`."""
     free = (*FREE, *new.allow_changes)
     before, after = flattened(old, without=free), flattened(new.plain, without=free)
+    defaults = {f"model.{field.name}": field.default for field in fields(GPTConfig)}  # for options added since
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key, defaults.get(key)) != after.get(key)
     ]
 
 

@@ -15,6 +15,7 @@ def train():
     if "SLURM_JOB_ID" in os.environ:  # SLURM's warning before the time limit waits until there is a state to save
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     make_stdio_robust()
+    sys.path.append("")  # for classes in files of the user's working folder
     from slm.run.cli import train_main
 
     train_main()

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import profilers
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -22,7 +22,7 @@ from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled
 from slm.model import GPT
-from slm.run.config import RunConfig
+from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.prepare import Job
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
@@ -33,7 +33,6 @@ from slm.training.datamodule import WindowsData
 from slm.training.loggers import MetricsFile, adapt, why_offline
 from slm.training.module import Pretraining
 
-LATE_FACTS = ("tokenizer", "data", "store", "model_config", "steps")  # unknown before the data is prepared
 REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a training with epochs
     lightning_callbacks.StochasticWeightAveraging: (
         "averages at the ends of epochs, and a run has one endless epoch; use callbacks=ema, or "
@@ -111,7 +110,7 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
 
 def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """What a callback's constructor may name, besides its settings, before the data is prepared."""
-    return {"folder": run_dir, "config": config, "corpus": config.data.corpus, "layout": config.data.layout}
+    return dict(zip(EARLY_FACTS, (run_dir, config, config.data.corpus, config.data.layout), strict=True))
 
 
 def compile_features(model: GPT, job: Job) -> Callable | None:
@@ -208,6 +207,8 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
             loggers.append(node.build(**facts))
         except ImportError as error:
             raise UserError(f'{node.where} needs a package: {error}; pip install -e ".[{name}]"') from None
+        if not isinstance(loggers[-1], Logger):
+            raise UserError(f"{node.where}._target_ must be a Lightning Logger, not {type(loggers[-1]).__name__}")
     return loggers
 
 
