@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from slm import checkpoint, errors
+from slm.checkpoint import Loaded
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
@@ -62,19 +63,8 @@ def main():
 def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
     """All numbers of `page`, as plain types. Raises UserError unless the checkpoint is of a storyworld."""
     loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
-    for_decoding(loaded.model, "float32")
-    data = loaded.config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(node, dict) or node.get("_target_") != TARGET:
-        raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
-    try:
-        corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
-    except TypeError:
-        raise UserError(f"{path} is damaged: its data.corpus is not a storyworld; take another checkpoint") from None
-    if loaded.corpus != corpus.fingerprint():
-        raise UserError(f"{path} was trained on another storyworld; evaluate it with the version that trained it")
+    model, tokenizer, corpus = for_decoding(loaded.model, "float32"), loaded.tokenizer, _corpus(path, loaded)
     samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # raises before the long work
-    model, tokenizer = loaded.model, loaded.tokenizer
     count = min(stories, corpus.counts["validation"])
     seen = [corpus.story("validation", index) for index in range(count)]
     held_out = [corpus.held_out(index) for index in range(count)]
@@ -98,6 +88,20 @@ def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int)
         "samples": {name: summary(judged, known, seed) for name, judged in verdicts.items()},
         "examples": [marked(verdict) for verdict in next(iter(verdicts.values()))[:3]],
     }
+
+
+def _corpus(path: Path, loaded: Loaded) -> Storyworld:
+    data = loaded.config.get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    if not isinstance(node, dict) or node.get("_target_") != TARGET:
+        raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
+    try:
+        corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
+    except TypeError:
+        raise UserError(f"{path} is damaged: its data.corpus is not a storyworld; take another checkpoint") from None
+    if loaded.corpus != corpus.fingerprint():
+        raise UserError(f"{path} was trained on another storyworld; evaluate it with the version that trained it")
+    return corpus
 
 
 def story_losses(
@@ -153,23 +157,17 @@ def page(evaluation: dict[str, Any]) -> str:
         "95 % bootstrap intervals",
         "",
         f"bits per story, of {seen['bytes']:.0f} bytes: floor {seen['floor']:.2f}, model {seen['model']:.2f}, "
-        f"excess {_interval(seen['excess'], '.2f')}",
+        f"excess {_interval(seen['excess'])}",
         f"bits per byte: floor {seen['floor'] / seen['bytes']:.4f}, model {seen['model'] / seen['bytes']:.4f}",
         "",
         f"{'bits per story':14}{'tokens':>8}{'floor':>8}  {'excess':24}{'on held-out pairs'}",
     ]
     for part, values in seen["parts"].items():
-        there = held_out["parts"][part]["excess"]
-        lines.append(
-            f"{part:14}{values['tokens']:8.1f}{values['floor']:8.2f}  {_interval(values['excess'], '.2f'):24}"
-            f"{_interval(there, '.2f')}"
-        )
+        excess, there = _interval(values["excess"]), _interval(held_out["parts"][part]["excess"])
+        lines.append(f"{part:14}{values['tokens']:8.1f}{values['floor']:8.2f}  {excess:24}{there}")
     samples = evaluation["samples"]
-    lines += [
-        "",
-        f"{'samples':14}" + "".join(f"{name + ', n = ' + str(found['n']):24}" for name, found in samples.items()),
-    ]
-    for measure, form in (("valid", ".1%"), ("novel", ".1%"), ("prefix", ".1%"), ("sentences", ".1f")):
+    lines += ["", f"{'samples':14}" + "".join(f"{name + ', n = ' + str(s['n']):24}" for name, s in samples.items())]
+    for measure, form in {"valid": ".1%", "novel": ".1%", "prefix": ".1%", "sentences": ".1f"}.items():
         lines.append(f"{measure:14}" + "".join(f"{_interval(found[measure], form):24}" for found in samples.values()))
     for name, found in samples.items():
         errors = ", ".join(f"{error} {count}" for error, count in found["errors"].items())
@@ -177,7 +175,7 @@ def page(evaluation: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *evaluation["examples"], ""])
 
 
-def _interval(estimate: dict[str, float], form: str) -> str:
+def _interval(estimate: dict[str, float], form: str = ".2f") -> str:
     return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 

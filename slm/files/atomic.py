@@ -35,11 +35,8 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading ~ or ~name replaced by that home folder, if it exists."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such user
-        return Path(path)
+    """The path with a leading ~ or ~name replaced by that home folder, if there is such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def write(path: Path, content: bytes):

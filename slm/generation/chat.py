@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from slm.errors import UserError
@@ -17,6 +17,8 @@ from slm.tokenizers import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    """The arguments of `generate` that a command changes."""
+
     sampler: Sampler
     max_new_tokens: int
     seed: int  # of the next text; incremented after each text
@@ -26,12 +28,12 @@ class Settings:
 
     def change(self, name: str, value: Any) -> Self:
         """A copy with another value of one setting. Raises: UserError: if the value is out of range."""
-        if name in (field.name for field in fields(Sampler)):
+        if hasattr(self.sampler, name):
             return replace(self, sampler=replace(self.sampler, **{name: value}))
         return replace(self, **{name: value})
 
     def __str__(self) -> str:
-        values = {**asdict(self.sampler), "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        values = {**vars(self.sampler), "max_new_tokens": self.max_new_tokens, "seed": self.seed}
         words = {None: "off", True: "on", False: "off"}
         return " ".join(
             f"{name}={value if type(value) in (int, float) else words[value]}" for name, value in values.items()
@@ -121,8 +123,7 @@ def command(line: str, settings: Settings, start: Settings) -> Settings:
 def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos: int | None):
     """Prints one text while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
     text, tokens, start = TextStream(tokenizer), 0, time.perf_counter()
-    choices = {"sampler": settings.sampler, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
-    steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **choices)
+    steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **vars(settings))
     print(prompt, end="", flush=True)
     with interruptible() as interrupted, contextlib.closing(steps):
         for [(_, token)] in steps:

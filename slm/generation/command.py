@@ -10,7 +10,7 @@ from slm.generation.chat import chat
 from slm.generation.language_model import Device, load
 from slm.generation.quantize import Dtype
 from slm.generation.sampling import Sampler
-from slm.generation.stream import Completion, check_count, completions
+from slm.generation.stream import check_count, completions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +89,7 @@ def generate_command(request: Request):
     else:
         stream = completions(prompts=prompts, num_samples=request.num_samples, **both, **settings)
         for number, completion in enumerate(stream):
-            print_completion(completion, number % request.num_samples, request.format)
-
-
-def print_completion(completion: Completion, sample: int, form: Literal["text", "jsonl"]):
-    """Prints one completion; `sample` is its number for its prompt, from 0."""
-    if form == "text":
-        print(f"{completion.prompt}{completion.text}\n---")
-    else:
-        print(json.dumps({**asdict(completion), "sample": sample}, ensure_ascii=False))
+            if request.format == "text":
+                print(f"{completion.prompt}{completion.text}\n---")
+            else:  # `sample` counts the completions of a prompt
+                print(json.dumps({**asdict(completion), "sample": number % request.num_samples}, ensure_ascii=False))

@@ -90,8 +90,8 @@ def fetch_ranks() -> dict[bytes, int]:
 
     Raises: UserError: if there is no network and no cached file, or a file cannot be written or is damaged.
     """
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    cache = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
+    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir(), "data-gym-cache"))
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
     cached = {file: cache / hashlib.sha1((SOURCE + file).encode()).hexdigest() for file in FILES}
     try:
         if not all(path.is_file() for path in cached.values()):

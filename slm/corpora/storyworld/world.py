@@ -76,10 +76,9 @@ class StoryWorld:
         return self._words(variable, bindings[given][""] if given else "", taken)
 
     def _words_without(self, variable: str, given: str, taken: Sequence[str]) -> Choice[Word]:
-        ranked = list(enumerate(self._list(variable, given)))
+        ranked = [(rank, word) for rank, word in enumerate(self._list(variable, given)) if word[""] not in taken]
         if variable in PAIRED:
             ranked = [(rank, word) for rank, word in ranked if self._allows(given, PAIRED[variable], rank)]
-        ranked = [(rank, word) for rank, word in ranked if word[""] not in taken]
         return Choice([word for _, word in ranked], [(rank + 3) ** -self.level.slope for rank, _ in ranked])
 
     def _list(self, variable: str, given: str) -> Sequence[Word]:
