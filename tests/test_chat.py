@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_model import model_of
 
 from slm.errors import UserError
 from slm.generation import chat as module
 from slm.generation.chat import COMMANDS, Settings, chat
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
-from slm.model import GPT, GPTConfig
 from slm.tokenizers.bytes import ByteTokenizer
 
 SAMPLER = Sampler(temperature=0.9, top_k=40)
@@ -29,13 +29,8 @@ def tokenizer():
 
 
 def tiny(tokenizer):
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size, context=32, depth=1, width=16, head_dim=8, positions="rope",
-        norm="rmsnorm", mlp="gelu", bias=False, tied=True,
-    )  # fmt: skip
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return GPT(config)
+        return model_of(vocab_size=tokenizer.vocab_size, context=32, depth=1, head_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -98,40 +93,25 @@ def test_settings_change_the_text_and_reset_restores_them(talk, model, tokenizer
     assert seeds(lines) == [-8, 5]
 
 
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [
-        ("/temperature 0.5", "temperature=0.5"),
-        ("/top_k 7", "top_k=7"),
-        ("/top_k off", "top_k=off"),
-        ("/top_p 0.9", "top_p=0.9"),
-        ("/min_p  0.05 ", "min_p=0.05"),
-        ("/repetition_penalty 1.25", "repetition_penalty=1.25"),
-        ("/greedy on", "greedy=on"),
-        ("/max_new_tokens 9", "max_new_tokens=9"),
+def test_a_command_changes_one_setting_and_prints_all(talk):
+    for line, shown in (
+        *(("/temperature 0.5", "temperature=0.5"), ("/top_k 7", "top_k=7"), ("/top_k off", "top_k=off")),
+        *(("/top_p 0.9", "top_p=0.9"), ("/min_p  0.05 ", "min_p=0.05"), ("/greedy on", "greedy=on")),
+        *(("/repetition_penalty 1.25", "repetition_penalty=1.25"), ("/max_new_tokens 9", "max_new_tokens=9")),
         ("/seed 123", "seed=123"),
-    ],
-)
-def test_a_command_changes_one_setting_and_prints_all(talk, line, shown):
-    before, after = talk(line)[0], talk(line)[2]
-    assert shown not in before.split()
-    changed = set(after.split()) - set(before.split())
-    assert changed == {shown}
+    ):
+        before, _, after, *_ = (set(printed.split()) for printed in talk(line))
+        assert after - before == {shown}
 
 
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
         ("/temperature 0", "error: temperature=0.0 must be .*greedy"),
-        ("/temperature nan", "error: temperature=nan must be"),
         ("/temperature", "error: /temperature : expected a value like 0.8"),
-        ("/temperature warm", "error: /temperature warm: expected a value like 0.8"),
-        ("/top_k 0", "error: top_k=0 must be"),
         ("/top_k 1.5", "error: /top_k 1.5: expected a value like 50, or off"),
-        ("/top_p 2", "error: top_p=2.0 must be"),
         ("/greedy maybe", "error: /greedy maybe: expected a value like on, or off"),
         ("/max_new_tokens 0", "error: max_new_tokens=0 must be"),
-        ("/seed", "error: /seed : expected a value like 7"),
         ("/sing", "error: /sing is not a command; /help lists them"),
         ("/", "error: / is not a command"),
         ("a lone surrogate \udc80", "error: .*surrogates not allowed"),

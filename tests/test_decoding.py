@@ -90,30 +90,26 @@ def test_float32_for_decoding_is_the_same_function(choice):
     assert texts(faster) == words
 
 
-@pytest.mark.parametrize("sizes", [(128, 32, None), (128, 32, 100), (72, 24, 33)])  # whole sixteens, and others
-def test_int8_is_near(sizes):
+@pytest.mark.parametrize(
+    "choice",
+    [  # rows of whole sixteens, and others; the gates of value embeddings are the smallest linear layers
+        *({}, {"mlp_width": 100}, {"width": 72, "head_dim": 24, "mlp_width": 33}),
+        *(LATER, {"kv_heads": 1, **LATER}),
+    ],
+)
+def test_int8_is_near(choice):
     """Weights round to 1 part in 254 of their row's largest; the logits follow."""
-    width, head_dim, mlp_width = sizes
-    model, tokens = model_of(width=width, head_dim=head_dim, mlp_width=mlp_width).eval(), torch.randint(17, (4, 12))
+    model, tokens = model_of(**{"width": 128, "head_dim": 32, **choice}).eval(), torch.randint(17, (4, 12))
     with torch.no_grad():
         expected = model(tokens)
         eight = for_decoding(for_decoding(copy.deepcopy(model), "float32"), "int8")
         logits = eight(tokens)
     assert torch.equal(eight.tokens.weight, model.tokens.weight)
-    assert sum(isinstance(module, Int8Linear) for module in eight.modules()) == 2 * 4 + 1
+    linear = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert sum(isinstance(module, Int8Linear) for module in eight.modules()) == linear
     assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
     assert sum(buffer.numel() * buffer.element_size() for buffer in eight.head.buffers()) < 17 * 128 + 100
     assert texts(eight)
-
-
-@pytest.mark.parametrize("kv_heads", [None, 1])
-def test_int8_of_later_parts(kv_heads):
-    """The gates of value embeddings are linear layers too, the smallest ones."""
-    model = model_of(width=128, head_dim=32, kv_heads=kv_heads, **LATER).eval()
-    tokens = torch.randint(17, (4, 12))
-    with torch.no_grad():
-        expected, logits = model(tokens), for_decoding(copy.deepcopy(model), "int8")(tokens)
-    assert 0 < (logits - expected).norm() < 0.02 * expected.norm()
 
 
 def test_int8_takes_each_row_by_its_own_scale():
