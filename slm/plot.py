@@ -39,8 +39,7 @@ def loss_curve(folder: Path) -> Path | None:
 
 def entropy(logged: list[dict]) -> float | None:
     """The entropy of the validation stories in nats per token; None for corpora of unknown entropy."""
-    known = [event for event in logged if "val/floor_bits_per_byte" in event]
-    if not known:
-        return None
-    last = known[-1]
-    return last["val/loss"] * last["val/floor_bits_per_byte"] / last["val/bits_per_byte"]
+    for event in reversed(logged):
+        if "val/floor_bits_per_byte" in event:
+            return event["val/loss"] * event["val/floor_bits_per_byte"] / event["val/bits_per_byte"]
+    return None

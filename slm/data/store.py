@@ -161,9 +161,8 @@ def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path
                     atomic.flush(path)
                 temporary.rename(folder)
                 atomic.flush(parent)
-            except BaseException:
+            finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-                raise
     return folder
 
 
@@ -196,7 +195,8 @@ def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, s
     counts = {"documents": 0, "bytes": 0, "tokens": 0}
     shards: list[dict] = []
     eos = np.array([tokenizer.eos], dtype=np.int32)
-    with _progress(f"tokenizing {split}") as show:
+    start, title = time.perf_counter(), f"tokenizing {split}"
+    with Console(stderr=True).status(title) as status:  # a live line on a terminal
         for batch in batches(documents):
             arrays = tokenizer.encode_batch(batch)
             ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
@@ -208,9 +208,10 @@ def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, s
             counts["documents"] += len(batch)
             counts["bytes"] += sum(len(text.encode("utf-8")) for text in batch)
             counts["tokens"] += len(ids)
-            show(counts)
+            status.update(line := _progress(title, counts, time.perf_counter() - start))
     if not shards:
         raise UserError(f"the {split} split has no documents")
+    print(line, file=sys.stderr)
     return {**counts, "shards": [{**shard, "sha256": atomic.sha256(folder / shard["file"])} for shard in shards]}
 
 
@@ -227,20 +228,9 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-@contextlib.contextmanager
-def _progress(title: str):
-    """Yields a function that shows counts: a live line on a terminal; the last line is printed."""
-    start, line = time.perf_counter(), title
-    with Console(stderr=True).status(title) as status:
-
-        def show(counts: dict):
-            nonlocal line
-            seconds, megabytes = time.perf_counter() - start, counts["bytes"] / 1e6
-            line = (
-                f"{title}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:.1f} MB"
-                f" ({counts['documents'] / seconds:,.0f} documents/s, {megabytes / seconds:.1f} MB/s)"
-            )
-            status.update(line)
-
-        yield show
-    print(line, file=sys.stderr)
+def _progress(title: str, counts: dict, seconds: float) -> str:
+    megabytes = counts["bytes"] / 1e6
+    return (
+        f"{title}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:.1f} MB"
+        f" ({counts['documents'] / seconds:,.0f} documents/s, {megabytes / seconds:.1f} MB/s)"
+    )
