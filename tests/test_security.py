@@ -10,25 +10,15 @@ import pytest
 import torch
 import yaml
 from conftest import trained
+from test_foreign_files import refused
 
 from slm import checkpoint, security
-from slm.errors import UserError
 from slm.files import run_folder
 from slm.run import cli
 from slm.run.train import train
 from slm.run.verify_resume import verify_resume
 
 SECRET = "XYZZY-0123456789-plugh"
-
-
-def refused(call, message: str) -> str:
-    """The one-line message of the UserError that the call raises."""
-    with pytest.raises(UserError) as error:
-        call()
-    text = str(error.value)
-    assert message in text
-    assert "\n" not in text
-    return text
 
 
 # -- run folders of others ------------------------------------------------------------------------------------------
@@ -160,12 +150,9 @@ def test_a_secret_or_url_on_the_command_line_is_refused(argument, text_file, tmp
 
 
 def test_generation_takes_no_url_or_secret(monkeypatch, capsys):
-    for argument, message in (
-        ("ckpt=http://127.0.0.1:9/x.ckpt", "is a URL"),
-        ("ckpt=s3://bucket/x.ckpt", "is a URL"),
-        (f"+api_key={SECRET}", "looks like a secret"),
-        ("+callbacks=../../evil", "callbacks=../../evil is not one of"),
-    ):
+    arguments = {"ckpt=http://127.0.0.1:9/x.ckpt": "is a URL", f"+api_key={SECRET}": "looks like a secret"}
+    arguments |= {"+callbacks=../../evil": "callbacks=../../evil is not one of"}
+    for argument, message in arguments.items():
         monkeypatch.setattr(sys, "argv", ["generate.py", argument])
         with pytest.raises(SystemExit) as exit_:
             cli.generate_main()
@@ -176,9 +163,9 @@ def test_generation_takes_no_url_or_secret(monkeypatch, capsys):
 
 
 def test_data_is_a_path(composed):
-    for data in ("text", "shakespeare", "tinystories", "jsonl"):
-        for url in ("https://example.org/x", "s3://a/b", "hf://datasets/a/b", "file:///etc/passwd"):
-            refused(lambda: composed(f"data.path={url}", data=[f"data={data}"]), f"data.path={url} is a URL")  # noqa: B023
+    urls = "https://example.org/x", "s3://a/b", "hf://datasets/a/b", "file:///etc/passwd"
+    for data, url in zip(("text", "shakespeare", "tinystories", "jsonl"), urls):
+        refused(lambda: composed(f"data.path={url}", data=[f"data={data}"]), f"data.path={url} is a URL")  # noqa: B023
 
 
 def test_which_keys_are_secrets():
@@ -209,17 +196,13 @@ from slm.tokenizers.bytes import ByteTokenizer
 
 class Corpus:
     def __init__(self, word: str):
-        self.word = word
-    def documents(self, split):
-        return iter([self.word * 50] * 40)
+        self.documents = lambda split: iter([word * 50] * 40)
     def fingerprint(self):
         return "my corpus"
 
-class Tokenizer(ByteTokenizer):
-    pass
+class Tokenizer(ByteTokenizer): ...
 
-class Optimizer(torch.optim.SGD):
-    pass
+class Optimizer(torch.optim.SGD): ...
 
 def schedule(step, steps):
     return 1.0
@@ -241,18 +224,14 @@ OPTIONS = {
     "schedule/mine.yaml": {"_target_": "my_lab.schedule"},
     "hydra/callbacks/mine.yaml": {"mine": {"_target_": "my_lab.HydraCallback"}},
     "main.yaml": {"defaults": ["train", "_self_"], "name": "main"},
-}
-EXPERIMENT = """# @package _global_
-defaults:
-  - override /data: mine
-  - override /tokenizer: mine
-  - override /optimizer: mine
-  - override /schedule: mine
-  - override /hydra/callbacks: mine
+    "experiment/mine.yaml": """# @package _global_
+defaults: [override /data: mine, override /tokenizer: mine, override /optimizer: mine, override /schedule: mine,
+           override /hydra/callbacks: mine]
 name: mine
 callbacks: {mine: {_target_: my_lab.Observer, file: observed}}
 hydra: {job: {env_set: {MY_VARIABLE: set}}}
-"""
+""",
+}
 
 
 @pytest.fixture
@@ -260,9 +239,7 @@ def arguments(tmp_path, monkeypatch) -> list[str]:
     """The arguments of a short run in tmp_path, which has a package and a configuration folder of the user's own."""
     for name, content in OPTIONS.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / name).write_text(yaml.safe_dump(content))
-    (tmp_path / "mine" / "experiment").mkdir()
-    (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+        (tmp_path / "mine" / name).write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     (tmp_path / "my_lab.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
