@@ -20,26 +20,21 @@ from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
 from slm.tokenizers.bytes import ByteTokenizer
 
-SAMPLER = Sampler(temperature=0.9, top_k=40)
+SAMPLER, TOKENIZER = Sampler(temperature=0.9, top_k=40), ByteTokenizer()
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return ByteTokenizer.build([])
-
-
-def tiny(tokenizer):
+def tiny():
     with torch.random.fork_rng():
-        return model_of(vocab_size=tokenizer.vocab_size, context=32, depth=1, head_dim=8)
+        return model_of(vocab_size=257, context=32, depth=1, head_dim=8)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny(tokenizer)
+def model():
+    return tiny()
 
 
 @pytest.fixture
-def talk(model, tokenizer, monkeypatch, capsys):
+def talk(model, monkeypatch, capsys):
     """A function that types lines (an exception stands for its key) and returns the printed lines."""
 
     def talk(*lines, **settings):
@@ -52,20 +47,20 @@ def talk(model, tokenizer, monkeypatch, capsys):
             raise key
 
         monkeypatch.setattr("builtins.input", type_line)
-        chat(model, tokenizer, **{"sampler": SAMPLER, "max_new_tokens": 12, "seed": 5, **settings})
+        chat(model, TOKENIZER, **{"sampler": SAMPLER, "max_new_tokens": 12, "seed": 5, **settings})
         return capsys.readouterr().out.split("\n")
 
     return talk
 
 
-def completion(model, tokenizer, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
-    [[found]] = complete(model, tokenizer, [prompt], sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
+def completion(model, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
+    [[found]] = complete(model, TOKENIZER, [prompt], sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
     return found
 
 
-def printed(model, tokenizer, prompt, seed, **settings):
+def printed(model, prompt, seed, **settings):
     """The expected output for one text."""
-    return prompt + module.printable(completion(model, tokenizer, prompt, seed, **settings).text) + "\n"
+    return prompt + module.printable(completion(model, prompt, seed, **settings).text) + "\n"
 
 
 STATISTICS = re.compile(r"^(\d+) tokens, [\d,]+ tokens/s, seed (-?\d+)$", re.MULTILINE)
@@ -75,21 +70,21 @@ def seeds(lines):
     return [int(seed) for _, seed in STATISTICS.findall("\n".join(lines))]
 
 
-def test_a_text_is_the_completion_of_its_seed_which_increases_by_one(talk, model, tokenizer):
+def test_a_text_is_the_completion_of_its_seed_which_increases_by_one(talk, model):
     lines = talk("Once", "Once", "")
     out = "\n".join(lines)
     for prompt, seed in (("Once", 5), ("Once", 6), ("", 7)):
-        assert printed(model, tokenizer, prompt, seed) in out
+        assert printed(model, prompt, seed) in out
     assert seeds(lines) == [5, 6, 7]
     assert [int(tokens) for tokens, _ in STATISTICS.findall(out)] == [12, 12, 12]
 
 
-def test_settings_change_the_text_and_reset_restores_them(talk, model, tokenizer):
+def test_settings_change_the_text_and_reset_restores_them(talk, model):
     lines = talk("/greedy on", "/seed -8", "/max_new_tokens 3", "Once", "/reset", "Once")
     out = "\n".join(lines)
     greedy = Sampler(temperature=0.9, top_k=40, greedy=True)
-    assert printed(model, tokenizer, "Once", -8, sampler=greedy, max_new_tokens=3) in out
-    assert printed(model, tokenizer, "Once", 5) in out
+    assert printed(model, "Once", -8, sampler=greedy, max_new_tokens=3) in out
+    assert printed(model, "Once", 5) in out
     assert seeds(lines) == [-8, 5]
 
 
@@ -117,10 +112,10 @@ def test_a_command_changes_one_setting_and_prints_all(talk):
         ("a lone surrogate \udc80", "error: .*surrogates not allowed"),
     ],
 )
-def test_a_mistake_prints_one_line_and_changes_nothing(talk, model, tokenizer, line, answer):
+def test_a_mistake_prints_one_line_and_changes_nothing(talk, model, line, answer):
     _, _, error, *rest = talk(line, "Once")
     assert re.match(answer, error)
-    assert "\n".join(rest).startswith(printed(model, tokenizer, "Once", 5))
+    assert "\n".join(rest).startswith(printed(model, "Once", 5))
 
 
 def test_every_setting_has_a_command_and_help_names_all(talk):
@@ -143,8 +138,8 @@ def test_keys_that_leave(talk, key):
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
-def test_eos_ends_the_text_only_with_stop_at_eos(talk, model, tokenizer, stop_at_eos):
-    seed = next(seed for seed in range(200) if completion(model, tokenizer, "a", seed, Sampler(), 200).finished)
+def test_eos_ends_the_text_only_with_stop_at_eos(talk, model, stop_at_eos):
+    seed = next(seed for seed in range(200) if completion(model, "a", seed, Sampler(), 200).finished)
     lines = talk("a", sampler=Sampler(), max_new_tokens=200, seed=seed, stop_at_eos=stop_at_eos)
     [(tokens, _)] = STATISTICS.findall("\n".join(lines))
     assert (int(tokens) < 200) == stop_at_eos
@@ -183,10 +178,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # as in generate.py; a
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # makes this the controlling terminal, which turns byte 3 into SIGINT
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
-from test_chat import ByteTokenizer, Sampler, chat, tiny
+from test_chat import TOKENIZER, Sampler, chat, tiny
 torch.set_num_threads(1)
-tokenizer = ByteTokenizer.build([])
-chat(tiny(tokenizer), tokenizer, Sampler(), max_new_tokens=10**6, seed=1, stop_at_eos=False)
+chat(tiny(), TOKENIZER, Sampler(), max_new_tokens=10**6, seed=1, stop_at_eos=False)
 print("normal end")
 """
 

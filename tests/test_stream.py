@@ -14,7 +14,7 @@ from slm.generation.stream import Completion, TextStream, complete, encode_promp
 from slm.tokenizers.bytes import ByteTokenizer
 
 GREEDY = Sampler(greedy=True)
-VOCABULARY = 30
+VOCABULARY, TOKENIZER = 30, ByteTokenizer()
 
 
 def tiny(context=8, positions="rope", vocab_size=VOCABULARY):
@@ -194,81 +194,73 @@ def test_wrong_arguments_are_refused_at_the_call():
 # Texts
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return ByteTokenizer.build([])
-
-
-def pieces(tokenizer, ids):
-    text = TextStream(tokenizer)
+def pieces(ids):
+    text = TextStream(TOKENIZER)
     return [*map(text.add, ids), text.flush()]
 
 
-def test_text_is_streamed_when_a_character_is_complete(tokenizer):
-    assert pieces(tokenizer, "aé→😀b".encode()) == ["a", "", "é", "", "", "→", "", "", "", "😀", "b", ""]
+def test_text_is_streamed_when_a_character_is_complete():
+    assert pieces("aé→😀b".encode()) == ["a", "", "é", "", "", "→", "", "", "", "😀", "b", ""]
+    assert pieces(b"\xffa\xc3b\xe2\x86") == ["�", "a", "", "�b", "", "", "�"]  # invalid UTF-8
+    assert pieces([*b"\xc3", TOKENIZER.eos, *b"\xa9"]) == ["", "", "é", ""]  # eos has no bytes
 
 
-def test_invalid_bytes_become_replacement_characters(tokenizer):
-    assert pieces(tokenizer, b"\xffa\xc3b\xe2\x86") == ["�", "a", "", "�b", "", "", "�"]
-    assert pieces(tokenizer, [*b"\xc3", tokenizer.eos, *b"\xa9"]) == ["", "", "é", ""]  # eos has no bytes
-
-
-def test_streamed_text_equals_decoded_text(tokenizer):
-    draw, parts = random.Random(0), [*"A\u00e9\u2192\U0001f600".encode(), 0xFF, 0xED, tokenizer.eos]
+def test_streamed_text_equals_decoded_text():
+    draw, parts = random.Random(0), [*"A\u00e9\u2192\U0001f600".encode(), 0xFF, 0xED, TOKENIZER.eos]
     for _ in range(300):
         ids = draw.choices(parts, k=12)
-        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+        assert "".join(pieces(ids)) == TOKENIZER.decode(ids)
 
 
-def talkative(tokenizer):
+def talkative():
     """A model of which some texts end and some do not."""
-    model = tiny(context=16, vocab_size=tokenizer.vocab_size)
+    model = tiny(context=16, vocab_size=TOKENIZER.vocab_size)
     with torch.no_grad():
-        model.head.weight[tokenizer.eos] *= 3
+        model.head.weight[TOKENIZER.eos] *= 3
     return model
 
 
-def completions(tokenizer, prompts, **settings):
+def completions(prompts, **settings):
     settings = {"sampler": Sampler(), "max_new_tokens": 25, "seed": 4, **settings}
-    return complete(talkative(tokenizer), tokenizer, prompts, **settings)
+    return complete(talkative(), TOKENIZER, prompts, **settings)
 
 
-def test_every_prompt_has_its_samples(tokenizer):
-    assert [encode_prompt(tokenizer, prompt) for prompt in ("", "ab")] == [[256], [256, 97, 98]]
-    groups = completions(tokenizer, ["ab", "", "x" * 30], num_samples=4)
+def test_every_prompt_has_its_samples():
+    assert [encode_prompt(TOKENIZER, prompt) for prompt in ("", "ab")] == [[256], [256, 97, 98]]
+    groups = completions(["ab", "", "x" * 30], num_samples=4)
     assert [[c.prompt for c in group] for group in groups] == [["ab"] * 4, [""] * 4, ["x" * 30] * 4]
     flat = [c for group in groups for c in group]
     assert len({c.text for c in flat}) == 12
     assert {c.finished for c in flat} == {True, False}
     assert all(c.tokens == 25 or (c.finished and c.tokens < 25) for c in flat)
-    [group] = completions(tokenizer, ["ab"], num_samples=6, stop_at_eos=False)
+    [group] = completions(["ab"], num_samples=6, stop_at_eos=False)
     assert all(c.tokens == 25 and not c.finished for c in group)
-    assert completions(tokenizer, []) == []
+    assert completions([]) == []
     with pytest.raises(UserError, match="num_samples=0 must be a whole number from 1"):
-        completions(tokenizer, ["a"], num_samples=0)
+        completions(["a"], num_samples=0)
 
 
-def test_completions_have_the_generated_text_without_eos(tokenizer):
+def test_completions_have_the_generated_text_without_eos():
     settings = {"sampler": Sampler(), "max_new_tokens": 25, "seed": 4}
-    rows = run(talkative(tokenizer), [encode_prompt(tokenizer, "a")] * 8, eos=tokenizer.eos, **settings)
-    [group] = completions(tokenizer, ["a"], num_samples=8)
+    rows = run(talkative(), [encode_prompt(TOKENIZER, "a")] * 8, eos=TOKENIZER.eos, **settings)
+    [group] = completions(["a"], num_samples=8)
     assert {completion.finished for completion in group} == {True, False}
     for row, ids in rows.items():
-        finished = ids[-1] == tokenizer.eos
+        finished = ids[-1] == TOKENIZER.eos
         ids = ids[:-1] if finished else ids
-        assert group[row] == Completion(prompt="a", text=tokenizer.decode(ids), tokens=len(ids), finished=finished)
+        assert group[row] == Completion(prompt="a", text=TOKENIZER.decode(ids), tokens=len(ids), finished=finished)
 
 
-def test_completions_depend_neither_on_later_prompts_nor_on_the_batches(tokenizer, monkeypatch):
-    expected = completions(tokenizer, ["ab", "c", "def"], num_samples=3)
-    assert completions(tokenizer, ["ab", "c"], num_samples=3) == expected[:2]
+def test_completions_depend_neither_on_later_prompts_nor_on_the_batches(monkeypatch):
+    expected = completions(["ab", "c", "def"], num_samples=3)
+    assert completions(["ab", "c"], num_samples=3) == expected[:2]
     monkeypatch.setattr(stream, "MAX_ROWS", 2)
-    assert completions(tokenizer, ["ab", "c", "def"], num_samples=3) == expected
+    assert completions(["ab", "c", "def"], num_samples=3) == expected
 
 
-def test_completions_are_generated_on_request(tokenizer):
+def test_completions_are_generated_on_request():
     """A hundred of 10^9."""
-    model, prompts = tiny(vocab_size=tokenizer.vocab_size), ["ab", *map(str, range(1000))]
+    model, prompts = tiny(vocab_size=TOKENIZER.vocab_size), ["ab", *map(str, range(1000))]
     settings = {"num_samples": 10**6, "sampler": Sampler(), "max_new_tokens": 2, "seed": 0}
-    texts = stream.completions(model, tokenizer, prompts, **settings)
+    texts = stream.completions(model, TOKENIZER, prompts, **settings)
     assert [next(texts).prompt for _ in range(100)] == ["ab"] * 100
