@@ -293,9 +293,11 @@ def test_ascii_ids_and_unknown_characters():
     assert tokenizer.decode([67, 1, 0, 68]) == "a\ufffdb"
 
 
-def test_corpus_characters_are_sorted():
+def test_ids_of_bytes_and_of_sorted_characters():
     tokenizer = CharacterTokenizer.build(iter(["ba", "", "éa"]), alphabet="corpus")
     assert (tokenizer.encode("abéc"), tokenizer.vocab_size) == ([2, 3, 4, 1], 5)
+    tokenizer = ByteTokenizer.build(count())
+    assert (tokenizer.encode("aé"), tokenizer.vocab_size, tokenizer.eos) == ([97, 0xC3, 0xA9], 257, 256)
 
 
 def test_damaged_alphabet(tmp_path):
@@ -303,11 +305,6 @@ def test_damaged_alphabet(tmp_path):
         tokenizers.write_settings(tmp_path, {"kind": "characters", "characters": characters})
         with mistake("damaged"):
             tokenizers.load(tmp_path)
-
-
-def test_bytes_are_utf8():
-    tokenizer = ByteTokenizer.build(count())
-    assert (tokenizer.encode("aé"), tokenizer.vocab_size, tokenizer.eos) == ([97, 0xC3, 0xA9], 257, 256)
 
 
 # GPT-2.
