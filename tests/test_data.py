@@ -118,6 +118,7 @@ def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypa
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
 
 
+EMPTY = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
 EXPECTED = {"format": 1, "tokenizer": "fingerprint", "vocab_size": 257}
 
 
@@ -143,7 +144,6 @@ def edit_shard(store: TokenStore, edit, *, digest: bool) -> None:
         (lambda ids: ids[:80] + bytes([ids[80] ^ 4]) + ids[81:], False, "has changed since .* sha256"),
         (lambda ids: ids[:80] + b"\x01\x01" + ids[82:], True, "contains id 257, but the vocabulary has 257"),
     ],
-    ids=["missing", "odd", "empty", "one bit", "beyond the vocabulary"],
 )
 def test_a_verified_shard_that_was_edited_is_refused(store, edit, digest, message):
     assert set(json.loads((store.folder / "verified.json").read_text())) >= {"train-00001.bin", "validation-00000.bin"}
@@ -168,10 +168,6 @@ def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
     assert sorted(read) == sorted(path.name for path in store.folder.glob("*.bin"))
 
 
-def without_shards(manifest):
-    return {split: {**value, "shards": [], "tokens": 0} for split, value in manifest["splits"].items()}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -180,12 +176,11 @@ def without_shards(manifest):
         (lambda manifest: "[1]", "is damaged"),
         (lambda manifest: manifest | {"dtype": "float64"}, "is damaged"),
         (lambda manifest: manifest | {"splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
-        (lambda manifest: manifest | {"splits": without_shards(manifest)}, "is damaged"),
+        (lambda manifest: manifest | {"splits": {"train": EMPTY, "validation": EMPTY}}, "is damaged"),
         (lambda manifest: manifest | {"format": 7}, "has format=7, but this run needs format=1; delete"),
         (lambda manifest: manifest | {"tokenizer": "b"}, "has tokenizer=b, but this run needs tokenizer=fingerprint"),
         (lambda manifest: manifest | {"vocab_size": 300}, "has vocab_size=300, but this run needs vocab_size=257"),
     ],
-    ids=["missing", "empty", "a list", "dtype", "one split", "no shards", "format", "tokenizer", "vocabulary"],
 )
 def test_a_foreign_or_damaged_manifest_is_refused(store, change, message):
     path = store.folder / "manifest.json"
