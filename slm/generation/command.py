@@ -46,10 +46,6 @@ class Request:
         if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # Python's escapes of invalid bytes
             raise UserError("prompt= is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
 
-    @property
-    def sampler(self) -> Sampler:
-        return Sampler(**{field.name: getattr(self, field.name) for field in fields(Sampler)})
-
     def prompts(self) -> list[str]:
         """`prompt`, or the lines of `prompts_file`. Raises: UserError: if that is unreadable, empty or not UTF-8."""
         if self.prompts_file is None:
@@ -70,7 +66,8 @@ class Request:
 
 def generate_command(request: Request):
     """Prints texts. Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint."""
-    sampler, prompts = request.sampler, request.prompts()
+    sampler = Sampler(**{field.name: getattr(request, field.name) for field in fields(Sampler)})
+    prompts = request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
     check_count("num_samples", request.num_samples)
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
