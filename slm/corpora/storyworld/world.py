@@ -3,7 +3,8 @@
 Words and sentences are data, in words.txt, frame.txt, plots.txt and details.txt.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -118,11 +119,8 @@ def _pool(variable: str) -> str:
 @cache
 def load_words() -> dict[str, tuple[Word, ...]]:
     """Name -> word list, from lines such as "toy: ball, kite", "relative: mom (f)" and "animal: bee (home=hive)"."""
-    lists: dict[str, tuple[Word, ...]] = {}
-    for line in _lines("words"):
-        name, _, rest = line.partition(": ")
-        lists[name] = tuple(_word(text, name) for text in rest.split(", "))
-    return lists
+    lines = (line.partition(": ") for line in _read("words").splitlines() if line)
+    return {name: tuple(_word(text, name) for text in words.split(", ")) for name, _, words in lines}
 
 
 def _word(text: str, list_title: str) -> Word:
@@ -141,17 +139,14 @@ def _word(text: str, list_title: str) -> Word:
 @cache
 def load_texts(name: str) -> dict[str, list[list[str]]]:
     """Title -> sentences, from "# title", then the templates of each sentence, one per line, and an empty line."""
-    texts: dict[str, list[list[str]]] = {}
-    for line in _lines(name, empty=True):
-        if line.startswith("# "):
-            sentences = texts[line.removeprefix("# ")] = [[]]
-        elif line:
-            sentences[-1].append(line)
-        elif texts and sentences[-1]:
-            sentences.append([])
-    return {title: [lines for lines in sentences if lines] for title, sentences in texts.items()}
+    texts = {}
+    for section in re.split("^# ", _read(name), flags=re.MULTILINE)[1:]:
+        title, _, body = section.partition("\n")
+        texts[title] = [sentence.splitlines() for sentence in re.split("\n\n+", body.strip())]
+    return texts
 
 
-def _lines(name: str, empty: bool = False) -> Iterator[str]:
+def _read(name: str) -> str:
+    """A text file of this package without its comments, the lines that begin with //."""
     text = resources.files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
-    return (line for line in text.splitlines() if (line or empty) and not line.startswith("//"))
+    return re.sub("^//.*\n", "", text, flags=re.MULTILINE)
