@@ -58,9 +58,7 @@ def test_tiles_skip_the_keys_that_no_query_sees(window, keys):
 def test_where_tiles_are_used(monkeypatch, window, dropout):
     """On a CPU in bfloat16, with dropout or with a window; never for a single query."""
     used = []
-    monkeypatch.setattr(
-        attention, "attend_in_tiles", lambda *arguments: used.append(True) or attend_in_tiles(*arguments)
-    )
+    monkeypatch.setattr(attention, "attend_in_tiles", lambda *qkv: used.append(True) or attend_in_tiles(*qkv))
     for dtype in (torch.float32, torch.bfloat16):
         q = torch.randn(1, 2, 9, 8).to(dtype)
         used.clear()

@@ -59,10 +59,7 @@ def mistake(pattern: str) -> Iterator[pytest.ExceptionInfo]:
     assert "\n" not in str(error.value)
 
 
-# TinyStories: a local folder
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_caches(tmp_path, monkeypatch) -> None:
     """Folders of the Hugging Face libraries, which read the environment only when they are imported."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
@@ -70,12 +67,14 @@ def own_caches(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
+# TinyStories: a local folder
+
+
 def tinystories(path: Path | None, *, streaming: bool = False, cache: Path = Path("unused")) -> TinyStories:
     hub = {"repository": REPOSITORY, "revision": "main", "cache": str(cache)}
     return TinyStories(path=path and str(path), streaming=streaming, **hub)
 
 
-@pytest.mark.usefixtures("own_caches")
 @pytest.mark.parametrize("name", [".hidden", "od[d] n*me"])
 def test_local_stories_are_read_in_order_in_place_and_repeatedly(tmp_path, name):
     corpus = tinystories(write_stories(tmp_path / name))
@@ -116,7 +115,6 @@ DAMAGES = {  # change of a folder `data` -> the message
 }
 
 
-@pytest.mark.usefixtures("own_caches")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_folders(tmp_path, damage):
     change, message = DAMAGES[damage]
@@ -192,7 +190,6 @@ def test_the_cache_of_load_dataset_is_used_offline(tmp_path, read):
     assert read(hub.endpoint, streaming=False).documents == STORIES
 
 
-@pytest.mark.usefixtures("own_caches")
 def test_without_a_hub_one_request_with_a_time_limit_and_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("slm.corpora.tinystories.PROBE_SECONDS", 0.3)
     trickle = (time.sleep(0.1) or b"H" for _ in range(20))
@@ -215,7 +212,6 @@ def test_without_a_hub_one_request_with_a_time_limit_and_one_line(tmp_path, monk
             assert len(server.requests) == (0 if endpoint or offline else 1)
 
 
-@pytest.mark.usefixtures("own_caches")
 def test_a_new_commit_is_a_new_fingerprint_and_a_damaged_file_of_commits_is_ignored(tmp_path, monkeypatch):
     fingerprints = []
     for last in ("Old.", "New."):

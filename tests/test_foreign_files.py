@@ -231,11 +231,8 @@ def test_the_first_three_wrong_weights_are_named(saved):
 GOOD = TOKENIZER["tokenizer.json"]
 TOKENIZERS = [  # name and content of a file
     *(("../outside.json", GOOD), ("{folder}/outside.json", GOOD), ("tokenizer.json ", GOOD), ("..", b""), ("", b"")),
-    *(("tokenizer.json", b'{"kind": "byt'), ("tokenizer.json", b'{"kind": "os:system"}')),
-    *(
-        ("tokenizer.json", b'{"kind": "characters", "characters": "abc"}'),
-        ("tokenizer.json", b'{"kind": "sentencepiece"}'),
-    ),
+    *(("tokenizer.json", text) for text in (b'{"kind": "byt', b'{"kind": "os:system"}', b'{"kind": "sentencepiece"}')),
+    ("tokenizer.json", b'{"kind": "characters", "characters": "abc"}'),
 ]
 
 

@@ -250,8 +250,8 @@ def test_the_excess_is_attributed_to_parts(tiny):
 
 def test_the_position_of_an_error_is_found(tiny):
     """An unknown word replaces each kind of word, where it is chosen and where it is repeated."""
-    errors = {("hero", True): [], ("hero", False): [], ("friend", True): [], ("friend", False): [], ("toy", True): []}
-    errors |= {("toy", False): [], ("place", True): [], ("spot", True): [], ("spot", False): [], ("sad", True): []}
+    errors = {(tag, chosen): [] for tag in ("hero", "friend", "toy", "spot") for chosen in (True, False)}
+    errors |= {("place", True): [], ("sad", True): []}
     for text in (tiny.story("train", index).text for index in range(25)):
         for span in parse(tiny.seen, text).spans:
             if (span.tag, span.chosen) in errors and text[span.start : span.end] not in PRONOUNS:
