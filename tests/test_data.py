@@ -118,7 +118,7 @@ def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypa
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
 
 
-EMPTY = {"shards": [], "tokens": 0, "documents": 0, "bytes": 0}
+EMPTY = {"shards": [], "tokens": 0, "documents": 1, "bytes": 0}
 EXPECTED = {"format": 1, "tokenizer": "fingerprint", "vocab_size": 257}
 
 

@@ -291,8 +291,8 @@ def test_ascii_ids_and_unknown_characters():
 
 
 def test_ids_of_bytes_and_of_sorted_characters():
-    tokenizer = CharacterTokenizer.build(iter(["ba", "", "éa"]), alphabet="corpus")
-    assert (tokenizer.encode("abéc"), tokenizer.vocab_size) == ([2, 3, 4, 1], 5)
+    tokenizer = CharacterTokenizer.build(iter(["dba", "", "éac"]), alphabet="corpus")
+    assert (tokenizer.encode("abcdée"), tokenizer.vocab_size) == ([2, 3, 4, 5, 6, 1], 7)
     tokenizer = ByteTokenizer.build(count())
     assert (tokenizer.encode("aé"), tokenizer.vocab_size, tokenizer.eos) == ([97, 0xC3, 0xA9], 257, 256)
 
