@@ -81,13 +81,15 @@ def test_logits_that_are_read_are_the_models():
 
 
 @pytest.mark.parametrize("choice", [{}, LATER])
-def test_float32_for_decoding_is_the_same_function(choice):
+def test_float32_for_decoding_is_the_same_function_and_bfloat16_works(choice):
     model, tokens = model_of(width=64, head_dim=16, **choice), torch.randint(17, (2, 12))
     expected, words = model(tokens), texts(model)
     faster = for_decoding(copy.deepcopy(model), "float32")
     assert faster.head.weight is faster.tokens.weight
     torch.testing.assert_close(faster(tokens), expected)
     assert texts(faster) == words
+    assert for_decoding(model, "bfloat16").head.weight.dtype == torch.bfloat16
+    assert texts(model)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +124,6 @@ def test_int8_takes_each_row_by_its_own_scale():
     ours, theirs = Int8Linear(linear)(x), linear(x)
     for row in range(3):
         assert (ours[:, row] - theirs[:, row]).norm() < 0.02 * theirs[:, row].norm()
-
-
-def test_bfloat16():
-    model = model_of(width=64, head_dim=16)
-    assert for_decoding(model, "bfloat16").head.weight.dtype == torch.bfloat16
-    assert texts(model)
 
 
 def test_int8_is_refused_on_a_gpu():

@@ -72,15 +72,13 @@ def take_steps(model, optimizer, count):
     return losses
 
 
-@pytest.mark.parametrize(
-    "choices", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}, LATER]
-)
-def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choices, monkeypatch):
+@pytest.mark.parametrize("choice", [{}, {"tied": False, "kv_heads": 2, "mlp": "swiglu", "positions": "learned"}, LATER])
+def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choice, monkeypatch):
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)  # torch takes it everywhere
-    ours, theirs = model_of(**choices), model_of(**choices)
+    ours, theirs = model_of(**choice), model_of(**choice)
     optimizer = Muon(**MUON)(ours)
-    role, shared = roles(theirs), 4 * choices.get("kv_heads", 4)
+    role, shared = roles(theirs), 4 * choice.get("kv_heads", 4)
     rows = {f"blocks.{block}.attention.qkv.weight": [16, shared, shared] for block in (0, 1)}
     parts, decayed, plain = {}, [], []
     for name, p in theirs.named_parameters():
