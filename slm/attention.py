@@ -1,7 +1,7 @@
 """Causal self-attention: its mask, kernels, rotary positions and key/value cache.
 
-Left out: the residual stream around it (slm/model.py). `visible` alone makes the mask, from positions: for training,
-tiles, growing and static caches.
+Left out: the residual stream around it (slm/model.py). `visible` makes every mask, from positions: for
+training, tiles, growing and static caches; full causal attention leaves it to torch's kernel.
 
 Shapes: B batch, T new positions, S cached plus new positions, C width, H query heads, K key/value heads, D head_dim.
 """

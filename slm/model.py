@@ -36,7 +36,7 @@ class GPTConfig(AttentionConfig):
     Raises: UserError: if a value is impossible, alone or beside another.
     """
 
-    mlp_width: int | None = None  # None: 4 * width, gated about 8 / 3 * width, so that parameters are equal
+    mlp_width: int | None = None  # None: 4 * width, gated about 8 / 3 * width: nearly equal parameters
     positions: str  # rope or learned
     norm: str  # of NORMS
     mlp: str  # of MLPS

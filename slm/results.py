@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm.errors import UserError
 from slm.files import jsonl, run_folder
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
@@ -28,7 +29,7 @@ class Run:
 
     @property
     def objective(self) -> float | None:
-        """The lowest value of the configuration's optimized_metric."""
+        """The lowest value of optimized_metric; the last for train/loss."""
         return self.info["objective"]
 
     @property
@@ -56,6 +57,13 @@ class RunTable(list[Run]):
             {"folder": str(run.folder)} | {key: _value(run.info, key) for key in (*COLUMNS[1:], *keys)} for run in self
         ]
 
+    def best(self) -> Run:
+        """The finished run with the lowest objective. Raises UserError if there is none."""
+        finished = [run for run in self if run.objective is not None]
+        if not finished:
+            raise UserError("no run has an objective yet")
+        return min(finished, key=lambda run: run.objective)
+
     def __repr__(self) -> str:
         rows = [[str(_value(run.info, key)) for key in COLUMNS] for run in self]
         widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
@@ -63,7 +71,12 @@ class RunTable(list[Run]):
 
 
 def runs(*folders: str | Path) -> RunTable:
-    """The runs below the folders, `runs` and `sweeps` unless given. Raises UserError for a damaged run.json."""
+    """The runs below the folders, `runs` and `sweeps` unless given.
+
+    Raises UserError for a folder that does not exist or a damaged run.json.
+    """
+    if missing := [folder for folder in folders if not Path(folder).is_dir()]:
+        raise UserError(f"{missing[0]} is not a folder; slm.runs() looks into runs and sweeps")
     roots: Iterable[Path] = map(Path, folders or ("runs", "sweeps"))
     found = {path.parent for root in roots for path in root.rglob("run.json")}
     return RunTable(sorted(map(Run, found), key=lambda run: (run.info["created"], run.folder.name)))

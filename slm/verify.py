@@ -50,9 +50,11 @@ def summary(folder: Path) -> str:
     steps = ", ".join(str(run_folder.step_of(path)) for path in reversed(checkpoints))
     counts = {name: len(list(jsonl.lines(folder / name))) for name in LOGS}
     logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
+    newest = run_folder.step_of(checkpoints[0])
+    state = "finished" if info["status"] == "done" else f"not finished, status {info['status']}"
     return (
-        f"{folder} is complete: status {info['status']}, {info['attempts']} attempt(s), checkpoints of steps {steps} "
-        f"open and match their sha256; {logs} complete and unique"
+        f"{folder}: {state}, step {newest} of {info['steps']}, {info['attempts']} attempt(s); no problems: checkpoints "
+        f"of steps {steps} open and match their sha256; {logs} complete and unique"
     )
 
 

@@ -159,7 +159,6 @@ MISTAKES = {  # tests/test_mistakes.py has impossible values, tests/test_habits.
     "+callbacks.x._target_=pathlib.Path": "callbacks.x._target_ must be a Lightning Callback, not PosixPath",
     "+callbacks.x._target_=builtins.int": "callbacks.x._target_=builtins.int has no signature",
     "callbacks=null": "callbacks.checkpoints cannot be left out",
-    "optimizer._target_=torch.optim.SGD": "to leave them out: ~optimizer.betas ~optimizer.eps ~optimizer.decay",
     "--config-name=generate": "there is no key data",
     "--config-name=nope": "Cannot find primary config 'nope'",
 }

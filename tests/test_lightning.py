@@ -123,6 +123,9 @@ def test_averaged_weights_resume_exactly_and_are_saved(composed, tmp_path, monke
     loaded = checkpoint.load(newest)
     assert torch.equal(loaded.model.head.weight, averaged["model.head.weight"])
     monkeypatch.undo()
+    longer = composed(*common[2:], "val_every_n_steps=3", "model.dropout=0.1", "budget.steps=12")
+    with pytest.raises(UserError, match="holds averaged weights; add callbacks=ema"):
+        train(longer, run_dir=straight, overrides=[])
     plain = composed(*common[2:], "val_every_n_steps=3", "model.dropout=0.1")
     train(plain, run_dir=tmp_path / "plain", overrides=[])
     assert values_of(tmp_path / "plain", "train/loss") == values_of(straight, "train/loss")  # it only observes

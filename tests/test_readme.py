@@ -145,7 +145,7 @@ def test_verification(places, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["verify", *given])
         monkeypatch.chdir(folder)
         assert verify.main() == 0
-        expected = "equal bit for bit" if command.count("RUN") == 2 else "VERIFIED is complete"
+        expected = "equal bit for bit" if command.count("RUN") == 2 else "VERIFIED: finished"
         assert expected in capsys.readouterr().out
 
 

@@ -92,7 +92,7 @@ DAMAGES = {
 def test_each_damage_is_found(run, problem, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["verify", str(run)])
     assert verify.main() == 0
-    assert "is complete: status done, 1 attempt(s), checkpoints of steps 5, 10" in capsys.readouterr().out
+    assert "finished, step 10 of 10, 1 attempt(s); no problems: checkpoints of steps 5, 10" in capsys.readouterr().out
     DAMAGES[problem](run)
     assert verify.main() == 1
     assert f"problem: {problem}" in capsys.readouterr().out.splitlines()

@@ -88,6 +88,8 @@ def read_run_json(folder: Path) -> dict[str, Any] | None:
     valid = is_bounded(info) and all(isinstance(info.get(key), kind) for key, kind in SCHEMA.items())
     if not valid or not all(isinstance(info.get(key, 1), int) for key in counts):
         raise UserError(f"{path} is damaged; give another run_dir")
+    if not (NAME.fullmatch(info["status"]) and isinstance(info.get("objective"), float | int | None)):
+        raise UserError(f"{path} is damaged: status or objective is not valid; give another run_dir")
     if not NAME.fullmatch(info["run_id"]):
         raise UserError(f"{path} is damaged: run_id={info['run_id']!r} is not a name; give another run_dir")
     return info

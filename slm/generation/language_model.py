@@ -1,7 +1,7 @@
 """A trained model with its tokenizer in one object, for Python and for generate.py."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,11 +35,11 @@ class TextLoss:
 class LanguageModel:
     """A GPT in eval mode and its tokenizer, from a checkpoint."""
 
-    model: GPT
-    tokenizer: Tokenizer
+    model: GPT = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     path: Path  # of the checkpoint
     step: int
-    config: dict[str, Any]  # the run's configuration
+    config: dict[str, Any] = field(repr=False)  # the run's configuration
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)

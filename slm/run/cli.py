@@ -29,13 +29,13 @@ from slm.files.run_folder import file_name, new_folder
 from slm.run import CONF
 from slm.run.overrides import (
     check_added_data_keys,
-    exclusive_budget,
     explained,
     flattened,
+    normalized,
+    own_nodes,
     parsed,
     quoted,
     read_arguments,
-    translated,
 )
 from slm.security import refuse_secrets
 
@@ -127,6 +127,7 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> dic
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     check_added_data_keys(overrides, OmegaConf.to_container(cfg))
     config = OmegaConf.to_container(cfg, resolve=True)
+    own_nodes(overrides, config)
     refuse_secrets(config)
     for folder in ("cache_dir", "runs_dir"):
         if isinstance(config.get(folder), str):
@@ -139,7 +140,7 @@ def compose(overrides: Sequence[str] = ()):
     """The RunConfig of these overrides, as `python train.py` would read them. Raises UserError."""
     from slm.run.config import read_config
 
-    return read_config(composed("train", exclusive_budget([quoted(translated(o, overrides)) for o in overrides])))
+    return read_config(composed("train", normalized(overrides)))
 
 
 def run_job(cfg: DictConfig) -> Outcome:

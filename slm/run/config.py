@@ -182,6 +182,7 @@ def read_optimizer(value: Any) -> Callable[[GPT], torch.optim.Optimizer]:
     """
     node = Node.read("optimizer", value)
     if not inspect.isclass(node.target):
+        node.check_complete((), positional=1)
         return partial(node.target, **node.settings)
     if not issubclass(node.target, torch.optim.Optimizer):
         return node.build()
@@ -199,7 +200,11 @@ def read_optimizer(value: Any) -> Callable[[GPT], torch.optim.Optimizer]:
 def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:
     """The schedule. Raises UserError if its settings are wrong for a run of so many steps."""
     node = Node.read("schedule", value)
-    schedule = node.build() if inspect.isclass(node.target) else partial(node.target, **node.settings)
+    if inspect.isclass(node.target):
+        schedule = node.build()
+    else:
+        node.check_complete((), positional=2)
+        schedule = partial(node.target, **node.settings)
     schedule(0, steps)
     if (ratio := node.settings.get("min_lr_ratio") or 0) > 1:
         print(f"warning: schedule.min_lr_ratio={ratio} is above 1, so the learning rate rises", file=sys.stderr)

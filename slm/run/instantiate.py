@@ -114,7 +114,7 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     if unknown and not open_ended:
         hint = hint_for(prefix + unknown[0], [prefix + p for p in parameters])
         if len(unknown) > 1:
-            hint = f"; to leave them out: {' '.join(f'~{prefix}{key}' for key in unknown)}"
+            hint = f"; nor are {', '.join(unknown[1:])}"
         owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
         raise UserError(f"{prefix}{unknown[0]} is not a setting{owner}{hint}")
     for key, value in values.items():

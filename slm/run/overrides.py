@@ -34,7 +34,7 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     refuse_secrets(dict(override.partition("=")[::2] for override in overrides))
     if any(flag in NO_RUN for flag in flags):
         return [*overrides, *flags]
-    overrides = exclusive_budget([quoted(translated(override, overrides)) for override in overrides])
+    overrides = normalized(overrides)
     found = parsed(overrides)
     if "-m" in flags or "--multirun" in flags:
         fixed = [override.key_or_group for override in found if not override.is_sweep_override()]
@@ -61,14 +61,42 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+def normalized(overrides: Sequence[str]) -> list[str]:
+    """The overrides in Hydra's grammar and with this project's names."""
+    targets = [key_of(override).removesuffix("_target_") for override in overrides if "._target_=" in override]
+    kept = [o for o in overrides if not (o.startswith("~") and o[1:].startswith(tuple(targets)))]  # see own_nodes
+    return exclusive_budget([quoted(translated(override, overrides)) for override in kept])
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def own_nodes(overrides: Sequence[str], config: dict[str, Any]):
+    """Empties each node of a configuration whose `_target_` the command line names, but for keys given there.
+
+    Otherwise a class would silently receive settings of the one that it replaces.
+    """
+    given = [key_of(override) for override in overrides]
+    for key in given:
+        *path, last = key.split(".")
+        node = config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if last == "_target_" and isinstance(node, dict):
+            prefix = ".".join(path)
+            for name in [n for n in node if not any(f"{g}.".startswith(f"{prefix}.{n}.") for g in given)]:
+                del node[name]
+
+
 def translated(override: str, overrides: Sequence[str]) -> str:
     """The override with our name for a key of Lightning; + becomes ++ for values, so that it may name a known key."""
     sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", override, re.DOTALL).groups()
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
     if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
         return SAME_KEY[key] + value
-    if value == "=null" and (CONF / key).is_dir():
-        return f"~{key}"  # as Hydra takes an option away
+    if sign in ("", "+") and key and (CONF / key).is_dir():  # an option of a group
+        return f"~{key}" if value == "=null" else f"{key}{value}"  # Hydra takes an option away with ~
     return f"++{key}{value}" if sign == "+" and "." in key and "/" not in key and "@" not in key else override
 
 
@@ -119,6 +147,8 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exce
         if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
             return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
         known, group = known_keys(), match[2].partition(".")[0]
+        if match[1] == "delete from config" and match[2] in known:
+            return UserError(f"~{match[2]} has no effect: its value is null, or {group} has another option")
         other = f", since {group} is left out or has another option"
         to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
         reason = to_add or (other if match[2] in known else hint_for(match[2], known))

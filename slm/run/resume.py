@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -39,6 +40,7 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
     *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
 )
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
 
@@ -61,7 +63,7 @@ def check_unchanged(run_info: dict[str, Any], config: RunConfig, run_dir: Path):
     if changed := changes(run_info["config"], config):
         raise UserError(
             f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
-            "give the same one, another run_dir, or allow_changes=[key]"
+            f"give the same one, another run_dir, or allow_changes=[{_keys(changed)}]"
         )
 
 
@@ -80,7 +82,7 @@ def find_start(config: RunConfig, run_dir: Path) -> Path | None:
     if changed := changes(checkpoint.read(start)["slm"]["config"], config):
         raise UserError(
             f"{start} was trained with another configuration ({'; '.join(changed)}); "
-            "give the same one, or allow_changes=[key]"
+            f"give the same one, or allow_changes=[{_keys(changed)}]"
         )
     return start
 
@@ -97,6 +99,10 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
     for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
         if key in content:
             checkpoint.check_weights(start, job.model, content[key])
+    classes = [kind for node in job.config.callbacks.values() for kind in getattr(node.target, "__mro__", ())]
+    averaging = any(kind.__name__ == "WeightAveraging" for kind in classes)
+    if "current_model_state" in content and not averaging:
+        raise UserError(f"{start} holds averaged weights; add callbacks=ema, with which the run was trained")
     if missing := [key for key in TRAINING_STATE if key not in content]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer_folder):
@@ -196,6 +202,10 @@ def close_run(run_dir: Path, run_info: dict[str, Any]):
             raise
 
 
+def _keys(changed: list[str]) -> str:
+    return ",".join(change.partition(":")[0] for change in changed)
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """Equal for equal configurations, wherever their files lie."""
     values = flattened(config, without=PATHS)
@@ -205,17 +215,17 @@ def config_hash(config: dict[str, Any]) -> str:
 def source_code() -> dict[str, str | None]:
     """The commit of this program's source tree, and a hash of uncommitted changes and new files; None without git."""
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
-    new = _git("ls-files", "--others", "--exclude-standard", "slm", "conf")
-    dirty = f"{diff}{new}" if diff or new else None
+    new = (_git("ls-files", "--others", "--exclude-standard", "-z", "slm", "conf") or b"").split(b"\0")[:-1]
+    content = [name + (ROOT / os.fsdecode(name)).read_bytes() for name in new if (ROOT / os.fsdecode(name)).is_file()]
+    dirty = b"".join([diff or b"", *content])
     return {
         "git_commit": commit and commit.decode().strip(),
-        "git_dirty": hashlib.sha256(dirty.encode()).hexdigest() if dirty else None,
+        "git_dirty": hashlib.sha256(dirty).hexdigest() if dirty else None,
     }
 
 
 def _git(*arguments: str) -> bytes | None:
     try:
-        root = Path(__file__).parents[2]
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=10, check=True).stdout
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None

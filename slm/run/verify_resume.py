@@ -40,7 +40,7 @@ def verify_resume(overrides: list[str], root: Path) -> bool:
     to_the_end = [*common, "+callbacks.fault.kind=terminate", f"+callbacks.fault.step={2 * K}"]
     killed = [*common, "+callbacks.fault.kind=kill", f"+callbacks.fault.step={K + 2}"]
     straight, resumed = root / "straight", root / "resumed"
-    _run(to_the_end, straight, f"1 of 3: {2 * K} steps", STOPPED)
+    _run(to_the_end, straight, f"1 of 3: up to {2 * K} steps", STOPPED)
     if (steps := run_folder.step_of(run_folder.checkpoints(straight)[0])) < K + 2:
         shutil.rmtree(root)
         raise UserError(f"verify_resume=true needs a budget of {K + 2} steps at least, not {steps}")

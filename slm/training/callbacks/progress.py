@@ -48,8 +48,9 @@ class ProgressBar(Callback):
         if self.bar:
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe())
         elif not trainer.progress_bar_callback and self._line_is_due(trainer):
-            step = self.metrics.latest.get("step", trainer.global_step) if self.metrics else trainer.global_step
-            print(f"step {step}/{trainer.max_steps}  {self._describe()}  ETA {self._eta(trainer)}")
+            logged = self.metrics.latest.get("step") if self.metrics else None
+            of = f" (of step {logged})" if logged not in (None, trainer.global_step) else ""
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._describe()}{of}  ETA {self._eta(trainer)}")
 
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:

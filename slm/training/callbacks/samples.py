@@ -11,7 +11,7 @@ from slm.errors import UserError
 from slm.files import jsonl
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, complete
-from slm.training.averaging import averaged_weights
+from slm.training.averaging import evaluating
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import for_each_logger
@@ -53,7 +53,7 @@ class Samples(Callback):
         if not trainer.is_global_zero or not self.prompts:
             return
         step = trainer.global_step
-        with averaged_weights(trainer):
+        with evaluating(trainer):
             generated = complete(
                 module.model,
                 trainer.datamodule.tokenizer,

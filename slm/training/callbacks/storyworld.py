@@ -14,7 +14,7 @@ from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.stories import generate_stories
-from slm.training.averaging import averaged_weights
+from slm.training.averaging import evaluating
 from slm.training.loggers import write_metrics
 
 
@@ -79,7 +79,7 @@ class Stories(Callback):
         if trainer.sanity_checking or not (trainer.is_global_zero and self.count):
             return
         settings = {"count": self.count, "sampler": Sampler(), "seed": self.seed}
-        with averaged_weights(trainer):
+        with evaluating(trainer):
             verdicts = generate_stories(module.model, trainer.datamodule.tokenizer, self.corpus.all, **settings)
         valid = sum(verdict.valid for verdict in verdicts)
         write_metrics(trainer, {"sample/valid_share": valid / self.count})
