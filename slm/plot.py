@@ -10,8 +10,9 @@ def loss_curve(folder: Path) -> Path | None:
     logged = list(jsonl.lines(folder / "metrics.jsonl"))
     series = {
         name: [(event["step"], event[name]) for event in logged if event.get(name) is not None]
-        for name in ("train/loss", "val/loss")
+        for name in ("train/loss", "val/loss", "sample/valid_share")
     }
+    valid = series.pop("sample/valid_share")
     if not any(series.values()):
         return None
 
@@ -30,8 +31,15 @@ def loss_curve(folder: Path) -> Path | None:
         axes.set_yscale("log")  # the last improvements towards the floor are small
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_ylim(0.95 * floor, max(4 * floor, *(loss for _, loss in series["val/loss"])))
     axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
     axes.grid(alpha=0.3)
+    if valid:
+        steps, shares = zip(*valid, strict=True)
+        axes.plot([], [], "s:", color="tab:green", markersize=4, label="valid samples")  # for the legend
+        right = axes.twinx()
+        right.plot(steps, [100 * share for share in shares], "s:", color="tab:green", markersize=4)
+        right.set(ylim=(0, 100), ylabel="valid samples (%)")
     axes.legend()
     figure.savefig(folder / "loss.png", dpi=120)
     return folder / "loss.png"
