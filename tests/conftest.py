@@ -1,17 +1,20 @@
-"""Fixtures for several tests: a small text, and configurations as the command line composes them."""
+"""Fixtures and helpers for several tests: a small text, very small runs on it, and commands run in this process."""
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from slm.errors import UserError
 from slm.run import cli
 from slm.run.config import RunConfig
 
-CONF = Path(__file__).parents[1] / "conf"
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
 torch.set_num_threads(1)  # more threads are 20 times slower on matrices this small and a busy machine
@@ -27,22 +30,65 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
+def small_run(text_file: Path, folder: Path, data: Sequence[str] = ()) -> list[str]:
+    """The arguments of a run of seconds, on that text unless given other data."""
+    data = data or ["data=text", f"data.path={text_file}", "data.separator=<|endoftext|>"]
+    small = ["tokenizer=bytes", "trainer=cpu", "debug=default", "model.context=64"]
+    return [*data, *small, f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}"]
+
+
 @pytest.fixture
 def composed(text_file, tmp_path):
-    """A function from overrides to the configuration of a very small run, on that text unless given other data."""
-    text = "data=text", f"data.path={text_file}", "data.separator=<|endoftext|>"
+    """A function from overrides to the configuration of such a run."""
 
-    def compose(*overrides: str, data: Sequence[str] = text) -> RunConfig:
-        small = [*data, "tokenizer=bytes", "trainer=cpu", "debug=default", "model.context=64", "name=test"]
-        folders = [f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
-        return cli.compose([*small, *folders, *overrides])
+    def compose(*overrides: str, data: Sequence[str] = ()) -> RunConfig:
+        return cli.compose([*small_run(text_file, tmp_path, data), "name=test", *overrides])
 
     return compose
 
 
+@pytest.fixture(scope="session")
+def finished(text_file, tmp_path_factory) -> Path:
+    """The folder of such a run, validated at steps 5 and 10, with a log of its windows. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        assert trained(patch, *small_run(text_file, folder), "log_windows=true", f"run_dir={folder / 'run'}") == 0
+    return folder / "run"
+
+
+def exit_code(monkeypatch, main: Callable, *arguments: str) -> int:
+    """The exit code of a command with these arguments, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    try:
+        return main() or 0
+    except SystemExit as exit_:
+        return exit_.code or 0
+
+
 def trained(monkeypatch, *arguments: str) -> int:
-    """The exit code of `python train.py` with these arguments, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        cli.train_main()
-    return exit_.value.code
+    """The exit code of `python train.py` with these arguments."""
+    return exit_code(monkeypatch, cli.train_main, *arguments)
+
+
+@contextmanager
+def mistake(pattern: str | None = None) -> Iterator[pytest.ExceptionInfo]:
+    """Expects a UserError of one line that matches the pattern."""
+    with pytest.raises(UserError, match=pattern) as error:
+        yield error
+    assert "\n" not in str(error.value)
+
+
+def refused(call: Callable, *messages: str) -> str:
+    """The one-line message of the UserError that the call raises, with these parts."""
+    with mistake() as error:
+        call()
+    text = str(error.value)
+    assert all(message in text for message in messages), text
+    return text
+
+
+def flip_a_bit(path: Path):
+    """Damages the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -7,14 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from conftest import mistake
 from hub import REPOSITORY, Hub, Server
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,7 +23,6 @@ from slm.corpora.jsonl import JsonLines
 from slm.corpora.shakespeare import Shakespeare
 from slm.corpora.text import Text, split_stream
 from slm.corpora.tinystories import TinyStories
-from slm.errors import UserError
 
 PROJECT = Path(__file__).parents[1]
 SHAKESPEARE = PROJECT.parent / "shared" / "data" / "shakespeare" / "input.txt"
@@ -49,14 +48,6 @@ def write_stories(folder: Path) -> Path:
     write_shard(folder, VALIDATION, STORIES["validation"])
     (folder / "TinyStories-train.txt").write_text("not to be read")
     return folder
-
-
-@contextmanager
-def mistake(pattern: str) -> Iterator[pytest.ExceptionInfo]:
-    """Expects a UserError of one line that matches the pattern."""
-    with pytest.raises(UserError, match=pattern) as error:
-        yield error
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(autouse=True)

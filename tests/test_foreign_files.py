@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from test_model import model_of
 
 from slm import checkpoint, evaluate, tokenizers
@@ -61,16 +62,6 @@ def saved(tmp_path):
         return tmp_path / name
 
     return save
-
-
-def refused(call, *messages: str) -> str:
-    """The one-line message of the UserError that the call raises."""
-    with pytest.raises(UserError) as error:
-        call()
-    text = str(error.value)
-    assert all(message in text for message in messages), text
-    assert "\n" not in text
-    return text
 
 
 def test_the_checkpoint_loads_when_nothing_is_wrong(saved):

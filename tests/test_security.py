@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import trained
-from test_foreign_files import refused
+from conftest import refused, trained
 
 from slm import checkpoint, security
 from slm.files import run_folder

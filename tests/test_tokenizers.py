@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_corpora import mistake
+from conftest import mistake
 
 from slm import tokenizers
 from slm.errors import UserError
