@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import small_run, trained
 from test_resume import history
 
-from slm import checkpoint, hardware, verify
+from slm import hardware, verify
 from slm.errors import ResourceError, Stopped
 from slm.files import atomic, run_folder
 from slm.hardware import Hardware, smaller_microbatch
@@ -38,17 +39,17 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("kind", "code"), [("terminate", 143), ("interrupt", 130)])
-def test_a_signal_lets_the_step_finish_and_saves_it(composed, tmp_path, kind, code):
-    folder, config = tmp_path / "run", composed(*SAVING, "trainer.microbatch=2")
+def test_a_signal_lets_the_step_finish_and_saves_it(composed, text_file, tmp_path, monkeypatch, capsys, kind, code):
+    folder, settings = tmp_path / "run", (*SAVING, "trainer.microbatch=2")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(Stopped) as stopped:
-        train(composed(*SAVING, "trainer.microbatch=2", fault(kind)), run_dir=folder, overrides=[])
-    assert stopped.value.exit_code == code
+    arguments = [*small_run(text_file, tmp_path), *settings, f"run_dir={folder}", fault(kind)]
+    assert trained(monkeypatch, *arguments) == code
+    assert f"the same command with run_dir={folder} goes on from here" in capsys.readouterr().out
     assert steps_saved(folder)[0] == 7
     assert run_folder.read_run_json(folder)["status"] == "stopped"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    train(config, run_dir=folder, overrides=[])
-    train(config, run_dir=tmp_path / "straight", overrides=[])
+    for run_dir in (folder, tmp_path / "straight"):
+        train(composed(*settings), run_dir=run_dir, overrides=[])
     assert verify.first_difference(tmp_path / "straight", folder) is None
 
 
@@ -185,21 +186,3 @@ def test_a_logger_that_fails_is_disabled(composed, tmp_path, monkeypatch, capsys
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: CSVFile failed (the line is dead); going on without it, metrics.jsonl has all"]
     assert len([line for line in history(tmp_path / "run") if "train/loss" in line]) == 10
-
-
-def test_damaged_lines_do_not_prevent_a_resume(composed, tmp_path):
-    """Later lines are written again if the checkpoint is older; otherwise verify reports them."""
-    folder = tmp_path / "run"
-    with pytest.raises(Stopped):
-        train(composed(*SAVING, fault("terminate")), run_dir=folder, overrides=[])
-    with open(folder / "metrics.jsonl", "ab") as file:
-        file.write(b"\n\0\0\0\n" + b'{"note": "mine"}\n')
-    assert list(verify.find_problems(folder)) == ["metrics.jsonl cannot be read from line 9 on"]
-    train(composed(*SAVING), run_dir=folder, overrides=[])
-    assert list(verify.find_problems(folder)) == []
-
-
-def test_tied_weights_are_one_tensor_in_a_checkpoint(composed, tmp_path):
-    train(composed("callbacks.samples=null", "model.tied=true"), run_dir=tmp_path / "run", overrides=[])
-    weights = checkpoint.read(run_folder.checkpoints(tmp_path / "run")[0])["state_dict"]
-    assert weights["model.tokens.weight"].data_ptr() == weights["model.head.weight"].data_ptr()

@@ -16,9 +16,9 @@ from slm.training.callbacks.guard import Guard
 SPIKE = (*SAVING, fault("spike"), "callbacks.guard.spike_window=4")
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("deferred", [False, True], ids=["at once", "one step late, as on a GPU"])
-@pytest.mark.parametrize("every", [1, 100])
+@pytest.mark.parametrize(  # every pair of values; a GPU defers the check by one step
+    ("accumulation", "deferred", "every"), [(1, False, 1), (2, True, 1), (1, True, 100), (2, False, 100)]
+)
 def test_a_loss_that_is_not_finite_is_never_saved(composed, tmp_path, monkeypatch, accumulation, deferred, every):
     monkeypatch.setattr(Guard, "is_deferred", lambda guard: deferred)
     folder, rest = tmp_path / "run", ("log_windows=true", "log_every_n_steps=100")

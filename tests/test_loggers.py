@@ -19,11 +19,6 @@ def test_metrics_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
 
 
-def test_a_logger_can_be_left_out(composed, tmp_path):
-    train(composed("logger=csv", "logger.csv=null"), run_dir=tmp_path / "run", overrides=[])
-    assert not (tmp_path / "run" / "metrics.csv").exists()
-
-
 def test_tensorboard_writes_an_event_file(composed, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     train(composed("logger=tensorboard"), run_dir=tmp_path / "run", overrides=[])
@@ -42,7 +37,7 @@ def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatc
     attempts = list((folder / "wandb").glob("offline-run-*"))
     identity = json.loads((folder / "run.json").read_text())["run_id"]
     assert len(attempts) == 2
-    assert all(attempt.name.endswith(identity) for attempt in attempts)
+    assert all(identity in attempt.name for attempt in attempts)
     assert list((folder / "wandb").rglob("*.table.json"))
 
 
