@@ -4,9 +4,8 @@ import dataclasses
 import math
 
 import pytest
-from conftest import CONF
+from conftest import CONF, mistake
 
-from slm.errors import UserError
 from slm.hardware import choose_microbatch, resolve_hardware
 from slm.run import cli
 from slm.run.config import Budget, RunConfig
@@ -46,7 +45,7 @@ def test_a_configuration_is_frozen(default):
     for part, key in ((default, "seed"), (default.budget, "steps"), (default.model, "width")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(part, key, 1)
-    with pytest.raises(UserError, match=r"^seed=-1 must be"):  # a changed copy is checked, too
+    with mistake(r"^seed=-1 must be"):  # a changed copy is checked, too
         dataclasses.replace(default, seed=-1)
 
 
@@ -62,10 +61,10 @@ def test_budget():
     ):
         assert Budget(**NONE | given).total_steps(10, 500, 100) == steps
     assert Budget(**NONE | {"max_time": "01:02:03"}).max_seconds() == 3723
-    with pytest.raises(UserError, match=r"budget.steps=5 and budget.tokens=9 exclude one another"):
+    with mistake(r"budget.steps=5 and budget.tokens=9 exclude one another"):
         Budget(**NONE | {"steps": 5, "tokens": 9})
     for key, value in [(key, value) for key in ("steps", "tokens", "epochs") for value in (-1, 0, math.nan, math.inf)]:
-        with pytest.raises(UserError, match=rf"budget.{key}={value} must be above 0"):
+        with mistake(rf"budget.{key}={value} must be above 0"):
             Budget(**NONE | {key: value})
 
 
@@ -73,7 +72,7 @@ def test_a_budget_on_the_command_line_replaces_the_configured_one():
     budget = cli.compose(["experiment=quickstart", "budget.tokens=1e6"]).budget
     assert (budget.steps, budget.tokens) == (None, 1e6)
     assert cli.compose(["experiment=quickstart", "seed=1"]).budget.steps == 1200
-    with pytest.raises(UserError, match=r"budget.steps=5 and budget.epochs=1 exclude one another"):
+    with mistake(r"budget.steps=5 and budget.epochs=1 exclude one another"):
         cli.compose(["budget.steps=5", "budget.epochs=1"])
 
 
@@ -88,7 +87,7 @@ def test_fast_dev_run_takes_a_few_steps_with_validation(given, steps):
 def test_accumulate_grad_batches_divides_the_batch_into_microbatches():
     config = cli.compose(["trainer.accumulate_grad_batches=4", "data.batch_windows=64"])
     assert choose_microbatch(None, config.trainer.accumulate_grad_batches, config.data.batch_windows, CPU) == 16
-    with pytest.raises(UserError, match=r"accumulate_grad_batches=5 must divide the 64 windows"):
+    with mistake(r"accumulate_grad_batches=5 must divide the 64 windows"):
         choose_microbatch(None, 5, 64, CPU)
-    with pytest.raises(UserError, match=r"microbatch=8 and trainer.accumulate_grad_batches=4 exclude one another"):
+    with mistake(r"microbatch=8 and trainer.accumulate_grad_batches=4 exclude one another"):
         cli.compose(["trainer.accumulate_grad_batches=4", "trainer.microbatch=8"])

@@ -3,37 +3,35 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, small_run
 from test_faults import fault
 from test_resume import final_state, history
 
 from slm import verify
 from slm.files import jsonl
 
-SCRIPT = Path(__file__).parents[1] / "train.py"
+pytestmark = pytest.mark.slow
 TWO = "trainer.devices=2", "trainer.strategy=ddp"
 
 
 def command(*arguments, **environment):
     """Runs train.py as a process of its own, on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    words = [sys.executable, str(SCRIPT), *arguments]
+    words = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
 def small(text_file, tmp_path) -> list[str]:
-    """The arguments of a run that takes seconds, in exact arithmetic, with a log of windows."""
+    """The arguments of a run of seconds, in exact arithmetic, with a log of windows."""
     return [
-        *("data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "debug=default"),
-        *("trainer=cpu", "trainer.precision=32-true", "trainer.microbatch=1", "log_windows=true"),
-        *("model.context=64", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"),
+        *small_run(text_file, tmp_path),
+        *("trainer.precision=32-true", "trainer.microbatch=1", "log_windows=true"),
     ]
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(small, tmp_path):
     one = command(*small, f"run_dir={tmp_path / 'one'}")
     two = command(*small, f"run_dir={tmp_path / 'two'}", *TWO)
@@ -51,7 +49,6 @@ def test_two_processes_equal_one(small, tmp_path):
     assert list(verify.find_problems(tmp_path / "two")) == []
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
@@ -66,7 +63,6 @@ def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
     assert list(verify.find_problems(tmp_path / "run")) == []
 
 
-@pytest.mark.slow
 def test_fast_dev_run_keeps_nothing(small, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -76,7 +72,6 @@ def test_fast_dev_run_keeps_nothing(small, tmp_path):
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.slow
 def test_a_sweep_of_runs_on_two_processes(small, tmp_path):
     """Each job's second process trains that job alone, in its folder, which is named by the swept key."""
     done = command("-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")

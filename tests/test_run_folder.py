@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from conftest import mistake
 from test_faults import SAVING, fault
 from test_resume import set_status
 
 from slm import verify
-from slm.errors import ResourceError, Stopped, UserError
+from slm.errors import ResourceError, Stopped
 from slm.files import run_folder
 from slm.run.train import train
 from slm.training.callbacks.fault import Fault
@@ -24,7 +25,7 @@ def test_a_run_folder_in_use_is_refused_until_its_process_ends(composed, tmp_pat
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with holder:
         assert holder.stdout.readline() == b"claimed\n"
-        with pytest.raises(UserError, match=f"in use by process {holder.pid}; wait for it"):
+        with mistake(f"in use by process {holder.pid}; wait for it"):
             train(composed(), run_dir=folder, overrides=[])
         holder.kill()
     train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
@@ -55,7 +56,7 @@ def test_checkpoints_of_another_run_are_refused(composed, tmp_path):
             train(composed(*SAVING, fault("terminate")), run_dir=tmp_path / name, overrides=[])
     for path in (tmp_path / "other" / "checkpoints").glob("step-000007*"):
         shutil.copy(path, tmp_path / "one" / "checkpoints")
-    with pytest.raises(UserError, match=r"step-000007.ckpt belongs to another run .*; move it away"):
+    with mistake(r"step-000007.ckpt belongs to another run .*; move it away"):
         train(composed(*SAVING), run_dir=tmp_path / "one", overrides=[])
     assert any("belongs to another run" in problem for problem in verify.find_problems(tmp_path / "one"))
 
@@ -68,7 +69,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(composed, t
     set_status(tmp_path / "run", "running")
     for path in (tmp_path / "run" / "checkpoints").glob("*.sha256"):
         path.unlink()
-    with pytest.raises(UserError, match="is intact; move the folder away"):
+    with mistake("is intact; move the folder away"):
         train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
 
 

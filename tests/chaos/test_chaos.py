@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import small_run
 from driver import Chaos, compare, moments
 from test_faults import fault
 
@@ -20,8 +21,7 @@ SETTINGS = (
 @pytest.fixture
 def small(text_file, tmp_path):
     """The overrides of a run of seconds, with dropout, accumulation and a validation every four steps."""
-    data = f"data.path={text_file}", "data.separator=<|endoftext|>", f"cache_dir={tmp_path / 'cache'}"
-    return ["data=text", *data, "trainer=cpu", "debug=default", "model.context=64", *SETTINGS]
+    return [*small_run(text_file, tmp_path), *SETTINGS]
 
 
 def generator() -> random.Random:
@@ -38,7 +38,7 @@ def uninterrupted(overrides: list[str], folder: Path, **settings) -> Path:
 
 def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, composed):
     """The short variant: one kill, at any change in the checkpoint folder."""
-    more = "tokenizer=bytes", "budget.steps=40", "callbacks.checkpoints.every_n_steps=3"
+    more = "budget.steps=40", "callbacks.checkpoints.every_n_steps=3"
     reference = tmp_path / "reference"
     train(composed(*SETTINGS, *more), run_dir=reference, overrides=[])
     killed, rng = Chaos(tmp_path / "killed", [*small, *more]), generator()
@@ -59,7 +59,7 @@ def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, composed)
 )
 def test_a_run_killed_anywhere_resumes_exactly(small, tmp_path, more):
     """Ten kills, from the imports to the deletion of old checkpoints."""
-    overrides = [*small, "tokenizer.vocab_size=320", "budget.steps=150", *more]
+    overrides = [*small, "tokenizer=sentencepiece", "tokenizer.vocab_size=320", "budget.steps=150", *more]
     elsewhere = {"TMPDIR": str(SHARED_MEMORY)} if "data.workers=2" in more and SHARED_MEMORY.is_dir() else {}
     reference = uninterrupted(overrides, tmp_path / "reference")
     shutil.rmtree(tmp_path / "cache")
@@ -84,7 +84,7 @@ def test_a_run_killed_anywhere_resumes_exactly(small, tmp_path, more):
     ],
 )
 def test_a_broken_guarantee_is_noticed(small, tmp_path, guarantee, noticed):
-    overrides = [*small, "tokenizer=bytes", "budget.steps=16", "callbacks.checkpoints.every_n_steps=3"]
+    overrides = [*small, "budget.steps=16", "callbacks.checkpoints.every_n_steps=3"]
     broken = {"script": Path(__file__).with_name("broken.py"), "environment": {"SLM_BROKEN": guarantee}}
     reference, rng = uninterrupted(overrides, tmp_path / "reference", **broken), random.Random(0)
     killed = Chaos(tmp_path / "killed", overrides, **broken)
@@ -103,7 +103,7 @@ def test_a_broken_guarantee_is_noticed(small, tmp_path, guarantee, noticed):
     [("atomicity", "published", "torn"), ("retention", "pruned", "only . checkpoints are there")],
 )
 def test_a_broken_guarantee_is_noticed_at_the_kill(small, tmp_path, guarantee, moment, noticed):
-    overrides = [*small, "tokenizer=bytes", "budget.steps=60", "callbacks.checkpoints.every_n_steps=3"]
+    overrides = [*small, "budget.steps=60", "callbacks.checkpoints.every_n_steps=3"]
     broken = {"script": Path(__file__).with_name("broken.py"), "environment": {"SLM_BROKEN": guarantee}}
     with pytest.raises(AssertionError, match=noticed):
         Chaos(tmp_path / "killed", overrides, **broken).attempt(moment, random.Random(3))
