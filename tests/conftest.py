@@ -12,6 +12,7 @@ import torch
 from slm.errors import UserError
 from slm.run import cli
 from slm.run.config import RunConfig
+from slm.run.train import train
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -45,6 +46,17 @@ def composed(text_file, tmp_path):
         return cli.compose([*small_run(text_file, tmp_path, data), "name=test", *overrides])
 
     return compose
+
+
+@pytest.fixture
+def run(composed, tmp_path):
+    """A function that trains with these overrides in a folder of tmp_path, which it returns."""
+
+    def run(*overrides: str, folder: str = "run") -> Path:
+        train(composed(*overrides), run_dir=tmp_path / folder, overrides=[])
+        return tmp_path / folder
+
+    return run
 
 
 @pytest.fixture(scope="session")

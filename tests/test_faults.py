@@ -16,7 +16,6 @@ from slm import hardware, verify
 from slm.errors import ResourceError, Stopped
 from slm.files import atomic, run_folder
 from slm.hardware import Hardware, smaller_microbatch
-from slm.run.train import train
 from slm.training.callbacks.fault import SIGNALS
 from slm.training.loggers import CSVFile
 
@@ -39,7 +38,7 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("kind", "code"), [("terminate", 143), ("interrupt", 130)])
-def test_a_signal_lets_the_step_finish_and_saves_it(composed, text_file, tmp_path, monkeypatch, capsys, kind, code):
+def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, kind, code):
     folder, settings = tmp_path / "run", (*SAVING, "trainer.microbatch=2")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     arguments = [*small_run(text_file, tmp_path), *settings, f"run_dir={folder}", fault(kind)]
@@ -48,13 +47,11 @@ def test_a_signal_lets_the_step_finish_and_saves_it(composed, text_file, tmp_pat
     assert steps_saved(folder)[0] == 7
     assert run_folder.read_run_json(folder)["status"] == "stopped"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    for run_dir in (folder, tmp_path / "straight"):
-        train(composed(*settings), run_dir=run_dir, overrides=[])
-    assert verify.first_difference(tmp_path / "straight", folder) is None
+    assert verify.first_difference(run(*settings), run(*settings, folder="straight")) is None
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_slurm_requeues_a_job_that_names_its_run_folder(composed, tmp_path, monkeypatch, capsys, named):
+def test_slurm_requeues_a_job_that_names_its_run_folder(run, tmp_path, monkeypatch, capsys, named):
     """A script stands in for SLURM's `scontrol`."""
     scontrol, folder = tmp_path / "scontrol", tmp_path / "run"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "calls"}\n')
@@ -64,9 +61,8 @@ def test_slurm_requeues_a_job_that_names_its_run_folder(composed, tmp_path, monk
     for key, value in (job | {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "here"}).items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     monkeypatch.setitem(SIGNALS, "terminate", signal.SIGUSR1)
-    config = composed(*SAVING, fault("terminate"), *([f"run_dir={folder}"] if named else []))
     with pytest.raises(Stopped) as stopped:
-        train(config, run_dir=folder, overrides=[])
+        run(*SAVING, fault("terminate"), *([f"run_dir={folder}"] if named else []))
     assert stopped.value.exit_code == 143
     assert steps_saved(folder)[0] == 7
     if named:
@@ -93,37 +89,36 @@ def limit_memory(monkeypatch, windows: int, error: Exception) -> list[int]:
     return tried
 
 
-def test_out_of_memory_suggests_a_microbatch_for_the_same_batch(composed, tmp_path):
-    config = composed(*SAVING, fault("out-of-memory"), "data.batch_windows=6", "trainer.microbatch=6")
+def test_out_of_memory_suggests_a_microbatch_for_the_same_batch(run, tmp_path):
     remedies = r"trainer.microbatch=3 or trainer.auto_microbatch=true or model.gradient_checkpointing=true"
     with pytest.raises(ResourceError, match=rf"out of memory with 6 windows .* {remedies}"):
-        train(config, run_dir=tmp_path / "run", overrides=[])
+        run(*SAVING, fault("out-of-memory"), "data.batch_windows=6", "trainer.microbatch=6")
     assert steps_saved(tmp_path / "run") == [6, 5]
     assert smaller_microbatch(9, 18, CPU) == 6
     assert smaller_microbatch(1, 18, CPU) == 1
 
 
-def test_auto_microbatch_finds_the_largest_that_fits_and_keeps_it(composed, tmp_path, monkeypatch, capsys):
+def test_auto_microbatch_finds_the_largest_that_fits_and_keeps_it(composed, run, monkeypatch, capsys):
     full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
     tried = limit_memory(monkeypatch, 3, full)
     settings = "trainer.auto_microbatch=true", "data.batch_windows=12", "callbacks.samples=null"
-    train(composed(*settings), run_dir=tmp_path / "run", overrides=[])
+    folder = run(*settings)
     assert tried == [6, 4, 3]
-    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 3
+    assert run_folder.read_run_json(folder)["microbatch"] == 3
     assert "microbatch 3 x 1 device(s) x accumulation 4" in capsys.readouterr().out
-    train(composed(*settings, "budget.steps=12"), run_dir=tmp_path / "run", overrides=[])
+    run(*settings, "budget.steps=12")
     assert tried == [6, 4, 3]
     limit_memory(monkeypatch, 0, full)
     with pytest.raises(ResourceError, match=r"not even one window of model.context=64 fits"):
         hardware.largest_microbatch(replace(composed().model, vocab_size=9), 2, CPU)
 
 
-def test_auto_microbatch_does_not_keep_a_size_that_ran_out_of_memory(composed, tmp_path, monkeypatch):
+def test_auto_microbatch_does_not_keep_a_size_that_ran_out_of_memory(run, monkeypatch):
     limit_memory(monkeypatch, 2, torch.OutOfMemoryError())
     with pytest.raises(ResourceError, match=r"auto_microbatch=true"):
-        train(composed(*SAVING, fault("out-of-memory")), run_dir=tmp_path / "run", overrides=[])
-    train(composed(*SAVING, "trainer.auto_microbatch=true"), run_dir=tmp_path / "run", overrides=[])
-    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 2
+        run(*SAVING, fault("out-of-memory"))
+    folder = run(*SAVING, "trainer.auto_microbatch=true")
+    assert run_folder.read_run_json(folder)["microbatch"] == 2
 
 
 # -- loader processes, disks, loggers -------------------------------------------------------------------------------
@@ -141,22 +136,21 @@ def test_auto_microbatch_does_not_keep_a_size_that_ran_out_of_memory(composed, t
         ),
     ],
 )
-def test_a_loader_that_fails(composed, tmp_path, kind, workers, message):
-    config = composed(*SAVING, fault(kind), f"data.workers={workers}", "data.timeout=1")
+def test_a_loader_that_fails(run, tmp_path, kind, workers, message):
     with pytest.raises(ResourceError, match=f"^{message}"):
-        train(config, run_dir=tmp_path / "run", overrides=[])
+        run(*SAVING, fault(kind), f"data.workers={workers}", "data.timeout=1")
     assert not multiprocessing.active_children()
     assert 3 in steps_saved(tmp_path / "run")
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_found_before_training(composed, tmp_path, monkeypatch):
+def test_a_disk_too_small_for_the_checkpoints_is_found_before_training(run, tmp_path, monkeypatch):
     monkeypatch.setattr("slm.run.resume.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(ResourceError, match=r"0.001 GB of disk left, and 4 checkpoints take 0.006 GB more"):
-        train(composed(), run_dir=tmp_path / "run", overrides=[])
+        run()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_full_at_a_checkpoint_keeps_the_old_ones(composed, tmp_path, monkeypatch):
+def test_a_disk_full_at_a_checkpoint_keeps_the_old_ones(run, tmp_path, monkeypatch):
     """The disk is full in the middle of the third checkpoint."""
     real, saved = torch.save, []
 
@@ -168,21 +162,20 @@ def test_a_disk_full_at_a_checkpoint_keeps_the_old_ones(composed, tmp_path, monk
         real(content, file)
 
     monkeypatch.setattr(torch, "save", save)
-    folder = tmp_path / "run"
     with pytest.raises(OSError, match="No space left") as error:  # from the thread that writes
-        train(composed(*SAVING), run_dir=folder, overrides=[])
+        run(*SAVING)
     assert error.value.filename.endswith(f"step-{saved[2]:06d}.ckpt")
-    assert steps_saved(folder) == saved[1::-1]
-    assert not list(folder.rglob("*.partial"))
+    assert steps_saved(tmp_path / "run") == saved[1::-1]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_logger_that_fails_is_disabled(composed, tmp_path, monkeypatch, capsys):
+def test_a_logger_that_fails_is_disabled(run, monkeypatch, capsys):
     def broken(self, metrics, step=None):
         if step == 3:
             raise ConnectionError("the line is dead")
 
     monkeypatch.setattr(CSVFile, "log_metrics", broken)
-    train(composed("logger=csv", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    folder = run("logger=csv", "callbacks.samples=null")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: CSVFile failed (the line is dead); going on without it, metrics.jsonl has all"]
-    assert len([line for line in history(tmp_path / "run") if "train/loss" in line]) == 10
+    assert len([line for line in history(folder) if "train/loss" in line]) == 10

@@ -5,21 +5,23 @@ import json
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import mistake
 from lightning.pytorch.callbacks import Callback
-from test_resume import assert_same, final_state, history, train_with_kills
+from test_faults import fault
+from test_resume import history, resumes_exactly
 
 from slm import checkpoint
 from slm.corpora.text import Text
 from slm.data.store import fingerprint, prepare
-from slm.errors import UserError
+from slm.errors import Stopped
 from slm.files import run_folder
 from slm.model import GPT, GPTConfig
-from slm.run.train import train
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.training.datamodule import WindowsData
 from slm.training.module import Pretraining
 
 LIGHTNING = "lightning.pytorch.callbacks."
+LOG = "+callbacks.log._target_=test_lightning.LogsEverywhere"
 SMALL = {"context": 64, "depth": 1, "width": 32, "head_dim": 16, "positions": "rope", "norm": "rmsnorm"}
 
 
@@ -62,60 +64,49 @@ def values_of(folder, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in history(folder) if name in line}
 
 
-def test_values_logged_by_callbacks_arrive_at_their_steps(composed, tmp_path):
+def test_values_logged_by_callbacks_arrive_at_their_steps(run):
     """All of them, also with accumulation, over a stop and a resume, and beside checkpoints at every step."""
-    log = added("log", "test_lightning.LogsEverywhere")
-    fault = added("fault", "slm.training.callbacks.fault.Fault", kind="terminate", step=7)
-    common = (log, "trainer.microbatch=2", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=1")
-    with pytest.raises(Exception, match="SIGTERM"):
-        train(composed(*common, fault), run_dir=tmp_path / "run", overrides=[])
-    train(composed(*common), run_dir=tmp_path / "run", overrides=[])
-    steps = range(1, 11)
-    assert values_of(tmp_path / "run", "logged/start") == {step: step - 1 for step in steps}
-    assert values_of(tmp_path / "run", "logged/update") == {step: step - 1 for step in steps}
-    assert values_of(tmp_path / "run", "logged/end") == {step: step for step in steps}
-    assert values_of(tmp_path / "run", "logged/validation") == {5: 5, 10: 10}
-    names = [name for line in history(tmp_path / "run") for name in line]
+    common = (LOG, "trainer.microbatch=2", "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=1")
+    with pytest.raises(Stopped, match="SIGTERM"):
+        run(*common, fault("terminate"))
+    folder, steps = run(*common), range(1, 11)
+    assert values_of(folder, "logged/start") == {step: step - 1 for step in steps}
+    assert values_of(folder, "logged/update") == {step: step - 1 for step in steps}
+    assert values_of(folder, "logged/end") == {step: step for step in steps}
+    assert values_of(folder, "logged/validation") == {5: 5, 10: 10}
+    names = [name for line in history(folder) for name in line]
     assert names.count("logged/end") == 10
     assert "epoch" not in names
 
 
-def test_logging_follows_log_every_n_steps(composed, tmp_path):
-    log = added("log", "test_lightning.LogsEverywhere")
-    train(composed(log, "log_every_n_steps=4", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
-    assert values_of(tmp_path / "run", "logged/end") == {4: 4, 8: 8, 10: 10}
-    assert list(values_of(tmp_path / "run", "train/loss")) == [1, 4, 8, 10]
+def test_logging_follows_log_every_n_steps(run):
+    folder = run(LOG, "log_every_n_steps=4", "callbacks.samples=null")
+    assert values_of(folder, "logged/end") == {4: 4, 8: 8, 10: 10}
+    assert list(values_of(folder, "train/loss")) == [1, 4, 8, 10]
 
 
-def test_a_callback_of_ones_own_is_built_once_with_real_facts(composed, tmp_path):
+def test_a_callback_of_ones_own_is_built_once_with_real_facts(run):
     Facts.built = 0
-    config = composed(added("facts", "test_lightning.Facts", mine=7), "callbacks.samples=null")
-    train(config, run_dir=tmp_path / "run", overrides=[])
+    run(added("facts", "test_lightning.Facts", mine=7), "callbacks.samples=null")
     assert Facts.built == 1
 
 
-def test_model_checkpoint_writes_into_the_run_folder(composed, tmp_path):
+def test_model_checkpoint_writes_into_the_run_folder(run, tmp_path):
     """Its files resume and load like those of a run; the oldest is deleted with its sidecar."""
     settings = {"monitor": "val/loss", "save_top_k": 1, "filename": "'best-{step}'"}
-    config = composed(added("mc", LIGHTNING + "ModelCheckpoint", **settings), "callbacks.samples=null")
-    train(config, run_dir=tmp_path / "run", overrides=[])
-    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
+    folder = run(added("mc", LIGHTNING + "ModelCheckpoint", **settings), "callbacks.samples=null")
+    (best,) = (folder / "checkpoints").glob("best-*.ckpt")
     assert sorted(path.name for path in best.parent.glob("best-*")) == [best.name, f"{best.name}.sha256"]
-    assert checkpoint.load(best).step == run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 10
+    assert checkpoint.load(best).step == run_folder.step_of(run_folder.checkpoints(folder)[0]) == 10
     assert not list(tmp_path.glob("*.ckpt"))
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_averaged_weights_resume_exactly_and_are_saved(composed, tmp_path, monkeypatch, accumulation):
+def test_averaged_weights_resume_exactly_and_are_saved(composed, run, tmp_path, monkeypatch, accumulation):
     """Exponential averages: validated, sampled and saved in place of the current weights, which a resume restores."""
-    common = ("callbacks=ema", "callbacks.ema.decay=0.5", f"trainer.microbatch={4 // accumulation}")
-    config = composed(*common, "callbacks.checkpoints.every_n_steps=2", "val_every_n_steps=3", "model.dropout=0.1")
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    train(config, run_dir=straight, overrides=[])
-    train_with_kills(config, broken, monkeypatch, [5 * accumulation, 2 * accumulation])
-    assert_same(final_state(straight), final_state(broken))
-    assert history(straight) == history(broken)
-    assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
+    plain = f"trainer.microbatch={4 // accumulation}", "val_every_n_steps=3", "model.dropout=0.1"
+    config = composed(*plain, "callbacks=ema", "callbacks.ema.decay=0.5", "callbacks.checkpoints.every_n_steps=2")
+    straight = resumes_exactly(config, tmp_path, monkeypatch, [5 * accumulation, 2 * accumulation])
     newest = run_folder.checkpoints(straight)[0]
     content = checkpoint.read(newest)
     averaged, current = content["state_dict"], content["current_model_state"]
@@ -123,26 +114,25 @@ def test_averaged_weights_resume_exactly_and_are_saved(composed, tmp_path, monke
     loaded = checkpoint.load(newest)
     assert torch.equal(loaded.model.head.weight, averaged["model.head.weight"])
     monkeypatch.undo()
-    longer = composed(*common[2:], "val_every_n_steps=3", "model.dropout=0.1", "budget.steps=12")
-    with pytest.raises(UserError, match="holds averaged weights; add callbacks=ema"):
-        train(longer, run_dir=straight, overrides=[])
-    plain = composed(*common[2:], "val_every_n_steps=3", "model.dropout=0.1")
-    train(plain, run_dir=tmp_path / "plain", overrides=[])
-    assert values_of(tmp_path / "plain", "train/loss") == values_of(straight, "train/loss")  # it only observes
-    assert values_of(tmp_path / "plain", "val/loss") != values_of(straight, "val/loss")
-    assert (tmp_path / "plain" / "samples.md").read_text() != (straight / "samples.md").read_text()
+    with mistake("holds averaged weights; add callbacks=ema"):
+        run(*plain, "budget.steps=12", folder="straight")
+    folder = run(*plain)
+    assert values_of(folder, "train/loss") == values_of(straight, "train/loss")  # it only observes
+    assert values_of(folder, "val/loss") != values_of(straight, "val/loss")
+    assert (folder / "samples.md").read_text() != (straight / "samples.md").read_text()
 
 
-def test_lightnings_monitors_and_summary(composed, tmp_path, caplog):
+def test_lightnings_monitors_summary_and_profiler(run, caplog):
     callbacks = [
         added("lr", LIGHTNING + "LearningRateMonitor"),
         added("summary", LIGHTNING + "ModelSummary", max_depth=2),
         added("timer", LIGHTNING + "Timer", duration="'00:01:00:00'"),
         added("bar", LIGHTNING + "RichProgressBar"),
     ]
-    train(composed(*callbacks, "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+    folder = run(*callbacks, "trainer.profiler=simple", "callbacks.samples=null")
     assert "Total params" in caplog.text
-    assert values_of(tmp_path / "run", "lr-AdamW/pg1") == pytest.approx(values_of(tmp_path / "run", "train/lr"))
+    assert values_of(folder, "lr-AdamW/pg1") == pytest.approx(values_of(folder, "train/lr"))
+    assert "run_training_batch" in (folder / "fit-profile.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -154,9 +144,9 @@ def test_lightnings_monitors_and_summary(composed, tmp_path, caplog):
         ("LearningRateFinder", {}, "sweep it"),
     ],
 )
-def test_callbacks_that_need_epochs_are_refused_by_name(composed, tmp_path, name, settings, message):
-    with pytest.raises(UserError, match=f"callbacks.x: {name} .*{message}"):
-        train(composed(added("x", LIGHTNING + name, **settings)), run_dir=tmp_path / "run", overrides=[])
+def test_callbacks_that_need_epochs_are_refused_by_name(run, tmp_path, name, settings, message):
+    with mistake(f"callbacks.x: {name} .*{message}"):
+        run(added("x", LIGHTNING + name, **settings))
     assert not (tmp_path / "run").exists()
 
 
@@ -165,35 +155,25 @@ def test_callbacks_that_need_epochs_are_refused_by_name(composed, tmp_path, name
     [
         ["optimizer=sgd"],
         ["optimizer=adafactor"],
-        ["optimizer._target_=torch.optim.Adam", "~optimizer.decay"],
         ["optimizer._target_=torch.optim.NAdam", "~optimizer.decay", "optimizer.lr=1e-3"],
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
 )
 def test_optimizers_of_torch_learn_and_resume_exactly(composed, tmp_path, monkeypatch, overrides):
     config = composed(*overrides, "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=2")
-    train(config, run_dir=tmp_path / "straight", overrides=[])
-    train_with_kills(config, tmp_path / "broken", monkeypatch, [6])
-    assert_same(final_state(tmp_path / "straight"), final_state(tmp_path / "broken"))
-    losses = values_of(tmp_path / "straight", "train/loss")
+    losses = values_of(resumes_exactly(config, tmp_path, monkeypatch, [6]), "train/loss")
     assert losses[10] < losses[1]
 
 
-def test_a_profiler_writes_into_the_run_folder(composed, tmp_path):
-    train(composed("trainer.profiler=simple", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
-    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+# -- the module and its data in a plain Trainer, beside test_python.test_the_tour_runs -------------------------------
 
 
-# -- the module and its data in a plain Trainer ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def data(text_file, tmp_path_factory) -> WindowsData:
-    tokenizer, folder = ByteTokenizer(), tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
+@pytest.fixture
+def data(text_file, tmp_path) -> WindowsData:
+    ByteTokenizer().save(tmp_path)
     corpus = Text(path=str(text_file), separator="<|endoftext|>", split="contiguous", train_ratio=0.95, seed=0)
-    store = prepare(corpus, tokenizer, fingerprint(folder), tmp_path_factory.mktemp("cache"))
-    return WindowsData(store, tokenizer=tokenizer, context=64, microbatch=8, seed=0)
+    store = prepare(corpus, ByteTokenizer(), fingerprint(tmp_path), tmp_path / "cache")
+    return WindowsData(store, tokenizer=ByteTokenizer(), context=64, microbatch=8, seed=0)
 
 
 @pytest.fixture
@@ -209,27 +189,11 @@ def plain_trainer(folder, **settings) -> L.Trainer:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_plain_trainer_fits_validates_and_saves(data, module, tmp_path):
-    trainer = plain_trainer(tmp_path, max_steps=20, val_check_interval=10, check_val_every_n_epoch=None)
-    (before,) = trainer.validate(module, data, verbose=False)
-    trainer.fit(module, data)
-    (after,) = trainer.validate(module, data, verbose=False)
-    assert after.keys() == {"val/loss", "val/perplexity", "val/bits_per_byte"}
-    assert after["val/loss"] < before["val/loss"]
-    assert trainer.logged_metrics["val/loss"].item() == pytest.approx(after["val/loss"])
-    assert module(torch.zeros(2, 5, dtype=torch.long)).shape == (2, 5, 257)
-    loaded = checkpoint.load(next(tmp_path.rglob("*.ckpt")))
-    assert torch.equal(loaded.model.head.weight, module.model.head.weight)
-    assert loaded.tokenizer.vocab_size == 257
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_clipping_and_accumulation_of_a_plain_trainer(data, module, tmp_path, clip):
     """The update is clipped as by torch, and two microbatches make one step."""
     trainer = plain_trainer(tmp_path, max_steps=2, gradient_clip_val=clip, accumulate_grad_batches=2)
     norms = []
-    real = torch.optim.AdamW.step
 
     class Norms(Callback):
         def on_before_zero_grad(self, trainer, module, optimizer):
@@ -238,7 +202,6 @@ def test_clipping_and_accumulation_of_a_plain_trainer(data, module, tmp_path, cl
 
     trainer.callbacks.append(Norms())
     trainer.fit(module, data)
-    assert real is torch.optim.AdamW.step
     assert data.state_dict() == {"consumed": 32}
     assert norms
     assert all(norm <= 1.001e-3 for norm in norms) == (clip is not None)

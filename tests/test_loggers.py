@@ -6,33 +6,30 @@ import json
 import pytest
 
 from slm.files import jsonl
-from slm.run.train import train
 
 
-def test_metrics_csv_is_metrics_jsonl_as_a_table(composed, tmp_path):
-    train(composed("logger=csv"), run_dir=tmp_path / "run", overrides=[])
-    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+def test_metrics_csv_is_metrics_jsonl_as_a_table(run):
+    folder = run("logger=csv")
+    with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    lines = list(jsonl.lines(tmp_path / "run" / "metrics.jsonl"))
+    lines = list(jsonl.lines(folder / "metrics.jsonl"))
     assert len(rows) == len(lines)
     for row, line in zip(rows, lines, strict=True):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
 
 
-def test_tensorboard_writes_an_event_file(composed, tmp_path):
+def test_tensorboard_writes_an_event_file(run):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
-    train(composed("logger=tensorboard"), run_dir=tmp_path / "run", overrides=[])
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert list(run("logger=tensorboard").rglob("events.out.tfevents.*"))
 
 
-def test_wandb_offline_keeps_its_id_over_a_resume(composed, tmp_path, monkeypatch, capsys):
+def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, capsys):
     """Without a key the run is kept offline; both attempts are one W&B run; a table of samples is logged."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = tmp_path / "run"
-    train(composed("logger=wandb"), run_dir=folder, overrides=[])
-    train(composed("logger=wandb", "budget.steps=12"), run_dir=folder, overrides=[])
+    run("logger=wandb")
+    folder = run("logger=wandb", "budget.steps=12")
     assert "no key" in capsys.readouterr().out
     attempts = list((folder / "wandb").glob("offline-run-*"))
     identity = json.loads((folder / "run.json").read_text())["run_id"]

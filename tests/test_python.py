@@ -24,7 +24,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "did you mean model.width?" in printed
     assert "tour" in printed
-    run, model, loss = namespace["run"], namespace["model"], namespace["loss"]
+    run, model, loss, trainer, module = (namespace[name] for name in ("run", "model", "loss", "trainer", "module"))
     assert run.status == "done"
     assert run.objective == min(run.series("val/loss").values())
     assert (
@@ -32,6 +32,13 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     )
     assert 0 < loss.bits_per_byte < 20
     assert loss.bytes == 49
+    (validated,) = trainer.validate(module, namespace["data"], verbose=False)
+    assert validated.keys() == {"val/loss", "val/perplexity", "val/bits_per_byte"}
+    assert validated["val/loss"] < 5  # before the training log(257), 5.5
+    assert module(namespace["torch"].zeros(2, 5).long()).shape == (2, 5, 257)
+    loaded = slm.load(trainer.checkpoint_callback.best_model_path, device="cpu")
+    assert loaded.model.head.weight.equal(module.model.head.weight)
+    assert loaded.tokenizer.vocab_size == 257
 
 
 def test_loss_is_that_of_validation_and_refuses_lost_text(tmp_path, monkeypatch, text_file):

@@ -1,6 +1,7 @@
 """An interrupted run ends bit for bit like an uninterrupted one: weights, optimizer, metrics, samples."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +69,19 @@ def train_with_kills(config, folder, monkeypatch, microbatches):
             train(config, run_dir=folder, overrides=[])
 
 
+def resumes_exactly(config, folder, monkeypatch, microbatches) -> Path:
+    """Asserts that a run with such failures equals one without. Returns the folder of the latter."""
+    straight, broken = folder / "straight", folder / "broken"
+    objective = train(config, run_dir=straight, overrides=[])
+    assert train_with_kills(config, broken, monkeypatch, microbatches) == objective
+    assert_same(final_state(straight), final_state(broken))
+    assert history(straight) == history(broken)
+    assert run_folder.read_run_json(broken)["attempts"] == len(microbatches) + 1
+    for samples in straight.glob("samples.*"):
+        assert samples.read_text() == (broken / samples.name).read_text()
+    return straight
+
+
 @pytest.mark.parametrize(
     ("optimizer", "workers", "accumulation", "data"),
     [
@@ -87,21 +101,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
         *("model.dropout=0.1", "val_every_n_steps=3", "callbacks.checkpoints.every_n_steps=4"),
         *("callbacks.samples.every_n_steps=4", "callbacks.early_stopping.patience=50"),
     )
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    objective = train(config, run_dir=straight, overrides=[])
     kills = [2 * accumulation, 5 * accumulation + (accumulation > 1), 2 * accumulation, 3 * accumulation]
-    assert train_with_kills(config, broken, monkeypatch, kills) == objective
-    assert_same(final_state(straight), final_state(broken))
-    assert history(straight) == history(broken)
-    assert (straight / "samples.md").read_text() == (broken / "samples.md").read_text()
-    assert run_folder.read_run_json(broken)["attempts"] == len(kills) + 1
+    straight = resumes_exactly(config, tmp_path, monkeypatch, kills)
+    assert (straight / "samples.md").exists()
     assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
 
 
-def test_a_longer_budget_continues_a_finished_run(composed, tmp_path):
-    common, folder = ("schedule=constant", "val_every_n_steps=4", "log_windows=true"), tmp_path / "run"
+def test_a_longer_budget_continues_a_finished_run(run):
     for steps in (10, 14):
-        train(composed(*common, f"budget.steps={steps}"), run_dir=folder, overrides=[])
+        folder = run("schedule=constant", "val_every_n_steps=4", "log_windows=true", f"budget.steps={steps}")
     assert final_state(folder)[2] == 14
     assert [line["step"] for line in history(folder) if "train/loss" in line] == list(range(1, 15))
     assert [line["step"] for line in history(folder) if "val/loss" in line] == [4, 8, 10, 12, 14]
@@ -111,25 +119,23 @@ def test_a_longer_budget_continues_a_finished_run(composed, tmp_path):
 STILL = "optimizer.lr=1e-12", "val_every_n_steps=1", "callbacks.early_stopping.min_delta=0.001", "schedule=constant"
 
 
-def test_a_run_that_stopped_early_does_not_train_on(composed, tmp_path):
+def test_a_run_that_stopped_early_does_not_train_on(run):
     """With a learning rate of almost nothing no validation improves, so it stops after `patience` of them."""
-    config, folder = composed(*STILL, "callbacks.early_stopping.patience=3"), tmp_path / "run"
     for _ in range(2):
-        train(config, run_dir=folder, overrides=[])
+        folder = run(*STILL, "callbacks.early_stopping.patience=3")
         assert final_state(folder)[2] == 4  # one best, three without improvement
         set_status(folder, "running")
 
 
-def test_patience_may_change_on_resume(composed, tmp_path):
-    folder = tmp_path / "run"
-    train(composed(*STILL, "budget.steps=3"), run_dir=folder, overrides=[])
-    train(composed(*STILL, "budget.steps=9", "callbacks.early_stopping.patience=4"), run_dir=folder, overrides=[])
+def test_patience_may_change_on_resume(run):
+    run(*STILL, "budget.steps=3")
+    folder = run(*STILL, "budget.steps=9", "callbacks.early_stopping.patience=4")
     assert final_state(folder)[2] == 8  # the first validation that early stopping sees is the best
 
 
-def test_another_configuration_is_refused_unless_the_change_is_allowed(composed, tmp_path):
-    folder, changed = tmp_path / "run", ("optimizer.lr=1e-5", "trainer.gradient_clip_val=0.5", "budget.steps=12")
-    train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
+def test_another_configuration_is_refused_unless_the_change_is_allowed(run):
+    changed = "optimizer.lr=1e-5", "trainer.gradient_clip_val=0.5", "budget.steps=12"
+    folder = run("callbacks.samples=null")
     for overrides, message in (
         (["model.width=96"], r"model.width: 64 -> 96.*another run_dir"),
         (["resume=never"], "resume=auto"),
@@ -137,21 +143,20 @@ def test_another_configuration_is_refused_unless_the_change_is_allowed(composed,
         (changed, r"optimizer.lr: 0.001 -> 1e-05; trainer.gradient_clip_val: 1.0 -> 0.5"),
     ):
         with mistake(message):
-            train(composed(*overrides), run_dir=folder, overrides=[])
-    train(composed(*changed, "allow_changes=[optimizer,trainer.gradient_clip_val]"), run_dir=folder, overrides=[])
+            run(*overrides)
+    run(*changed, "allow_changes=[optimizer,trainer.gradient_clip_val]")
     assert final_state(folder)[2] == 12
 
 
-def test_a_damaged_checkpoint_and_damaged_lines_do_not_prevent_a_resume(composed, tmp_path, capsys):
+def test_a_damaged_checkpoint_and_damaged_lines_do_not_prevent_a_resume(run, capsys):
     """The run goes on from the checkpoint before, and writes the lines after it again."""
-    config, folder = composed("callbacks.checkpoints.every_n_steps=4"), tmp_path / "run"
-    train(config, run_dir=folder, overrides=[])
+    folder = run("callbacks.checkpoints.every_n_steps=4")
     state, lines = final_state(folder), history(folder)
     flip_a_bit(run_folder.checkpoints(folder)[0])
     with open(folder / "metrics.jsonl", "ab") as file:
         file.write(b"\n\0\0\0\n" + b'{"note": "mine"}\n')
     set_status(folder, "running")
-    train(config, run_dir=folder, overrides=[])
+    run("callbacks.checkpoints.every_n_steps=4")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: damaged, by the sha256: step-000010.ckpt; going on from step-000008.ckpt"]
     assert_same(state, final_state(folder))
@@ -161,30 +166,25 @@ def test_a_damaged_checkpoint_and_damaged_lines_do_not_prevent_a_resume(composed
 
 @pytest.mark.parametrize("layout", [["data.layout=packed"], ["data.layout=documents", "model.context=300"]])
 @pytest.mark.parametrize(("before", "after"), [(1, 4), pytest.param(4, 1, marks=pytest.mark.slow)])
-def test_another_microbatch_resumes_with_the_same_losses(composed, tmp_path, before, after, layout):
+def test_another_microbatch_resumes_with_the_same_losses(run, before, after, layout):
     """Half of the run with each microbatch: windows, also those of different lengths, and validations are the same."""
-
-    def half(size, *overrides):
-        settings = "trainer.precision=32-true", "schedule=constant", "val_every_n_steps=3", "log_windows=true"
-        return composed(*settings, *layout, f"trainer.microbatch={size}", *overrides)
-
-    train(half(before), run_dir=tmp_path / "straight", overrides=[])
-    train(half(before, "budget.steps=4"), run_dir=tmp_path / "changed", overrides=[])
-    train(half(after), run_dir=tmp_path / "changed", overrides=[])
-    straight, changed = (history(tmp_path / name) for name in ("straight", "changed"))
+    settings = "trainer.precision=32-true", "schedule=constant", "val_every_n_steps=3", "log_windows=true", *layout
+    straight = history(run(*settings, f"trainer.microbatch={before}", folder="straight"))
+    run(*settings, f"trainer.microbatch={before}", "budget.steps=4")
+    folder = run(*settings, f"trainer.microbatch={after}")
+    changed = history(folder)
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (straight, changed)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
     assert [line["step"] for line in straight if "val/loss" in line] == [3, 6, 9, 10]
     assert [line["step"] for line in changed if "val/loss" in line] == [3, 4, 6, 9, 10]
-    assert list(verify.find_problems(tmp_path / "changed")) == []
+    assert list(verify.find_problems(folder)) == []
 
 
-def test_resume_from_another_run(composed, tmp_path):
+def test_resume_from_another_run(run, tmp_path):
     """From a checkpoint of it, or from its folder, which means the newest one and not the best."""
-    first = tmp_path / "first"
-    train(composed(), run_dir=first, overrides=[])
-    train(composed(f"resume={run_folder.checkpoints(first)[1]}"), run_dir=tmp_path / "second", overrides=[])
-    assert_same(final_state(first), final_state(tmp_path / "second"))
+    first = run()
+    second = run(f"resume={run_folder.checkpoints(first)[1]}", folder="second")
+    assert_same(final_state(first), final_state(second))
     (first / "checkpoints" / "best.json").write_text(json.dumps({"file": "step-000005.ckpt"}))
     assert run_folder.find_resume_checkpoint(str(first), tmp_path).name == "step-000010.ckpt"
     assert run_folder.find_checkpoint(str(first), tmp_path).name == "step-000005.ckpt"

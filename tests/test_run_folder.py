@@ -12,11 +12,10 @@ from test_resume import set_status
 from slm import verify
 from slm.errors import ResourceError, Stopped
 from slm.files import run_folder
-from slm.run.train import train
 from slm.training.callbacks.fault import Fault
 
 
-def test_a_run_folder_in_use_is_refused_until_its_process_ends(composed, tmp_path):
+def test_a_run_folder_in_use_is_refused_until_its_process_ends(run, tmp_path):
     folder = tmp_path / "run"
     code = (
         "import pathlib, sys, time; from slm.files import run_folder\n"
@@ -26,13 +25,13 @@ def test_a_run_folder_in_use_is_refused_until_its_process_ends(composed, tmp_pat
     with holder:
         assert holder.stdout.readline() == b"claimed\n"
         with mistake(f"in use by process {holder.pid}; wait for it"):
-            train(composed(), run_dir=folder, overrides=[])
+            run()
         holder.kill()
-    train(composed("callbacks.samples=null"), run_dir=folder, overrides=[])
+    run("callbacks.samples=null")
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_run_folder_that_was_moved_away_ends_the_run(composed, tmp_path, monkeypatch, replaced):
+def test_a_run_folder_that_was_moved_away_ends_the_run(run, tmp_path, monkeypatch, replaced):
     """Neither is the folder created again, nor is a copy in its place written to."""
     folder, moved = tmp_path / "run", tmp_path / "moved"
 
@@ -44,38 +43,37 @@ def test_a_run_folder_that_was_moved_away_ends_the_run(composed, tmp_path, monke
 
     monkeypatch.setattr(Fault, "on_train_batch_start", move)
     with pytest.raises(ResourceError, match="was removed or moved away"):
-        train(composed(*SAVING, fault("kill")), run_dir=folder, overrides=[])
+        run(*SAVING, fault("kill"))
     assert folder.exists() == replaced
     if replaced:
         assert run_folder.read_run_json(folder)["status"] == "running"  # as copied
 
 
-def test_checkpoints_of_another_run_are_refused(composed, tmp_path):
+def test_checkpoints_of_another_run_are_refused(run, tmp_path):
     for name in ("one", "other"):
         with pytest.raises(Stopped):
-            train(composed(*SAVING, fault("terminate")), run_dir=tmp_path / name, overrides=[])
+            run(*SAVING, fault("terminate"), folder=name)
     for path in (tmp_path / "other" / "checkpoints").glob("step-000007*"):
         shutil.copy(path, tmp_path / "one" / "checkpoints")
     with mistake(r"step-000007.ckpt belongs to another run .*; move it away"):
-        train(composed(*SAVING), run_dir=tmp_path / "one", overrides=[])
+        run(*SAVING, folder="one")
     assert any("belongs to another run" in problem for problem in verify.find_problems(tmp_path / "one"))
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(composed, tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(run):
     """Not even from the checkpoint of another run that resume= names."""
-    train(composed("callbacks.samples=null"), run_dir=tmp_path / "other", overrides=[])
-    start = f"resume={run_folder.checkpoints(tmp_path / 'other')[1]}"
-    train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
-    set_status(tmp_path / "run", "running")
-    for path in (tmp_path / "run" / "checkpoints").glob("*.sha256"):
+    other = run("callbacks.samples=null", folder="other")
+    start = f"resume={run_folder.checkpoints(other)[1]}"
+    folder = run("callbacks.samples=null", start)
+    set_status(folder, "running")
+    for path in folder.glob("checkpoints/*.sha256"):
         path.unlink()
     with mistake("is intact; move the folder away"):
-        train(composed("callbacks.samples=null", start), run_dir=tmp_path / "run", overrides=[])
+        run("callbacks.samples=null", start)
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
-def test_a_rank_in_the_environment_does_not_matter_to_one_device(composed, tmp_path, monkeypatch, name):
+def test_a_rank_in_the_environment_does_not_matter_to_one_device(run, monkeypatch, name):
     """A run on one device is its own first process, so it writes the run folder."""
     monkeypatch.setenv(name, "1")
-    train(composed("callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
-    assert list(verify.find_problems(tmp_path / "run")) == []
+    assert list(verify.find_problems(run("callbacks.samples=null"))) == []
