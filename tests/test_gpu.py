@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from test_faults import fault
-from test_resume import assert_same, final_state, history, train_with_kills
+from test_resume import assert_same, history, resumes_exactly
 
 from slm import checkpoint
 from slm.files import jsonl, run_folder
@@ -15,7 +15,6 @@ from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
 from slm.hardware import largest_microbatch, resolve_hardware
 from slm.loss import cross_entropy
-from slm.run.train import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,10 +34,9 @@ def full_precision():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
-def test_a_training_learns_and_logs_memory(composed, tmp_path, precision, optimizer):
+def test_a_training_learns_and_logs_memory(run, precision, optimizer):
     settings = f"optimizer={optimizer}", f"trainer.precision={precision}", "budget.steps=30", "optimizer.lr=1e-2"
-    train(composed(GPU, *settings), run_dir=tmp_path / "run", overrides=[])
-    lines = [line for line in jsonl.lines(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line]
+    lines = [line for line in jsonl.lines(run(GPU, *settings) / "metrics.jsonl") if "train/loss" in line]
     assert lines[-1]["train/loss"] < 0.7 * lines[0]["train/loss"]
     assert all(0 < line["train/grad_norm"] < 100 for line in lines)  # without the loss scale
     assert all(line["device/memory_gb"] > 0 for line in lines)
@@ -49,10 +47,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(composed, tmp_path, monk
     settings = f"optimizer={optimizer}", f"data.workers={workers}", "model.dropout=0.1", "trainer.microbatch=2"
     config = composed(GPU, "trainer.precision=bf16-mixed", "trainer.deterministic=true", *settings)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    train(config, run_dir=tmp_path / "straight", overrides=[])
-    train_with_kills(config, tmp_path / "broken", monkeypatch, [9, 3])
-    assert_same(final_state(tmp_path / "straight"), final_state(tmp_path / "broken"))
-    assert history(tmp_path / "straight") == history(tmp_path / "broken")
+    resumes_exactly(config, tmp_path, monkeypatch, [9, 3])
 
 
 def test_the_loss_equals_that_of_the_cpu():
@@ -68,9 +63,8 @@ def test_the_loss_equals_that_of_the_cpu():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_greedy_texts_equal_those_of_the_cpu(composed, tmp_path):
-    train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
-    path, settings = run_folder.checkpoints(tmp_path / "run")[0], {"max_new_tokens": 80, "seed": 0}
+def test_greedy_texts_equal_those_of_the_cpu(run):
+    path, settings = run_folder.checkpoints(run(*EXACT))[0], {"max_new_tokens": 80, "seed": 0}
     texts = []
     for device in ("cpu", "cuda"):
         loaded = checkpoint.load(path, device)
@@ -81,22 +75,20 @@ def test_greedy_texts_equal_those_of_the_cpu(composed, tmp_path):
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_loss_that_is_not_finite_is_skipped(composed, tmp_path, precision, optimizer):
+def test_a_loss_that_is_not_finite_is_skipped(run, precision, optimizer):
     settings = f"trainer.precision={precision}", f"optimizer={optimizer}", "callbacks.checkpoints.every_n_steps=9"
-    folder, skip = tmp_path / "run", (fault("nonfinite", step=10), "on_nonfinite=skip")
-    train(composed(GPU, *settings, *skip), run_dir=folder, overrides=[])
+    folder = run(GPU, *settings, fault("nonfinite", step=10), "on_nonfinite=skip")
     nine, ten = (checkpoint.read(path) for path in reversed(run_folder.checkpoints(folder)[:2]))
     assert (nine["global_step"], ten["global_step"]) == (9, 10)
     assert_same(nine["state_dict"], ten["state_dict"])
     assert {"step": 10, "train/skipped": 1} in history(folder)
 
 
-def test_auto_microbatch_finds_what_fits_into_memory(composed, tmp_path):
+def test_auto_microbatch_finds_what_fits_into_memory(composed, run):
     """The whole batch of a small model; a part of that of a large one in 4 GB."""
-    config = composed(GPU, "trainer.auto_microbatch=true", "data.batch_windows=64")
-    train(config, run_dir=tmp_path / "run", overrides=[])
-    assert run_folder.read_run_json(tmp_path / "run")["microbatch"] == 64
-    large = replace(config.model, depth=8, width=512, head_dim=64, context=512, vocab_size=16000)
+    folder = run(GPU, "trainer.auto_microbatch=true", "data.batch_windows=64")
+    assert run_folder.read_run_json(folder)["microbatch"] == 64
+    large = replace(composed().model, depth=8, width=512, head_dim=64, context=512, vocab_size=16000)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(4e9 / total)
@@ -119,37 +111,33 @@ class NoSynchronisation(Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_without_metrics_does_not_synchronise(composed, tmp_path):
+def test_a_step_without_metrics_does_not_synchronise(run):
     rare = [f"{key}=10" for key in ("log_every_n_steps", "val_every_n_steps", "callbacks.checkpoints.every_n_steps")]
     settings = "trainer.precision=bf16-mixed", "budget.steps=10", "data.workers=2", "callbacks.samples=null", *rare
-    config = composed(GPU, *settings, f"+callbacks.debug._target_={__name__}.NoSynchronisation")
     try:
-        train(config, run_dir=tmp_path / "run", overrides=[])
+        folder = run(GPU, *settings, f"+callbacks.debug._target_={__name__}.NoSynchronisation")
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
+    assert run_folder.read_run_json(folder)["status"] == "done"
 
 
 @pytest.mark.parametrize("compile", ["true", "false"])
-def test_gradient_checkpointing_saves_memory(composed, tmp_path, compile):
+def test_gradient_checkpointing_saves_memory(run, compile):
     peaks = []
     for recompute in ("false", "true"):
-        config = composed(
-            *(GPU, "trainer.precision=bf16-mixed", f"trainer.compile={compile}", "budget.steps=3"),
-            *(f"model.gradient_checkpointing={recompute}", "model.depth=8", "model.width=256", "model.context=128"),
-            *("data.batch_windows=64", "trainer.microbatch=64"),
-        )
+        model = f"model.gradient_checkpointing={recompute}", "model.depth=8", "model.width=256", "model.context=128"
+        batch = "data.batch_windows=64", "trainer.microbatch=64", "budget.steps=3"
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        train(config, run_dir=tmp_path / recompute, overrides=[])
+        compiled = "trainer.precision=bf16-mixed", f"trainer.compile={compile}"
+        run(GPU, *compiled, *model, *batch, folder=recompute)
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 0.8 * peaks[0]
 
 
-def test_cuda_graphs_generate_the_same_texts(composed, tmp_path, monkeypatch):
+def test_cuda_graphs_generate_the_same_texts(run, monkeypatch):
     """Sampled, in many rows that end at different steps, and beyond the context."""
-    train(composed(*EXACT), run_dir=tmp_path / "run", overrides=[])
-    loaded = checkpoint.load(run_folder.checkpoints(tmp_path / "run")[0], "cuda")
+    loaded = checkpoint.load(run_folder.checkpoints(run(*EXACT))[0], "cuda")
     settings = {"sampler": Sampler(), "max_new_tokens": 150, "seed": 0, "num_samples": 6}
     graphs = complete(loaded.model, loaded.tokenizer, ["the", "a red dog", ""], **settings)
     monkeypatch.setattr("slm.generation.stream.GraphReader", Reader)

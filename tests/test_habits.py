@@ -16,50 +16,33 @@ DATA = ["data=text", "data.path=input.txt", "tokenizer=bytes", "trainer=cpu"]
 
 WORKS = {  # habit -> (what it sets, its value)
     "+trainer.max_steps=7": ("budget.steps", 7),
-    "trainer.max_epochs=3": ("budget.epochs", 3),
     "trainer.max_time=00:01:00": ("budget.max_time", "00:01:00"),
     "+trainer.limit_val_batches=2": ("trainer.lightning", {"limit_val_batches": 2, "num_sanity_val_steps": 0}),
     "trainer.num_sanity_val_steps=2": ("trainer.lightning", {"num_sanity_val_steps": 2}),
     "trainer.profiler=simple": ("trainer.lightning", {"profiler": "simple", "num_sanity_val_steps": 0}),
-    "trainer.gradient_clip_val=0.5": ("trainer.gradient_clip_val", 0.5),
     "++trainer.accumulate_grad_batches=4": ("trainer.accumulate_grad_batches", 4),
-    "trainer.log_every_n_steps=5": ("log_every_n_steps", 5),
     "trainer.precision=16": ("trainer.precision", 16),
-    "trainer=gpu": ("trainer.accelerator", "gpu"),
-    "trainer=ddp_sim": ("trainer.devices", 2),
     "ckpt_path=runs/a/last.ckpt": ("resume", "runs/a/last.ckpt"),
-    "task_name=mine": ("name", "mine"),
-    "paths.output_dir=out": ("run_dir", "out"),
     "hydra.run.dir=out": ("run_dir", "out"),
-    "paths.log_dir=logs": ("runs_dir", "logs"),
     "debug=fdr": ("trainer.fast_dev_run", True),
-    "debug=overfit": ("data.train_windows", 4),
     "callbacks=none": ("callbacks", ["checkpoints"]),
-    "callbacks=ema": ("callbacks.ema", None),
     "logger=null": ("logger", []),
     "~logger": ("logger", []),
     "logger=csv": ("logger", ["csv"]),
     "logger=csv logger.csv=null": ("logger", []),
     "logger=many_loggers": ("logger", ["csv", "tensorboard", "wandb"]),
-    "tags=[a,b]": ("tags", ["a", "b"]),
     "experiment=null": ("name", "small"),
 }
 ANSWERED = {  # habit -> the right name in the answer
     "model.n_layer=4": "did you mean model.depth?",
-    "model.n_embd=64": "did you mean model.width?",
     "model.n_head=4": "did you mean model.head_dim (heads = width / head_dim)?",
-    "model.block_size=64": "did you mean model.context?",
     "+model.max_position_embeddings=64": "did you mean model.context?",
     "data.batch_size=4": "did you mean data.batch_windows (windows per step)?",
-    "data.num_workers=2": "did you mean data.workers?",
     "learning_rate=1e-3": "did you mean optimizer.lr?",
     "model.optimizer.lr=1e-3": "did you mean optimizer.lr?",
-    "max_iters=100": "did you mean budget.steps?",
     "wandb_project=x": "did you mean logger.wandb.project (with logger=wandb)?",
     "model.vocab_size=100": "tokenizer.vocab_size",
-    "trainer.overfit_batches=1": "use debug=overfit",
     "+trainer.limit_train_batches=10": "budget.steps",
-    "trainer.val_check_interval=100": "use val_every_n_steps",
     "trainer.enable_checkpointing=false": "see callbacks.checkpoints",
     "hooks.x=1": "did you mean callbacks?",
 }
@@ -77,7 +60,7 @@ def test_a_habit_works(habit):
         value = value[part] if isinstance(value, dict) else getattr(value, part)
     if key in ("callbacks", "logger"):
         value = list(value)
-    assert expected is None or value == expected
+    assert value == expected
 
 
 @pytest.mark.parametrize("habit", ANSWERED)

@@ -15,8 +15,8 @@ from slm.files import run_folder
 
 
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
-    """A copy to damage."""
+def copy(finished, tmp_path) -> Path:
+    """A run to damage."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -70,11 +70,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("problem", DAMAGES)
-def test_each_damage_is_found(run, problem, verified, capsys):
-    assert verified(str(run)) == 0
+def test_each_damage_is_found(copy, problem, verified, capsys):
+    assert verified(str(copy)) == 0
     assert "checkpoints of steps 5, 10 open" in capsys.readouterr().out
-    DAMAGES[problem](run)
-    assert verified(str(run)) == 1
+    DAMAGES[problem](copy)
+    assert verified(str(copy)) == 1
     assert f"problem: {problem}" in capsys.readouterr().out.splitlines()
 
 
@@ -83,14 +83,14 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path, verified, capsys):
     assert "is not a run folder" in capsys.readouterr().err
 
 
-def test_the_first_difference_is_named(finished, run, verified, capsys):
-    assert verified(str(finished), str(run)) == 0
+def test_the_first_difference_is_named(finished, copy, verified, capsys):
+    assert verified(str(finished), str(copy)) == 0
     assert capsys.readouterr().out == "equal bit for bit\n"
-    change_weight(run, lambda weight: torch.nextafter(weight, torch.tensor(9.0)))
-    assert verified(str(finished), str(run)) == 1
+    change_weight(copy, lambda weight: torch.nextafter(weight, torch.tensor(9.0)))
+    assert verified(str(finished), str(copy)) == 1
     assert capsys.readouterr().out.startswith("first difference: state_dict.model.tokens.weight, by up to ")
-    edit("windows.jsonl", swap_windows)(run)
-    assert verify.first_difference(finished, run).startswith("windows.jsonl, line 4: ")
+    edit("windows.jsonl", swap_windows)(copy)
+    assert verify.first_difference(finished, copy).startswith("windows.jsonl, line 4: ")
 
 
 @pytest.mark.slow
