@@ -78,9 +78,8 @@ def test_the_command_line_is_read_without_torch():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes_and_names(path):
     assert path.stem not in NAMELESS
-    text = path.read_text()
-    assert len(text.splitlines()) <= 300, "split the file"
-    for node in ast.walk(ast.parse(text)):
+    assert len(path.read_text().splitlines()) <= 300, "split the file"
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
 

@@ -14,10 +14,8 @@ from slm.run.trainer import build_callbacks, early_facts
 
 INF, NAN, HUGE = math.inf, math.nan, 10**30
 OPTIONS = {  # the configurations that the cases below change
-    "plain": ["data=text", "data.path=x", "tokenizer=bytes", "trainer=cpu", "debug=default"],
-    "muon": ["data=text", "data.path=x", "optimizer=muon", "trainer=cpu", "debug=default"],
-    "wsd": ["data=text", "data.path=x", "schedule=warmup_stable_decay", "trainer=cpu", "debug=default"],
-    "stories": ["data=storyworld", "trainer=cpu", "debug=default", "logger=wandb"],
+    "plain": ["data=text", "data.path=x", "tokenizer=bytes"],
+    "other": ["data=storyworld", "optimizer=muon", "schedule=warmup_stable_decay", "logger=wandb"],
 }
 CASES = {
     "plain": {
@@ -33,7 +31,9 @@ CASES = {
         "on_spike": ["", "stop", None],
         "val_every_n_steps": [-1, 0, 0.5, INF, None],
         "callbacks.metrics.every_n_steps": [-1, 0, NAN, None],
-        "budget.steps": [-1, 0, 0.5, INF, "abc"],
+        "budget.steps": [-1, 0, 0.5, NAN, INF, "abc"],
+        "budget.tokens": [-1, 0, NAN, INF],
+        "budget.epochs": [-1, 0, NAN, INF],
         "budget.max_time": ["", "1:00", "-1:00:00", "0:0:0", "a:b:c", 5],
         "data.batch_windows": [-1, 0, 2.5, None],
         "data.validation_windows": [-1, 0, NAN, "all"],
@@ -88,7 +88,7 @@ CASES = {
         "callbacks.checkpoints.keep_last": [-1, 0, 1, NAN, None],
         "callbacks.checkpoints": [None],
     },
-    "muon": {
+    "other": {
         "optimizer.lr": [-1, 0, NAN, INF],
         "optimizer.momentum": [-1, 1, 1.5, NAN],
         "optimizer.weight_decay": [-1, NAN, INF],
@@ -96,13 +96,9 @@ CASES = {
         "optimizer.adamw_betas": [[], [2, 2], [0.9, NAN]],
         "optimizer.adamw_eps": [-1, 0, NAN],
         "optimizer.adamw_weight_decay": [-1, NAN, INF],
-    },
-    "wsd": {
         "schedule.decay_fraction": [-1, 1.5, NAN, INF, None],
         "schedule.min_lr_ratio": [-1, NAN],
         "schedule.warmup_steps": [-1, 11],
-    },
-    "stories": {
         "callbacks.stories.count": [-1, 0.5],
         "callbacks.stories.seed": [-1, NAN],
         "data.layout": ["packed"],
@@ -117,7 +113,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def configurations() -> dict[str, dict]:
-    return {name: cli.composed("train", options) for name, options in OPTIONS.items()}
+    common = ["trainer=cpu", "debug=default"]
+    return {name: cli.composed("train", [*options, *common]) for name, options in OPTIONS.items()}
 
 
 def with_value(config: dict, key: str, value) -> dict:

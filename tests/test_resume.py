@@ -116,21 +116,14 @@ def test_a_longer_budget_continues_a_finished_run(run):
     assert list(verify.find_problems(folder)) == []
 
 
-STILL = "optimizer.lr=1e-12", "val_every_n_steps=1", "callbacks.early_stopping.min_delta=0.001", "schedule=constant"
-
-
-def test_a_run_that_stopped_early_does_not_train_on(run):
+def test_patience_may_change_on_resume_and_a_run_that_stopped_early_does_not_train_on(run):
     """With a learning rate of almost nothing no validation improves, so it stops after `patience` of them."""
+    still = "optimizer.lr=1e-12", "val_every_n_steps=1", "callbacks.early_stopping.min_delta=0.001", "schedule=constant"
+    run(*still, "budget.steps=3")
     for _ in range(2):
-        folder = run(*STILL, "callbacks.early_stopping.patience=3")
-        assert final_state(folder)[2] == 4  # one best, three without improvement
+        folder = run(*still, "budget.steps=9", "callbacks.early_stopping.patience=4")
+        assert final_state(folder)[2] == 8  # the first validation that early stopping sees is the best
         set_status(folder, "running")
-
-
-def test_patience_may_change_on_resume(run):
-    run(*STILL, "budget.steps=3")
-    folder = run(*STILL, "budget.steps=9", "callbacks.early_stopping.patience=4")
-    assert final_state(folder)[2] == 8  # the first validation that early stopping sees is the best
 
 
 def test_another_configuration_is_refused_unless_the_change_is_allowed(run):
