@@ -107,6 +107,24 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     assert [line["step"] for line in history(straight) if "val/loss" in line] == [3, 6, 9, 10]
 
 
+def test_a_validation_that_fails_is_repeated(run, monkeypatch):
+    """At the step of a checkpoint, which is written after the validation."""
+    settings, real = ("val_every_n_steps=3", "callbacks.checkpoints.every_n_steps=3"), Pretraining.validation_step
+    straight = run(*settings, folder="straight")
+
+    def step(self, *batch):
+        if self.trainer.global_step == 6:
+            self.trainer.strategy.checkpoint_io.wait()
+            raise Killed
+        return real(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "validation_step", step)
+        with pytest.raises(Killed):
+            run(*settings)
+    assert history(run(*settings)) == history(straight)
+
+
 def test_a_longer_budget_continues_a_finished_run(run):
     for steps in (10, 14):
         folder = run("schedule=constant", "val_every_n_steps=4", "log_windows=true", f"budget.steps={steps}")
