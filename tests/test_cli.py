@@ -43,11 +43,6 @@ def run_dir(small, folder) -> Path:
 # -- training -------------------------------------------------------------------------------------------------------
 
 
-def test_an_experiment_takes_another_tokenizer(small, monkeypatch):
-    experiment = "experiment=modern_small", "tokenizer=characters", "callbacks.samples=null"
-    assert trained(monkeypatch, *small, *experiment, "budget.steps=2", "val_every_n_steps=2") == 0
-
-
 def test_a_run_folder_is_complete(run_dir):
     expected = {".lock", "config.yaml", "overrides.yaml", "run.json", "tokenizer", "checkpoints"}
     expected |= {"metrics.jsonl", "samples.jsonl", "samples.md", "loss.png"}
