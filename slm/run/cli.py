@@ -145,14 +145,16 @@ def compose(overrides: Sequence[str] = ()):
 
 def run_job(cfg: DictConfig) -> Outcome:
     """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep."""
-    hydra_config, name, arguments = HydraConfig.get(), "run", sys.argv[1:]
+    hydra_config, arguments = HydraConfig.get(), sys.argv[1:]
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    name = Path(hydra_config.runtime.output_dir).name if sweep else "run"
     overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
     try:
         config = plain(cfg, hydra_config.runtime.choices, overrides)
         from slm.run.config import read_config
 
         config = read_config(config)
-        if hydra_config.mode == RunMode.MULTIRUN:
+        if sweep:
             if config.run_dir:
                 raise UserError(f"run_dir={config.run_dir} is one folder and -m makes many; leave it out")
             run_dir = Path(hydra_config.runtime.output_dir)
