@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, small_run, trained
 
 from slm import checkpoint
+from slm.files import jsonl
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,20 @@ def test_interpolations_on_the_command_line_are_resolved_and_recorded_as_typed(s
     assert "_seed_42-" in run_dir.name
     assert "max_new_tokens: 2" in (run_dir / "config.yaml").read_text()
     assert "max_new_tokens=${budget.steps}" in (run_dir / "overrides.yaml").read_text()
+
+
+def test_fast_dev_run_in_a_sweep_leaves_finished_runs_alone(text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = [*small_run(text_file, tmp_path), "-m", "seed=1,2", "hydra.sweep.dir=s", "callbacks.samples=null"]
+    assert trained(monkeypatch, *sweep, "budget.steps=1", "val_every_n_steps=1") == 0
+    assert trained(monkeypatch, *sweep, "trainer.fast_dev_run=true") == 0
+    assert {path.parent.name for path in tmp_path.glob("s/*/run.json")} == {"seed-1", "seed-2"}
+
+
+def test_a_finished_run_answers_with_the_metric_that_is_asked_for(finished, text_file, tmp_path, monkeypatch, capsys):
+    metric = [
+        line["val/bits_per_byte"] for line in jsonl.lines(finished / "metrics.jsonl") if "val/bits_per_byte" in line
+    ]
+    arguments = [*small_run(text_file, finished.parent), "log_windows=true", f"run_dir={finished}"]
+    assert trained(monkeypatch, *arguments, f"optimized_metric={name}") == 0
+    assert f"{name} {lowest}" in capsys.readouterr().out

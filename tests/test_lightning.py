@@ -215,3 +215,33 @@ def test_a_plain_trainer_takes_plain_loaders(module, tmp_path):
     trainer.fit(module, loader, loader)
     assert trainer.logged_metrics.keys() >= {"val/loss", "val/perplexity"}
     assert json.dumps({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+
+class GrowingSGD(torch.optim.SGD):
+    """Keeps state in its parameter groups, as Prodigy and schedule-free optimizers do."""
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr=lr)
+        self.param_groups[0]["grown"] = 1.0
+
+    def step(self, closure=None):
+        self.param_groups[0]["grown"] *= 1.01
+        self.param_groups[0]["lr"] *= self.param_groups[0]["grown"]
+        return super().step(closure)
+
+
+def test_state_in_parameter_groups_resumes_exactly(composed, tmp_path, monkeypatch):
+    common = "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=2"
+    config = composed("optimizer._target_=test_lightning.GrowingSGD", "optimizer.lr=0.1", *common)
+    resumes_exactly(config, tmp_path, monkeypatch, [6])
+
+
+def test_no_validation_at_all_still_saves(run):
+    folder = run("trainer.limit_val_batches=0", "callbacks.samples=null", "budget.steps=12", "val_every_n_steps=1")
+    assert [run_folder.step_of(path) for path in run_folder.checkpoints(folder)] == [12, 10]
+
+
+def test_clipping_by_value_beside_a_skipped_update(run):
+    spoiled = added("fault", "slm.training.callbacks.fault.Fault", kind="nonfinite", step=3)
+    folder = run(spoiled, "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip", "callbacks.samples=null")
+    assert values_of(folder, "train/skipped") == {3: 1}

@@ -73,6 +73,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, matrices: dict, rest: torch.optim.AdamW):
         self.rest = rest
         super().__init__([matrices, *rest.param_groups], {})
+        self.defaults = dict.fromkeys(("lr", "momentum", "weight_decay", "betas", "eps"))  # names of the settings
 
     @torch.no_grad()
     def step(self, closure=None):

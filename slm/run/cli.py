@@ -140,7 +140,14 @@ def compose(overrides: Sequence[str] = ()):
     """The RunConfig of these overrides, as `python train.py` would read them. Raises UserError."""
     from slm.run.config import read_config
 
-    return read_config(composed("train", normalized(overrides)))
+    overrides = normalized(overrides)
+    if swept := [override.input_line for override in parsed(overrides) if override.is_sweep_override()]:
+        raise UserError(f"{swept[0]} gives several values, and one run takes one")
+    try:
+        config = composed("train", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    return read_config(config)
 
 
 def run_job(cfg: DictConfig) -> Outcome:
@@ -157,13 +164,14 @@ def run_job(cfg: DictConfig) -> Outcome:
         if sweep:
             if config.run_dir:
                 raise UserError(f"run_dir={config.run_dir} is one folder and -m makes many; leave it out")
-            run_dir = Path(hydra_config.runtime.output_dir)
-            print(f"\n{run_dir.name}", flush=True)
+            folder = Path(hydra_config.runtime.output_dir)
+            print(f"\n{folder.name}", flush=True)
+            run_dir = choose_folder(config) if config.trainer.fast_dev_run else folder
             # the arguments of the other processes of a distributed job
             os.environ["SLM_RUN_DIR"], sys.argv[1:] = str(run_dir), overrides
         else:
             run_dir = choose_folder(config)
-        name = run_dir.name
+        name = name if sweep else run_dir.name
         return Outcome(name, *run(config, run_dir, overrides))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)

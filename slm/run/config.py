@@ -91,6 +91,8 @@ class RunConfig:
         for key in ("log_every_n_steps", "val_every_n_steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.verify_resume and self.trainer.fast_dev_run:
+            raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
         self._check_callbacks()
 
     def _check_callbacks(self):

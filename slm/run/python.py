@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from slm.errors import Stopped
+from slm.errors import Stopped, UserError
 from slm.results import Run
 from slm.run import cli
 
@@ -17,7 +17,8 @@ def train(overrides: Sequence[str] = ()) -> Run:
     config = cli.compose(overrides)
     try:
         folder = cli.choose_folder(config)
-        cli.run(config, folder, list(overrides))
+        if cli.run(config, folder, list(overrides))[1]:
+            raise UserError("verify_resume: the resumed run differs, see above")
     except Stopped:
         pass
     finally:

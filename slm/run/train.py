@@ -51,8 +51,9 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         check_unchanged(before, config, run_dir)
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
-            print(f"{run_dir} is done: {config.optimized_metric} {before['objective']}")
-            return before["objective"]
+            objective = lowest(run_dir, config.optimized_metric)
+            print(f"{run_dir} is done: {config.optimized_metric} {objective}")
+            return objective
     hardware, microbatch = choose_hardware(config)
     start = find_start(config, run_dir)
     from slm.run.trainer import assemble, build_callbacks, early_facts, teardown  # imports Lightning
@@ -175,6 +176,8 @@ def explain(error: Exception, job: Job, loaders: int) -> UserError | None:
         )
     if isinstance(error, FileNotFoundError) and not job.run_dir.is_dir():
         return ResourceError(f"the run folder {job.run_dir} was removed or moved away during training")
+    if type(error).__name__ == "MisconfigurationException":
+        return UserError(f"Lightning refuses the training: {text}")
     if isinstance(error, ModuleNotFoundError) and "slm" not in text:  # a callback or logger of Lightning
         return UserError(f"a package is missing: {text}")
     return None

@@ -163,7 +163,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             enable_progress_bar=shown,
             **passed_on,
         )
-    except (ValueError, TypeError, MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
 

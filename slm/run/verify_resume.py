@@ -4,6 +4,7 @@ The same command line, in processes of its own: 2K steps without interruption; t
 same command again.
 """
 
+import os
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from slm.errors import UserError
 from slm.files import run_folder
+from slm.run import PACKAGE
 from slm.verify import first_difference
 
 K = 8
@@ -57,7 +59,8 @@ def verify_resume(overrides: list[str], root: Path) -> bool:
 def _run(overrides: list[str], folder: Path, what: str, expected: set[int]):
     print(f"{what} ...", flush=True)
     command = [sys.executable, "-m", "slm", "train", *overrides, f"run_dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))  # this very program
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode not in expected:
         shutil.rmtree(folder.parent, ignore_errors=True)
         printed = (done.stderr.strip() or done.stdout.strip()).splitlines()

@@ -46,8 +46,8 @@ def adapt(logger: Logger, trainer: L.Trainer):
     def log(metrics: dict[str, float], step: int | None = None):
         nonlocal previous
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        if values and (step, values) != previous:
-            previous = step, values
+        if values and (step, repr(values)) != previous:  # repr: NaN is not equal to itself
+            previous = step, repr(values)
             log_metrics(values, step=None if step is None else step + 1)
 
     def log_or_disable(metrics: dict[str, float], step: int | None = None):

@@ -57,8 +57,10 @@ class Pretraining(L.LightningModule):
         self.token_lengths = getattr(data, "token_lengths", None)
 
     def on_train_start(self):
-        for group, configured in zip(self.trainer.optimizers[0].param_groups, self.configured):
-            group.update(configured)  # a checkpoint restores the settings it was saved with
+        optimizer = self.trainer.optimizers[0]
+        names = {*optimizer.defaults, "initial_lr"}  # settings; other entries of a group are the optimizer's state
+        for group, configured in zip(optimizer.param_groups, self.configured):
+            group.update({k: v for k, v in configured.items() if k in names})  # not those of the checkpoint
         self._set_learning_rate()
 
     def on_train_batch_start(self, windows: Tensor, index: int):
@@ -124,7 +126,8 @@ class Pretraining(L.LightningModule):
         if gradient_clip_val is None:
             return
         if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+            if any(p.grad is not None for p in self.model.parameters()):  # none if the update is skipped
+                torch.nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
         else:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
 

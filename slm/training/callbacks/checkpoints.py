@@ -69,7 +69,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more
-        elif step % self.validation_steps:
+        elif step % self.validation_steps or not trainer.enable_validation:
             trainer._logger_connector.update_train_step_metrics()  # Lightning would write them after the checkpoint
             self._finish_step(trainer, improved=False)
 

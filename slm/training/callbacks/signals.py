@@ -27,11 +27,14 @@ class StopSignals(Callback):
         self.request: Stopped | None = None
         self.previous: dict[signal.Signals, Any] = {}  # handlers to restore
 
-    def on_train_start(self, trainer, module):
+    def setup(self, trainer, module, stage):
         numbers = (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
-        for number in numbers:
-            self.previous[number] = signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # delivers signals that arrived before training
+        self.previous = {number: signal.getsignal(number) for number in numbers}  # before Lightning adds its own
+
+    def on_train_start(self, trainer, module):
+        for number in self.previous:
+            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.previous)  # delivers signals that arrived before training
 
     def teardown(self, trainer, module, stage):
         for number, handler in self.previous.items():
