@@ -176,9 +176,8 @@ def test_fast_dev_run_in_a_sweep_leaves_finished_runs_alone(text_file, tmp_path,
 
 
 def test_a_finished_run_answers_with_the_metric_that_is_asked_for(finished, text_file, tmp_path, monkeypatch, capsys):
-    metric = [
-        line["val/bits_per_byte"] for line in jsonl.lines(finished / "metrics.jsonl") if "val/bits_per_byte" in line
-    ]
+    lines, name = jsonl.lines(finished / "metrics.jsonl"), "val/bits_per_byte"
+    lowest = min(line[name] for line in lines if name in line)
     arguments = [*small_run(text_file, finished.parent), "log_windows=true", f"run_dir={finished}"]
     assert trained(monkeypatch, *arguments, f"optimized_metric={name}") == 0
     assert f"{name} {lowest}" in capsys.readouterr().out
