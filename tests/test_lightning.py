@@ -245,3 +245,14 @@ def test_clipping_by_value_beside_a_skipped_update(run):
     spoiled = added("fault", "slm.training.callbacks.fault.Fault", kind="nonfinite", step=3)
     folder = run(spoiled, "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip", "callbacks.samples=null")
     assert values_of(folder, "train/skipped") == {3: 1}
+
+
+def test_settings_of_torch_end_with_a_run(run):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        run("trainer=debug", "callbacks.samples=null")
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -47,6 +47,7 @@ CASES = {
         "trainer.devices": [0, -2, 0.5, HUGE, "abc", None],
         "trainer.num_nodes": [-1, 0, 2, None],
         "trainer.gradient_clip_val": [-1, 0, NAN, "abc"],
+        "trainer.num_sanity_val_steps": ["abc"],
         "trainer.precision": ["", "8", None],
         "trainer.accelerator": ["", "tpu", None],
         "trainer.accumulate_grad_batches": [-1, 0, 3, 0.5],

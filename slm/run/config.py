@@ -156,6 +156,8 @@ def read_trainer(values: Any) -> TrainerConfig:
     for key, remedy in REFUSED_TRAINER_KEYS.items():
         if values.get(key) is not None:
             raise UserError(f"trainer.{key} is not passed on to Lightning: {remedy}")
+    if not isinstance(values.get("num_sanity_val_steps") or 0, int):
+        raise UserError(f"trainer.num_sanity_val_steps={values['num_sanity_val_steps']} must be a whole number")
     passed_on = {key: value for key, value in values.items() if key in PASSED_ON and value is not None}
     own = {key: value for key, value in values.items() if key not in PASSED_ON and key not in REFUSED_TRAINER_KEYS}
     return typed(TrainerConfig, {**own, "lightning": passed_on}, "trainer")

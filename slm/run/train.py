@@ -4,9 +4,12 @@ import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from slm.errors import ResourceError, Stopped, UserError
 from slm.estimate import parameters
@@ -40,8 +43,26 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str]) -> float | 
     Raises UserError, ResourceError, Diverged, or Stopped after a signal.
     """
     run_folder.check_is_run_folder(run_dir)
-    with run_folder.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext():
+    claim = run_folder.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext()
+    with claim, torch_settings_kept():
         return run_once(config, run_dir, overrides)
+
+
+@contextlib.contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Restores the process-wide settings of torch that a Trainer changes, for the next job of a sweep or notebook."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | None:
