@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
 import sys
 import traceback
 
 DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission, broken
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of terminals, and of writing order
 
 
 class UserError(ValueError):
@@ -40,6 +42,16 @@ class Stopped(Exception):
         self.reason, self.exit_code, self.requeue = reason, exit_code, requeue
 
 
+def printable(text: str, limit: int | None = None) -> str:
+    """The text with control characters as \\x escapes, so that it cannot command a terminal; line ends and tabs stay.
+
+    A longer text than `limit` characters is cut in its middle.
+    """
+    if limit is not None and len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-(limit // 2) :]}"
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
 def report(error: Exception) -> int:
     """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 also the traceback."""
     if os.environ.get("SLM_DEBUG"):
@@ -47,7 +59,7 @@ def report(error: Exception) -> int:
     code, source = getattr(error, "exit_code", 2), error
     while not str(source) and (source.__cause__ or source.__context__):  # Hydra wraps its errors in empty ones
         source = source.__cause__ or source.__context__
-    print("error: " + " ".join(str(source).split()), file=sys.stderr)
+    print("error: " + printable(" ".join(str(source).split()), 1000), file=sys.stderr)
     return code
 
 
