@@ -2,7 +2,8 @@
 
 `step` counts the steps already done (0 at the first update), `steps` are those of the whole run. Nothing is stored, so
 nothing must be restored. All warm up linearly over `warmup_steps` updates (None: `warmup_fraction` of all steps), the
-last of which runs at the peak. They raise UserError for an impossible setting.
+last of which runs at the peak; without a warmup the first update does. A decay begins with the update after the peak
+and ends at exactly `min_lr_ratio` with the last update. They raise UserError for an impossible setting.
 """
 
 import math
@@ -25,7 +26,8 @@ def linear(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int |
     warmup = _warmup(steps, warmup_fraction, warmup_steps)
     if step < warmup:
         return (step + 1) / warmup
-    return 1 - (1 - min_lr_ratio) * _progress(step, warmup, steps)
+    fall = _progress(step, warmup, steps)
+    return 1 - fall + min_lr_ratio * fall
 
 
 def cosine(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None, min_lr_ratio: float) -> float:
@@ -34,7 +36,8 @@ def cosine(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int |
     warmup = _warmup(steps, warmup_fraction, warmup_steps)
     if step < warmup:
         return (step + 1) / warmup
-    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, steps)))
+    fall = 0.5 * (1 - math.cos(math.pi * _progress(step, warmup, steps)))
+    return 1 - fall + min_lr_ratio * fall
 
 
 def warmup_stable_decay(
@@ -53,7 +56,8 @@ def warmup_stable_decay(
     warmup = _warmup(steps, warmup_fraction, warmup_steps)
     if step < warmup:
         return (step + 1) / warmup
-    return 1 - (1 - min_lr_ratio) * _progress(step, max(warmup, round(steps * (1 - decay_fraction))), steps)
+    fall = _progress(step, max(warmup, steps - round(steps * decay_fraction)), steps)
+    return 1 - fall + min_lr_ratio * fall
 
 
 def inverse_sqrt(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None) -> float:
@@ -83,5 +87,6 @@ def _check_min(ratio: float):
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """0 at `start`, 1 at `end`, constant outside."""
-    return min(max((step - start) / max(end - start, 1), 0.0), 1.0)
+    """0 up to update number `start` (counted from 1; at least the first), 1 from number `end` on."""
+    start = max(start, 1)
+    return min(max((step + 1 - start) / max(end - start, 1), 0.0), 1.0)
