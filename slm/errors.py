@@ -1,10 +1,13 @@
 """The exceptions that a command turns into one line and an exit code. Any other exception is a bug of this program."""
 
+import contextlib
 import errno
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission, broken
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
@@ -61,6 +64,20 @@ def report(error: Exception) -> int:
         source = source.__cause__ or source.__context__
     print("error: " + printable(" ".join(str(source).split()), 1000), file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def file_operation(name: str, path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Adds the operation (read, write, delete, list, lock) and the file to an OSError of the block.
+
+    Python leaves out the file's name for a full disk. `instead_of`: a temporary file, of which the user has not heard.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not hasattr(error, "operation") and error.filename in (None, str(path), str(instead_of)):
+            error.operation, error.filename = name, str(path)
+        raise
 
 
 def explain_os_error(error: Exception) -> UserError | None:

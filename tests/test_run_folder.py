@@ -1,6 +1,10 @@
 """One run folder belongs to one process and one run."""
 
+import errno
+import fcntl
+import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -11,7 +15,7 @@ from test_resume import set_status
 
 from slm import verify
 from slm.errors import ResourceError, Stopped
-from slm.files import run_folder
+from slm.files import atomic, run_folder
 from slm.training.callbacks.fault import Fault
 
 
@@ -77,3 +81,46 @@ def test_a_rank_in_the_environment_does_not_matter_to_one_device(run, monkeypatc
     """A run on one device is its own first process, so it writes the run folder."""
     monkeypatch.setenv(name, "1")
     assert list(verify.find_problems(run("callbacks.samples=null"))) == []
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_or_flushes_is_used_with_one_warning(run, monkeypatch, capsys, reason):
+    """As network and FUSE file systems answer. A cold cache and a run folder take several locks."""
+    real = os.fsync
+
+    def lockf(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic._warn_without_locks.cache_clear()
+    assert list(verify.find_problems(run("callbacks.samples=null", "budget.steps=2"))) == []
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == [
+        f"warning: this file system has no locks ({os.strerror(reason)}), so two processes on the same folder are not "
+        "kept apart"
+    ]
+
+
+def test_a_wait_for_a_lock_is_announced_once(tmp_path, monkeypatch):
+    """A second process holds the lock until the call that precedes the wait."""
+    lock, waits = tmp_path / ".lock", []
+    code = (
+        "import pathlib; from slm.files import atomic\n"
+        f"with atomic.locked(pathlib.Path({str(lock)!r}), wait=False): print(flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+
+        def on_wait():
+            waits.append(lock.read_text())
+            holder.communicate(b"\n")
+
+        with atomic.locked(lock, wait=True, on_wait=on_wait):
+            assert waits == [str(holder.pid)]
+            assert lock.read_text() == str(os.getpid())

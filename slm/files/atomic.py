@@ -1,13 +1,22 @@
 """Atomic, fsynced writes; sha256 sidecars; locks."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from slm.errors import file_operation
+
+UNSUPPORTED = (  # answers of network and FUSE file systems that cannot lock, or flush a folder
+    errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -19,17 +28,15 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if digest:
-            write(digest_path(path), f"{sha256(temporary)}  {path.name}\n".encode())
-        temporary.replace(path)
+        with file_operation("write", path, instead_of=temporary):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                _fsync(file.fileno())
+            if digest:
+                write(digest_path(path), f"{sha256(temporary)}  {path.name}\n".encode())
+            temporary.replace(path)
         flush(path.parent)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name the file
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,11 +57,20 @@ def write_text(path: Path, text: str):
 
 def flush(path: Path):
     """Makes a file's content, or a folder's entries, survive a power cut (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with file_operation("write", path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _fsync(descriptor: int):
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -85,14 +101,41 @@ def is_intact(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
+def locked(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds a lock file that contains the holder's process id; the system releases it when that process ends.
 
+    `on_wait` is called once before waiting for another holder. On a file system without locks a warning is printed.
     Raises BlockingIOError if another process holds it and `wait` is false.
     """
-    with open(path, "a+") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: forked loaders do not inherit it
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with contextlib.ExitStack() as held:
+        with file_operation("lock", path):
+            file = held.enter_context(open(path, "a+"))
+            try:
+                _lock(file, fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                if on_wait:
+                    on_wait()
+                _lock(file, 0)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
+
+
+def _lock(file: IO, mode: int):
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | mode)  # lockf: forked loaders do not inherit it
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn_without_locks(error.strerror)
+
+
+@functools.cache  # once per process
+def _warn_without_locks(reason: str):
+    print(
+        f"warning: this file system has no locks ({reason}), so two processes on the same folder are not kept apart",
+        file=sys.stderr,
+    )
