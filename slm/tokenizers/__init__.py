@@ -5,6 +5,7 @@ from the documents, and `load(folder)`, the inverse of `save`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slm.errors import UserError
-from slm.files import atomic
+from slm.errors import UserError, printable
 
 KINDS = {  # the "kind" in tokenizer.json -> module:class
     "sentencepiece": "slm.tokenizers.sentencepiece:SentencePieceTokenizer",
@@ -55,16 +55,45 @@ class Tokenizer(Protocol):
         """Writes all files that `load` needs; the KINDS write their kind into tokenizer.json. Deterministic."""
 
 
+def pieces(tokenizer: Tokenizer) -> np.ndarray:
+    """The UTF-8 bytes of every id, as objects (V,)."""
+    table = np.empty(tokenizer.vocab_size, dtype=object)
+    table[:] = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+    return table
+
+
+def lost_bytes(pieces: np.ndarray, texts: Sequence[str], arrays: Sequence[np.ndarray]) -> int:
+    """UTF-8 bytes of the characters of the texts that their ids do not contain: replaced, changed or left out.
+
+    At least 1 for each text that its ids do not restore exactly, so 0 means that the ids contain all texts.
+    """
+    lost = 0
+    for text, ids in zip(texts, arrays, strict=True):
+        restored = b"".join(pieces[ids])
+        if restored != text.encode():
+            missing = Counter(text) - Counter(restored.decode("utf-8", errors="replace"))
+            lost += max(1, sum(len(character.encode()) * count for character, count in missing.items()))
+    return lost
+
+
 def load(folder: Path) -> Tokenizer:
     """Loads a saved tokenizer of one of the KINDS; imports nothing that the folder names.
 
-    Raises: Damaged: if a file is missing or damaged; UnknownKind: for a tokenizer class that is not part of slm.
+    Raises: Damaged: if a file is missing or holds anything but such a tokenizer; UnknownKind: for a tokenizer class
+    that is not part of slm; OSError: if a file cannot be read.
     """
     kind = read_settings(folder).get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UnknownKind(f"{folder} holds a tokenizer of kind {kind!r}, not {', '.join(KINDS)}; give its own class")
+        shown = printable(repr(kind), 100)
+        raise UnknownKind(f"{folder} holds a tokenizer of kind {shown}, not {', '.join(KINDS)}; give its own class")
     module, name = KINDS[kind].split(":")
-    return getattr(import_module(module), name).load(folder)
+    tokenizer = getattr(import_module(module), name)
+    try:
+        return tokenizer.load(folder)
+    except (UserError, OSError):
+        raise
+    except Exception:  # malformed content has no common error: keys, types, ids, UTF-8, the library's own
+        raise damaged(folder, "tokenizer.json") from None
 
 
 def write_settings(folder: Path, settings: dict) -> None:
@@ -75,12 +104,21 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 def read_settings(folder: Path) -> dict:
     """The inverse of `write_settings`. Raises: Damaged: if tokenizer.json is missing or not a JSON object."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise Damaged(f"{folder} has no tokenizer.json; give the folder of a saved tokenizer")
-    if (settings := atomic.read_object(path)) is None:
-        raise damaged(folder, path.name)
+    try:
+        settings = json.loads(read_file(folder, "tokenizer.json"))
+    except (ValueError, RecursionError):  # JSON that is no JSON, too large a number, too many brackets
+        settings = None
+    if not isinstance(settings, dict):
+        raise damaged(folder, "tokenizer.json")
     return settings
+
+
+def read_file(folder: Path, file: str) -> bytes:
+    """A file of a saved tokenizer. Raises: Damaged: if there is none; OSError: if it cannot be read."""
+    try:
+        return (folder / file).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise damaged(folder, file) from None
 
 
 def damaged(folder: Path, file: str) -> Damaged:
