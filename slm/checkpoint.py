@@ -1,29 +1,40 @@
 """Checkpoint files: a training's state to disk; model, tokenizer and step from disk.
 
 A sha256 sidecar lies beside each file, since torch loads a flipped bit without an error. Only plain types and tensors
-are written and read (weights_only), so a checkpoint cannot execute code.
+are written and read (weights_only), so a checkpoint cannot execute code; and what a file claims to hold is compared
+with what it holds before memory is allocated for it.
 """
 
 import pickle
+import pickletools
+import re
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from slm import tokenizers
-from slm.errors import UserError
-from slm.files import atomic
+from slm.errors import ResourceError, UserError, printable
+from slm.files import atomic, run_folder
+from slm.hardware import is_out_of_memory
 from slm.model import GPT, GPTConfig
-from slm.security import NAME, is_bounded
+from slm.security import MAX_NODES, is_bounded, leaves
 from slm.tokenizers import Tokenizer
 
 FORMAT = 3
+MAX_NUMBER = 2**63  # whole numbers in the description of a model are smaller
+OPCODES_PER_NODE = 10  # of a pickle; a number takes one or two, a tensor about forty
+CALLED = re.compile(  # by the pickle; weights_only allows others, which make memory of any size from one number
+    r"collections (OrderedDict|Counter)|_codecs encode|(__builtin__|builtins) (set|complex)"
+    r"|torch (Size|device|[A-Z]\w+Storage|u?int\d+|b?float\w+|complex\d+|bool)"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter"
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +62,15 @@ def describe(model: GPTConfig, tokenizer_folder: Path, config: dict | None = Non
     }
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The files of a saved tokenizer, by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def tokenizer_files(folder: Path) -> dict[str, bytes | str]:
+    """The files of a saved tokenizer, by name, without hidden files and subfolders. An empty one is "", since b"" would
+    be pickled as a call."""
+    return {path.name: path.read_bytes() or "" for path in sorted(folder.iterdir()) if belongs(path)}
+
+
+def belongs(path: Path) -> bool:
+    """True for a file that a tokenizer has saved: hidden files and folders are of other programs."""
+    return path.is_file() and _is_file_name(path.name)
 
 
 def save(checkpoint: dict[str, Any], path: Path):
@@ -70,7 +87,7 @@ def save(checkpoint: dict[str, Any], path: Path):
 def read(path: Path) -> dict[str, Any]:
     """The raw checkpoint, on the CPU. Raises UserError for a missing, damaged or foreign file."""
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; ckpt= takes a .ckpt file, a run folder, latest, last or best")
+        raise UserError(f"{path} is not a file; give a .ckpt file")
     if atomic.digest_path(path).exists() and not atomic.is_intact(path):
         raise UserError(f"{path} is damaged: its sha256 is not the one beside it; take another checkpoint")
     checkpoint = _unpickled(path)
@@ -78,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise UserError(f"{path} is a checkpoint, but not one of slm")
     version = described.get("format")
-    if isinstance(version, int) and version != FORMAT:
+    if type(version) is int and version != FORMAT:
         age, remedy = ("a newer", "update slm") if version > FORMAT else ("an older", "use that one")
         raise UserError(
             f"{path} was written by {age} version: its checkpoint format is {version}, this program reads {FORMAT}; "
@@ -89,31 +106,33 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load(path: Path, device: str | torch.device = "cpu", tokenizer: type[Tokenizer] | None = None) -> Loaded:
-    """Rebuilds model and tokenizer from the file alone. Raises UserError for a missing, damaged or foreign file.
+def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[Tokenizer] | None = None) -> Loaded:
+    """Rebuilds model and tokenizer from a .ckpt file alone, or from the best of a run folder.
 
     `tokenizer` is the class of a tokenizer from outside slm: nothing that a file names is ever imported.
+    Raises UserError for a missing, damaged or foreign file, ResourceError for too little memory.
     """
+    path = run_folder.find_checkpoint(str(path), Path("runs"))
     checkpoint = read(path)
     described, weights = checkpoint["slm"], checkpoint["state_dict"]
-    try:
-        config = GPTConfig(**described["model"])
-    except (TypeError, UserError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    try:
-        check_weights(path, config, weights)
-        model = GPT(config)
-    except (TypeError, RuntimeError, MemoryError, OverflowError):
-        raise UserError(f"{path} is damaged: its model cannot be built; take another checkpoint") from None
-    model.load_state_dict(_without_prefix(weights))
+    config = _model_config(path, described["model"])
+    check_weights(path, config, weights)
     restored = _tokenizer(path, described["tokenizer"], tokenizer.load if tokenizer else tokenizers.load)
     if restored.vocab_size != config.vocab_size:
         raise UserError(
             f"{path} is damaged: its tokenizer has {restored.vocab_size:,} ids and its model {config.vocab_size:,}; "
             "take another checkpoint"
         )
+    try:
+        model = GPT(config)
+        model.load_state_dict(_without_prefix(weights))
+        model = model.to(device).eval()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"not enough memory on device={device} for the model of {path}") from None
     return Loaded(
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=restored,
         step=checkpoint["global_step"],
         config=described["config"],
@@ -126,8 +145,11 @@ def check_weights(path: Path, config: GPTConfig, weights: dict[str, Tensor]):
     """Raises UserError with the first three missing, unknown or wrongly shaped tensors of such a model."""
     if config.depth > len(weights):
         raise UserError(f"{path} holds {len(weights)} tensors, too few for model.depth={config.depth}")
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError):  # of torch, for tensors larger than any memory
+        raise UserError(f"{path} is damaged: its model is too large to be built; take another checkpoint") from None
     found = {name: tuple(tensor.shape) for name, tensor in _without_prefix(weights).items()}
     wrong = [f"{name} {expected[name]} is missing" for name in expected if name not in found]
     wrong += [f"{name} {found[name]} is not the model's" for name in found if name not in expected]
@@ -142,60 +164,121 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
+def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
+    """The configuration of the model. Raises UserError for an unknown, missing, mistyped or impossible value."""
+    hints = get_type_hints(GPTConfig)
+    for name, value in values.items():
+        types = _types_in(hints.get(name))
+        types |= {int} if float in types else set()
+        fitting = all(type(item) in types and (type(item) is not int or item < MAX_NUMBER) for _, item in leaves(value))
+        if name in hints and not fitting:
+            raise UserError(f"{path} is damaged: model.{name}={printable(repr(value), 100)} is not such a value")
+    try:
+        return GPTConfig(**values)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged: {printable(str(error), 300)}") from None
+
+
+def _types_in(hint: Any) -> set[type]:
+    """The types of single values in an annotation, without its lists."""
+    return set().union(*map(_types_in, get_args(hint))) if get_args(hint) else {hint}
+
+
 def _unpickled(path: Path) -> Any:
-    """Tensors and plain values from torch's zip archive. Compressed entries are refused: they may be zip bombs."""
+    """Tensors and plain values from torch's zip archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
-    except Exception:  # zipfile's errors have no common base class
-        plain = False
-    if not plain:
-        raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file")
-    try:
+        if not _is_plain(path):
+            raise pickle.UnpicklingError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a file that is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, NotImplementedError):  # of zipfile: an unknown compression
+        raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} contains code or is damaged: it holds more than tensors and plain values, so it is not loaded"
         ) from None
-    except Exception:  # torch's errors have no common base class either
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # torch's errors have no common base class
+        if is_out_of_memory(error):
+            raise ResourceError(f"not enough memory to read {path}") from None
         raise UserError(f"{path} is damaged; take another checkpoint of the run") from None
 
 
+def _is_plain(path: Path) -> bool:
+    """True if the pickle in the archive is of bounded size and names only what is in CALLED.
+
+    Raises BadZipFile if entries are compressed, share bytes or names, or are hidden: they may be zip bombs, or be other
+    ones for torch than for zipfile.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        pickles = [part for part in parts if part.filename.casefold().endswith("data.pkl")]
+        stored = all(part.compress_type == zipfile.ZIP_STORED and not part.flag_bits & 1 for part in parts)
+        distinct = len({part.filename.casefold() for part in parts}) == len(parts)
+        fitting = sum(part.file_size for part in parts) <= path.stat().st_size
+        if not stored or not distinct or not fitting or len(pickles) != 1 or archive.comment:
+            raise zipfile.BadZipFile
+        with archive.open(pickles[0]) as file:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+                if count > OPCODES_PER_NODE * MAX_NODES:
+                    return False
+                if opcode.name in ("GLOBAL", "INST") and not CALLED.fullmatch(argument):
+                    return False
+    return True
+
+
 def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
-    """True if every field that is used later has its type, and nested values are of bounded size."""
-    weights, files = checkpoint.get("state_dict"), described.get("tokenizer")
+    """True if every field that is used later has its type, nested values are of bounded size, and no tensors share
+    their elements, but for an embedding and a head: together they are as large as the file."""
+    weights, files, step = checkpoint.get("state_dict"), described.get("tokenizer"), checkpoint.get("global_step")
     return (
         is_bounded(checkpoint)
-        and isinstance(checkpoint.get("global_step"), int)
+        and type(step) is int
+        and 0 <= step < MAX_NUMBER
         and all(isinstance(described.get(key), dict) for key in ("model", "config"))
+        and all(isinstance(name, str) for name in described["model"])
         and all(isinstance(described.get(key), str) for key in ("run_id", "corpus"))
         and isinstance(weights, dict)
         and all(isinstance(name, str) and _is_dense(tensor) for name, tensor in weights.items())
+        and _is_as_large_as_its_elements([value for _, value in leaves(checkpoint) if isinstance(value, Tensor)])
         and isinstance(files, dict)
-        and all(isinstance(name, str) and NAME.fullmatch(name) for name in files)
-        and all(isinstance(content, bytes) for content in files.values())
+        and all(isinstance(name, str) and _is_file_name(name) for name in files)
+        and len({name.casefold() for name in files}) == len(files)
+        and all(isinstance(content, bytes) or content == "" for content in files.values())
     )
 
 
 def _is_dense(tensor: Any) -> bool:
-    """True for a dense floating-point tensor whose elements are all in memory."""
-    dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return dense and tensor.is_floating_point() and tensor.is_contiguous()
+    """True for a floating-point tensor whose elements lie in memory one after the other."""
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.is_contiguous()
 
 
-def _tokenizer(path: Path, files: dict[str, bytes], load: Callable[[Path], Tokenizer]) -> Tokenizer:
+def _is_as_large_as_its_elements(tensors: list[Tensor]) -> bool:
+    """True if the tensors have at most twice as many elements as their memory holds."""
+    held = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.itemsize for tensor in tensors
+    }
+    return sum(tensor.numel() for tensor in tensors) <= 2 * sum(held.values())
+
+
+def _is_file_name(name: str) -> bool:
+    """True for a name that is one file, not hidden, on every system."""
+    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256
+
+
+def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path], Tokenizer]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content or b"")
         try:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
             return load(Path(folder))
         except tokenizers.UnknownKind:
             raise UserError(
                 f"{path} holds a tokenizer of a class outside slm; give the class: slm.load(..., tokenizer=MyTokenizer)"
             ) from None
-        except (tokenizers.Damaged, IsADirectoryError):
+        except tokenizers.Damaged:
             raise UserError(
                 f"{path} holds a tokenizer that is damaged or not known to this version; take another checkpoint"
             ) from None
