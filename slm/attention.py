@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from slm.errors import UserError
 
 GATE_CHANNELS = 12  # of the input, that the gate of a value embedding reads
+MAX_ANGLES = 2**25  # numbers in a table of rotary positions: 134 MB; no weights stand behind a context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class AttentionConfig:
             )
         if not 1 <= self.rope_base <= 1e15:
             raise UserError(f"model.rope_base={self.rope_base} must be at least 1, at most 1e15")
+        if self.context * self.head_dim > MAX_ANGLES:
+            most = MAX_ANGLES // self.head_dim
+            raise UserError(f"model.context={self.context} must be at most {most} with model.head_dim={self.head_dim}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
 
