@@ -1,12 +1,17 @@
 """Corpora: equal documents from every source, errors with a remedy, correct splits and fingerprints."""
 
+import gzip
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +39,7 @@ FIRST, EMPTY, LAST = (f"train-0000{number}-of-00003.parquet" for number in range
 VALIDATION = "validation-00000-of-00001.parquet"
 
 
-def write_shard(folder: Path, name: str, rows: list, column: str = "text", kind: str = "string") -> None:
+def write_shard(folder: Path, name: str, rows: list, column: str = "text", kind: str | pa.DataType = "string") -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     table = pa.table({column: pa.array(rows, kind)})
     pyarrow.parquet.write_table(table, folder / "data" / name, compression="none")
@@ -94,6 +99,16 @@ def damage_pages(shard: Path) -> None:
     shard.write_bytes(content[:8] + b"\xff" * 60 + content[68:])  # the footer stays intact
 
 
+def write_twice(shard: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, shard)
+
+
+def write_bytes_as_text(shard: Path) -> None:
+    array = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    pyarrow.parquet.write_table(pa.table({"text": array}), shard)
+
+
 DAMAGES = {  # change of a folder `data` -> the message
     "empty": (lambda data: shutil.rmtree(data), "no train files in .*: the folder must hold data/"),
     "half copied": (lambda data: (data / EMPTY).unlink(), "one of 3 files, but 2 exist"),
@@ -101,6 +116,10 @@ DAMAGES = {  # change of a folder `data` -> the message
     "no parquet": (lambda data: (data / EMPTY).write_text("no" * 50), "not a parquet file"),
     "damaged pages": (lambda data: damage_pages(data / FIRST), "failed, try again or copy it again"),
     "other column": (lambda data: write_shard(data.parent, EMPTY, ["x"], "story"), r"columns \['story'\]"),
+    "a column twice": (lambda data: write_twice(data / EMPTY), r"columns \['text', 'text'\]"),
+    "lists": (lambda data: write_shard(data.parent, EMPTY, [["a"]], kind=pa.list_(pa.string())), "`text` of list"),
+    "invalid UTF-8": (lambda data: write_bytes_as_text(data / LAST), f"reading .*{LAST} failed"),
+    "truncated": (lambda data: (data / LAST).write_bytes((data / LAST).read_bytes()[:-9]), "not a parquet file or"),
     "numbers": (lambda data: write_shard(data.parent, EMPTY, [1], kind="int64"), "`text` of int64 instead of text"),
     "bytes": (lambda data: write_shard(data.parent, EMPTY, [b"a"], kind="binary"), "`text` of binary instead of text"),
 }
@@ -190,7 +209,7 @@ def test_without_a_hub_one_request_with_a_time_limit_and_one_line(tmp_path, monk
         (Server(parts=trickle), None, "", r"no answer within 0\.3 s"),
         (Server(), None, "1", "HF_HUB_OFFLINE is set"),
         (Server(), "http://127.0.0.1:9", "", "Connection refused"),
-        (Server(), "nonsense", "", "unknown url type"),
+        (Server(), "nonsense", "", "UnsupportedProtocol"),
     ):
         with server:
             monkeypatch.setenv("HF_ENDPOINT", endpoint or f"{server.endpoint}/")
@@ -232,16 +251,18 @@ def both(corpus: Text | Shakespeare) -> tuple[list[str], list[str]]:
 
 
 def test_text_from_files_folders_and_globs_absolute_relative_and_under_home(tmp_path, monkeypatch):
-    """Without blank files, a folder, a broken link and a pipe that has no writer."""
+    """Without blank files, a folder, and hidden files and folders, unless the path names them."""
     for name in ("b.txt", "a/z.txt", "a/y/x.txt", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f" {name}\n")
     for name, content in {"0.txt": "", "blank.txt": " \n\t\n"}.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "c.txt").mkdir()
-    (tmp_path / "d.txt").symlink_to("nowhere")
-    os.mkfifo(tmp_path / "e.txt")
+    for name in (".ipynb_checkpoints/b-checkpoint.txt", "a/.git/z.txt", "._b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("hidden")
     assert text(tmp_path).fingerprint()
+    assert both(text(tmp_path / ".ipynb_checkpoints")) == both(text(tmp_path / ".*" / "*.txt")) == (["hid"], ["den"])
     assert both(text(tmp_path)) == ([" a/y/x.txt\n", " a/z.txt\n"], [" b.txt\n"])
     assert both(text(tmp_path / "**" / "[xz].txt")) == ([" a/y/x.txt\n"], [" a/z.txt\n"])
     assert both(text(tmp_path / "*.[tm]?*", train_ratio=0.1)) == ([" b.txt\n"], [" notes.md\n"])
@@ -306,10 +327,11 @@ def test_a_seeded_split_depends_on_seed_and_index_alone(tmp_path):
 TEXT_ERRORS = {
     "null": (None, {}, r"data.path is missing: give data\.path=<file, folder or glob>"),
     "missing": ("tiny.txt", {}, "does not exist, did you mean .*tinny.txt"),
-    "pipe": ("pipe", {}, "pipe: neither a file nor a folder"),
+    "pipe": ("pipe", {}, "pipe is neither a file nor a folder: leave it out"),
     "unreadable": ("/proc/self/mem", {}, "mem cannot be read: Input/output error"),
     "link to nothing": ("gone", {}, "gone does not exist$"),
-    "odd glob": ("a**b", {}, r"names no file: Invalid pattern"),
+    "odd glob": ("a**b", {}, r"a\*\*b: no file matches"),
+    "long name": ("x" * 300, {}, "xxx cannot be read: File name too long"),
     "unknown user": ("~nobody-of-that-name/x.txt", {}, "does not exist"),
     "missing folder": ("no/where/tiny.txt", {}, "does not exist$"),
     "glob": ("*.xml", {}, "no file matches"),
@@ -345,6 +367,101 @@ def test_text_errors_come_before_the_first_document(tmp_path, case):
         next(corpus.documents("train"))
 
 
+def gzipped(content: bytes) -> bytes:
+    return gzip.compress(content)
+
+
+def zipped(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("word/document.xml", content)
+    return buffer.getvalue()
+
+
+def tarred(content: bytes) -> bytes:
+    buffer, entry = io.BytesIO(), tarfile.TarInfo("a.txt")
+    entry.size = len(content)
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+STORY = "One day, a cat sat on a mat.\n" * 40
+FOREIGN = {  # name of a file -> (its content, the remedy)
+    "stories.jsonl": (b'{"text": "a"}\n', r"is a \.jsonl file, not plain text: give data=jsonl data\.path="),
+    "stories.NDJSON": (b'{"text": "a"}\n', r"give data=jsonl data\.path="),
+    "stories.json": (b'[{"text": "a"}]', r"load_dataset\('json', .*then data=jsonl .*data\.key=<column>"),
+    "stories.csv": (b"text\na\n", r"convert it with datasets\.load_dataset\('csv', .*to_json"),
+    "stories.parquet": (b"PAR1", r"load_dataset\('parquet', "),
+    "parquet": (b"PAR1" + bytes(100), "is a parquet file, not plain text"),
+    "a.txt": (gzipped(STORY.encode()), "is compressed, not plain text: unpack it first"),
+    "b.docx": (zipped(STORY.encode()), "archive or office document .*save it as plain text in UTF-8"),
+    "c.txt": (tarred(STORY.encode()), "binary or UTF-16, by its NUL bytes"),
+    "d.pdf": (b"%PDF-1.4\n1 0 obj\n", "is a PDF document, not plain text: extract its text"),
+    "e.rtf": (rb"{\rtf1 One day}", "is an RTF document"),
+    "f.txt": (STORY.encode("utf-16"), "is UTF-16, not plain text: convert it with iconv"),
+    "g.txt": (STORY.encode("utf-16-le"), "binary or UTF-16, by its NUL bytes"),
+    "h.txt": ("Übung ".encode("latin-1") * 9, r"not UTF-8 at byte 0 \(0xdc\): convert it, for example with iconv"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_is_not_plain_text_is_refused_with_a_remedy(tmp_path, name):
+    content, remedy = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    for path in (tmp_path / name, tmp_path / f"{name[:2]}*"):
+        with mistake(rf"{re.escape(name)} .*{remedy}"):
+            text(path).fingerprint()
+            next(text(path).documents("train"))
+
+
+def test_nothing_below_a_folder_is_left_out_silently(tmp_path, request):
+    """Links are followed, each folder once; whatever cannot be read is named."""
+    for name in ("in/a.txt", "in/sub/b.TXT", "out/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "loop").symlink_to(tmp_path / "in")
+    for path in (tmp_path / "in", tmp_path / "in" / "**" / "*.[tT]*"):
+        train, validation = both(text(path))
+        assert train + validation == ["in/a.txt", "out/c.txt", "in/sub/b.TXT"]
+
+    odd = tmp_path / "in" / "sub" / "odd.txt"
+    for make, problem in (
+        (lambda: odd.symlink_to("nowhere"), "odd.txt is a link to nowhere, which does not exist"),
+        (lambda: odd.symlink_to("odd.txt"), "odd.txt .*(link to odd.txt|Too many levels)"),
+        (lambda: os.mkfifo(odd), "odd.txt is neither a file nor a folder"),
+    ):
+        make()
+        for path in (tmp_path / "in", tmp_path / "in" / "*" / "*.txt"):
+            with mistake(problem):
+                text(path).fingerprint()
+        odd.unlink()
+
+
+def test_a_folder_or_file_without_permission_is_named():
+    """Root, for whom permissions do not hold, becomes nobody."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in ("a.txt", "sub/b.txt"):
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text("text")
+        folder.chmod(0o755)
+        for closed in (folder / "sub", folder / "a.txt"):
+            mode = closed.stat().st_mode
+            closed.chmod(0)
+            try:
+                os.seteuid(65534 if root else os.geteuid())
+                for path in (folder, folder / "*" / "*.txt", folder / "**" / "*.txt")[: 3 if closed.is_dir() else 1]:
+                    with mistake(f"{closed} cannot be read: Permission denied") as error:
+                        text(path).fingerprint()
+                    assert error.value.exit_code == 4
+            finally:
+                os.seteuid(0 if root else os.geteuid())
+                closed.chmod(mode)
+
+
 @pytest.mark.parametrize("separator", [None, "|"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize(
@@ -362,7 +479,7 @@ def test_an_error_of_utf8_names_file_and_offset(tmp_path, separator, mark, befor
     (tmp_path / "a.txt").write_text("fine")
     file = tmp_path / "b.txt"
     file.write_bytes(mark + b"x" * before + wrong)
-    with mistake(rf"b\.txt is not UTF-8 at byte {len(mark) + before}: "):
+    with mistake(rf"b\.txt is not UTF-8 at byte {len(mark) + before} \(0x{wrong[0]:x}\): convert it"):
         next(text(tmp_path, separator=separator).documents("train"))
 
 
@@ -400,13 +517,36 @@ def test_json_lines_are_documents(tmp_path):
     assert len({corpus.fingerprint(), json_lines(tmp_path, "other").fingerprint(), text(tmp_path).fingerprint()}) == 3
 
 
-def test_a_wrong_json_line_is_named(tmp_path):
-    no_objects = "{", "7", '"text"', '["text"]', "[" * 2000
-    no_text = '{"txt": "a"}', '{"text": null}', '{"text": 7}', '{"text": "\\ud800"}'
-    for line in (*no_objects, *no_text):
-        (tmp_path / "a.jsonl").write_text(f'{{"text": "one"}}\n\n{line}\n')
-        with mistake(r"a\.jsonl line 3 is not a JSON object with a text under data\.key=text"):
-            next(json_lines(tmp_path).documents("train"))
+JSON_LINES = {  # a line -> what the message adds
+    "{": ": each line must be a complete object",
+    '["text"]': ": each line must be a complete object .for a JSON array: jq",
+    "[" * 2000: r", but \[\[",
+    "7": ", but 7",
+    '"text"': ', but "text"',
+    "One day.": ", but One day",
+    '{"txt": "a", "id": NaN}': ": its keys are txt, id",
+    "{}": ": its keys are none",
+    '{"text": null}': ', but {"text": null}',
+    '{"text": ["a"]}': ', but {"text": ',
+    '{"text": "\\ud800"}': ": the text has half of a surrogate pair",
+}
+
+
+@pytest.mark.parametrize("line", JSON_LINES, ids=lambda line: line[:12])
+def test_a_wrong_json_line_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'\ufeff{{"text": "one"}}\n\n{line}\n')
+    with mistake(rf"a\.jsonl line 3 is not a JSON object with a text under data\.key=text{JSON_LINES[line]}"):
+        next(json_lines(tmp_path).documents("train"))
+
+
+def test_json_lines_under_other_names_are_read_and_other_files_refused(tmp_path):
+    for name in ("a.json", "b.ndjson", "c.txt"):
+        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+        assert both(json_lines(tmp_path / name)) == (["one"], ["two"])
+    for name in ("d.csv", "e.parquet"):
+        (tmp_path / name).write_text("text\none\n")
+        with mistake(r"datasets\.load_dataset.*data=jsonl .*data\.key=<column>"):
+            json_lines(tmp_path / name).fingerprint()
 
 
 # Shakespeare

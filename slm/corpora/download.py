@@ -1,27 +1,25 @@
-"""HTTP GET with a limit on the total time."""
+"""HTTP GET with a limit on the total time, by the HTTP library of the Hugging Face Hub: its certificates and proxies
+are those of the downloads that follow."""
 
 from concurrent.futures import Future
-from http.client import HTTPException
 from threading import Thread
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 
 def fetch(url: str, *, seconds: float) -> bytes:
     """The body of a GET, in at most `seconds` in total. Raises: OSError: with the reason, for every failure."""
+    from huggingface_hub.utils import get_session
+
     body: Future[bytes] = Future()
 
     def get() -> None:
         try:
-            with urlopen(url, timeout=seconds) as response:
-                body.set_result(response.read())
-        except HTTPError as error:
-            error.close()
-            body.set_exception(OSError(f"HTTP {error.code} {error.reason}"))
-        except URLError as error:
-            body.set_exception(OSError(str(error.reason)))
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
-            body.set_exception(OSError(f"{type(error).__name__}: {error}"))
+            response = get_session().get(url, timeout=seconds)
+            if response.status_code >= 400:
+                raise OSError(f"HTTP {response.status_code}")
+            body.set_result(response.content)
+        except Exception as error:  # of httpx or requests: no common base class
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            body.set_exception(error if type(error) is OSError else OSError(reason))
 
     # In a thread: a socket's timeout limits neither the name lookup nor a body that arrives slowly.
     Thread(target=get, daemon=True).start()

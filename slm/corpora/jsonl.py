@@ -12,7 +12,8 @@ from slm.errors import UserError
 class JsonLines(Text):
     """The string under `key` of every line, unchanged. Files (*.jsonl in a folder) and splits as for `Text`."""
 
-    pattern = "*.jsonl"
+    suffix = ".jsonl"
+    own = frozenset({".jsonl", ".ndjson", ".json"})
 
     def __init__(self, *, path: str | None, key: str, split: SplitMethod, train_ratio: float, seed: int):
         super().__init__(path=path, separator="\n", split=split, train_ratio=train_ratio, seed=seed)
@@ -28,8 +29,18 @@ class JsonLines(Text):
                 try:
                     document = json.loads(line)[self.key]
                     document.encode()  # AttributeError: not a string; UnicodeEncodeError: a lone surrogate
-                except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-                    raise UserError(
-                        f"{path} line {number} is not a JSON object with a text under data.key={self.key}"
-                    ) from None
+                except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+                    rule = f"is not a JSON object with a text under data.key={self.key}"
+                    raise UserError(f"{path} line {number} {rule}{explained(line, error)}") from None
                 yield document
+
+
+def explained(line: str, error: Exception) -> str:
+    """What a line holds instead."""
+    if isinstance(error, KeyError):
+        return f": its keys are {', '.join(json.loads(line)) or 'none'}"
+    if isinstance(error, UnicodeEncodeError):
+        return ": the text has half of a surrogate pair"
+    if isinstance(error, TypeError | json.JSONDecodeError) and line[:1] in "[{":
+        return ": each line must be a complete object (for a JSON array: jq -c '.[]' a.json > a.jsonl)"
+    return f", but {line[:40]}"

@@ -1,18 +1,16 @@
 """Plain text in local files: a file, a folder of *.txt files or a glob, UTF-8."""
 
-import contextlib
 import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 from slm.corpora import Split
+from slm.corpora.local import named, opened, refuse_records, sha256
 from slm.errors import UserError
-from slm.files import atomic
 
 SplitMethod = Literal["contiguous", "seeded"]
 
@@ -29,7 +27,8 @@ class Text:
     Raises: UserError: for an unknown split, a ratio outside (0, 1) or an empty separator.
     """
 
-    pattern = "*.txt"  # of the files in a folder
+    suffix = ".txt"  # of the files in a folder
+    own = frozenset()  # suffixes of files of many texts that `read` divides
 
     def __init__(self, *, path: str | None, separator: str | None, split: SplitMethod, train_ratio: float, seed: int):
         if split not in ("contiguous", "seeded"):
@@ -56,48 +55,26 @@ class Text:
 
     def fingerprint(self) -> str:
         """Reads every file once. Raises: UserError: if there is no file or one cannot be read."""
-        digests = []
-        for path in self.files():
-            with readable(path):
-                digests.append(atomic.sha256(path))
+        digests = [sha256(path) for path in self.files()]
         seed = self.seed if self.split == "seeded" else None
         choices = [digests, self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
 
     def read(self, path: Path) -> Iterator[str]:
-        """The documents of one file, blank ones included. Raises: UserError: if it is unreadable or not UTF-8."""
-        with readable(path), path.open(encoding="utf-8-sig") as file:  # "sig" drops a leading byte order mark
-            try:
-                if self.separator is None:
-                    yield file.read()
-                else:
-                    chunks = iter(partial(file.read, CHUNK_CHARACTERS), "")
-                    yield from (document.strip() for document in split_stream(chunks, self.separator))
-            except UnicodeDecodeError as error:
-                offset = file.buffer.tell() - len(error.object) + error.start
-                raise UserError(f"{path} is not UTF-8 at byte {offset}: convert it, or leave it out") from None
+        """The documents of one file, blank ones included. Raises: UserError: if it is not readable plain UTF-8 text."""
+        with opened(path) as file:
+            if self.separator is None:
+                yield file.read()
+            else:
+                chunks = iter(partial(file.read, CHUNK_CHARACTERS), "")
+                yield from (document.strip() for document in split_stream(chunks, self.separator))
 
     def files(self) -> list[Path]:
-        """The files at `path`. Raises: UserError: if there is none."""
-        if not self.path:
-            raise UserError("data.path is missing: give data.path=<file, folder or glob>")
-        path = atomic.expanded(self.path)
-        if path.is_dir():
-            files, problem = sorted(path.rglob(self.pattern)), f"no {self.pattern} file in the folder"
-        elif path.exists():
-            files, problem = [path], "neither a file nor a folder"
-        elif set("*?[") & set(self.path):
-            try:
-                files, problem = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))), "no file matches"
-            except ValueError as error:
-                raise UserError(f"data.path={self.path} names no file: {error}") from None
-        else:
-            siblings = path.parent.iterdir() if path.parent.is_dir() else []
-            nearest = get_close_matches(path.name, [file.name for file in siblings if file.exists()], n=1)
-            hint = f", did you mean {path.parent / nearest[0]}?" if nearest else ""
-            raise UserError(f"data.path={self.path} does not exist{hint}")
-        if not (files := [file for file in files if file.is_file()]):  # a pipe may never end
-            raise UserError(f"data.path={self.path}: {problem}")
+        """The files at `path`. Raises: UserError: if there is none, or one holds many texts by its suffix."""
+        files = named(self.path, self.suffix)
+        for file in files:
+            if file.suffix.lower() not in self.own:
+                refuse_records(file)
         return files
 
     def _all(self) -> Iterator[str]:
@@ -138,15 +115,6 @@ class Text:
             return "train" if index < min(max(round(self.train_ratio * count), 1), count - 1) else "validation"
         digest = hashlib.sha256(f"{self.seed}:{index}".encode()).digest()
         return "validation" if int.from_bytes(digest[:8]) / 2**64 < 1 - self.train_ratio else "train"
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Raises: UserError: with the name of the file, for an OSError in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def split_stream(chunks: Iterable[str], separator: str) -> Iterator[str]:

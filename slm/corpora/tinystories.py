@@ -17,6 +17,7 @@ from pathlib import Path
 
 from slm.corpora import Split
 from slm.corpora.download import fetch
+from slm.corpora.local import matching, readable, sha256
 from slm.errors import UserError
 from slm.files import atomic
 
@@ -59,7 +60,7 @@ class TinyStories:
             content = [self.repository, self._commit[0]]
         else:
             shards = [*_shards(self.path, "train"), *_shards(self.path, "validation")]
-            content = [[shard.name, atomic.sha256(shard)] for shard in shards]
+            content = [[shard.name, sha256(shard)] for shard in shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
@@ -112,12 +113,16 @@ def _ask_hub(url: str) -> str | OSError:
 
 
 def _shards(folder: str | Path, split: Split) -> list[Path]:
-    shards = [path for path in sorted((atomic.expanded(folder) / "data").glob(f"{split}-*.parquet")) if path.is_file()]
+    place = atomic.expanded(folder)
+    with readable(place):
+        shards = [path for path in matching(place, ("data", f"{split}-*.parquet")) if path.is_file()]
     if not shards:
         raise UserError(f"no {split} files in {folder}: the folder must hold {LAYOUT}")
     announced = re.search(r"-of-(\d+)", shards[0].name)
     if announced and int(announced[1]) != len(shards):
-        raise UserError(f"{shards[0]} is one of {int(announced[1])} files, but {len(shards)} exist: copy the others")
+        raise UserError(
+            f"{shards[0]} is one of {int(announced[1])} files, but {len(shards)} exist: copy or remove the others"
+        )
     return shards
 
 
@@ -130,8 +135,10 @@ def _local_files(folder: str | Path, split: Split) -> list[str]:
         try:
             schema = pyarrow.parquet.read_schema(shard)
         except (OSError, ValueError) as error:
-            raise UserError(f"{shard} is not a parquet file, copy it again: {_first_line(error)}") from error
-        if "text" not in schema.names:
+            raise UserError(
+                f"{shard} is not a parquet file or encrypted, copy it again: {_first_line(error)}"
+            ) from error
+        if schema.names.count("text") != 1:
             raise UserError(f"{shard} has the columns {schema.names}: the folder must hold {LAYOUT}")
         if not str(kind := schema.field("text").type).startswith(TEXT_TYPES):
             raise UserError(f"{shard} has a column `text` of {kind} instead of text: the folder must hold {LAYOUT}")
@@ -142,20 +149,21 @@ def _stories(files: list[str], split: Split) -> Iterator[str]:
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise even a local read contacts a server, for up to 3 s
-    try:
-        rows = datasets.load_dataset(
-            "parquet",
-            data_files={split: files},
-            split=split,
-            streaming=True,  # reads local files in place, without an Arrow copy in the cache
-            columns=["text"],
-            batch_size=BATCH_STORIES,  # the default, the size of the first row group, fails if that is empty
-        )
-        for batch in rows.with_format("arrow").iter(batch_size=BATCH_STORIES):  # 3 times faster than Python lists
-            yield from filter(None, batch["text"].to_pylist())
-        time.sleep(0.1)  # for pyarrow's threads: an exit while they read aborts the process (apache/arrow#34314)
-    except Exception as error:  # of datasets, fsspec, pyarrow or an HTTP library: no common base class
-        raise UserError(f"reading {files[0]} failed, try again or copy it again: {_first_line(error)}") from error
+    for file in files:
+        try:
+            rows = datasets.load_dataset(
+                "parquet",
+                data_files={split: file},
+                split=split,
+                streaming=True,  # reads local files in place, without an Arrow copy in the cache
+                columns=["text"],
+                batch_size=BATCH_STORIES,  # the default, the size of the first row group, fails if that is empty
+            )
+            for batch in rows.with_format("arrow").iter(batch_size=BATCH_STORIES):  # 3 times faster than Python lists
+                yield from filter(None, batch["text"].to_pylist())
+        except Exception as error:  # of datasets, fsspec, pyarrow or an HTTP library: no common base class
+            raise UserError(f"reading {file} failed, try again or copy it again: {_first_line(error)}") from error
+    time.sleep(0.1)  # for pyarrow's threads: an exit while they read aborts the process (apache/arrow#34314)
 
 
 def _first_line(error: Exception) -> str:
