@@ -13,8 +13,9 @@ import pytest
 import torch
 from test_model import model_of
 
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.generation import chat as module
+from slm.generation import stream
 from slm.generation.chat import COMMANDS, Settings, chat
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
@@ -60,7 +61,7 @@ def completion(model, prompt, seed, sampler=SAMPLER, max_new_tokens=12):
 
 def printed(model, prompt, seed, **settings):
     """The expected output for one text."""
-    return prompt + module.printable(completion(model, prompt, seed, **settings).text) + "\n"
+    return prompt + printable(completion(model, prompt, seed, **settings).text) + "\n"
 
 
 STATISTICS = re.compile(r"^(\d+) tokens, [\d,]+ tokens/s, seed (-?\d+)$", re.MULTILINE)
@@ -109,7 +110,7 @@ def test_a_command_changes_one_setting_and_prints_all(talk):
         ("/max_new_tokens 0", "error: max_new_tokens=0 must be"),
         ("/sing", "error: /sing is not a command; /help lists them"),
         ("/", "error: / is not a command"),
-        ("a lone surrogate \udc80", "error: .*surrogates not allowed"),
+        ("an invalid byte \udc80", "error: the prompt is not UTF-8 text"),
     ],
 )
 def test_a_mistake_prints_one_line_and_changes_nothing(talk, model, line, answer):
@@ -162,14 +163,29 @@ def test_an_interrupt_ends_the_text_but_not_the_program(talk, model):
     assert model.training
 
 
-def test_incomplete_and_control_characters_are_replaced(talk, monkeypatch):
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["a\x1b", "[31m é\n\tb"], "a\\x1b[31m é\n\tb"),
+        (["a\r", "\nb\r", "", "\n\r", "c"], "a\nb\n\\rc"),  # a line end in two tokens
+        (["a\r", "\r\n\r"], "a\\r\n\\r"),
+        (["\u202e", "\x9b\x07\x00"], "\\u202e\\x9b\\x07\\x00"),
+        ([], ""),
+    ],
+)
+def test_control_characters_of_streamed_pieces_are_escaped(pieces, shown, capsys):
+    assert module.write(pieces) == len(pieces)
+    assert capsys.readouterr().out == shown
+
+
+def test_an_incomplete_character_ends_an_interrupted_text(talk, monkeypatch):
     def half_a_character(*_, **__):
         yield [(0, 0xC3)]
         signal.raise_signal(signal.SIGINT)
+        yield [(0, 0x1B)]
 
-    monkeypatch.setattr(module, "generate", half_a_character)
-    assert "Once� [stopped]" in talk("Once")
-    assert module.printable("a\x1b[31m é\n\tb\r\x07") == "a�[31m é\n\tb��"
+    monkeypatch.setattr(stream, "generate", half_a_character)
+    assert "Once\\x9b�\\x1b [stopped]" in talk("Once\x9b")
 
 
 PROGRAM = """

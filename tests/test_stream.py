@@ -218,7 +218,7 @@ def completions(prompts, **settings):
 
 
 def test_every_prompt_has_its_samples():
-    assert [encode_prompt(TOKENIZER, prompt) for prompt in ("", "ab")] == [[256], [256, 97, 98]]
+    assert [encode_prompt(TOKENIZER, text).ids for text in ("", "ab ")] == [[256], [256, 97, 98, 32]]
     groups = completions(["ab", "", "x" * 30], num_samples=4)
     assert [[c.prompt for c in group] for group in groups] == [["ab"] * 4, [""] * 4, ["x" * 30] * 4]
     flat = [c for group in groups for c in group]
@@ -257,3 +257,64 @@ def test_completions_are_generated_on_request():
     settings = {"num_samples": 10**6, "sampler": Sampler(), "max_new_tokens": 2, "seed": 0}
     texts = stream.completions(model, TOKENIZER, prompts, **settings)
     assert [next(texts).prompt for _ in range(100)] == ["ab"] * 100
+
+
+class Words(ByteTokenizer):
+    """Words of lower-case letters with the space or line end before them are ids of their own, as in a subword
+    tokenizer; everything else is bytes."""
+
+    words = (" cat", " ca", "\nthe", "\n\n", "  ", "cat", " the")
+    vocab_size, eos = 264, 256
+
+    def token_bytes(self, token):
+        return self.words[token - 257].encode() if token > 256 else super().token_bytes(token)
+
+    def encode(self, text):
+        """The longest words first."""
+        ids = []
+        while text:
+            word = max((word for word in self.words if text.startswith(word)), key=len, default=None)
+            ids += [257 + self.words.index(word)] if word else text[0].encode()
+            text = text[len(word or text[0]) :]
+        return ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept", "rest"),
+    [
+        *(("the cat ", "the cat", b" "), ("the", "the", b""), ("a\n", "a", b"\n"), ("a ", "a", b" ")),
+        *((" ", "", b" "), ("a  ", "a  ", b""), ("a\n\n", "a\n\n", b""), ("a\t", "a\t", b""), ("a\n ", "a\n", b" ")),
+    ],
+)
+def test_white_space_at_the_end_of_a_prompt_is_left_to_the_tokens_that_begin_with_it(prompt, kept, rest):
+    start = encode_prompt(Words(), prompt)
+    assert (start.ids, start.rest) == ([256, *Words().encode(kept)], rest)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(("prompt", "word"), [("the cat ", " cat"), ("on ", " the"), ("a\n", "\nthe")])
+def test_a_prompt_that_ends_in_white_space_is_continued_as_without_it(prompt, word, rows):
+    """Where the model's own choice begins with it; otherwise that choice is excluded."""
+    tokenizer, model = Words(), tiny(context=16, vocab_size=264)
+    settings = {"sampler": GREEDY, "max_new_tokens": 4, "seed": 0, "stop_at_eos": False}
+
+    def text(prompt):
+        *_, [found] = complete(model, tokenizer, ["b"] * (rows - 1) + [prompt], **settings)
+        streamed = "".join(stream.stream_text(model, tokenizer, prompt, **settings))
+        assert (found.prompt, found.text, found.tokens) == (prompt, streamed, 4)
+        return found.prompt + found.text
+
+    assert text(prompt).startswith(prompt)
+    wanted = 257 + tokenizer.words.index(word)
+    bias = model.head.register_forward_hook(lambda module, _, logits: logits.index_fill(-1, torch.tensor(wanted), 1e3))
+    assert text(prompt) == text(prompt[:-1]) == prompt[:-1] + 4 * word
+    bias.remove()
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 1}, {"top_p": 0.1}, {"min_p": 0.9}, {"repetition_penalty": 9.0}])
+def test_no_setting_of_the_sampler_overrules_the_white_space(settings):
+    model = tiny(context=16, vocab_size=264)
+    ids = generate(
+        model, [encode_prompt(Words(), "a ")] * 40, sampler=Sampler(**settings), max_new_tokens=1, eos=None, seed=1
+    )
+    assert {Words().token_bytes(token)[:1] for step in ids for _, token in step} == {b" "}

@@ -1,8 +1,10 @@
-"""Standard streams that never raise: a closed console or a full disk behind it must not end a training."""
+"""Standard streams of a command: no character, closed descriptor or closed console ends it with a traceback."""
 
 import io
 import os
 import sys
+
+STREAMS = {"stdin": "surrogateescape", "stdout": "backslashreplace", "stderr": "backslashreplace"}
 
 
 class RobustStream(io.RawIOBase):
@@ -27,16 +29,24 @@ class RobustStream(io.RawIOBase):
             return len(data)
 
 
-def make_stdio_robust():
-    """Replaces stdout and stderr by robust streams. A closed one is opened on /dev/null, so no other file takes its
-    descriptor."""
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+def make_stdio_robust(*, ignore_failed_writes: bool = True):
+    """Replaces the standard streams: characters that the encoding of a stream lacks are escaped, and invalid input
+    becomes surrogates. A closed stream is opened on /dev/null, so that no other file takes its descriptor.
+
+    With `ignore_failed_writes` a closed console or a full disk behind it does not end a training. Without it a pipe
+    whose reader has ended raises BrokenPipeError, as usual.
+    """
+    for descriptor, (name, errors) in enumerate(STREAMS.items()):
         try:
             os.fstat(descriptor)
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
+            null = os.open(os.devnull, os.O_RDWR)
             if null != descriptor:
                 os.dup2(null, descriptor)
-        raw = RobustStream(descriptor)
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
-        setattr(sys, name, stream)
+        if name == "stdin":
+            buffer = io.BufferedReader(io.FileIO(descriptor, closefd=False))
+        else:
+            robust = RobustStream(descriptor) if ignore_failed_writes else io.FileIO(descriptor, "w", closefd=False)
+            buffer = io.BufferedWriter(robust)
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=name != "stdin"))

@@ -4,13 +4,14 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.generation.sampling import Sampler
-from slm.generation.stream import TextStream, check_count, encode_prompt, generate
+from slm.generation.stream import check_count, stream_text
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
@@ -82,7 +83,13 @@ def chat(
     with contextlib.suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  (line editing and history in input())
     settings = start = Settings(sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
-    print(dim("\n".join(filter(None, [loaded, str(settings), "/help lists the commands, /quit leaves"]))))
+    print(
+        dim(
+            "\n".join(
+                filter(None, [loaded and printable(loaded), str(settings), "/help lists the commands, /quit leaves"])
+            )
+        )
+    )
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             try:
@@ -92,10 +99,10 @@ def chat(
                 if line.startswith("/"):
                     settings = command(line, settings, start)
                 else:
-                    print_text(model, tokenizer, line, settings, tokenizer.eos if stop_at_eos else None)
+                    print_text(model, tokenizer, line, settings, stop_at_eos)
                     settings = replace(settings, seed=settings.seed + 1)
-            except (UserError, UnicodeError) as error:
-                print(f"error: {error}")
+            except UserError as error:
+                print(f"error: {printable(str(error), 1000)}")
     print()
 
 
@@ -120,20 +127,28 @@ def command(line: str, settings: Settings, start: Settings) -> Settings:
     return settings
 
 
-def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, eos: int | None):
+def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, stop_at_eos: bool):
     """Prints one text while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
-    text, tokens, start = TextStream(tokenizer), 0, time.perf_counter()
-    steps = generate(model, [encode_prompt(tokenizer, prompt)], eos=eos, **vars(settings))
-    print(prompt, end="", flush=True)
-    with interruptible() as interrupted, contextlib.closing(steps):
-        for [(_, token)] in steps:
-            print(printable(text.add(token)), end="", flush=True)
-            tokens += 1
-            if interrupted():
-                break
-        print(text.flush(), *(["[stopped]"] if interrupted() else []))
+    start = time.perf_counter()
+    with interruptible() as interrupted:
+        pieces = stream_text(
+            model, tokenizer, prompt, stop_at_eos=stop_at_eos, interrupted=interrupted, **vars(settings)
+        )
+        tokens = write(chain([prompt], pieces)) - 2  # without the prompt and the last piece, which has no token
+        print(" [stopped]" if interrupted() else "")
     seconds = time.perf_counter() - start
     print(dim(f"{tokens} tokens, {tokens / seconds:,.0f} tokens/s, seed {settings.seed}"))
+
+
+def write(pieces: Iterable[str]) -> int:
+    """Prints the pieces of a text as they come, with control characters escaped, and returns their number."""
+    count, held = 0, ""
+    for piece in pieces:
+        count, text = count + 1, held + piece
+        held = "\r" if text.endswith("\r") else ""  # \n may follow: together a line end
+        print(printable(text.removesuffix(held)), end="", flush=True)
+    print(printable(held), end="")
+    return count
 
 
 @contextlib.contextmanager
@@ -148,11 +163,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def printable(text: str) -> str:
-    """The text with control characters, which could change the terminal's state, as U+FFFD."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def dim(text: str) -> str:

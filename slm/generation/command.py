@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Literal
 
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.files import atomic
-from slm.generation.chat import chat
+from slm.generation.chat import chat, write
 from slm.generation.language_model import Device, load
+from slm.generation.prompt import check_text
 from slm.generation.quantize import Dtype
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, completions
@@ -43,8 +45,7 @@ class Request:
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
-        if any("\ud800" <= char <= "\udfff" for char in self.prompt):  # Python's escapes of invalid bytes
-            raise UserError("prompt= is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
+        check_text("prompt=", self.prompt)
 
     def prompts(self) -> list[str]:
         """`prompt`, or the lines of `prompts_file`. Raises: UserError: if that is unreadable, empty or not UTF-8."""
@@ -54,12 +55,12 @@ class Request:
             path = atomic.expanded(self.prompts_file)
             if path.exists() and not path.is_file():  # a pipe may never end
                 raise UserError(f"prompts_file={self.prompts_file} is not a file; save the prompts in one")
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_bytes().decode("utf-8-sig").split("\n")  # splitlines() knows seven more line ends
         except OSError as error:
             raise UserError(f"prompts_file={self.prompts_file} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise UserError(f"prompts_file={self.prompts_file} is not UTF-8 text; save it as UTF-8") from None
-        if not (prompts := [line for line in lines if line.strip()]):
+        if not (prompts := [line.removesuffix("\r") for line in lines if line.strip()]):
             raise UserError(f"prompts_file={self.prompts_file} is empty; it takes one prompt per line")
         return prompts
 
@@ -79,14 +80,12 @@ def generate_command(request: Request):
     if request.interactive:
         chat(loaded=f"{loaded.path} (step {loaded.step})", **both, **settings)
     elif request.stream or (request.stream is None and single):
-        print(prompts[0], end="")
-        for piece in loaded.stream(prompts[0], **settings, **asdict(sampler)):
-            print(piece, end="", flush=True)
+        write(chain(prompts, loaded.stream(prompts[0], **settings, **asdict(sampler))))
         print()
     else:
         stream = completions(prompts=prompts, num_samples=request.num_samples, **both, **settings)
         for number, completion in enumerate(stream):
             if request.format == "text":
-                print(f"{completion.prompt}{completion.text}\n---")
-            else:  # `sample` counts the completions of a prompt
-                print(json.dumps({**asdict(completion), "sample": number % request.num_samples}, ensure_ascii=False))
+                print(f"{printable(completion.prompt + completion.text)}\n---")
+            else:  # `sample` counts the completions of a prompt; JSON escapes what a console cannot show
+                print(json.dumps({**asdict(completion), "sample": number % request.num_samples}))

@@ -13,7 +13,7 @@ from slm.errors import UserError
 from slm.files import atomic, run_folder
 from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
-from slm.generation.stream import TextStream, check_count, complete, encode_prompt, generate
+from slm.generation.stream import check_count, complete, stream_text
 from slm.loss import bits_per_byte
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -81,13 +81,10 @@ class LanguageModel:
     def stream(
         self, prompt: str = "", *, max_new_tokens: int = 200, seed: int = 42, stop_at_eos: bool = True, **sampler
     ) -> Iterator[str]:
-        """Yields the continuation in pieces of complete characters. Settings and errors as in `generate`."""
-        text, eos = TextStream(self.tokenizer), self.tokenizer.eos if stop_at_eos else None
-        settings = {"sampler": Sampler(**{"temperature": 0.8, **sampler}), "max_new_tokens": max_new_tokens}
-        for step in generate(self.model, [encode_prompt(self.tokenizer, prompt)], eos=eos, seed=seed, **settings):
-            for _, token in step:
-                yield text.add(token)
-        yield text.flush()
+        """The continuation in pieces of complete characters. Settings and errors as in `generate`."""
+        settings = {"max_new_tokens": max_new_tokens, "seed": seed, "stop_at_eos": stop_at_eos}
+        settings["sampler"] = Sampler(**{"temperature": 0.8, **sampler})
+        return stream_text(self.model, self.tokenizer, prompt, **settings)
 
     @torch.inference_mode()
     def loss(self, text: str) -> TextLoss:
@@ -95,7 +92,7 @@ class LanguageModel:
 
         Raises UserError for an empty text.
         """
-        ids = encode_prompt(self.tokenizer, text)
+        ids = [self.tokenizer.eos, *self.encode(text)]
         if len(ids) < 2:
             raise UserError("the text is empty; give at least one character")
         device, context, nats = self.model.tokens.weight.device, self.model.config.context, 0.0

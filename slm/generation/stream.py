@@ -10,8 +10,10 @@ position 0, and decoding continues. Long prompts are truncated at the same posit
 """
 
 import codecs
+import contextlib
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from slm.errors import UserError
+from slm.generation.prompt import Prompt, encode_prompt, spells
 from slm.generation.reader import GraphReader, Reader
 from slm.generation.sampling import Sampler
 from slm.model import GPT
@@ -34,17 +37,18 @@ class Row:
     ids: list[int]  # the prompt and the generated ids
     remaining: int  # tokens
     random: Random  # of this row, so that its text depends neither on other rows nor on the global generators
+    rest: bytes  # of the prompt, that the next tokens must spell
+    vocabulary: Sequence[bytes]
     stopped: bool = False
+
+    def is_next(self, end: int) -> bool:
+        """True if the id at position `end` is to be generated."""
+        return len(self.ids) == end and not self.stopped
 
     def slice(self, begin: int, end: int) -> list[int]:
         """ids[begin:end], padded with 0 for a stopped row that stays in the batch."""
         ids = self.ids[begin:end]
         return ids + [0] * (end - begin - len(ids))
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of the start of a document. As in training, it begins with eos."""
-    return [tokenizer.eos, *tokenizer.encode(prompt)]
 
 
 def check_count(name: str, value: int):
@@ -55,7 +59,7 @@ def check_count(name: str, value: int):
 
 def generate(
     model: GPT,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt | Sequence[int]],
     *,
     sampler: Sampler,
     max_new_tokens: int,
@@ -65,8 +69,8 @@ def generate(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yields the new (row, token) pairs of each step that has any; eos is included.
 
-    Prompts are sequences of ids (see `encode_prompt`). A row stops after `eos` (None: never) or `max_new_tokens`. Its
-    text is a function of the model, its prompt, the sampler, the seed and its number, which counts from `first_row`.
+    Prompts are those of `encode_prompt`, or ids. A row stops after `eos` (None: never) or `max_new_tokens`. Its text is
+    a function of the model, its prompt, the sampler, the seed and its number, which counts from `first_row`.
     The repetition penalty applies to all ids of prompt and text except eos.
     The model is in eval mode until the iterator ends or is closed.
     Raises: UserError: for max_new_tokens below 1, and while iterating if logits are not finite; ValueError: for a
@@ -74,11 +78,19 @@ def generate(
     """
     check_count("max_new_tokens", max_new_tokens)
     vocab_size = model.config.vocab_size
-    if not all(prompt and min(prompt) >= 0 and max(prompt) < vocab_size for prompt in prompts):
+    starts = [prompt if isinstance(prompt, Prompt) else Prompt(ids=prompt) for prompt in prompts]
+    if not all(start.ids and min(start.ids) >= 0 and max(start.ids) < vocab_size for start in starts):
         raise ValueError(f"a prompt must hold at least one id, and only ids below the vocabulary size {vocab_size}")
     rows = [
-        Row(index=index, ids=list(prompt), remaining=max_new_tokens, random=Random(f"{seed}/{index}"))
-        for index, prompt in enumerate(prompts, first_row)
+        Row(
+            index=index,
+            ids=list(start.ids),
+            remaining=max_new_tokens,
+            random=Random(f"{seed}/{index}"),
+            rest=start.rest,
+            vocabulary=start.vocabulary,
+        )
+        for index, start in enumerate(starts, first_row)
     ]
     return _steps(model, rows, sampler, eos)
 
@@ -113,20 +125,34 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> It
 
 def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
     """One id per row, not used for a row within its prompt or stopped. One transfer to the host."""
-    uniform = [row.random.random() if len(row.ids) == end and not row.stopped else 0.0 for row in rows]
-    ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
+    uniform = [row.random.random() if row.is_next(end) else 0.0 for row in rows]
+    ids = sampler(_spelled(logits, rows, end), seen, torch.tensor(uniform, device=logits.device))
     ids, finite = torch.stack([ids, logits.amax(-1).isfinite().long()]).tolist()
     if not all(finite):
         raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
     return ids
 
 
+def _spelled(logits: Tensor, rows: Sequence[Row], end: int) -> Tensor:
+    """The logits, -inf for the ids that do not spell the rest of a row's prompt."""
+    masks: dict[bytes, Tensor] = {}
+    for place, row in enumerate(rows):
+        if row.rest and row.is_next(end):
+            if row.rest not in masks:
+                excluded = [not spells(token, row.rest) for token in row.vocabulary]
+                masks[row.rest] = torch.tensor(excluded, device=logits.device)
+            own = torch.arange(len(rows), device=logits.device)[:, None] == place
+            logits = logits.masked_fill(own & masks[row.rest], -math.inf)
+    return logits
+
+
 def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | None) -> list[tuple[int, int]]:
     """Appends the sampled tokens to the rows that were read to their end; returns the new (row, token) pairs."""
     new = []
     for row, token in zip(rows, tokens):
-        if len(row.ids) == end and not row.stopped:
+        if row.is_next(end):
             row.ids.append(token)
+            row.rest = row.rest and row.rest[len(row.vocabulary[token]) :]
             row.remaining -= 1
             row.stopped = token == eos or not row.remaining
             new.append((row.index, token))
@@ -134,19 +160,52 @@ def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | Non
 
 
 class TextStream:
-    """Decodes token by token, as soon as the bytes form complete characters. Invalid bytes become U+FFFD."""
+    """Decodes token by token, as soon as the bytes form complete characters. Invalid bytes become U+FFFD.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.token_bytes = tokenizer.token_bytes
+    The first `skip` bytes are left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip: int = 0):
+        self.token_bytes, self.skip = tokenizer.token_bytes, skip
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> str:
         """The characters that this token completes; may be empty."""
-        return self.decoder.decode(self.token_bytes(token))
+        content, skip = self.token_bytes(token), self.skip
+        self.skip = max(0, skip - len(content))
+        return self.decoder.decode(content[skip:])
 
     def flush(self) -> str:
         """U+FFFD for an incomplete last character, otherwise empty."""
         return self.decoder.decode(b"", final=True)
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    stop_at_eos: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
+    **settings,
+) -> Iterator[str]:
+    """The continuation of a prompt: a piece of complete characters for every token, and a last piece, often empty.
+
+    Ends early as soon as `interrupted` returns true. Settings and errors as in `generate`.
+    """
+    start = encode_prompt(tokenizer, prompt)
+    steps = generate(model, [start], eos=tokenizer.eos if stop_at_eos else None, **settings)
+    text = TextStream(tokenizer, skip=len(start.rest))
+
+    def pieces() -> Iterator[str]:
+        with contextlib.closing(steps):
+            for [(_, token)] in steps:
+                yield text.add(token)
+                if interrupted():
+                    break
+            yield text.flush()
+
+    return pieces()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +245,14 @@ def completions(
     total = len(prompts) * num_samples
     for first in range(0, total, MAX_ROWS):
         batch = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
-        ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(batch)}
-        texts = _texts(generate(model, [ids[prompt] for prompt in batch], first_row=first, **settings))
+        starts = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(batch)}
+        texts = _texts(generate(model, [starts[prompt] for prompt in batch], first_row=first, **settings))
         for row, prompt in enumerate(batch, first):
             text = texts.pop(row)
             finished = text[-1] == eos
             text = text[:-1] if finished else text
-            yield Completion(prompt=prompt, text=tokenizer.decode(text), tokens=len(text), finished=finished)
+            new = tokenizer.decode(text)[len(starts[prompt].rest) :]
+            yield Completion(prompt=prompt, text=new, tokens=len(text), finished=finished)
 
 
 def _texts(steps: Iterator[list[tuple[int, int]]]) -> dict[int, list[int]]:

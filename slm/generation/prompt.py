@@ -1,0 +1,49 @@
+"""Prompts as token ids, tokenized as the same text is within a longer one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slm.errors import UserError
+from slm.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the model reads, and the bytes `rest` of the prompt that the first generated tokens must spell."""
+
+    ids: Sequence[int]
+    rest: bytes = b""
+    vocabulary: Sequence[bytes] = ()  # the bytes of every id; only needed with a rest
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
+    """The start of a document. As in training, it begins with eos.
+
+    A token often holds a space and the word after it. A space at the end of a prompt is not such a token, so the model
+    would have to continue what it never saw in training. White space at the end is therefore left to the model, as far
+    as a longer token of the vocabulary begins with it. Raises: UserError: as `check_text`.
+    """
+    check_text("the prompt", text)
+    ids, end, rest = tokenizer.encode(text), None, b""
+    if not text[-1:].isspace():
+        return Prompt(ids=[tokenizer.eos, *ids])
+    vocabulary = list(map(tokenizer.token_bytes, range(tokenizer.vocab_size)))
+    tail, longest = b"", max(map(len, vocabulary))
+    for place in range(len(ids) - 1, -1, -1):
+        tail = vocabulary[ids[place]] + tail
+        if not tail.isspace() or len(tail) >= longest:
+            break
+        if any(token.startswith(tail) and len(token) > len(tail) for token in vocabulary):
+            end, rest = place, tail
+    return Prompt(ids=[tokenizer.eos, *ids[:end]], rest=rest, vocabulary=vocabulary)
+
+
+def check_text(name: str, text: str):
+    """Raises: UserError: if the text has surrogates, which are what Python makes of invalid bytes."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(f"{name} is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
+
+
+def spells(token: bytes, rest: bytes) -> bool:
+    """True if a text that must begin with `rest` may begin with this token."""
+    return token.startswith(rest) or (token != b"" and rest.startswith(token))
