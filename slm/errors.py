@@ -9,9 +9,14 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission, broken
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-)  # fmt: skip
+DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission, broken, a network drive that is gone
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ETXTBSY),
+    *((errno.EREMOTEIO, errno.EBUSY) if sys.platform == "linux" else ()),
+)
+WRITING = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # errors that reading cannot have
+PATH_ERRORS = errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR
+NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "unable to mmap", "cublas_status_alloc_failed")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of terminals, and of writing order
 
 
@@ -80,11 +85,35 @@ def file_operation(name: str, path: Path, instead_of: Path | None = None) -> Ite
         raise
 
 
-def explain_os_error(error: Exception) -> UserError | None:
-    """A file system error as one line; None if the error is more likely a bug of this program."""
-    number, file = getattr(error, "errno", None), str(getattr(error, "filename", None) or "the run folder")[:200]
-    if number in DISK_ERRORS:
-        return ResourceError(f"cannot write {file}: {error.strerror}")
-    if number in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for out of memory of a GPU or of the machine; only some of these errors have a class of their own."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter torch's
+    return known or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def explain(error: BaseException) -> UserError | None:
+    """A limit of the machine or a file that cannot be used, as one line; None if the error is more likely a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return ResourceError(
+            f"out of memory: {text[:200] or 'an allocation failed'}; use a smaller model, batch or data"
+        )
+    if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
+        return ResourceError("too many open files for this process; raise its limit (ulimit -n 4096)")
+    if "can't start new thread" in text or os.strerror(errno.EAGAIN) in text:
+        return ResourceError(f"the system refuses one more process or thread: {text}; see ulimit -u")
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    number, file, operation = error.errno, str(error.filename or "a file"), getattr(error, "operation", None)
+    if number in PATH_ERRORS and not operation:
         return UserError(f"{file} is not a valid file name: {error.strerror}")
+    if number in DISK_ERRORS or operation:
+        kind = UserError if number in PATH_ERRORS else ResourceError
+        act = f"cannot {operation}" if operation else "cannot write" if number in WRITING else "no access to"
+        return kind(f"{act} {file}: {error.strerror}")
     return None
+
+
+explain_os_error = explain

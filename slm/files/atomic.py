@@ -74,16 +74,32 @@ def _fsync(descriptor: int):
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if the file is missing or holds anything else."""
+    """The JSON object in a file; None if the file is missing or holds anything else. Raises OSError."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with file_operation("read", path):
+            content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name; nothing if there is no such folder. Raises OSError, unlike Path.glob."""
+    try:
+        with file_operation("list", folder):
+            return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: Path):
+    """Deletes a file if it is there. Raises OSError."""
+    with file_operation("delete", path):
+        path.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with file_operation("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -93,10 +109,12 @@ def digest_path(path: Path) -> Path:
 
 
 def is_intact(path: Path) -> bool:
-    """True if the file's sha256 is that of its sidecar."""
+    """True if the file's sha256 is that of its sidecar. Raises OSError for a file that cannot be read."""
     try:
-        return digest_path(path).read_text().split()[:1] == [sha256(path)]
-    except OSError:
+        with file_operation("read", digest_path(path)):
+            expected = digest_path(path).read_bytes().split()[:1]
+        return expected == [sha256(path).encode()]
+    except FileNotFoundError:
         return False
 
 

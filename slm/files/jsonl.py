@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from slm.errors import file_operation
 from slm.files import atomic
 
 
 def append(path: Path, record: dict[str, Any]):
     """Appends a record. Raises OSError with the file's name."""
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(format_line(record))
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name the file
-        raise
+    with file_operation("write", path), open(path, "a", encoding="utf-8") as file:
+        file.write(format_line(record))
 
 
 def format_line(record: dict[str, Any]) -> str:
@@ -29,14 +26,17 @@ def format_line(record: dict[str, Any]) -> str:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file up to the first invalid line, such as one torn by a kill; none if the file is missing."""
-    if not path.is_file():
+    """The records of a file up to the first invalid line, such as one torn by a kill; none if the file is missing.
+
+    Raises OSError.
+    """
+    if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with file_operation("read", path), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if not (line.endswith("\n") and isinstance(record, dict) and isinstance(record.get("step"), int)):
                 return
@@ -45,5 +45,5 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def truncate_after(path: Path, step: float):
     """Removes the records after `step` and any torn line: training from that checkpoint writes them again."""
-    if path.is_file():
+    if path.exists():
         atomic.write_text(path, "".join(format_line(record) for record in lines(path) if record["step"] <= step))

@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from slm.errors import DISK_ERRORS, ResourceError, UserError
-from slm.files import atomic
-from slm.security import NAME, is_bounded, refuse_url
+from slm.files import atomic, jsonl
+from slm.security import NAME, is_bounded, leaves, refuse_url
 
 SCHEMA = {  # the fields of run.json that a resumed run reads
     **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
     **{"config": dict, "budget": dict, "attempts": int},
 }
-PARTIAL_FILE = re.compile(r".+\.\d+\.partial")  # of slm.files.atomic
+OWN_FILES = re.compile(
+    r"(run|last|best|crash|evaluation)\.json|(config|overrides)\.yaml|(metrics|samples|windows|events)\.jsonl|"
+    r"loss\.png|samples\.md|step-\d+\.ckpt(\.sha256)?"
+)
+PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
+SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -62,8 +67,8 @@ def claimed(folder: Path) -> Iterator[None]:
             yield
         finally:
             if created and not (folder / "run.json").exists():
-                lock.unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # a folder that is not empty stays
+                    lock.unlink(missing_ok=True)
                     for path in created:
                         path.rmdir()
 
@@ -109,25 +114,28 @@ def write_run_json(folder: Path, info: dict[str, Any]):
 
 def check_is_run_folder(folder: Path):
     """Raises UserError for a folder that has files but no run.json: a run must not write or delete in it."""
-    others = sorted(path.name for path in folder.glob("[!.]*") if not PARTIAL_FILE.fullmatch(path.name))
+    others = [
+        path.name
+        for path in atomic.entries(folder)
+        if not (path.name.startswith(".") or path.name in SYSTEM_FILES or PARTIAL_FILE.fullmatch(path.name))
+    ]
     if others and not (folder / "run.json").exists():
         raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is not a run; give a new folder")
 
 
 def remove_partial_files(folder: Path):
     """Deletes the half-written files of a killed process, where a run writes files and nowhere else."""
-    for digest in (folder / "checkpoints").glob("*.ckpt.sha256"):
-        if not digest.with_suffix("").exists():
-            digest.unlink()
     for place in (folder, folder / "checkpoints"):
-        for path in place.glob("*.partial"):
-            if PARTIAL_FILE.fullmatch(path.name) and path.is_file():
-                path.unlink()
+        for path in atomic.entries(place):
+            name, checkpoint = path.name, path.with_suffix("")
+            orphaned = name.endswith(".sha256") and STEP_FILE.fullmatch(checkpoint.name) and not checkpoint.exists()
+            if (orphaned or PARTIAL_FILE.fullmatch(name)) and path.is_file():
+                atomic.remove(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The step checkpoints of a run folder, newest first, intact or not."""
-    found = [path for path in (folder / "checkpoints").glob("*.ckpt") if STEP_FILE.fullmatch(path.name)]
+    """The step checkpoints of a run folder, newest first, intact or not. Raises OSError."""
+    found = [p for p in atomic.entries(folder / "checkpoints") if STEP_FILE.fullmatch(p.name) and not p.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -189,4 +197,20 @@ def _of_run(folder: Path, pointers: tuple[str, ...]) -> Path:
         path = folder / "checkpoints" / f"{pointer}.json"
         if path.exists() and (file := pointed(path)).exists():
             return file
+    if newest := newest_intact(folder):  # its pointers were deleted
+        return newest
     raise UserError(f"{folder} holds no checkpoint; a run folder has them in checkpoints/")
+
+
+def signs_of_training(folder: Path, info: dict[str, Any]) -> str | None:
+    """What shows that a run without checkpoints had some; None if a kill may have come before the first one."""
+    for name in ("last.json", "best.json"):
+        if (folder / "checkpoints" / name).exists():
+            return f"checkpoints/{name}"
+    if info["status"] in ("done", "stopped"):
+        return f"status {info['status']} in run.json"
+    every = dict(leaves(info["config"])).get("callbacks.checkpoints.every_n_steps")
+    step = max((record["step"] for record in jsonl.lines(folder / "metrics.jsonl")), default=0)
+    if isinstance(every, int) and step - info.get("first_step", 0) > 2 * every:  # the second save waits for the first
+        return f"step {step} in metrics.jsonl"
+    return None

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from slm import checkpoint
-from slm.errors import ResourceError, UserError
+from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
 from slm.model import GPTConfig
@@ -25,6 +25,7 @@ from slm.plot import loss_curve
 from slm.run.config import RunConfig
 from slm.run.overrides import flattened
 from slm.run.prepare import Job
+from slm.run.restored import OPTIMIZER
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
@@ -44,56 +45,58 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
 
-def changes(old: dict[str, Any], new: RunConfig) -> list[str]:
-    """Differences between two configurations that a resumed run must not have, as `key: old -> new`."""
+def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: str):
+    """Raises UserError with the differences that a resumed run must not have. `what` was trained with `old`."""
     free = (*FREE, *new.allow_changes)
     before, after = flattened(old, without=free), flattened(new.plain, without=free)
     defaults = {f"model.{field.name}": field.default for field in fields(GPTConfig)}  # for options added since
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
+    changed = {
+        key: f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key, defaults.get(key)) != after.get(key)
-    ]
+    }
+    optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
+    if optimizers[0] == optimizers[1]:
+        remedies = (*remedies, f"allow_changes=[{','.join(changed)}]")
+    else:
+        changed[OPTIMIZER] = f"{OPTIMIZER}: {optimizers[0]} -> {optimizers[1]}, which cannot use the state of the first"
+    if changed:
+        give = " or ".join(filter(None, (", ".join(("the same one", *remedies[:-1])), *remedies[-1:])))
+        raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
 
 
-def check_unchanged(run_info: dict[str, Any], config: RunConfig, run_dir: Path):
-    """Raises UserError if the run in the folder has another configuration, or must not be resumed."""
-    if config.resume == "never":
-        raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-    if changed := changes(run_info["config"], config):
-        raise UserError(
-            f"{run_dir} was trained with another configuration ({'; '.join(changed)}); "
-            f"give the same one, another run_dir, or allow_changes=[{_keys(changed)}]"
-        )
-
-
-def find_start(config: RunConfig, run_dir: Path) -> Path | None:
+def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None) -> Path | None:
     """The checkpoint to start from: this run's newest intact one, else the one that resume= names; None for a new run.
 
-    Raises UserError if this run's checkpoints are all damaged or the other run has another configuration.
+    `before` is run.json. Raises UserError if this run's checkpoints are damaged or were deleted, or the other run has
+    another configuration.
     """
     if newest := run_folder.newest_intact(run_dir):
         return newest
     if run_folder.checkpoints(run_dir):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
-    if config.resume in ("auto", "never"):
+    named = config.resume not in ("auto", "never")
+    wanted = named and before and config.resume != before["config"].get("resume")  # asked for in this attempt
+    if before and not wanted and (sign := run_folder.signs_of_training(run_dir, before)):
+        raise UserError(
+            f"{run_dir} holds no checkpoint, and {sign} shows that it had some, so its metrics would be lost; "
+            "give resume=<a .ckpt file> to go on, another run_dir, or move the folder away to start anew"
+        )
+    if not named:
         return None
     start = run_folder.find_resume_checkpoint(config.resume, Path(config.runs_dir))
-    if changed := changes(checkpoint.read(start)["slm"]["config"], config):
-        raise UserError(
-            f"{start} was trained with another configuration ({'; '.join(changed)}); "
-            f"give the same one, or allow_changes=[{_keys(changed)}]"
-        )
+    check_unchanged(start, checkpoint.read(start)["slm"]["config"], config)
     return start
 
 
-def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -> int:
-    """The step to start from, -1 for a new run. Raises UserError if the checkpoint does not fit the run.
+def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+    """The step to start from, -1 for a new run, and the configuration in the checkpoint.
 
+    Raises UserError if the checkpoint does not fit the run.
     The same configuration with another corpus or tokenizer has other ids, which the weights do not know.
     """
     if start is None:
-        return -1
+        return -1, {}
     content = checkpoint.read(start)
     step = content["global_step"]
     for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
@@ -112,7 +115,7 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
         raise UserError(f"{start} belongs to another run ({content['slm']['run_id']}); move it away")
     if not own and step >= job.steps:
         raise UserError(f"{start} is at step {step} of {job.steps} already; give more steps")
-    return step
+    return step, content["slm"]["config"]
 
 
 def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str, Any]:
@@ -124,13 +127,16 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
     for key in ("corpus", "tokenizer"):
         if before and before[key] != manifest[key]:
             raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
-    intervals = before.get("intervals", []) if before else []
+    intervals, commits = (before.get(key, []) if before else [] for key in ("intervals", "commits"))
+    code = source_code()
+    commit = " with changes ".join(value[:12] for value in code.values() if value)
     logged = [config.log_every_n_steps, config.val_every_n_steps]
     return {
         "run_id": before["run_id"] if before else f"{run_folder.file_name(run_dir.name)[-40:]}-{time.time_ns():x}",
         "name": run_dir.name,
         "created": before["created"] if before else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **source_code(),
+        **code,
+        "commits": commits if commits[-1:] == [commit] else [*commits, commit],
         "config_hash": config_hash(config.plain),
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -156,7 +162,10 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
 
 
 def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
-    """Prints what differs between the machines of two attempts."""
+    """Prints what differs between the code and the machines of two attempts."""
+    codes = [run_info["commits"][-1], *before.get("commits", [])[-1:]]
+    if codes[0] != codes[-1]:
+        print(f"note: the code has changed since the attempt before: {codes[-1]} -> {codes[0]}")
     if others := [key for key in MACHINE if run_info[key] != before.get(key, run_info[key])]:
         shown = ", ".join(f"{key} {before[key]} -> {run_info[key]}" for key in others)
         print(f"note: {shown}: the windows stay the same, the numbers may differ in their last digits")
@@ -177,16 +186,21 @@ def check_disk_space(job: Job):
 
 
 def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int):
-    """Writes run.json, configuration and tokenizer into the folder, and cuts its logs back to `step`."""
+    """Cuts the logs of a run folder back to `step`, and writes run.json, configuration and tokenizer into it."""
     run_dir = job.run_dir
-    run_folder.write_run_json(run_dir, run_info)  # first: it marks the folder as a run
     run_folder.remove_partial_files(run_dir)
     for file in LOGS:
         jsonl.truncate_after(run_dir / file, step)
     jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # keeps all attempts; removes a torn line
-    for folder in ("tokenizer", "checkpoints"):
-        (run_dir / folder).mkdir(exist_ok=True)
-    job.tokenizer.save(run_dir / "tokenizer")
+    if not run_folder.checkpoints(run_dir):
+        for name in ("last.json", "best.json"):  # of checkpoints that were deleted
+            atomic.remove(run_dir / "checkpoints" / name)
+    run_folder.write_run_json(run_dir, run_info)
+    for folder in (run_dir / "tokenizer", run_dir / "checkpoints"):
+        with file_operation("write", folder):
+            folder.mkdir(exist_ok=True)
+            if folder.name == "tokenizer":
+                job.tokenizer.save(folder)
     for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)
@@ -200,10 +214,6 @@ def close_run(run_dir: Path, run_info: dict[str, Any]):
     except OSError:
         if run_info["status"] != "failed":
             raise
-
-
-def _keys(changed: list[str]) -> str:
-    return ",".join(change.partition(":")[0] for change in changed)
 
 
 def config_hash(config: dict[str, Any]) -> str:

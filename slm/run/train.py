@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from slm.hardware import (
 )
 from slm.run.config import RunConfig
 from slm.run.prepare import Job, prepare_job
+from slm.run.restored import apply_settings, check_optimizer, explain_restoring
 from slm.run.resume import (
     check_disk_space,
     check_start,
@@ -70,13 +72,15 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     first = is_first_process(config)  # read now: the end of a distributed run clears the environment
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
-        check_unchanged(before, config, run_dir)
+        if config.resume == "never":
+            raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
+        check_unchanged(run_dir, before["config"], config, "another run_dir")
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
             objective = lowest(run_dir, config.optimized_metric)
             print(f"{run_dir} is done: {config.optimized_metric} {objective}")
             return objective
     hardware, microbatch = choose_hardware(config)
-    start = find_start(config, run_dir)
+    start = find_start(config, run_dir, before)
     from slm.run.trainer import assemble, build_callbacks, early_facts, teardown  # imports Lightning
 
     callbacks: dict[str, Any] = {}
@@ -84,28 +88,44 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     job = prepare_job(config, run_dir, hardware, microbatch)
     if config.trainer.auto_microbatch:
         job = replace(job, microbatch=find_microbatch(job, before))
-    step = check_start(start, job, before)
+    step, earlier = check_start(start, job, before)
     run_info = describe_run(job, before, step)
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
+    open_folder = partial(open_run, job, run_info, overrides, step)
     if first:
+        check_disk_space(job)
         if before:
             note_machine_changes(before, run_info)
-        check_disk_space(job)
-        open_run(job, run_info, overrides, step)
+        else:
+            open_folder()
         print_summary(job, run_info, start)
 
+    def restored(trainer):
+        if start:
+            check_optimizer(trainer.optimizers[0])
+            apply_settings(callbacks, earlier, config)
+        if first and before:
+            open_folder()
+
+    from slm.training.callbacks.opening import Opening
     from slm.training.loggers import for_each_logger
 
+    opening = Opening(restored)
+    assembled.trainer.callbacks.insert(0, opening)
     status, stopped, inode = "failed", None, run_folder.lock_inode(run_dir)
     try:
         for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams(config.plain))
         stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
+    except Exception as error:
+        if start and not opening.opened and (explanation := explain_restoring(error, start)):
+            raise explanation from error
+        raise
     finally:
         objective = lowest(run_dir, config.optimized_metric)
         teardown(assembled.trainer)
-        if first and run_folder.lock_inode(run_dir) == inode:
+        if first and (opening.opened or not before) and run_folder.lock_inode(run_dir) == inode:
             close_run(run_dir, {**run_info, "status": status, "objective": objective})
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped)

@@ -1,15 +1,21 @@
 """Lightning's CheckpointIO over slm.checkpoint: durable files, written by a thread while training goes on."""
 
+import contextlib
+import io
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
 from slm import checkpoint
+from slm.errors import UserError
 from slm.files import atomic
+from slm.security import is_bounded, leaves
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -23,7 +29,9 @@ class DurableCheckpointIO(CheckpointIO):
         self.pending: Future | None = None
 
     def save_checkpoint(self, content: dict[str, Any], path, storage_options=None):
+        """Raises UserError, before anything is written, for a state that could not be read back."""
         self.wait()
+        refuse_unreadable(content)
         self.pending = self.thread.submit(self._write, copied(content), Path(path))
 
     def then(self, call: Callable[[], Any]):
@@ -48,14 +56,16 @@ class DurableCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path):
         self.wait()
         for file in (Path(path), atomic.digest_path(Path(path))):
-            file.unlink(missing_ok=True)
+            atomic.remove(file)
 
     def teardown(self):
         self.thread.shutdown()
 
     def _write(self, content: dict[str, Any], path: Path):
-        for log in self.folder.glob("*.jsonl"):
-            atomic.flush(log)
+        for log in atomic.entries(self.folder):
+            if log.suffix == ".jsonl":
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    atomic.flush(log)
         atomic.flush(self.folder)
         path.parent.mkdir(parents=self.folder not in path.parents, exist_ok=True)  # never a removed run folder
         checkpoint.save(content, path)
@@ -73,4 +83,47 @@ def copied(value: Any, known: dict[tuple, Tensor] | None = None) -> Any:
         return {key: copied(item, known) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(copied(item, known) for item in value)
+    return value
+
+
+def refuse_unreadable(content: dict[str, Any]):
+    """Raises UserError, with the callback or part, for a state that slm.checkpoint would not read back."""
+    if _is_readable(content):
+        return
+    parts = {key: part for key, part in content.items() if key != "callbacks"}
+    for name, part in {**parts, **content.get("callbacks", {})}.items():
+        if not _is_readable(part):
+            odd = next(((place, leaf) for place, leaf in leaves(part) if not _is_readable(leaf)), None)
+            held = f"holds a {type(odd[1]).__name__} at {odd[0] or 'its top'}" if odd else "is too large or of a class"
+            raise UserError(
+                f"the state of {name} {held}, which could not be read back from a checkpoint; "
+                "keep numbers, text, bytes, lists, dictionaries and tensors (a long list as one tensor)"
+            )
+    raise UserError("the state of this training holds too many values for a checkpoint; keep long lists as tensors")
+
+
+def _is_readable(state: Any) -> bool:
+    """True if the values, without the numbers in tensors, come back from a file as slm.checkpoint opens it."""
+    if not is_bounded(state):
+        return False
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(_without_numbers(state), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+    except Exception:  # of pickle, of torch, or of the object itself
+        return False
+    return True
+
+
+def _without_numbers(value: Any) -> Any:
+    """Nested values with empty tensors."""
+    if type(value) in (Tensor, torch.nn.Parameter):
+        return torch.empty(0)
+    if type(value) is dict:
+        return {key: _without_numbers(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_without_numbers, value))
     return value
