@@ -15,6 +15,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"files"},
     {"tokenizers", "plot"},  # text: no torch
     {"corpora"},  # nor here
+    {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"model"},
     {"hardware", "estimate", "checkpoint", "data"},

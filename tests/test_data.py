@@ -69,9 +69,9 @@ def test_the_store_contains_the_documents_in_order_in_two_or_four_bytes_per_id(c
         assert counts["tokens"] == store.tokens(split) == len(ids_of(corpus, split))
     assert len(store.shards("train")) > 5
     assert store.dtype == np.uint16
-    tokenizer = ByteTokenizer()
-    tokenizer.vocab_size = 2**16 + 1
-    assert prepare(corpus, tokenizer, "fingerprint", tmp_path / "large").dtype == np.uint32
+    large = ByteTokenizer()
+    large.vocab_size, large.token_bytes = 2**16 + 1, lambda token: bytes([token % 256])
+    assert prepare(corpus, large, "fingerprint", tmp_path / "large").dtype == np.uint32
 
 
 def test_a_second_preparation_reads_no_document(corpus, store, tmp_path, capsys):
@@ -79,8 +79,8 @@ def test_a_second_preparation_reads_no_document(corpus, store, tmp_path, capsys)
     assert prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path) == store
     assert corpus.reads == 2
     assert prepare(corpus, ByteTokenizer(), "another tokenizer", tmp_path).folder != store.folder
-    train, validation = capsys.readouterr().err.splitlines()
-    assert train.startswith("tokenizing train: 100 documents, 3,290 tokens, 0.0 MB (")
+    validation, train = capsys.readouterr().err.splitlines()
+    assert train.startswith("tokenizing train: 100 documents, 3,290 tokens, 0.0 MB, ")
     assert validation.startswith("tokenizing validation: 1 documents, 8 tokens")
 
 
@@ -118,8 +118,8 @@ def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypa
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
 
 
-EMPTY = {"shards": [], "tokens": 0, "documents": 1, "bytes": 0}
-EXPECTED = {"format": 1, "tokenizer": "fingerprint", "vocab_size": 257}
+EMPTY = {"shards": [], "tokens": 0, "documents": 1, "bytes": 0, "lost_bytes": 0}
+EXPECTED = {"format": store_module.FORMAT, "tokenizer": "fingerprint", "vocab_size": 257}
 
 
 def edit_shard(store: TokenStore, edit, *, digest: bool) -> None:
@@ -177,7 +177,7 @@ def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
         (lambda manifest: manifest | {"dtype": "float64"}, "is damaged"),
         (lambda manifest: manifest | {"splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
         (lambda manifest: manifest | {"splits": {"train": EMPTY, "validation": EMPTY}}, "is damaged"),
-        (lambda manifest: manifest | {"format": 7}, "has format=7, but this run needs format=1; delete"),
+        (lambda manifest: manifest | {"format": 7}, "has format=7, but this run needs format=2; delete"),
         (lambda manifest: manifest | {"tokenizer": "b"}, "has tokenizer=b, but this run needs tokenizer=fingerprint"),
         (lambda manifest: manifest | {"vocab_size": 300}, "has vocab_size=300, but this run needs vocab_size=257"),
     ],

@@ -59,7 +59,7 @@ def named(path: str | None, suffix: str) -> list[Path]:
 
 
 def matching(folder: Path, parts: Sequence[str]) -> list[Path]:
-    """The entries below a folder, other than folders, that match the parts of a pattern, sorted; `**` stands for folders of any depth.
+    """The files below a folder that match the parts of a pattern (`**`: folders of any depth), sorted.
 
     Hidden entries match only a part that begins with a dot. Each folder is read once, so links may form loops.
     Raises: UserError: for a link to nothing that matches; OSError: for a folder that cannot be read.

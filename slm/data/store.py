@@ -1,15 +1,11 @@
-"""The cache of tokenizers and token stores: memory-mapped shards of token ids and a manifest that describes them.
-
-The name of a cache folder is a hash of everything that determines its content. A folder is written under a temporary
-name and renamed when it is complete, so a killed process never leaves an incomplete folder under the final name.
-"""
+"""Token stores: memory-mapped shards of token ids and a manifest that describes them, in the cache."""
 
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +13,19 @@ from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from slm import tokenizers
+from slm.cache import cached, keep
 from slm.corpora import Corpus, Split
-from slm.errors import UserError
+from slm.errors import UserError, file_operation
 from slm.files import atomic
 from slm.tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT = 2  # of token stores
+TOKENIZER_FORMAT = 1
+REPEATED = 0.01  # share of the validation documents from which on it is worth a warning that train has them, too
 SHARD_TOKENS = 2**27  # 256 MiB of uint16
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
 VERIFIED = "verified.json"  # beside the manifest: the stamps of the shards that were verified
@@ -45,6 +46,7 @@ class TokenStore:
         Raises: UserError: for a manifest without the `expected` keys and values; for a missing or damaged file.
         """
         store = cls(folder, _read_manifest(folder, expected))
+        keep(folder, store)
         known = atomic.read_object(folder / VERIFIED) or {}
         shards = [shard for split in store.manifest["splits"].values() for shard in split["shards"]]
         stamps = {shard["file"]: store._verify(shard, known) for shard in shards}
@@ -108,8 +110,8 @@ def prepare_tokenizer(
     def write(folder: Path):
         build(documents=corpus.documents("train")).save(folder)
 
-    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
-    folder = _cached(cache / "tokenizers", identity, write)
+    identity = {"format": TOKENIZER_FORMAT, "settings": dict(settings)}
+    folder = cached(cache, "tokenizers", corpus, identity, write)
     return load(folder), folder
 
 
@@ -118,52 +120,47 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
-    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
-    expected = {**identity, "vocab_size": tokenizer.vocab_size}
+    identity = {"format": FORMAT, "tokenizer": tokenizer_fingerprint}
+    expected = {**identity, "corpus": corpus.fingerprint(), "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        held_out: Counter[int] = Counter()  # hashes of the validation documents that train does not have so far
+        repeated = 0
+
+        def counted(split: Split) -> Iterator[str]:
+            nonlocal repeated
+            for text in corpus.documents(split):
+                if split == "validation":
+                    held_out[hash(text)] += 1
+                else:
+                    repeated += held_out.pop(hash(text), 0)
+                yield text
+
         splits = {
-            split: _write_split(corpus.documents(split), tokenizer, folder, split, dtype)
-            for split in ("train", "validation")
+            split: _write_split(counted(split), tokenizer, folder, split, dtype) for split in ("validation", "train")
         }
-        manifest = {**expected, "dtype": dtype.name, "splits": splits}
+        manifest = {**expected, "dtype": dtype.name, "repeated": repeated, "splits": splits}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
-    return TokenStore.open(_cached(cache / "tokens", identity, write), expected)
+    store = TokenStore.open(cached(cache, "tokens", corpus, identity, write), expected)
+    repeated, documents = store.manifest["repeated"], store.manifest["splits"]["validation"]["documents"]
+    if repeated > REPEATED * documents:
+        print(
+            f"warning: {repeated:,} of {documents:,} validation documents ({repeated / documents:.1%}) are train "
+            "documents, too, so val/loss is too low; remove the duplicates",
+            file=sys.stderr,
+        )
+    return store
 
 
 def fingerprint(folder: Path) -> str:
     """The digest of a saved tokenizer's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _cached(parent: Path, identity: dict, write: Callable[[Path], None]) -> Path:
-    """The folder of this identity, written now if it is missing. One process writes, others wait for it."""
-    folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cache folder {parent} cannot be created: {error.strerror}; give another cache_dir") from None
-    with atomic.locked(folder.with_suffix(".lock"), wait=True):
-        if not folder.is_dir():
-            temporary = folder.with_suffix(".partial")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process: this one holds the lock
-            temporary.mkdir()
-            try:
-                write(temporary)
-                for path in temporary.iterdir():
-                    atomic.flush(path)
-                temporary.rename(folder)
-                atomic.flush(parent)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
@@ -176,11 +173,11 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
         if manifest and manifest.get(key) != value:
             raise UserError(f"{path} has {key}={manifest.get(key)}, but this run needs {key}={value}; {remedy}")
     try:
-        valid = manifest["dtype"] in ("uint16", "uint32")
+        valid = manifest["dtype"] in ("uint16", "uint32") and manifest["repeated"] >= 0
         for split in ("train", "validation"):
             counts = manifest["splits"][split]
             shards = counts["shards"]
-            valid &= counts["documents"] > 0 and counts["bytes"] >= 0
+            valid &= counts["documents"] > 0 and counts["bytes"] >= 0 and counts["lost_bytes"] >= 0
             valid &= counts["tokens"] == sum(shard["tokens"] for shard in shards)
             valid &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
             valid &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
@@ -192,23 +189,26 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
 
 
 def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
-    counts = {"documents": 0, "bytes": 0, "tokens": 0}
+    counts = {"documents": 0, "bytes": 0, "tokens": 0, "lost_bytes": 0}
     shards: list[dict] = []
-    eos = np.array([tokenizer.eos], dtype=np.int32)
-    start, title = time.perf_counter(), f"tokenizing {split}"
-    with Console(stderr=True).status(title) as status:  # a live line on a terminal
+    eos, pieces = np.array([tokenizer.eos], dtype=np.int32), tokenizers.pieces(tokenizer)
+    start, line = time.perf_counter(), f"tokenizing {split}"
+    with Live(line, console=Console(stderr=True), transient=True, auto_refresh=False) as live:  # on a terminal
         for batch in batches(documents):
             arrays = tokenizer.encode_batch(batch)
             ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
             if not shards or shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
                 shards.append({"file": f"{split}-{len(shards):05d}.bin", "tokens": 0})
-            with open(folder / shards[-1]["file"], "ab") as file:
+            path = folder / shards[-1]["file"]
+            with file_operation("write", path), open(path, "ab") as file:
                 file.write(ids.tobytes())
             shards[-1]["tokens"] += len(ids)
             counts["documents"] += len(batch)
             counts["bytes"] += sum(len(text.encode("utf-8")) for text in batch)
             counts["tokens"] += len(ids)
-            status.update(line := _progress(title, counts, time.perf_counter() - start))
+            counts["lost_bytes"] += tokenizers.lost_bytes(pieces, batch, arrays)
+            line = _progress(split, counts, time.perf_counter() - start)
+            live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
     if not shards:
         raise UserError(f"the {split} split has no documents")
     print(line, file=sys.stderr)
@@ -228,9 +228,10 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _progress(title: str, counts: dict, seconds: float) -> str:
+def _progress(split: Split, counts: dict, seconds: float) -> str:
+    """A line of less than 80 characters."""
     megabytes = counts["bytes"] / 1e6
     return (
-        f"{title}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:.1f} MB"
-        f" ({counts['documents'] / seconds:,.0f} documents/s, {megabytes / seconds:.1f} MB/s)"
+        f"tokenizing {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:,.1f} MB, "
+        f"{megabytes / seconds:.1f} MB/s"
     )

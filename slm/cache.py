@@ -1,0 +1,200 @@
+"""The cache of tokenizers and token stores: folders named by a hash of everything that determines their content.
+
+    python -m slm.cache                               lists them, newest use first
+    python -m slm.cache prune --older-than-days 30    deletes those that no run has used for 30 days
+    python -m slm.cache prune --all                   deletes all but those in use
+
+A folder is written under a temporary name and renamed when it is complete, so a killed process never leaves an
+incomplete folder under the final name. Beside HASH/ lie HASH.lock, which is never deleted, since a process may wait for
+it, and HASH.json, a description for this list.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.corpora import Corpus
+from slm.errors import ResourceError, UserError, explain, file_operation, printable, report
+from slm.files import atomic
+
+KINDS = ("tokens", "tokenizers")
+FOLDER = re.compile(r"[0-9a-f]{16}")
+PARTIAL = re.compile(r"[0-9a-f]{16}\.(\d+\.)?partial")
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+DAY = 24 * 60 * 60  # seconds
+
+
+def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """The folder of this identity and corpus, written now if it is missing. One process writes, others wait for it.
+
+    Raises: UserError: if the documents change while they are read; if the folder cannot be written, with the file.
+    """
+    identity = {**identity, "corpus": corpus.fingerprint()}
+    folder = cache / kind / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    lock = folder.with_suffix(".lock")
+    if folder.is_dir():
+        return folder
+    with writing(folder.parent):
+        with file_operation("create", folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.locked(lock, wait=True, on_wait=lambda: announce_wait(lock)):
+            if folder.is_dir():
+                return folder
+            for stale in folder.parent.glob(f"{folder.name}*.partial"):  # of a killed process: this one holds the lock
+                shutil.rmtree(stale, ignore_errors=True)
+            temporary = folder.with_suffix(f".{os.getpid()}.partial")
+            try:
+                temporary.mkdir()
+                write(temporary)
+                if corpus.fingerprint() != identity["corpus"]:
+                    raise UserError("the documents changed while they were read; start again")
+                for path in temporary.iterdir():
+                    atomic.flush(path)
+                description = {"source": described(corpus), **identity}
+                atomic.write_text(folder.with_suffix(".json"), json.dumps(description, default=str))
+                temporary.rename(folder)
+                atomic.flush(folder.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def writing(parent: Path) -> Iterator[None]:
+    """Raises: UserError: for an OSError of the block in the cache, with the file and what can be done."""
+    try:
+        yield
+    except OSError as error:
+        file = str(error.filename or parent)
+        if not file.startswith(str(parent)):
+            raise
+        kind = UserError if error.errno in NO_FOLDER else ResourceError
+        operation = getattr(error, "operation", "write")
+        raise kind(
+            f"cannot {operation} {file} in the cache: {error.strerror}; make room there or give another cache_dir"
+        ) from error
+
+
+def announce_wait(lock: Path):
+    with contextlib.suppress(OSError):
+        kind, holder = lock.parent.name, lock.read_text() or "another"
+        print(f"waiting for the {kind} of this corpus, which process {holder} is preparing ({lock})", file=sys.stderr)
+
+
+def described(corpus: Corpus) -> str:
+    """The class of a corpus and its settings."""
+    settings = {name: value for name, value in vars(corpus).items() if isinstance(value, str | int | float)}
+    return " ".join([type(corpus).__name__, *(f"{name}={value!r}" for name, value in settings.items() if value != "")])
+
+
+def keep(folder: Path, owner: object):
+    """Notes the time of use, and protects a folder from `prune` for the lifetime of `owner`."""
+    with contextlib.suppress(OSError):  # a read-only cache, or a file system without locks
+        os.utime(folder)
+        file = open(folder.with_suffix(".lock"), "rb")  # noqa: SIM115 (closed with its owner)
+        weakref.finalize(owner, file.close)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of the cache, complete or left behind by a killed process."""
+
+    folder: Path
+    bytes: int
+    used: float  # seconds since 1970
+
+    def line(self) -> str:
+        """Kind, name, size, last use, corpus; then the tokenizer."""
+        known = atomic.read_object(self.folder.with_suffix(".json")) or {}
+        settings = known.get("settings") or {"tokenizer": str(known.get("tokenizer"))[:8]}
+        detail = ", ".join(f"{key.removeprefix('_')}={value}" for key, value in settings.items()) if known else ""
+        day = time.strftime("%Y-%m-%d", time.localtime(self.used))
+        place = f"{self.folder.parent.name}/{self.folder.name}"
+        return printable(f"{place:32} {self.bytes / 1e6:10,.1f} MB  {day}  {known.get('source', '')}  {detail}", 300)
+
+
+def entries(cache: Path) -> list[Entry]:
+    """The folders of the cache, the last used first. Raises: UserError: if the cache is missing or cannot be read."""
+    if not cache.is_dir():
+        raise UserError(f"cache folder {cache} does not exist; give --cache-dir=<folder>")
+    found = []
+    for folder in (path for kind in KINDS for path in (cache / kind).glob("*") if path.is_dir()):
+        own = FOLDER.fullmatch(folder.name) and folder.with_suffix(".lock").exists()
+        if (own or PARTIAL.fullmatch(folder.name)) and not folder.is_symlink():
+            with contextlib.suppress(FileNotFoundError):  # renamed or deleted by another process
+                size = sum(path.lstat().st_size for path in folder.rglob("*"))
+                found.append(Entry(folder, size, folder.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+
+def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
+    """Deletes the folders last used before a time, in seconds since 1970. Yields each with the reason why it stays.
+
+    Raises: OSError: if a folder cannot be deleted.
+    """
+    for entry in entries(cache):
+        if entry.used >= before:
+            yield entry, "used since then"
+            continue
+        folder = entry.folder
+        lock = folder.with_name(folder.name[:16] + ".lock")
+        try:
+            with atomic.locked(lock, wait=False), open(lock, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remains = folder.with_name(f"{folder.name[:16]}.{os.getpid()}.partial")  # never half under its own name
+                with file_operation("delete", folder):
+                    folder.rename(remains)
+                    shutil.rmtree(remains)
+                if FOLDER.fullmatch(folder.name):
+                    folder.with_suffix(".json").unlink(missing_ok=True)
+            yield entry, None
+        except BlockingIOError:
+            yield entry, "in use"
+
+
+def main() -> int:
+    """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
+    parser = argparse.ArgumentParser(prog="python -m slm.cache", description=__doc__.splitlines()[0])
+    parser.add_argument("action", nargs="?", choices=("list", "prune"), default="list")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--older-than-days", type=float, metavar="N", help="prune: not used for N days")
+    which.add_argument("--all", action="store_true", help="prune: everything that is not in use")
+    default = os.environ.get("SLM_CACHE", "~/.cache/slm")  # as in conf/train.yaml
+    parser.add_argument("--cache-dir", default=default, help="default: SLM_CACHE, else ~/.cache/slm")
+    arguments = parser.parse_args()
+    days, cache = -math.inf if arguments.all else arguments.older_than_days, atomic.expanded(arguments.cache_dir)
+    try:
+        if arguments.action == "list":
+            found = entries(cache)
+            for entry in found:
+                print(entry.line())
+            print(f"{cache}: {len(found)} folders, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB")
+            return 0
+        if days is None or not (arguments.all or days >= 0):
+            raise UserError("prune needs --older-than-days N, with N at least 0, or --all")
+        for entry, reason in prune(cache, time.time() - days * DAY):
+            print(f"{'kept' if reason else 'deleted'} {entry.line()}" + (f" ({reason})" if reason else ""))
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        return report(explanation)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
