@@ -227,14 +227,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
         """Normed residual stream (B, T, C) and the token ids (B, T) to (B, T, C)."""
         heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
-        qk, v = heads.split_with_sizes((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k, v = heads.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.value_embedding:
             v = v + self.token_values(x, tokens).to(v.dtype)
         if self.query_norm:
-            qk = torch.cat([self.query_norm(qk[:, : self.heads]), self.key_norm(qk[:, self.heads :])], dim=1)
-        if rotation:
-            qk = rotate(qk, rotation)
-        q, k = qk.split_with_sizes((self.heads, self.kv_heads), dim=1)
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotation:  # apart: in a graph for all lengths torch.compile fixes the strides of views of one result
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache:
             k, v = cache.append(self.layer, k, v)
         mask = cache.masks.get(self.window) if cache else None

@@ -6,7 +6,9 @@
 import ctypes
 import os
 import platform
+import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -47,9 +49,13 @@ def resolve_hardware(accelerator: str, devices: int | str, num_nodes: int, preci
     """Resolves `auto`. Raises UserError for a device, precision or count that this machine does not have."""
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if accelerator == "cpu" and shutil.which("nvidia-smi"):
+            print(f"note: this machine has NVIDIA's driver, but torch finds no GPU ({why_no_cuda()})", file=sys.stderr)
     accelerator = {"cuda": "gpu"}.get(accelerator, accelerator)
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("this trainer needs a CUDA GPU and torch finds none; use trainer=cpu or trainer=auto")
+        raise UserError(
+            f"this trainer needs a CUDA GPU and torch finds none; use trainer=cpu or trainer=auto ({why_no_cuda()})"
+        )
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("this trainer needs Apple's MPS and torch finds none; use trainer=cpu or trainer=auto")
     if accelerator not in ("cpu", "gpu", "mps"):
@@ -66,6 +72,19 @@ def resolve_hardware(accelerator: str, devices: int | str, num_nodes: int, preci
     return Hardware(accelerator, count, precision, name)
 
 
+def why_no_cuda() -> str:
+    """Torch's reason: a build without CUDA, no driver or one too old, no GPU, or none in CUDA_VISIBLE_DEVICES."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return f"CUDA_VISIBLE_DEVICES={visible!r} names none that exists"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    return "no reason given"
+
+
 def count_devices(accelerator: str, devices: int | str, num_nodes: int) -> int:
     """Devices over all nodes. Raises UserError for more than there are, or nodes that no launcher connects."""
     automatic = devices in ("auto", -1, "-1")
@@ -77,8 +96,8 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int) -> int:
         raise UserError(f"trainer.num_nodes={num_nodes} would wait for the other nodes forever; use torchrun or srun")
     present = torch.cuda.device_count() if accelerator == "gpu" else 1
     count = present if automatic else int(devices)
-    if accelerator == "gpu" and count > present:
-        raise UserError(f"trainer.devices={count}, but this machine has {present} GPUs")
+    if accelerator != "cpu" and count > present:
+        raise UserError(f"trainer.devices={count}, but this machine has {present} GPU(s)")
     return count * num_nodes
 
 
@@ -186,7 +205,9 @@ def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool)
     """
     torch.compiler.reset()
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+        with warnings.catch_warnings():  # of torch's compiler about itself
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # torch, Triton and the C++ compiler have no common base class
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if not device.index:  # one process prints it for all

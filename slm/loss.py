@@ -29,13 +29,18 @@ def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, softcap: fl
 def token_nats(features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Nats of each target, in the shape of targets; 0 where it is IGNORE. For evaluation: no gradient."""
     rows, flat = features.flatten(0, -2), targets.flatten()
-    logits = ((c, softcapped(rows[c] @ weight.t(), softcap).float()) for c in _chunks(rows, weight))
+    logits = ((c, _wide(softcapped(rows[c] @ weight.t(), softcap))) for c in _chunks(rows, weight))
     return torch.cat([F.cross_entropy(chunk, flat[c], reduction="none") for c, chunk in logits]).view_as(targets)
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Logits limited smoothly to (-softcap, softcap), then in float32 (arXiv:2408.00118); None: as they are."""
-    return logits if softcap is None else softcap * torch.tanh(logits.float() / softcap)
+    """Logits limited smoothly to (-softcap, softcap), in at least float32 (arXiv:2408.00118); None: as they are."""
+    return logits if softcap is None else softcap * torch.tanh(_wide(logits) / softcap)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def bits_per_byte(nats: float, text_bytes: float) -> float:
@@ -61,12 +66,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             x, w = features.to(dtype), weight.to(dtype)
             kept = (targets != IGNORE).unsqueeze(1)
             x_kept = x * kept
-            total = torch.zeros((), device=x.device)
-            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+            wide = torch.promote_types(dtype, torch.float32)  # of sums, whatever torch's default
+            total = torch.zeros((), dtype=wide, device=x.device)
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
             for rows in _chunks(x, w):
                 target = targets[rows].clamp(min=0).unsqueeze(1)
                 logits = softcapped(x[rows] @ w.t(), softcap)
-                nats = -logits.float().log_softmax(1).gather(1, target)
+                nats = -_wide(logits).log_softmax(1).gather(1, target)
                 total += (nats * kept[rows]).sum()
                 if any(ctx.needs_input_grad):
                     error = logits.softmax(1)  # minus the one-hot target

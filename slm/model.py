@@ -36,7 +36,7 @@ class GPTConfig(AttentionConfig):
     Raises: UserError: if a value is impossible, alone or beside another.
     """
 
-    mlp_width: int | None = None  # None: 4 * width, gated about 8 / 3 * width: nearly equal parameters
+    mlp_width: int | None = None  # None: 4 * width; gated 8 / 3 * width, rounded up to a multiple of 32
     positions: str  # rope or learned
     norm: str  # of NORMS
     mlp: str  # of MLPS

@@ -32,7 +32,8 @@ def gradients(loss, features, weight):
 
 
 def by_torch(features, weight, targets, softcap):
-    logits = (features @ weight.T).float().flatten(0, 1)
+    logits = (features @ weight.T).flatten(0, 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE)
@@ -64,6 +65,25 @@ def test_bfloat16_is_as_close_to_float32_as_torch_is(softcap):
         gradients(ours, features, weight), gradients(theirs, features, weight), truth, strict=True
     ):
         assert (mine - true).norm() <= 1.2 * (other - true).norm()
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sums_are_as_precise_as_asked_and_at_least_float32(dtype, default, softcap):
+    """Whatever torch's default, which bf16-true changes: sums of bfloat16 would stop growing."""
+    features, weight, targets = problem(dtype)
+    exact = by_torch(features.double(), weight.double(), targets, softcap)
+    torch.set_default_dtype(default)
+    try:
+        loss = cross_entropy(features, weight, targets, softcap)
+        nats = token_nats(features, weight, targets, softcap)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == nats.dtype == torch.promote_types(dtype, torch.float32)
+    rel = {torch.float64: 1e-14, torch.float32: 1e-5}.get(dtype, 5e-3)
+    assert loss.item() == pytest.approx(exact.item(), rel=rel)
+    assert nats.sum().item() / (targets != IGNORE).sum().item() == pytest.approx(exact.item(), rel=rel)
 
 
 @pytest.mark.usefixtures("rows")

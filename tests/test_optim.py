@@ -77,7 +77,7 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choice, 
     """Queries, keys and values are matrices of their own: torch gets them as parameters of their own."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)  # torch takes it everywhere
     ours, theirs = model_of(**choice), model_of(**choice)
-    optimizer = Muon(**MUON)(ours)
+    optimizer = Muon(**MUON)(ours, bfloat16=True)
     role, shared = roles(theirs), 4 * choice.get("kv_heads", 4)
     rows = {f"blocks.{block}.attention.qkv.weight": [16, shared, shared] for block in (0, 1)}
     parts, decayed, plain = {}, [], []
@@ -108,22 +108,41 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_torchs_on_the_rest(choice, 
         assert torch.equal(p.grad, gradients[name])
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_orthogonalized(monkeypatch, fast):
-    """In either precision and of any size: the singular vectors stay, the values come near 1, each matrix is alone."""
+@pytest.mark.parametrize(
+    ("given", "allowed", "fast", "expected"),
+    [
+        (torch.float32, True, True, torch.bfloat16),
+        (torch.float32, True, False, torch.float32),
+        (torch.float32, False, True, torch.float32),
+        (torch.float64, False, True, torch.float64),
+        (torch.bfloat16, True, False, torch.float32),
+    ],
+)
+def test_orthogonalized(monkeypatch, given, allowed, fast, expected):
+    """In every precision and of any size: the singular vectors stay, the values come near 1, each matrix is alone."""
     monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: fast)
     matrices = torch.randn(5, 16, 64, generator=torch.Generator().manual_seed(0))
-    matrices *= torch.logspace(-6, 3, 5).view(5, 1, 1)
-    result = orthogonalized(matrices)
-    assert result.dtype == (torch.bfloat16 if fast else torch.float32)
-    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    inner = u.mT @ result.float() @ vh.mT
+    matrices = (matrices * torch.logspace(-6, 3, 5).view(5, 1, 1)).to(given)
+    result = orthogonalized(matrices, allowed)
+    assert result.dtype == expected
+    u, _, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+    inner = u.mT @ result.double() @ vh.mT
     values = inner.diagonal(dim1=1, dim2=2)
     assert (values - 0.95).abs().max() < 0.3
-    assert (inner - torch.diag_embed(values)).abs().max() < (0.1 if fast else 1e-4)
+    assert (inner - torch.diag_embed(values)).abs().max() < (0.1 if expected == torch.bfloat16 else 1e-4)
     for one, matrix in zip(result, matrices, strict=True):
-        torch.testing.assert_close(one, orthogonalized(matrix[None])[0], atol=0.02, rtol=0)
-    assert not orthogonalized(torch.zeros(1, 4, 8)).any()
+        torch.testing.assert_close(one, orthogonalized(matrix[None], allowed)[0], atol=0.02, rtol=0)
+    assert not orthogonalized(torch.zeros(1, 4, 8, dtype=given), allowed).any()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_no_product_of_a_training_is_less_precise_than_asked(run, monkeypatch, precision):
+    """Muon takes bfloat16 where it is fast, but not in a training in float32 or float64."""
+    monkeypatch.setattr("slm.optim.muon.has_fast_bfloat16", lambda device: True)
+    seen, real = set(), torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda x, *rest, **factors: seen.add(x.dtype) or real(x, *rest, **factors))
+    run("optimizer=muon", f"trainer.precision={precision}", "budget.steps=1", "callbacks.samples=null")
+    assert torch.bfloat16 in seen if precision == "bf16-mixed" else seen == {getattr(torch, f"float{precision[:2]}")}
 
 
 def from_yaml(name):

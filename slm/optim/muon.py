@@ -23,6 +23,7 @@ NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of K
 class Muon:
     """Settings that, called with a model, make its optimizer: a group of hidden matrices, then the two of AdamW.
 
+    `bfloat16` of the call allows the orthogonalisation in bfloat16, where that is fast.
     Raises: UserError: if a setting is impossible.
     """
 
@@ -43,7 +44,7 @@ class Muon:
             raise UserError(f"optimizer.weight_decay={self.weight_decay} must be at least 0 and finite")
         check_adamw(self.adamw_lr, self.adamw_betas, self.adamw_eps, self.adamw_weight_decay, prefix="adamw_")
 
-    def __call__(self, model: GPT) -> "MuonWithAdamW":
+    def __call__(self, model: GPT, *, bfloat16: bool = False) -> "MuonWithAdamW":
         adamw = AdamW(
             lr=self.adamw_lr,
             betas=self.adamw_betas,
@@ -60,7 +61,7 @@ class Muon:
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
         }
-        return MuonWithAdamW(matrices, adamw(model, {"embedding", "readout", "vector"}))
+        return MuonWithAdamW(matrices, adamw(model, {"embedding", "readout", "vector"}), bfloat16)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -70,8 +71,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     alone.
     """
 
-    def __init__(self, matrices: dict, rest: torch.optim.AdamW):
-        self.rest = rest
+    def __init__(self, matrices: dict, rest: torch.optim.AdamW, bfloat16: bool):
+        self.rest, self.bfloat16 = rest, bfloat16
         super().__init__([matrices, *rest.param_groups], {})
         self.defaults = dict.fromkeys(("lr", "momentum", "weight_decay", "betas", "eps"))  # names of the settings
 
@@ -105,18 +106,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 alike[tuple(sorted(weight.shape))].append((weight, matrix))
         for pairs in alike.values():
             wide = torch.stack([matrix.mT if matrix.size(0) > matrix.size(1) else matrix for _, matrix in pairs])
-            for (weight, _), update in zip(pairs, orthogonalized(wide), strict=True):
+            for (weight, _), update in zip(pairs, orthogonalized(wide, self.bfloat16), strict=True):
                 tall = max(1, weight.size(0) / weight.size(1))
                 weight.add_(update.mT if tall > 1 else update, alpha=-group["lr"] * math.sqrt(tall))
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor, bfloat16: bool) -> Tensor:
     """(N, rows, columns), rows <= columns, with the same singular vectors and nearly all values at 0.7 to 1.2.
 
-    In bfloat16, where that is fast. Values of almost no size stay below: five iterations do not lift them so far.
+    In bfloat16 where that is allowed and fast, else at least in float32. Values of almost no size stay below: five
+    iterations do not lift them so far.
     """
     steps, (a, b, c) = NEWTON_SCHULZ
-    x = matrices.bfloat16() if has_fast_bfloat16(matrices.device) else matrices.float()
+    fast = bfloat16 and has_fast_bfloat16(matrices.device)
+    x = matrices.to(torch.bfloat16 if fast else torch.promote_types(matrices.dtype, torch.float32))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled
 from slm.model import GPT
+from slm.optim.muon import Muon
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.prepare import Job
 from slm.training.callbacks.guard import Guard
@@ -85,9 +88,12 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     model = GPT(job.model)
     features = compile_features(model, job)
     run_info["compiled"] = features is not None
+    optimizer = config.optimizer
+    if isinstance(optimizer, Muon):  # float32 means float32
+        optimizer = partial(optimizer, bfloat16=job.hardware.sixteen_bit)
     module = Pretraining(
         model,
-        optimizer=config.optimizer,
+        optimizer=optimizer,
         schedule=lambda step: config.schedule(step, job.steps),
         features=features,
         description=describe(job.model, job.tokenizer_folder, config.plain, run_info),
@@ -131,7 +137,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
     config, hardware = job.config, job.hardware
     tf32 = hardware.accelerator == "gpu" and config.trainer.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    strategy = config.trainer.strategy
+    torch.backends.cuda.enable_cudnn_sdp(config.data.layout == "packed")  # it plans for each length anew, and slowly
     shown = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in callbacks)
     passed_on = {"num_sanity_val_steps": 0, "enable_model_summary": False, **config.trainer.lightning}
     if (profiler := passed_on.get("profiler")) in PROFILERS:
@@ -143,7 +149,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             accelerator=hardware.accelerator,
             devices=hardware.devices // config.trainer.num_nodes,
             num_nodes=config.trainer.num_nodes,
-            strategy=DDPStrategy(broadcast_buffers=False) if strategy == "ddp" else strategy,  # buffers never change
+            strategy=DDPStrategy(broadcast_buffers=False) if hardware.devices > 1 else "auto",  # buffers never change
             precision=hardware.precision,
             max_steps=job.steps,
             max_epochs=-1,
@@ -155,16 +161,22 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[
-                DurableCheckpointIO(job.run_dir),
-                *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
-            ],
+            plugins=[DurableCheckpointIO(job.run_dir), *launcher(hardware.devices)],
             default_root_dir=job.run_dir,
             enable_progress_bar=shown,
             **passed_on,
         )
     except (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
+
+
+def launcher(devices: int) -> list[ClusterEnvironment]:
+    """The launcher of a run's processes, where Lightning is not to look for it itself: one device needs none, whatever
+    SLURM or torchrun have left in the environment."""
+    if devices == 1:
+        rank_zero_only.rank = 0
+        return [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def build_data(job: Job) -> WindowsData:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.run import PACKAGE
@@ -39,6 +41,8 @@ def verify_resume(overrides: list[str], root: Path) -> bool:
         raise UserError(f"{root} exists, and would be deleted; move it away")
     kept = [override for override in overrides if not re.match(r"\+*(run_dir=|verify_resume=|logger[.=])", override)]
     common = [*kept, *(f"{key}={value}" for key, value in OWN.items())]
+    if torch.cuda.is_available() and not any("trainer.deterministic=" in override for override in kept):
+        common.append("trainer.deterministic=true")  # on CUDA, some of the faster kernels add in a varying order
     to_the_end = [*common, "+callbacks.fault.kind=terminate", f"+callbacks.fault.step={2 * K}"]
     killed = [*common, "+callbacks.fault.kind=kill", f"+callbacks.fault.step={K + 2}"]
     straight, resumed = root / "straight", root / "resumed"

@@ -18,6 +18,8 @@ from slm.files import atomic, jsonl
 from slm.training.callbacks import step_ends
 from slm.training.loggers import write_metrics
 
+OTHER_PRECISION = "use trainer.precision=bf16-mixed, or 32-true on a GPU without bfloat16"
+
 
 def flush_checks(trainer: L.Trainer):
     """Runs the pending check of each Guard, before metrics, samples or checkpoints use the step. Raises Diverged."""
@@ -32,7 +34,8 @@ class Guard(Callback):
     A loss or norm that is not finite stops the run (`stop`) or skips the update (`skip`). A loss more than
     `spike_threshold` standard deviations above the mean of the last `spike_window` losses is logged (`warn`) or skips
     the update (`skip`). More than `max_skips` skipped updates in a row stop the run. Float16 overflows are left to the
-    loss scaling, up to `max_skips` in a row. A run that stops here writes crash.json and raises Diverged.
+    loss scaling, which skips the update and lowers the scale, up to `max_skips` in a row; train/overflows counts them.
+    A run that stops here writes crash.json and raises Diverged.
 
     On one GPU, where no update can be skipped, the check runs one step late to avoid a device synchronisation; a bad
     update is made, but never saved, sampled or validated. Raises UserError for settings out of range.
@@ -57,17 +60,19 @@ class Guard(Callback):
         self.on_nonfinite, self.on_spike, self.max_skips = on_nonfinite, on_spike, max_skips
         self.spike_threshold, self.folder = spike_threshold, folder
         self.losses: deque[float] = deque(maxlen=spike_window)  # of the last steps with an update
-        self.in_a_row = self.skipped = 0
-        self.skipping = False  # the current step
+        self.in_a_row = self.skipped = self.overflows = 0
+        self.news: dict[str, float] = {}  # counts to log at the end of the current step
         self.pending: PendingStats | None = None
 
     def state_dict(self) -> dict:
         self.flush()
-        return {"losses": list(self.losses), "in_a_row": self.in_a_row, "skipped": self.skipped}
+        counts = {"in_a_row": self.in_a_row, "skipped": self.skipped, "overflows": self.overflows}
+        return {"losses": list(self.losses), **counts, "news": dict(self.news)}
 
     def load_state_dict(self, state: dict):
         self.losses.extend(state["losses"])
         self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
+        self.overflows, self.news = state.get("overflows", 0), state.get("news", {})
 
     def setup(self, trainer, module, stage):
         self.trainer = trainer
@@ -99,30 +104,32 @@ class Guard(Callback):
 
     def _check(self, stats: "PendingStats"):
         nats, targets, norm = stats.numbers()
-        step, loss = stats.step, nats / targets
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None and math.isfinite(loss)
-            if scaled and self.in_a_row < self.max_skips:
-                self.in_a_row += 1  # the scaler skips the update and lowers its scale
-                return
-            facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
-            if scaled:
-                facts += f" after {self.in_a_row} float16 overflows (bfloat16 has none: trainer.precision=bf16-mixed)"
+        loss, scaler = nats / targets, getattr(self.trainer.precision_plugin, "scaler", None)
+        facts = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler):
             self._refuse(stats, facts, skip=self.on_nonfinite == "skip")
             return
         if self._spikes(loss):
-            facts = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
+            spike = f"loss {loss:.4g} after a mean of {np.mean(self.losses):.4g}"
             if self.on_spike == "skip":
-                self._refuse(stats, facts, skip=True)
+                self._refuse(stats, spike, skip=True)
                 return
-            self._log_event(step, "spike", facts)
-        self.losses.append(loss)
-        self.in_a_row = 0
+            self._log_event(stats.step, "spike", spike)
+        if math.isfinite(norm):
+            self.losses.append(loss)
+            self.in_a_row = 0
+        elif self.in_a_row < self.max_skips:  # the scaler skips this update and lowers its scale
+            self.in_a_row, self.overflows = self.in_a_row + 1, self.overflows + 1
+            self.news = {"train/overflows": self.overflows}
+        else:
+            self._stop(stats, facts, f" after {self.in_a_row} float16 overflows", OTHER_PRECISION)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.skipping and step_ends(trainer, batch_idx):
-            self.skipping = False
-            write_metrics(trainer, {"train/skipped": self.skipped})
+        if self.news and step_ends(trainer, batch_idx):
+            if "train/overflows" in self.news:
+                self.news["train/loss_scale"] = trainer.precision_plugin.scaler.get_scale()
+            write_metrics(trainer, self.news)
+            self.news = {}
 
     def _spikes(self, loss: float) -> bool:
         if len(self.losses) < max(self.losses.maxlen // 2, 2):
@@ -132,21 +139,26 @@ class Guard(Callback):
 
     def _refuse(self, stats: "PendingStats", facts: str, skip: bool):
         """Skips the update, or stops the run."""
-        step, windows = stats.step, self.trainer.datamodule.step_windows(stats.indices)
-        self.in_a_row += 1
-        if skip and self.in_a_row <= self.max_skips:
+        if skip and self.in_a_row < self.max_skips:
             self.trainer.lightning_module.skip_update()
-            self.skipped, self.skipping = self.skipped + 1, True
-            self._log_event(step, "skipped", facts, windows=windows)
-            return
-        crash = {"step": step, "reason": facts, "skipped_in_a_row": self.in_a_row - 1, "windows": windows}
+            self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
+            self.news = {"train/skipped": self.skipped}
+            windows = self.trainer.datamodule.step_windows(stats.indices)
+            self._log_event(stats.step, "skipped", facts, windows=windows)
+        elif skip:
+            self._stop(stats, facts, f" after {self.in_a_row} skipped steps", "lower optimizer.lr")
+        else:
+            self._stop(stats, facts, "", "lower optimizer.lr, or go on with on_nonfinite=skip")
+
+    def _stop(self, stats: "PendingStats", facts: str, after: str, remedy: str):
+        """Writes crash.json. Raises Diverged."""
+        windows = self.trainer.datamodule.step_windows(stats.indices)
+        crash = {"step": stats.step, "reason": facts, "skipped_in_a_row": self.in_a_row, "windows": windows}
         if self.trainer.is_global_zero:
             atomic.write_text(self.folder / "crash.json", json.dumps(crash) + "\n")
-        remedy = "lower optimizer.lr" if skip else "lower optimizer.lr, or go on with on_nonfinite=skip"
         what = "its result was saved" if self.is_deferred() else "the update"
-        after = f" after {self.max_skips} skipped steps" if skip else ""
         raise Diverged(
-            f"{facts} at step {step}{after}: stopped before {what}; its windows are in "
+            f"{facts} at step {stats.step}{after}: stopped before {what}; its windows are in "
             f"{self.folder / 'crash.json'}; {remedy}"
         )
 

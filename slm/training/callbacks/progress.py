@@ -22,12 +22,11 @@ class ProgressBar(Callback):
         self.bar: Progress | None = None
         self.metrics: TrainingMetrics | None = None  # the source of the numbers, without a device synchronisation
         self.printed, self.tokens = 0.0, None  # time of the last plain line, and its tokens
-        self.started = (0, 0.0)  # step and time at the start of training
+        self.started: tuple[int, float] | None = None  # step and time after the first step, which may have compiled
 
     def on_train_start(self, trainer, module):
         if not trainer.is_global_zero:
             return
-        self.started = trainer.global_step, time.monotonic()
         self.metrics = next((c for c in trainer.callbacks if isinstance(c, TrainingMetrics)), None)
         if sys.stdout.isatty() and not trainer.progress_bar_callback:
             columns = (
@@ -50,15 +49,18 @@ class ProgressBar(Callback):
         elif not trainer.progress_bar_callback and self._line_is_due(trainer):
             logged = self.metrics.latest.get("step") if self.metrics else None
             of = f" (of step {logged})" if logged not in (None, trainer.global_step) else ""
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._describe()}{of}  ETA {self._eta(trainer)}")
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {self._describe()}{of}{self._eta(trainer)}")
+        self.started = self.started or (trainer.global_step, time.monotonic())
 
     def on_validation_end(self, trainer, module):
         if trainer.is_global_zero and not trainer.sanity_checking:
             value = trainer.callback_metrics
+            bits = value.get("val/bits_per_byte")  # where bytes are known
             excess = value.get("val/excess_bits_per_story")  # on a corpus of known entropy
             print(
                 f"step {trainer.global_step}: val/loss {value['val/loss']:.4f}, "
-                f"perplexity {value['val/perplexity']:.2f}, {value['val/bits_per_byte']:.4f} bits per byte"
+                f"perplexity {value['val/perplexity']:.2f}"
+                + (f", {bits:.4f} bits per byte" if bits is not None else "")
                 + (f", {excess:.2f} bits per story above the floor" if excess is not None else "")
             )
 
@@ -87,7 +89,9 @@ class ProgressBar(Callback):
         return True
 
     def _eta(self, trainer) -> str:
+        if not self.started:
+            return ""
         step, start = self.started
-        seconds = (time.monotonic() - start) / max(trainer.global_step - step, 1)
+        seconds = (time.monotonic() - start) / (trainer.global_step - step)
         minutes, seconds = divmod(int(seconds * (trainer.max_steps - trainer.global_step)), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        return f"  ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
