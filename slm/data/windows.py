@@ -1,14 +1,16 @@
 """Windows over a token store, and their infinite order in training.
 
 A window is up to context + 1 consecutive ids: inputs, and targets shifted by one. `Windows` divides a split into
-pieces of equal length; `Documents` has one document per window. The order is an infinite sequence of seeded
-permutations, a pure function of (seed, position), so the state of the data in a checkpoint is one integer.
+pieces of equal length; `Documents` has one document per window. Both have `targets` (N,): their number in each window.
+The order is an infinite sequence of seeded permutations, a pure function of (seed, position), so the state of the data
+in a checkpoint is one integer.
 
-Shapes: B windows of a microbatch.
+Shapes: B windows of a microbatch, N windows of a split.
 """
 
 import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ class Windows(Dataset):
                 f"the {split} split has {int(self.starts[-1]):,} tokens, fewer than one window of "
                 f"model.context={context} + 1; give more text or a smaller model.context"
             )
+        self.longest, self.targets = context, np.broadcast_to(context, self.count)
 
     def __reduce__(self):
         """Pickles the arguments: a spawned loader process maps the files itself and receives no content."""
@@ -80,7 +83,8 @@ class Documents(Dataset):
         self.ends = np.concatenate(ends)  # the position of each document's eos in its shard
         self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
         self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
-        self.longest = int((self.ends - self.starts).max()) + 1  # with one eos
+        self.lengths = self.ends - self.starts + 1  # with one eos
+        self.longest, self.targets = int(self.lengths.max()), np.minimum(self.lengths, context)
 
     def __reduce__(self):
         return Documents, self.arguments
@@ -94,12 +98,19 @@ class Documents(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """Ids (B, longest of the batch + 2), int64."""
-        lengths = np.minimum(self.ends[indices] + 1 - self.starts[indices], self.context)
+        lengths = self.targets[indices]
         rows = np.full((len(indices), 1 + lengths.max()), IGNORE, dtype=np.int64)
         rows[:, 0] = self.eos
         for row, index, length in zip(rows, indices, lengths):
             row[1 : 1 + length] = self.shards[self.shard[index]][self.starts[index] :][:length]
         return torch.from_numpy(rows)
+
+
+def split_windows(
+    store: TokenStore, split: Split, *, layout: Literal["packed", "documents"], context: int, eos: int
+) -> Windows | Documents:
+    """All windows of a split in this layout. Raises: UserError: if there are none."""
+    return Documents(store, split, context, eos) if layout == "documents" else Windows(store, split, context)
 
 
 class InfiniteShuffle(Sampler[int]):
@@ -118,9 +129,13 @@ class InfiniteShuffle(Sampler[int]):
     def _positions(self) -> Iterator[int]:
         epoch, offset = divmod(self.start, self.windows)
         while True:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            yield from torch.randperm(self.windows, generator=generator)[offset:].tolist()
+            yield from self.permutation(epoch)[offset:].tolist()
             epoch, offset = epoch + 1, 0
+
+    def permutation(self, epoch: int) -> Tensor:
+        """The window indices (N,) of an epoch in their order."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.windows, generator=generator)
 
 
 def evenly_spaced(total: int, limit: int | None) -> list[int]:

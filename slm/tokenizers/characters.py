@@ -44,12 +44,9 @@ class CharacterTokenizer(Tokenizer):
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the saved alphabet is not a string of distinct characters."""
         characters = read_settings(folder).get("characters")
-        if not isinstance(characters, str) or len(set(characters)) != len(characters):
+        if not (isinstance(characters, str) and 0 < len(characters) == len(set(characters))):
             raise damaged(folder, "tokenizer.json")
-        try:
-            return cls(characters)
-        except UnicodeEncodeError:  # a lone surrogate
-            raise damaged(folder, "tokenizer.json") from None
+        return cls(characters)
 
     def save(self, folder: Path) -> None:
         write_settings(folder, {"kind": "characters", "characters": self.characters})

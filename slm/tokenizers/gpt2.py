@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from slm.errors import UserError
-from slm.tokenizers import Tokenizer, damaged, write_settings
+from slm.tokenizers import Tokenizer, damaged, read_file, write_settings
 
 try:
     import requests
@@ -53,10 +53,7 @@ class GPT2Tokenizer(Tokenizer):
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the ranks are missing or changed; UserError: without tiktoken."""
         require_tiktoken()
-        try:
-            content = (folder / RANKS).read_bytes()
-        except OSError:
-            raise damaged(folder, RANKS) from None
+        content = read_file(folder, RANKS)
         if hashlib.sha256(content).hexdigest() != RANKS_SHA256:
             raise damaged(folder, RANKS)
         return cls({base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())})

@@ -17,8 +17,8 @@ from typing import Literal, Self
 import numpy as np
 import sentencepiece
 
-from slm.errors import UserError
-from slm.tokenizers import Tokenizer, damaged, read_settings, write_settings
+from slm.errors import UserError, printable
+from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
 from slm.tokenizers.words import WordEncoder
 
 Algorithm = Literal["bpe", "unigram"]
@@ -28,6 +28,7 @@ FIRST_BYTE = 4  # the ids of the bytes 0 to 255 follow the control ids
 SPACE = "\u2581"  # a space within a piece
 RESERVED = "\u2585"  # SentencePiece skips documents that contain it
 CHUNK_CHARACTERS = 2**14  # encoded at a time
+SOLID = re.compile(r"[^ ]{512}")  # a word of more characters is cut for training: unigram's sums over it underflow
 
 LOSSLESS = {  # SentencePiece's defaults lose or change spaces, rare characters and long documents
     "normalization_rule_name": "identity",
@@ -80,20 +81,21 @@ class SentencePieceTokenizer(Tokenizer):
             "seed": seed,
         }
         sample = reservoir(islice(documents, 4 * sample_documents), sample_documents, random.Random(seed))
-        return cls(train([document.replace(RESERVED, " ") for document in sample], vocab_size, algorithm), settings)
+        documents = [document.replace(RESERVED, " ") for document in sample]
+        parts = [part for text in documents for part in SOLID.sub(rf"\g<0>{RESERVED}", text).split(RESERVED)]
+        return cls(train(parts, vocab_size, algorithm), settings)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The inverse of `save`. Raises: Damaged: if the model is missing, changed or not SentencePiece's."""
-        settings = read_settings(folder)
+        """The inverse of `save`. Raises: Damaged: if the model is missing, changed, or loses text."""
+        settings, model = read_settings(folder), read_file(folder, "sentencepiece.model")
         settings.pop("kind")
-        try:
-            model = (folder / "sentencepiece.model").read_bytes()
-            if hashlib.sha256(model).hexdigest() == settings.pop("sha256", None):
-                return cls(model, settings)
-        except (OSError, KeyError, RuntimeError):  # no file, no algorithm; the library's, for bytes that are no model
-            pass
-        raise damaged(folder, "sentencepiece.model")
+        if hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
+            raise damaged(folder, "sentencepiece.model")
+        tokenizer = cls(model, settings)
+        if not tokenizer._is_lossless():
+            raise damaged(folder, "sentencepiece.model")
+        return tokenizer
 
     def save(self, folder: Path) -> None:
         sha256 = hashlib.sha256(self.model).hexdigest()  # a damaged model may load without an error
@@ -124,6 +126,15 @@ class SentencePieceTokenizer(Tokenizer):
         for more in others:
             first += [FIRST_BYTE + byte for byte in SPACE.encode()] + more
         return first
+
+    def _is_lossless(self) -> bool:
+        """True for the ids of LOSSLESS, and for a model that restores a difficult text."""
+        names = [*("<pad>", "<unk>", "<s>", "</s>"), *(f"<0x{byte:02X}>" for byte in range(256))]
+        text = " Two  spaces,\ttab\n\n\0 \u00e9e\u0301\ufb01\u00bd \u2581\U0001f600 "
+        return (
+            self._processor.id_to_piece(list(range(len(names)))) == names
+            and b"".join(map(self.token_bytes, self.encode(text))) == text.encode()
+        )
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]
@@ -160,8 +171,9 @@ def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
 
     Raises: UserError: for documents without text; for a `vocab_size` that is too small or too large for them.
     """
+    no_text = UserError("the documents contain no text to train the tokenizer on; check the corpus")
     if not any(document.strip("\0") for document in documents):  # SentencePiece ignores NUL
-        raise UserError("the documents contain no text to train the tokenizer on; check the corpus")
+        raise no_text
     too_small = (
         f"tokenizer.vocab_size={vocab_size} is too small: it must hold {FIRST_BYTE} control ids, 256 bytes and "
         "every character of the documents"
@@ -171,7 +183,7 @@ def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
     model, settings = io.BytesIO(), {"vocab_size": vocab_size, "model_type": algorithm, **LOSSLESS}
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(documents), model_writer=model, **settings)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if found := re.search(r"too high .* <= (\d+)", str(error)):
             raise UserError(
                 f"tokenizer.vocab_size={vocab_size} is too large for these documents; "
@@ -179,5 +191,10 @@ def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
             ) from None
         if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             raise UserError(f"{too_small}; use tokenizer.vocab_size={found[1]} or more") from None
-        raise
+        if "sentences_.empty()" in str(error):
+            raise no_text from None
+        raise UserError(
+            f"SentencePiece cannot learn tokenizer.algorithm={algorithm} tokenizer.vocab_size={vocab_size} from these "
+            f"documents ({printable(str(error), 200).strip()}); try another of these two, or tokenizer=bytes"
+        ) from None
     return model.getvalue()

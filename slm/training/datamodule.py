@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from typing import Literal
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from slm.corpora import Corpus
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
+from slm.data.windows import InfiniteShuffle, evenly_spaced, split_windows
 from slm.errors import ResourceError
-from slm.tokenizers import Tokenizer
+from slm.tokenizers import Tokenizer, pieces
 from slm.training.callbacks.signals import ignore_signals
 
 
@@ -42,17 +43,18 @@ class WindowsData(L.LightningDataModule):
         corpus: Corpus | None = None,
     ):
         super().__init__()
-        if layout == "documents":
-            train, self.validation = (Documents(store, s, context, tokenizer.eos) for s in ("train", "validation"))
-            self.longest = max(train.longest, self.validation.longest)  # context that fits every document
-            documents = store.manifest["splits"]["train"]
-            self.targets_per_window = min(documents["tokens"] / documents["documents"], context)
-        else:
-            train, self.validation = (Windows(store, s, context) for s in ("train", "validation"))
-            self.targets_per_window = context
-        self.train = train if train_windows is None else Subset(train, evenly_spaced(len(train), train_windows))
+        layout_of = {"layout": layout, "context": context, "eos": tokenizer.eos}
+        train, self.validation = (split_windows(store, s, **layout_of) for s in ("train", "validation"))
+        self.longest = max(train.longest, self.validation.longest)  # context that fits every window
+        self.train, self.targets = train, train.targets  # (N,) numbers per window
+        if train_windows is not None:
+            chosen = evenly_spaced(len(train), train_windows)
+            self.train, self.targets = Subset(train, chosen), train.targets[chosen]
+        self.targets_per_window = float(self.targets.mean())
+        self.counted: tuple[int, np.ndarray] = -1, np.empty(0)  # an epoch, and the targets before each of its windows
         self.tokenizer, self.corpus, self.context, self.layout = tokenizer, corpus, context, layout
-        self.token_lengths = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+        lossless = not store.manifest["splits"]["validation"].get("lost_bytes")
+        self.token_lengths = torch.tensor([*map(len, pieces(tokenizer))]) if lossless else None  # (V,) bytes per id
         self.microbatch, self.seed, self.validation_windows = microbatch, seed, validation_windows
         self.workers, self.timeout, self.pin_memory = workers, timeout if workers else 0, pin_memory
         self.position = 0  # in the order, where training starts
@@ -62,6 +64,14 @@ class WindowsData(L.LightningDataModule):
     @property
     def windows_per_step(self) -> int:
         return self.microbatch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def targets_before(self, position: int) -> int:
+        """All targets of the windows before a position in the order: exact, as the order is a pure function."""
+        epoch, offset = divmod(position, len(self.train))
+        if self.counted[0] != epoch:
+            order = InfiniteShuffle(len(self.train), self.seed).permutation(epoch)
+            self.counted = epoch, np.append(0, self.targets[order.numpy()].cumsum())
+        return int(epoch * self.counted[1][-1] + self.counted[1][offset])
 
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)

@@ -13,6 +13,8 @@ from slm.checkpoint import describe
 from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
 from slm.model import GPT
 
+SUMS = {"nats": torch.float32, "text_nats": torch.float32, "tokens": torch.long, "bytes": torch.long}
+
 
 class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
@@ -39,7 +41,7 @@ class Pretraining(L.LightningModule):
         self.targets_per_window: float = model.config.context  # mean, over the training split
         self.token_lengths: Tensor | None = None  # (V,) bytes per id; no buffer, which averaging would change
         self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
-        self.targets: Tensor | float = 0.0
+        self.targets: Tensor | int = 0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
         self.configured: list[dict] = []  # settings of the optimizer's groups, as configured
 
@@ -65,7 +67,7 @@ class Pretraining(L.LightningModule):
 
     def on_train_batch_start(self, windows: Tensor, index: int):
         if index % self.trainer.accumulate_grad_batches == 0:
-            self.nats = self.targets = 0.0
+            self.nats, self.targets = 0.0, 0
 
     def training_step(self, windows: Tensor, index: int) -> Tensor:
         """The nats of all targets over the mean number of targets: each target has the same weight in every
@@ -74,8 +76,9 @@ class Pretraining(L.LightningModule):
         features = (self.features or self.model.features)(inputs)
         mean = cross_entropy(features, self.model.head.weight, targets, self.model.config.logit_softcap)
         count = (targets != IGNORE).sum()
-        self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
-        return mean * (count / (len(windows) * self.targets_per_window))
+        nats = mean.float() * count  # in float32, also where the default is a 16-bit type
+        self.nats, self.targets = self.nats + nats.detach(), self.targets + count
+        return nats / (len(windows) * self.targets_per_window)
 
     def on_train_batch_end(self, outputs, windows: Tensor, index: int):
         if (index + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -114,7 +117,7 @@ class Pretraining(L.LightningModule):
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients before clipping, computed once per step."""
         if self.grad_norm is None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = [p.grad.float() for p in self.model.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         return self.grad_norm
 
@@ -151,14 +154,14 @@ def split(windows: Tensor) -> tuple[Tensor, Tensor]:
 class LanguageModelMetrics(Metric):
     """Loss in nats per token, perplexity, and bits per byte where bytes are known, over all batches and devices.
 
-    The bits include those of the ids that end documents, which have no bytes.
+    bits_per_byte has the bits of all ids: what it takes to compress the documents with their ends. text_bits_per_byte
+    leaves out those of ids without text, which end documents. All sums are in float32, in any precision.
     """
 
     def __init__(self):
         super().__init__()
-        self.add_state("nats", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        for name, dtype in SUMS.items():
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor | None):
         """Nats and ids of the targets (B, T); bytes of text per id (V,), or None if unknown."""
@@ -166,11 +169,14 @@ class LanguageModelMetrics(Metric):
         self.nats = self.nats + nats.sum(dtype=torch.float32)  # in place fails after trainer.validate, which infers
         self.tokens = self.tokens + kept.sum()
         if token_lengths is not None:
-            self.bytes = self.bytes + (token_lengths[targets.clamp(min=0)] * kept).sum()
+            lengths = token_lengths[targets.clamp(min=0)] * kept
+            self.text_nats = self.text_nats + (nats * (lengths > 0)).sum(dtype=torch.float32)
+            self.bytes = self.bytes + lengths.sum()
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens
         metrics = {"loss": loss, "perplexity": loss.exp()}
         if self.bytes > 0:
             metrics["bits_per_byte"] = torch.as_tensor(bits_per_byte(self.nats, self.bytes))
+            metrics["text_bits_per_byte"] = torch.as_tensor(bits_per_byte(self.text_nats, self.bytes))
         return metrics

@@ -18,21 +18,19 @@ from slm.training.loggers import write_metrics
 class TrainingMetrics(Callback):
     """Logs train/... , tokens_per_second, mfu and device/... every `every_n_steps` steps, at the first and the last.
 
-    train/loss is the mean over the targets of that step. Speed is that of the steps since the previous line, without
-    validations, samples and checkpoints in between. Raises UserError if every_n_steps is below 1.
+    train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
+    that of the steps since the previous line, without validations, samples and checkpoints in between. Raises UserError
+    if every_n_steps is below 1.
     """
 
     def __init__(self, *, every_n_steps: int):
         if every_n_steps < 1:
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
-        self.start: float | None = None  # of the steps since the previous line
-        self.steps = 0
+        self.start: tuple[float, int] | None = None  # time and targets before the steps since the previous line
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
-        data = trainer.datamodule
-        self.tokens_per_step = round(data.windows_per_step * data.targets_per_window)
         self.flops_per_token = training_flops_per_token(module.model.config)
         self.peak_flops = device_peak(module.device, "16" in str(trainer.precision))
         if module.device.type == "cuda":
@@ -40,30 +38,30 @@ class TrainingMetrics(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.start is None:
-            self.start = time.perf_counter()
+            self.start = time.perf_counter(), targets_so_far(trainer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
-        self.steps += 1
         last = trainer.global_step == trainer.max_steps
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1 or last:
             self._publish(trainer, module)
-            self.start, self.steps = None, 0
+            self.start = None
 
     def on_validation_end(self, trainer, module):
-        self.start, self.steps = None, 0
+        self.start = None
 
     def _publish(self, trainer, module):
         flush_checks(trainer)
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
         nats, targets = sums.tolist()  # waits for the device
-        rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.start)
+        (begin, before), tokens = self.start, targets_so_far(trainer)
+        rate = (tokens - before) / (time.perf_counter() - begin)
         values = {
             "train/loss": nats / targets,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/grad_norm": module.grad_norm.item(),
-            "train/tokens": trainer.global_step * self.tokens_per_step,
+            "train/tokens": tokens,
             "tokens_per_second": round(rate, 1),
         }
         if self.peak_flops:
@@ -71,6 +69,11 @@ class TrainingMetrics(Callback):
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for callbacks that monitor them
         self.latest = {"step": trainer.global_step, **values}
         write_metrics(trainer, {**values, **device_metrics(module.device)})
+
+
+def targets_so_far(trainer) -> int:
+    """Targets of all steps done, on all devices and in all attempts."""
+    return trainer.datamodule.targets_before(trainer.global_step * trainer.datamodule.windows_per_step)
 
 
 def device_metrics(device: torch.device) -> dict[str, float]:
