@@ -1,12 +1,27 @@
 """Plots of a run, from the files in its folder."""
 
+import sys
+import warnings
 from pathlib import Path
 
+from slm.errors import printable
 from slm.files import jsonl
 
 
 def loss_curve(folder: Path) -> Path | None:
-    """Draws loss.png from metrics.jsonl and returns its path; None without losses."""
+    """Draws loss.png from metrics.jsonl and returns its path; None without losses, or with a warning if it fails."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about characters that no font has
+            return draw(folder)
+    except Exception as error:  # of a library or a disk: a run does not end with its picture
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        print(f"warning: loss.png was not drawn ({reason})", file=sys.stderr)
+        return None
+
+
+def draw(folder: Path) -> Path | None:
+    """loss.png: losses, on a corpus of known entropy its floor, and the share of valid samples."""
     logged = list(jsonl.lines(folder / "metrics.jsonl"))
     series = {
         name: [(event["step"], event[name]) for event in logged if event.get(name) is not None]
@@ -32,7 +47,8 @@ def loss_curve(folder: Path) -> Path | None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_ylim(0.95 * floor, max(4 * floor, *(loss for _, loss in series["val/loss"])))
-    axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
+    axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)")
+    axes.set_title(printable(folder.name, 80), parse_math=False)
     axes.grid(alpha=0.3)
     if valid:
         steps, shares = zip(*valid, strict=True)

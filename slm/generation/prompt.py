@@ -1,9 +1,10 @@
 """Prompts as token ids, tokenized as the same text is within a longer one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slm.errors import UserError
+from slm.errors import CONTROL, UserError
 from slm.tokenizers import Tokenizer
 
 
@@ -47,3 +48,13 @@ def check_text(name: str, text: str):
 def spells(token: bytes, rest: bytes) -> bool:
     """True if a text that must begin with `rest` may begin with this token."""
     return token.startswith(rest) or (token != b"" and rest.startswith(token))
+
+
+def opening(document: str) -> str:
+    """A prompt from a document: the first words of its first line, at most four, forty characters and half the line."""
+    line = next((line for line in re.split(r"[\n\ufffd]|" + CONTROL.pattern, document) if line.strip()), "").strip()
+    words = max(1, min(4, len(line.split()) // 2))
+    start = re.match(rf"(\S+\s*){{0,{words}}}", line)[0].strip()
+    if start == line:  # without a space between words
+        return line[: max(1, min(12, len(line) // 2))]
+    return start if len(start) <= 40 else start[:40].rsplit(None, 1)[0]

@@ -6,14 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from slm.errors import printable
 from slm.files import jsonl
 
 
@@ -31,7 +30,7 @@ def for_each_logger(trainer: L.Trainer, call: Callable[[Logger], None]):
             if type(logger) is MetricsFile:
                 raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            name, reason = type(logger).__name__, " ".join(str(error).split())
+            name, reason = type(logger).__name__, printable(" ".join(str(error).split()), 300)
             print(f"warning: {name} failed ({reason}); going on without it, metrics.jsonl has all", file=sys.stderr)
 
 
@@ -107,12 +106,12 @@ def why_offline() -> str | None:
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     if not has_wandb_key(urlsplit(address).hostname):
         return "no key"
+    import requests  # as W&B does: with its certificates and proxies
+
     try:  # W&B itself takes minutes to give up
-        urlopen(address, timeout=3).close()
-    except HTTPError:
-        return None  # an answer all the same
-    except (OSError, ValueError) as error:
-        return f"no answer from {address} ({getattr(error, 'reason', error)})"
+        requests.get(address, timeout=3, stream=True).close()  # any answer will do
+    except requests.RequestException as error:
+        return f"no answer from {printable(address)} ({printable(' '.join(str(error).split()), 200)})"
     return None
 
 

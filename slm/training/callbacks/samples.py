@@ -4,22 +4,31 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from slm.errors import UserError
-from slm.files import jsonl
+from slm.corpora.storyworld.checker import judge, marked
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.errors import UserError, printable
+from slm.files import atomic, jsonl
+from slm.generation.prompt import opening
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, complete
+from slm.tokenizers import Tokenizer
 from slm.training.averaging import evaluating
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import for_each_logger
 
+PROMPTS = 2  # from the validation split
+OPENING_TOKENS = 200  # of a document, from which a prompt is taken
+
 
 class Samples(Callback):
-    """Generates before the first step, every `every_n_steps` and after the last: console, samples.md, W&B table.
+    """Generates before the first step, every `every_n_steps` and after the last: console, samples.md, W&B, TensorBoard.
 
+    Without `prompts` the first words of validation documents are the prompts. Stories of data=storyworld are checked.
     Raises UserError for settings out of range.
     """
 
@@ -27,7 +36,7 @@ class Samples(Callback):
         self,
         *,
         every_n_steps: int,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | None,
         max_new_tokens: int,
         sampler: Sampler,
         seed: int,
@@ -36,7 +45,7 @@ class Samples(Callback):
         if every_n_steps < 1:
             raise UserError(f"callbacks.samples.every_n_steps={every_n_steps} must be at least 1")
         check_count("callbacks.samples.max_new_tokens", max_new_tokens)
-        self.every_n_steps, self.prompts, self.max_new_tokens = every_n_steps, list(prompts), max_new_tokens
+        self.every_n_steps, self.prompts, self.max_new_tokens = every_n_steps, prompts, max_new_tokens
         self.sampler, self.seed, self.folder = sampler, seed, folder
 
     def on_train_start(self, trainer, module):
@@ -50,40 +59,71 @@ class Samples(Callback):
             self._generate(trainer, module)
 
     def _generate(self, trainer, module):
-        if not trainer.is_global_zero or not self.prompts:
+        if not trainer.is_global_zero:
             return
-        step = trainer.global_step
+        data, step = trainer.datamodule, trainer.global_step
+        if self.prompts is None:
+            self.prompts = validation_prompts(data.validation.shards[0], data.tokenizer)
+        if not self.prompts:
+            return
+        settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
         with evaluating(trainer):
-            generated = complete(
-                module.model,
-                trainer.datamodule.tokenizer,
-                self.prompts,
-                sampler=self.sampler,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-            )
-        samples = [{"step": step, "prompt": sample.prompt, "text": sample.text} for (sample,) in generated]
-        for sample in samples:
-            jsonl.append(self.folder / "samples.jsonl", sample)
+            generated = complete(module.model, data.tokenizer, self.prompts, **settings)
+        samples = []
+        for (sample,) in generated:
+            samples.append({"step": step, "prompt": sample.prompt, "text": sample.text, "finished": sample.finished})
+            if isinstance(data.corpus, Storyworld):
+                verdict = judge(data.corpus.all, sample.prompt + sample.text, sample.finished)
+                samples[-1]["checked"] = marked(verdict)
+            jsonl.append(self.folder / "samples.jsonl", samples[-1])
         write_page(self.folder)
-        print(f"step {step}: {samples[0]['prompt']}{samples[0]['text']}\n")
-        rows = [list(sample.values()) for sample in samples]
+        print(f"step {step}: {shown(samples[0])}\n")
 
-        def log_table(logger):
+        def log_texts(logger):  # of Lightning, which counts the steps before this one
             if isinstance(logger, WandbLogger):
-                logger.log_table("samples", ["step", "prompt", "text"], rows, step=step)
+                logger.log_table("samples", list(samples[0]), [list(s.values()) for s in samples], step=step - 1)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", "\n".join(map(fenced, samples)), step)
 
-        for_each_logger(trainer, log_table)
+        for_each_logger(trainer, log_texts)
+
+
+def validation_prompts(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The first words of the first document, and of the first one after the middle, of token ids (T,).
+
+    Where no document begins nearby, the first words after a white space.
+    """
+    prompts = []
+    for place in range(PROMPTS):
+        start = len(ids) * place // PROMPTS
+        ends = np.flatnonzero(ids[start : min(start + 2**16, len(ids) - 1)] == tokenizer.eos) if place else [-1]
+        start += int(ends[0]) + 1 if len(ends) else 0
+        document = ids[start : start + OPENING_TOKENS].tolist()
+        document = document[: document.index(tokenizer.eos)] if tokenizer.eos in document else document
+        text = tokenizer.decode(document)
+        prompts.append(opening(text if len(ends) else re.sub(r"^\S*\s+", "", text)))
+    return list(dict.fromkeys(filter(None, prompts)))
+
+
+def shown(sample: dict) -> str:
+    """The text of a record of samples.jsonl, with the verdict on a story, or with "..." if it was cut off."""
+    cut = "" if sample.get("finished", True) else " ..."
+    return printable(sample.get("checked") or sample["prompt"] + sample["text"] + cut)
+
+
+def fenced(sample: dict) -> str:
+    """The text in a Markdown fence longer than any fence in it."""
+    text = shown(sample)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}\n"
 
 
 def write_page(folder: Path):
-    """samples.md from samples.jsonl: a heading per step, each text in a fence longer than any fence in it."""
+    """samples.md from samples.jsonl: a heading per step and its texts."""
     step, page = None, ["# Samples\n"]
     for sample in jsonl.lines(folder / "samples.jsonl"):
         if sample["step"] != step:
             step = sample["step"]
             page.append(f"## Step {step}\n")
-        text = sample["prompt"] + sample["text"]
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        page.append(f"{fence}text\n{text}\n{fence}\n")
-    (folder / "samples.md").write_text("\n".join(page), encoding="utf-8")
+        page.append(fenced(sample))
+    atomic.write_text(folder / "samples.md", "\n".join(page))

@@ -11,7 +11,7 @@ from slm.corpora import Corpus
 from slm.corpora.storyworld.checker import Verdict, estimate, marked
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, tally
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.generation.sampling import Sampler
 from slm.generation.stories import generate_stories
 from slm.training.averaging import evaluating
@@ -94,7 +94,7 @@ class Stories(Callback):
         valid = estimate([verdict.valid for verdict in verdicts], self.seed)
         print(
             "",
-            *(textwrap.fill(marked(verdict), 100, subsequent_indent="  ") for verdict in verdicts[:3]),
+            *(textwrap.fill(printable(marked(verdict)), 100, subsequent_indent="  ") for verdict in verdicts[:3]),
             "",
             f"loss    {value['val/bits_per_byte']:.4f} bits per byte ({value['val/loss']:.4f} nats per token)",
             f"floor   {value['val/floor_bits_per_byte']:.4f} bits per byte, which no model can beat",
