@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from slm.corpora import Corpus
-from slm.errors import ResourceError, UserError, explain, file_operation, printable, report
+from slm.errors import DISK_ERRORS, ResourceError, UserError, explain, file_operation, printable, report
 from slm.files import atomic
 
 KINDS = ("tokens", "tokenizers")
 FOLDER = re.compile(r"[0-9a-f]{16}")
 PARTIAL = re.compile(r"[0-9a-f]{16}\.(\d+\.)?partial")
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+MAX_FILES = 10_000  # that a description lists
 DAY = 24 * 60 * 60  # seconds
 
 
@@ -64,7 +65,9 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
                     raise UserError("the documents changed while they were read; start again")
                 for path in temporary.iterdir():
                     atomic.flush(path)
-                description = {"source": described(corpus), **identity}
+                files = getattr(corpus, "digests", {})
+                known = {"files": files} if len(files) <= MAX_FILES else {}
+                description = {"source": described(corpus), **known, **identity}
                 atomic.write_text(folder.with_suffix(".json"), json.dumps(description, default=str))
                 temporary.rename(folder)
                 atomic.flush(folder.parent)
@@ -79,14 +82,13 @@ def writing(parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        file = str(error.filename or parent)
-        if not file.startswith(str(parent)):
+        file, place = str(error.filename or parent), str(parent)
+        known = error.filename or error.errno in DISK_ERRORS  # otherwise of a connection, or the user's own code
+        if not (known and (file.startswith(place) or place.startswith(file))):
             raise
-        kind = UserError if error.errno in NO_FOLDER else ResourceError
-        operation = getattr(error, "operation", "write")
-        raise kind(
-            f"cannot {operation} {file} in the cache: {error.strerror}; make room there or give another cache_dir"
-        ) from error
+        kind, operation = UserError if error.errno in NO_FOLDER else ResourceError, getattr(error, "operation", "write")
+        room = "make room there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise kind(f"cannot {operation} {file} in the cache: {error.strerror}; {room}give another cache_dir") from error
 
 
 def announce_wait(lock: Path):
@@ -98,7 +100,24 @@ def announce_wait(lock: Path):
 def described(corpus: Corpus) -> str:
     """The class of a corpus and its settings."""
     settings = {name: value for name, value in vars(corpus).items() if isinstance(value, str | int | float)}
-    return " ".join([type(corpus).__name__, *(f"{name}={value!r}" for name, value in settings.items() if value != "")])
+    shown = (f"{name}={value!r}" for name, value in settings.items() if not name.startswith("_"))
+    return " ".join([type(corpus).__name__, *shown])
+
+
+def changed_files(cache: Path, before: str, corpus: Corpus) -> str:
+    """How the files of a corpus differ from those of an earlier fingerprint; empty if the cache does not know them."""
+    new = getattr(corpus, "digests", {})
+    for path in (cache / "tokens").glob("*.json"):
+        known = atomic.read_object(path) or {}
+        if known.get("corpus") == before and isinstance(old := known.get("files"), dict):
+            changes = {
+                "changed": [name for name in old if name in new and new[name] != old[name]],
+                "missing": [name for name in old if name not in new],
+                "new": [name for name in new if name not in old],
+            }
+            shown = (f"{change}: {', '.join(names[:3])}" for change, names in changes.items() if names)
+            return printable("; ".join(shown), 500)
+    return ""
 
 
 def keep(folder: Path, owner: object):
@@ -121,8 +140,8 @@ class Entry:
     def line(self) -> str:
         """Kind, name, size, last use, corpus; then the tokenizer."""
         known = atomic.read_object(self.folder.with_suffix(".json")) or {}
-        settings = known.get("settings") or {"tokenizer": str(known.get("tokenizer"))[:8]}
-        detail = ", ".join(f"{key.removeprefix('_')}={value}" for key, value in settings.items()) if known else ""
+        settings = known.get("settings", {"tokenizer": str(known.get("tokenizer", ""))[:8]})
+        detail = " ".join(f"{key.strip('_')}={value}" for key, value in settings.items()) if known else ""
         day = time.strftime("%Y-%m-%d", time.localtime(self.used))
         place = f"{self.folder.parent.name}/{self.folder.name}"
         return printable(f"{place:32} {self.bytes / 1e6:10,.1f} MB  {day}  {known.get('source', '')}  {detail}", 300)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
@@ -38,6 +39,7 @@ class Text:
         if separator == "":
             raise UserError("data.separator is empty: give null for one document per file, or a text")
         self.path = path
+        self.digests: dict[str, str] = {}  # by file, as of the last fingerprint
         self.separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")  # as typed in a shell
         self.split, self.train_ratio, self.seed = split, train_ratio, seed
 
@@ -55,9 +57,11 @@ class Text:
 
     def fingerprint(self) -> str:
         """Reads every file once. Raises: UserError: if there is no file or one cannot be read."""
-        digests = [sha256(path) for path in self.files()]
+        files = self.files()
+        names = [os.path.relpath(path, os.path.commonpath([file.parent for file in files])) for path in files]
+        self.digests = dict(zip(names, map(sha256, files)))
         seed = self.seed if self.split == "seeded" else None
-        choices = [digests, self.separator, self.split, self.train_ratio, seed]
+        choices = [list(self.digests.values()), self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
 
     def read(self, path: Path) -> Iterator[str]:

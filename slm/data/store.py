@@ -88,6 +88,14 @@ class TokenStore:
         """The number of ids, eos included."""
         return self.manifest["splits"][split]["tokens"]
 
+    def eos_is_trained(self, context: int) -> bool:
+        """True if eos, before the start of a document, is an input of at least one in 100 packed train windows.
+
+        It never is for a corpus of one document; a prompt after eos would then follow what no window shows.
+        """
+        train = self.manifest["splits"]["train"]
+        return (train["documents"] - 1) * context * 100 >= train["tokens"]
+
     def shards(self, split: Split) -> list[np.memmap]:
         """One memory-mapped array (ids,) of uint16 or uint32 per file."""
         files = [shard["file"] for shard in self.manifest["splits"][split]["shards"]]
