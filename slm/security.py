@@ -15,8 +15,11 @@ SECRET = re.compile(
     r"api[_-]?key|secret|passw(or)?d|(^|\.)token$|(access|api|auth|bearer|github|hf|hub|refresh|wandb)[_-]?token$",
     re.IGNORECASE,
 )  # max_tokens, pad_token, token_every and tokenizer do not match
-SECRET_VARIABLE = re.compile(r"key$|secret|passw(or)?d|token", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(
+    r"key(_?id)?$|secret|token|credential|passw(or)?d|passphrase|(^|_)(pass|pat|pwd|pw|auth)$", re.IGNORECASE
+)
 LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]*@")  # user:password@ in a URL
+FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
 SECRET_LENGTH = 8  # characters; a shorter value may occur elsewhere by chance
 MAX_NODES, MAX_DEPTH = 10**5, 64  # of nested values in a file; ours have thousands, less than ten deep
 
@@ -39,10 +42,10 @@ def refuse_secrets(tree: Mapping[str, Any]):
         if SECRET_VARIABLE.search(name) and len(value) >= SECRET_LENGTH and not value.startswith("/")  # not a path
     }
     for key, value in leaves(tree):
-        if SECRET.search(key):
+        if SECRET.search(key) and not FROM_ENVIRONMENT.fullmatch(str(value)):
             raise UserError(
                 f"{key} looks like a secret, and a run writes its configuration to disk; "
-                "set an environment variable instead (WANDB_API_KEY, HF_TOKEN)"
+                "set an environment variable instead (WANDB_API_KEY, HF_TOKEN), or give ${oc.env:NAME}"
             )
         text = f"{key}={value}"
         if LOGIN.search(text):

@@ -53,7 +53,8 @@ def test_a_run_folder_is_complete(run_dir):
     assert len(run_info["config_hash"]) == len(run_info["corpus"]) == len(run_info["tokenizer"]) == 64
     metrics = {name for line in (run_dir / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
     train = {"train/loss", "train/lr", "train/grad_norm", "train/tokens", "tokens_per_second", "mfu"}
-    assert metrics == {"step", "device/memory_gb", *train, "val/loss", "val/perplexity", "val/bits_per_byte"}
+    validated = {"val/loss", "val/perplexity", "val/bits_per_byte", "val/text_bits_per_byte"}
+    assert metrics == {"step", "device/memory_gb", *train, *validated}
     assert (run_dir / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     checkpoints = sorted(path.name for path in (run_dir / "checkpoints").glob("*.ckpt"))
     assert checkpoints == ["step-000005.ckpt", "step-000010.ckpt"]

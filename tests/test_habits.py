@@ -88,7 +88,7 @@ ANSWERED = {  # habit -> the right name in the answer
 
 
 def compose(*habits: str):
-    return cli.compose([*DATA, *read_arguments(habits)])
+    return cli.compose([*DATA, *read_arguments(habits)[0]])
 
 
 @pytest.mark.parametrize("habit", WORKS)
@@ -121,9 +121,11 @@ def test_flags_may_stand_anywhere(place):
     """-m first, in the middle and last give the same; a budget adds its nulls to the overrides, not behind the flag."""
     words = ["seed=1,2", "budget.steps=2", "model=tiny"]
     words.insert(place, "-m")
-    arguments = read_arguments(words)
-    assert arguments[:5] == ["seed=1,2", "budget.steps=2", "model=tiny", "budget.tokens=null", "budget.epochs=null"]
-    assert arguments[5:] == ["hydra.job.config.override_dirname.exclude_keys=[budget.steps,model,budget.tokens,budget.epochs]", "-m"]  # fmt: skip  # noqa: E501
+    overrides, flags, read = read_arguments(words)
+    assert overrides == ["seed=1,2", "budget.steps=2", "model=tiny", "budget.tokens=null", "budget.epochs=null"]
+    fixed = "budget.steps,model,budget.tokens,budget.epochs"
+    assert flags == [f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]", "-m"]
+    assert read.multirun
 
 
 def test_fast_dev_run_keeps_nothing(text_file, tmp_path, monkeypatch, capsys):

@@ -115,7 +115,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def configurations() -> dict[str, dict]:
     common = ["trainer=cpu", "debug=default"]
-    return {name: cli.composed("train", [*options, *common]) for name, options in OPTIONS.items()}
+    return {name: cli.composed("train", [*options, *common])[0] for name, options in OPTIONS.items()}
 
 
 def with_value(config: dict, key: str, value) -> dict:

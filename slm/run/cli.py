@@ -11,36 +11,20 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from slm.errors import Stopped, UserError, explain_os_error, report
+from slm.errors import Stopped, UserError, explain, report
 from slm.files import atomic
-from slm.files.run_folder import file_name, new_folder
+from slm.files.run_folder import new_folder
 from slm.run import CONF
-from slm.run.overrides import (
-    check_added_data_keys,
-    explained,
-    flattened,
-    normalized,
-    own_nodes,
-    parsed,
-    quoted,
-    read_arguments,
-)
+from slm.run.compose import composed, one_line_composition, plain
+from slm.run.overrides import check_single, normalized, parsed, quoted, read_arguments
 from slm.security import refuse_secrets
-
-OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
-OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
 
 
 @dataclass(frozen=True)
@@ -55,17 +39,23 @@ class Outcome:
 def train_main():
     """python train.py: exits with 0, 2, 3, 4, 130, 143, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-    def job(cfg: DictConfig) -> float:
-        outcomes.append(run_job(cfg))
-        return outcomes[-1].objective
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     with one_line_errors():
-        sys.argv[1:] = read_arguments(sys.argv[1:])
-        job()
-    if any(argument in ("-m", "--multirun") for argument in sys.argv[1:]) and outcomes:
+        overrides, flags, read = read_arguments(sys.argv[1:])
+        sys.argv[1:] = [*overrides, *flags]
+        places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
+        own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+        def job(cfg: DictConfig) -> float:
+            outcomes.append(run_job(cfg, own_files))
+            return outcomes[-1].objective
+
+        with one_line_composition():
+            job()
+        if read.multirun and not outcomes and HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
+            raise UserError("-m has run nothing: a glob or a range of an override gives no value")
+    if read.multirun and outcomes:
         print("\nobjective  run")
         for outcome in outcomes:
             print(f"{outcome.objective:.4f}  {outcome.name}" + ("  failed, see above" if outcome.exit_code else ""))
@@ -84,10 +74,8 @@ def generate_main():
             if word.startswith("-") or "=" not in word:
                 raise UserError(f"{word} is not key=value; python generate.py --help lists the keys")
         overrides = [quoted(argument.replace("ckpt_path=", "ckpt=", 1)) for argument in others]
-        for override in parsed(overrides):
-            if override.is_sweep_override():
-                raise UserError(f"{override.input_line} gives several values, and generate.py takes one")
-        config = composed("generate", overrides)
+        check_single(parsed(overrides), ", and generate.py takes one")
+        config, _ = composed("generate", overrides)
         from slm.generation.command import Request, generate_command
         from slm.run.config import typed
 
@@ -98,69 +86,29 @@ def generate_main():
         generate_command(typed(Request, config, ""))
 
 
-def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """A configuration of conf/ with overrides, resolved to plain types. Raises UserError for an unknown key."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            cfg = hydra.compose(config_name, list(overrides), return_hydra_config=config_name == "train")
-        except HydraException as error:
-            raise explained(error, partial(known_keys, config_name)) from error
-    if config_name != "train":
-        return OmegaConf.to_container(cfg, resolve=True)
-    return plain(cfg, cfg.hydra.runtime.choices, overrides)
-
-
-def known_keys(config_name: str) -> list[str]:
-    """The names of all keys and groups, for hints."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        base = OmegaConf.to_container(hydra.compose(config_name))
-    return [*base, *flattened(base)]
-
-
-def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """The composed configuration as plain types, named after the model if it has no name.
-
-    Raises UserError for a secret or an added data key without effect.
-    """
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    check_added_data_keys(overrides, OmegaConf.to_container(cfg))
-    config = OmegaConf.to_container(cfg, resolve=True)
-    own_nodes(overrides, config)
-    refuse_secrets(config)
-    for folder in ("cache_dir", "runs_dir"):
-        if isinstance(config.get(folder), str):
-            config[folder] = str(atomic.expanded(config[folder]))
-    config["name"] = config.get("name") or choices.get("model") or "run"
-    return config
-
-
 def compose(overrides: Sequence[str] = ()):
     """The RunConfig of these overrides, as `python train.py` would read them. Raises UserError."""
     from slm.run.config import read_config
 
     overrides = normalized(overrides)
-    if swept := [override.input_line for override in parsed(overrides) if override.is_sweep_override()]:
-        raise UserError(f"{swept[0]} gives several values, and one run takes one")
-    try:
-        config = composed("train", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    return read_config(config)
+    check_single(parsed(overrides), ", and one run takes one")
+    return read_config(*composed("train", overrides))
 
 
-def run_job(cfg: DictConfig) -> Outcome:
-    """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep."""
+def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
+    """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep.
+
+    `own_files` are the flags that name configuration files of the user, for other processes of the job.
+    """
     hydra_config, arguments = HydraConfig.get(), sys.argv[1:]
     sweep = hydra_config.mode == RunMode.MULTIRUN
     name = Path(hydra_config.runtime.output_dir).name if sweep else "run"
     overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
     try:
-        config = plain(cfg, hydra_config.runtime.choices, overrides)
+        values = plain(cfg, hydra_config.runtime.choices, overrides)
         from slm.run.config import read_config
 
-        config = read_config(config)
+        config = read_config(*values)
         if sweep:
             if config.run_dir:
                 raise UserError(f"run_dir={config.run_dir} is one folder and -m makes many; leave it out")
@@ -168,17 +116,15 @@ def run_job(cfg: DictConfig) -> Outcome:
             print(f"\n{folder.name}", flush=True)
             run_dir = choose_folder(config) if config.trainer.fast_dev_run else folder
             # the arguments of the other processes of a distributed job
-            os.environ["SLM_RUN_DIR"], sys.argv[1:] = str(run_dir), overrides
+            os.environ["SLM_RUN_DIR"], sys.argv[1:] = str(run_dir), [*overrides, *own_files]
         else:
             run_dir = choose_folder(config)
         name = name if sweep else run_dir.name
-        return Outcome(name, *run(config, run_dir, overrides))
+        return Outcome(name, *run(config, run_dir, overrides, own_files))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
-    except (UserError, OmegaConfBaseException) as error:
-        return Outcome(name, math.nan, report(error))
     except Exception as error:
-        if explanation := explain_os_error(error):
+        if explanation := explain(error):
             return Outcome(name, math.nan, report(explanation))
         traceback.print_exc()
         return Outcome(name, math.nan, 1)
@@ -187,12 +133,12 @@ def run_job(cfg: DictConfig) -> Outcome:
         sys.argv[1:] = arguments
 
 
-def run(config, run_dir: Path, overrides: list[str]) -> tuple[float, int]:
+def run(config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = ()) -> tuple[float, int]:
     """Trains, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
     if config.verify_resume:
         from slm.run.verify_resume import verify_resume
 
-        same = verify_resume(overrides, run_dir.resolve().with_name(f"verify_{run_dir.name}"))
+        same = verify_resume([*own_files, *overrides], run_dir.resolve().with_name(f"verify_{run_dir.name}"))
         return math.nan, 0 if same else 1
     from slm.run.train import is_first_process, train
 
@@ -224,15 +170,11 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line and an exit code for every error that is not a bug of this program."""
     try:
         yield
-    except (UserError, OmegaConfBaseException) as error:
-        sys.exit(report(error))
-    except HydraException as error:
-        sys.exit(report(explained(error, partial(known_keys, "train"))))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if not (explanation := explain_os_error(error)):
+    except Exception as error:
+        if not (explanation := explain(error)):
             raise
         sys.exit(report(explanation))

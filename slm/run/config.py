@@ -72,7 +72,7 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, Node]
     logger: dict[str, Node]
-    plain: dict[str, Any]  # the same configuration as plain types, for config.yaml and checkpoints
+    plain: dict[str, Any]  # for config.yaml and checkpoints; values of the environment as interpolations
 
     def __post_init__(self):
         if fixed := [key for key in self.allow_changes if f"{key}.".startswith(ORDER) or key in ("data", "model")]:
@@ -113,18 +113,19 @@ class RunConfig:
         return min(windows, self.data.train_windows or math.inf), targets
 
 
-def read_config(plain: Mapping[str, Any]) -> RunConfig:
+def read_config(plain: Mapping[str, Any], written: Mapping[str, Any] | None = None) -> RunConfig:
     """The checked configuration, from the composed one as plain types. Raises UserError for any mistake.
+
+    `written` is the same with interpolations in place of values of the environment, unless there are none.
 
     Lightning is imported last, for callbacks and loggers, so mistakes elsewhere are answered sooner.
     """
     values = dict(plain)
-    if "experiment" in values or "local" in values:
-        group = "experiment" if "experiment" in values else "local"
-        raise UserError(f"the file in conf/{group}/ must begin with the line: # @package _global_")
     known = [entry.name for entry in fields(RunConfig) if entry.name != "plain"]
     if unknown := [key for key in values if key not in known]:
-        raise UserError(f"there is no key {unknown[0]}{hint_for(unknown[0], known)}")
+        key, _, rest = str(unknown[0]).partition(".")
+        hint = f"; in a file, write {key}: {{{rest}: ...}}" if rest else hint_for(key, known)
+        raise UserError(f"there is no key {unknown[0]}{hint}")
     values["budget"] = typed(Budget, values.get("budget"), "budget")
     values["trainer"] = read_trainer(values.get("trainer"))
     if steps := int(values["trainer"].fast_dev_run):
@@ -137,7 +138,7 @@ def read_config(plain: Mapping[str, Any]) -> RunConfig:
     check(RunConfig, {key: value for key, value in values.items() if key not in ("callbacks", "logger")}, "")
     for group in ("callbacks", "logger"):
         values[group] = read_nodes(group, values.get(group))
-    return typed(RunConfig, {**values, "plain": dict(plain)}, "")
+    return typed(RunConfig, {**values, "plain": dict(written or plain)}, "")
 
 
 def typed(kind: type, values: Any, where: str) -> Any:

@@ -79,9 +79,15 @@ def locate(path: str, where: str) -> Callable:
         try:
             found = import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
-            if error.name and not path.startswith(error.name):
+            if error.name and not f"{path}.".startswith(f"{error.name}."):
                 raise UserError(f"{where}._target_={path} needs the package {error.name}; pip install it") from None
             continue
+        except SyntaxError as error:
+            raise UserError(
+                f"{where}._target_={path} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
+            ) from None
+        except ImportError as error:
+            raise UserError(f"{where}._target_={path} cannot be imported: {error}") from None
         except ValueError:  # an empty part
             break
         for name in parts[cut:]:
@@ -112,9 +118,9 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     hints = hints_of(target.__init__ if inspect.isclass(target) else target)
     unknown = [key for key in values if key not in parameters]
     if unknown and not open_ended:
-        hint = hint_for(prefix + unknown[0], [prefix + p for p in parameters])
+        hint = hint_for(f"{prefix}{unknown[0]}", [prefix + p for p in parameters])
         if len(unknown) > 1:
-            hint = f"; nor are {', '.join(unknown[1:])}"
+            hint = f"; nor are {', '.join(map(str, unknown[1:]))}"
         owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
         raise UserError(f"{prefix}{unknown[0]} is not a setting{owner}{hint}")
     for key, value in values.items():

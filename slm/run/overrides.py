@@ -4,9 +4,12 @@ Imports neither torch nor Lightning, so a misspelt key is answered at once.
 """
 
 import re
+import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -17,32 +20,48 @@ from slm.run.names import REFUSED_TRAINER_KEYS, SAME_KEY, did_you_mean, hint_for
 from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
-    *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume"),
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume", "hydra.sweep.dir"),
     *("data.path", "data.separator"),
 )
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
+SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
 
 
-def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra's parser needs them: overrides first, then flags.
+def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Namespace]:
+    """The overrides, Hydra's flags, and the flags as Hydra reads them.
 
-    Raises UserError for a secret, a word that is not an override, or several values without -m.
+    Raises UserError for a secret, a word that is neither an override nor a flag, or several values without -m.
     """
     overrides, flags = split_flags(arguments)
     refuse_secrets(dict(override.partition("=")[::2] for override in overrides))
-    if any(flag in NO_RUN for flag in flags):
-        return [*overrides, *flags]
+    parser = get_args_parser()
+    parser.error = lambda message: fail(f"{message}; python train.py --hydra-help lists the flags")
+    read = parser.parse_args(flags)
+    if read.experimental_rerun is not None:  # it would unpickle the file
+        raise UserError("--experimental-rerun is not supported; the same command with run_dir=<folder> resumes a run")
+    if read.package and not read.cfg:
+        raise UserError(f"--package={read.package} has no effect without --cfg job")
+    if read.help or read.hydra_help or read.shell_completion:
+        return overrides, flags, read
     overrides = normalized(overrides)
     found = parsed(overrides)
-    if "-m" in flags or "--multirun" in flags:
-        fixed = [override.key_or_group for override in found if not override.is_sweep_override()]
-        if fixed:  # the folders of a sweep are named by what is swept
-            flags.insert(0, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
-    elif swept := [override.input_line for override in found if override.is_sweep_override()]:
-        raise UserError(f"{swept[0]} gives several values; add -m to run each of them")
-    return [*overrides, *flags]
+    if not read.multirun:
+        check_single(found, "; add -m to run each of them")
+    elif fixed := [override.key_or_group for override in found if not override.is_sweep_override()]:
+        # the folders of a sweep are named by what is swept
+        flags.insert(0, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
+    return overrides, flags, read
+
+
+def fail(message: str):
+    raise UserError(message)
+
+
+def check_single(found: Sequence[Override], remedy: str):
+    """Raises UserError for an override with several values."""
+    if swept := [override.input_line for override in found if override.is_sweep_override()]:
+        raise UserError(f"{swept[0]} gives several values{remedy}")
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -125,22 +144,24 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     """Hydra's view of the overrides. Raises UserError, without the value, which may be a secret."""
     parser, found = OverridesParser.create(), []
     for override in overrides:
+        if any("\ud800" <= char <= "\udfff" for char in override):  # Python's escapes of bytes that it cannot decode
+            raise UserError(f"{key_of(override)} is not text in this locale; set PYTHONUTF8=1, or use another name")
         try:
             found += parser.parse_overrides([override])
         except HydraException:
-            key = override.lstrip("+").partition("=")[0]
-            raise UserError(f"cannot read {key}; write key=value, and quote special characters") from None
+            raise UserError(f"cannot read {key_of(override)}; write key=value, and quote special characters") from None
     return found
 
 
-def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exception:
-    """A composition error of Hydra as a UserError with the nearest name, where it is about a key or an option.
+def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> UserError:
+    """A composition error of Hydra as one line, with the nearest name where it is about a key or an option.
 
     `known_keys` composes conf/ once more for the names.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, option = re.fullmatch("(hydra/[^/]*|[^/]*)/?(.*)", str(error.missing_cfg_file)).groups()
-        options = sorted(error.options)
+        if not (options := sorted(error.options)):
+            return UserError(f"{group}={option}: there is no group {group}")
         hint = did_you_mean(option, options, cutoff=0.7)
         return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
     if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
@@ -153,20 +174,42 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> Exce
         to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
         reason = to_add or (other if match[2] in known else hint_for(match[2], known))
         return UserError(f"there is no key {match[2]}{reason}")
-    return error
+    return UserError(one_line(error))
 
 
-def check_added_data_keys(overrides: Sequence[str], unresolved: Any):
-    """Raises UserError for a key that the command line adds to `data`, if no other value refers to it."""
-    text, data = str(unresolved), unresolved.get("data") or {}
-    known = [key for key in data if "." not in key]
-    for override in overrides:
-        key = override.lstrip("+").partition("=")[0]
-        name = key.removeprefix("data.")
-        if override.startswith("+") and key.startswith("data.") and "." not in name and f"data.{name}" not in text:
-            others = [other for other in known if other != name]
-            hint = hint_for(key, [f"data.{other}" for other in others])
-            raise UserError(f"there is no key {key}{hint}")
+def one_line(error: BaseException) -> str:
+    """The message of an error of Hydra or OmegaConf without a list of folders, with the key in front."""
+    while not str(error) and (error.__cause__ or error.__context__):  # Hydra wraps its errors in empty ones
+        error = error.__cause__ or error.__context__
+    text = str(error).partition("Config search path:")[0]
+    key = re.search(r"\n\s*full_key: (\S.*)", text)  # OmegaConf appends the key and the type of its section
+    text = re.sub(r"\n\s*(full_key|object_type).*", "", text)
+    return " ".join(f"{key[1]}: {text}".split() if key else text.split())
+
+
+def check_data_keys(overrides: Sequence[str], unresolved: Any):
+    """Checks the keys of `data` to which no other value refers: without effect, whatever their value is.
+
+    Raises UserError for one that the command line adds or that has the name of a known key; warns of any other.
+    """
+    text, data = str(unresolved), unresolved.get("data")
+    known = [key for key in data if f"data.{key}" in text or key in SHARED_KEYS] if isinstance(data, dict) else []
+    added = [key_of(override) for override in overrides if override.startswith("+")]
+    for name in set(data or ()) - {*known, "vocab_size"}:  # of tokenizer=sentencepiece
+        hint = hint_for(f"data.{name}", [f"data.{other}" for other in known])
+        if hint or f"data.{name}" in added or isinstance(data[name], dict):
+            raise UserError(f"there is no key data.{name}{hint}")
+        print(f"warning: data.{name} has no effect: no other key refers to it", file=sys.stderr)
+
+
+def check_left_out_callbacks(overrides: Sequence[str], config: Mapping[str, Any]):
+    """Raises UserError for a setting on the command line of a callback that callbacks=none leaves out."""
+    callbacks = config.get("callbacks")
+    for key in map(key_of, overrides):
+        name = key.removeprefix("callbacks.").partition(".")[0]
+        node = callbacks.get(name) if isinstance(callbacks, Mapping) and key.startswith("callbacks.") else None
+        if isinstance(node, Mapping) and "_target_" not in node and key != f"callbacks.{name}":
+            raise UserError(f"{key} has no effect: callbacks.{name} is left out; take callbacks=default")
 
 
 def flattened(config: Mapping[str, Any], without: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:

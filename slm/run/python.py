@@ -8,16 +8,17 @@ from slm.results import Run
 from slm.run import cli
 
 
-def train(overrides: Sequence[str] = ()) -> Run:
+def train(overrides: str | Sequence[str] = ()) -> Run:
     """Trains like `python train.py` with these overrides, and returns the run.
 
     A run stopped by Ctrl-C or SIGTERM has the status "stopped"; the same run_dir resumes it. Raises UserError,
     ResourceError or Diverged.
     """
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     config = cli.compose(overrides)
     try:
         folder = cli.choose_folder(config)
-        if cli.run(config, folder, list(overrides))[1]:
+        if cli.run(config, folder, overrides)[1]:
             raise UserError("verify_resume: the resumed run differs, see above")
     except Stopped:
         pass

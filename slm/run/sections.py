@@ -66,6 +66,11 @@ class TrainerConfig:
         given = [f"{key}={value}" for key, value in asked.items() if value is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude one another; give one")
+        if re.search("fork|spawn|notebook", self.strategy):
+            raise UserError(
+                f"trainer.strategy={self.strategy} copies a process that has threads, which can hang; "
+                "use trainer.strategy=ddp, with run_dir=<folder> in a notebook"
+            )
         if self.fast_dev_run < 0:
             raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
 
@@ -77,7 +82,7 @@ class Budget:
     steps: int | None
     tokens: float | None
     epochs: float | None
-    max_time: str | None
+    max_time: str | int | None
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
@@ -93,7 +98,11 @@ class Budget:
         """budget.max_time in seconds. Raises UserError unless it is hh:mm:ss."""
         if self.max_time is None:
             return None
-        if not (parts := re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2})", self.max_time)):
+        if isinstance(self.max_time, int):  # what YAML makes of 1:30:00 without quotes
+            minutes, seconds = divmod(self.max_time, 60)
+            time = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+            raise UserError(f'budget.max_time={self.max_time} must be hh:mm:ss, in a file with quotes: "{time}"')
+        if not (parts := re.fullmatch(r"(\d{1,9}):(\d{1,2}):(\d{1,2})", self.max_time)):
             raise UserError(f"budget.max_time={self.max_time} must be hh:mm:ss, such as 00:30:00")
         hours, minutes, seconds = map(int, parts.groups())
         if not (total := 3600 * hours + 60 * minutes + seconds):

@@ -3,12 +3,31 @@
 import os
 import signal
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 from slm.files.stdio import make_stdio_robust
 
 
+def check_machine():
+    """Ends the program with one line where no command can work: no POSIX, no working folder, no home folder."""
+    problem = None
+    if find_spec("fcntl") is None:
+        problem = "Windows itself lacks what slm needs (file locks, signals); use WSL2"
+    elif os.path.expanduser("~") == "~":  # noqa: PTH111 (a folder of this name would be made)
+        problem = "no home folder is known, for caches; set HOME=<folder>"
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        problem = f"the working folder cannot be used: {error.strerror}; change to another one"
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
 def train():
     """python train.py, slm train."""
+    check_machine()
     # before training can save its state, a signal simply ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
@@ -23,6 +42,7 @@ def train():
 
 def generate():
     """python generate.py, slm generate."""
+    check_machine()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before a text is generated, Ctrl-C simply ends the program
     from slm.run.cli import generate_main
 
@@ -31,8 +51,7 @@ def generate():
 
 def module(name: str):
     """python -m slm.evaluate, slm evaluate."""
-    from importlib import import_module
-
+    check_machine()
     sys.argv[0] = f"slm {name}"
     sys.exit(import_module(f"slm.{name}").main())
 
