@@ -4,7 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
             return objective
     hardware, microbatch = choose_hardware(config)
     start = find_start(config, run_dir, before)
-    from slm.run.trainer import assemble, build_callbacks, early_facts, teardown  # imports Lightning
+    from slm.run.trainer import assemble, build_callbacks, early_facts  # imports Lightning
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
@@ -92,7 +92,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     run_info = describe_run(job, before, step)
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
-    open_folder = partial(open_run, job, run_info, overrides, step)
+    open_folder = partial(open_run, job, run_info, overrides, step) if first else lambda: None
     if first:
         check_disk_space(job)
         if before:
@@ -105,31 +105,38 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
         if start:
             check_optimizer(trainer.optimizers[0])
             apply_settings(callbacks, earlier, config)
-        if first and before:
+        if before:
             open_folder()
 
     from slm.training.callbacks.opening import Opening
+
+    opening = Opening(restored, opened=not before)
+    assembled.trainer.callbacks.insert(0, opening)
+    stopped, objective = fit_and_close(assembled, start, job, run_info, lambda: first and opening.opened)
+    if first:  # an error of another process would make Lightning kill this one
+        conclude(job, objective, stopped)
+    return objective
+
+
+def fit_and_close(
+    assembled, start: Path | None, job: Job, run_info: dict[str, Any], opened: Callable[[], bool]
+) -> tuple[Stopped | None, float | None]:
+    """Trains, and closes the run folder if it was opened. Returns the requested stop, if any, and the objective."""
+    from slm.run.trainer import teardown
     from slm.training.loggers import for_each_logger
 
-    opening = Opening(restored)
-    assembled.trainer.callbacks.insert(0, opening)
-    status, stopped, inode = "failed", None, run_folder.lock_inode(run_dir)
+    config, run_dir, status, stopped = job.config, job.run_dir, "failed", None
+    inode = run_folder.lock_inode(run_dir)
     try:
         for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams(config.plain))
         stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
-    except Exception as error:
-        if start and not opening.opened and (explanation := explain_restoring(error, start)):
-            raise explanation from error
-        raise
     finally:
         objective = lowest(run_dir, config.optimized_metric)
         teardown(assembled.trainer)
-        if first and (opening.opened or not before) and run_folder.lock_inode(run_dir) == inode:
+        if opened() and run_folder.lock_inode(run_dir) == inode:
             close_run(run_dir, {**run_info, "status": status, "objective": objective})
-    if first:  # an error of another process would make Lightning kill this one
-        conclude(job, objective, stopped)
-    return objective
+    return stopped, objective
 
 
 def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
@@ -182,8 +189,9 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        if explanation := explain(error, job, loaders=assembled.data.workers):
-            raise explanation from None
+        restoring = start and explain_restoring(error, start)
+        if explanation := explain(error, job, loaders=assembled.data.workers) or restoring:
+            raise explanation from (error if restoring else None)
         raise
     finally:
         assembled.data.close()

@@ -15,7 +15,9 @@ from torch import Tensor
 from slm import checkpoint
 from slm.errors import UserError
 from slm.files import atomic
-from slm.security import is_bounded, leaves
+from slm.security import MAX_NODES, is_bounded, leaves
+
+PLAIN = bool, int, float, str, bytes, type(None), Tensor, torch.nn.Parameter
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -92,12 +94,14 @@ def refuse_unreadable(content: dict[str, Any]):
         return
     parts = {key: part for key, part in content.items() if key != "callbacks"}
     for name, part in {**parts, **content.get("callbacks", {})}.items():
+        if not is_bounded(part):
+            raise UserError(f"the state of {name} holds more than {MAX_NODES:,} values; keep a long list as one tensor")
         if not _is_readable(part):
-            odd = next(((place, leaf) for place, leaf in leaves(part) if not _is_readable(leaf)), None)
-            held = f"holds a {type(odd[1]).__name__} at {odd[0] or 'its top'}" if odd else "is too large or of a class"
+            odd = ((type(leaf).__name__, place) for place, leaf in leaves(part) if type(leaf) not in PLAIN)
+            kind, place = next(odd, ("container", "some key"))
             raise UserError(
-                f"the state of {name} {held}, which could not be read back from a checkpoint; "
-                "keep numbers, text, bytes, lists, dictionaries and tensors (a long list as one tensor)"
+                f"the state of {name} holds a {kind} at {place}, which could not be read back from a checkpoint; "
+                "keep numbers, text, bytes, lists, dictionaries and tensors"
             )
     raise UserError("the state of this training holds too many values for a checkpoint; keep long lists as tensors")
 

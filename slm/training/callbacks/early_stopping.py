@@ -25,7 +25,7 @@ class EarlyStopping(L.callbacks.EarlyStopping):
 
     def load_state_dict(self, state):
         if self.enabled:
-            super().load_state_dict({**state, "patience": self.patience})
+            super().load_state_dict(state)
 
     def on_train_start(self, trainer, module):
         if self.enabled and self.wait_count >= self.patience:  # stopped before the resume, which Lightning forgets

@@ -1,0 +1,213 @@
+"""A start that would lose something is refused before anything on disk changes."""
+
+import collections
+import datetime
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import mistake
+from lightning.pytorch.callbacks import Callback
+from test_resume import final_state, history, set_status
+
+from slm import checkpoint
+from slm.errors import UserError
+from slm.files import run_folder
+
+QUICK = "callbacks.samples=null", "val_every_n_steps=100", "schedule=constant"
+
+
+@pytest.fixture(scope="module")
+def trained_run(text_file, tmp_path_factory):
+    """A function that copies a run of four steps, with a checkpoint every step, into a folder."""
+    from conftest import small_run
+
+    from slm.run import cli
+    from slm.run.train import train
+
+    source = tmp_path_factory.mktemp("source")
+    arguments = [*small_run(text_file, source), *QUICK, "budget.steps=4", "callbacks.checkpoints.every_n_steps=1"]
+    train(cli.compose([*arguments, "name=test"]), run_dir=source / "run", overrides=[])
+    return lambda folder: Path(shutil.copytree(source / "run", folder))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of a run folder, but for the lock."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+MORE = *QUICK, "budget.steps=6", "callbacks.checkpoints.every_n_steps=1"
+
+
+@pytest.mark.parametrize(
+    ("deleted", "status", "sign"),
+    [
+        ("checkpoints/*.ckpt*", "done", "checkpoints/last.json"),
+        ("checkpoints/*.ckpt", "running", "checkpoints/last.json"),
+        ("checkpoints/[!b]*", "failed", "checkpoints/best.json"),
+        ("checkpoints/*", "done", "status done in run.json"),
+        ("checkpoints/*", "stopped", "status stopped in run.json"),
+        ("checkpoints/*", "running", "step 4 in metrics.jsonl"),
+    ],
+)
+def test_a_run_whose_checkpoints_were_deleted_does_not_start_from_zero(
+    trained_run, run, tmp_path, deleted, status, sign
+):
+    folder = trained_run(tmp_path / "run")
+    set_status(folder, status)
+    for path in folder.glob(deleted):
+        path.unlink()
+    before = content(folder)
+    with mistake(f"holds no checkpoint, and {sign} shows that it had some.*resume=.*move the folder away"):
+        run(*MORE)
+    with mistake("resume=auto"):
+        run(*MORE, "resume=never")
+    assert content(folder) == before
+    other = trained_run(tmp_path / "other")
+    newest = run_folder.checkpoints(other)[0]
+    run(*MORE, f"resume={newest}")
+    assert [line["step"] for line in history(folder)] == [1, 2, 3, 4, 4, 5, 6, 6]
+    assert final_state(folder)[2] == 6
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(trained_run, run, tmp_path):
+    folder = trained_run(tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    set_status(folder, "running")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:2]))
+    run(*MORE)
+    assert final_state(folder)[2] == 6
+
+
+class Broken(Callback):
+    def state_dict(self):
+        return {"count": 1}
+
+    def load_state_dict(self, state):
+        raise KeyError("count")
+
+
+@pytest.mark.parametrize("failure", ["callback", "setting", "groups"])
+def test_a_restore_that_fails_leaves_the_folder_as_it_was(trained_run, run, tmp_path, failure):
+    """A callback of the user keeps its traceback; what the optimizer cannot take over is one line."""
+    folder = trained_run(tmp_path / "run")
+    extra, expected, message = {
+        "callback": (f"+callbacks.mine._target_={__name__}.Broken", KeyError, "count"),
+        "setting": ("optimizer.betas=[0.5,0.5]", UserError, "betas"),
+        "groups": ("optimizer.decay=all", UserError, "does not fit this configuration.*nothing was changed"),
+    }[failure]
+    if failure == "callback":
+        newest = run_folder.checkpoints(folder)[0]
+        saved = checkpoint.read(newest)
+        saved["callbacks"]["Broken"] = {"count": 1}
+        checkpoint.save(saved, newest)
+    before = content(folder)
+    with pytest.raises(expected, match=message):
+        run(*MORE, extra, *(["allow_changes=[optimizer.decay]"] if failure == "groups" else []))
+    assert content(folder) == before
+
+
+def groups(folder: Path) -> list[dict]:
+    return final_state(folder)[1][0]["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("optimizer.lr", "1e-7", lambda folder: groups(folder)[0]["lr"] == pytest.approx(1e-7)),
+        ("optimizer.betas", "[0.5,0.6]", lambda folder: tuple(groups(folder)[0]["betas"]) == (0.5, 0.6)),
+        ("optimizer.eps", "1e-3", lambda folder: groups(folder)[1]["eps"] == 1e-3),
+        ("optimizer.weight_decay", "0.7", lambda folder: 0.7 in [group["weight_decay"] for group in groups(folder)]),
+        ("schedule.warmup_steps", "6", lambda folder: True),
+        ("trainer.gradient_clip_val", "1e-9", lambda folder: True),
+        ("data.validation_windows", "2", lambda folder: True),
+    ],
+)
+def test_an_allowed_change_takes_effect(trained_run, run, tmp_path, key, value, found):
+    folder = trained_run(tmp_path / "run")
+    with mistake(f"{key}: .* -> .*allow_changes="):
+        run(*MORE, f"{key}={value}")
+    plain = run(*MORE, folder="plain")
+    run(*MORE, f"{key}={value}", f"allow_changes=[{key}]")
+    assert found(folder)
+    same = torch.equal(*(final_state(each)[0]["model.head.weight"] for each in (plain, folder)))
+    losses = [history(each)[-1]["val/loss"] for each in (plain, folder)]
+    assert not same or losses[0] != losses[1]
+
+
+RMSPROP = "optimizer._target_=torch.optim.RMSprop", "~optimizer.decay", "~optimizer.betas"
+ADAMW = "optimizer._target_=torch.optim.AdamW", "~optimizer.decay"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([], ["optimizer=muon"], "AdamW -> slm.optim.muon.Muon, which cannot use the state of the first"),
+        (RMSPROP, [*RMSPROP, "+optimizer.centered=true"], "needs grad_avg, which the checkpoint does not hold"),
+        (RMSPROP, [*RMSPROP, "+optimizer.momentum=0.9"], "needs momentum_buffer, which"),
+        (ADAMW, [*ADAMW, "+optimizer.amsgrad=true"], "needs max_exp_avg_sq, which"),
+    ],
+)
+def test_an_optimizer_whose_state_is_missing_is_refused(run, before, after, message):
+    folder = run(*QUICK, "budget.steps=1", *before)
+    kept = content(folder)
+    with mistake(message):
+        run(*QUICK, "budget.steps=2", *after, "allow_changes=[optimizer]")
+    assert content(folder) == kept
+
+
+def test_settings_in_the_restored_state_of_a_callback_change_too(run):
+    """Lightning's own class, which saves its patience. An unchanged setting keeps what the training made of it."""
+    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: %d}"
+    every = "val_every_n_steps=1", "optimizer.lr=1e-12", "schedule=constant", "callbacks.samples=null"
+    every = *every, "callbacks.early_stopping=null"
+    run(*every, "budget.steps=2", stop % 50)
+    folder = run(*every, "budget.steps=9", (stop % 2).replace("patience: 2", "patience: 2, min_delta: 1.0"))
+    assert final_state(folder)[2] < 6
+
+
+# -- states that could not be read back -----------------------------------------------------------------------------
+
+
+ODD = {
+    "numpy": np.float64(1.5),
+    "long": [0.5] * 150_000,
+    "lambda": lambda: 0,
+    "object": Broken(),
+    "date": datetime.datetime(2020, 1, 1),
+    "tuple": collections.namedtuple("Pair", "a b")(1, 2),
+    "array": np.zeros(3),
+    "default": collections.defaultdict(list, a=[1]),
+}
+
+
+class Keeps(Callback):
+    """A callback whose state is one value, from its first or from its third step on."""
+
+    def __init__(self, *, kind: str, late: bool = False):
+        self.kind, self.late, self.steps = kind, late, 0
+
+    def on_train_batch_end(self, *_):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"kept": {"value": 0 if self.late and self.steps < 3 else ODD[self.kind]}}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_state_that_could_not_be_read_back_is_refused_before_the_first_step(run, tmp_path, kind):
+    with mistake("the state of Keeps holds (a .* at .*could not be read back|more than 100,000 values)"):
+        run(*QUICK, f"+callbacks.keeps={{_target_: {__name__}.Keeps, kind: {kind}}}")
+    assert not history(tmp_path / "run")
+    assert not run_folder.checkpoints(tmp_path / "run")
+
+
+def test_such_a_state_is_refused_at_a_later_save_too(run, tmp_path):
+    keeps = f"+callbacks.keeps={{_target_: {__name__}.Keeps, kind: numpy, late: true}}"
+    with mistake("the state of Keeps holds a float64 at kept.value"):
+        run(*QUICK, keeps, "callbacks.checkpoints.every_n_steps=1")
+    assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path / "run")] == [2, 1]
+    checkpoint.load(run_folder.checkpoints(tmp_path / "run")[0])
