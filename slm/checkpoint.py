@@ -5,9 +5,8 @@ are written and read (weights_only), so a checkpoint cannot execute code; and wh
 with what it holds before memory is allocated for it.
 """
 
+import errno
 import pickle
-import pickletools
-import re
 import tempfile
 import warnings
 import zipfile
@@ -20,21 +19,14 @@ import torch
 from torch import Tensor
 
 from slm import tokenizers
-from slm.errors import ResourceError, UserError, printable
-from slm.files import atomic, run_folder
-from slm.hardware import is_out_of_memory
+from slm.errors import UserError, is_out_of_memory, printable
+from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
-from slm.security import MAX_NODES, is_bounded, leaves
+from slm.security import is_bounded, leaves
 from slm.tokenizers import Tokenizer
 
 FORMAT = 3
 MAX_NUMBER = 2**63  # whole numbers in the description of a model are smaller
-OPCODES_PER_NODE = 10  # of a pickle; a number takes one or two, a tensor about forty
-CALLED = re.compile(  # by the pickle; weights_only allows others, which make memory of any size from one number
-    r"collections (OrderedDict|Counter)|_codecs encode|(__builtin__|builtins) (set|complex)"
-    r"|torch (Size|device|[A-Z]\w+Storage|u?int\d+|b?float\w+|complex\d+|bool)"
-    r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter"
-)
 
 
 @dataclass(frozen=True)
@@ -95,13 +87,13 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise UserError(f"{path} is a checkpoint, but not one of slm")
     version = described.get("format")
-    if type(version) is int and version != FORMAT:
+    if type(version) is int and version != FORMAT:  # no tensor, which has no truth value
         age, remedy = ("a newer", "update slm") if version > FORMAT else ("an older", "use that one")
         raise UserError(
             f"{path} was written by {age} version: its checkpoint format is {version}, this program reads {FORMAT}; "
             f"{remedy}"
         )
-    if version != FORMAT or not _is_valid(checkpoint, described):
+    if type(version) is not int or not _is_valid(checkpoint, described):
         raise UserError(f"{path} is damaged: a field is missing or has the wrong type; take another checkpoint")
     return checkpoint
 
@@ -110,7 +102,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[T
     """Rebuilds model and tokenizer from a .ckpt file alone, or from the best of a run folder.
 
     `tokenizer` is the class of a tokenizer from outside slm: nothing that a file names is ever imported.
-    Raises UserError for a missing, damaged or foreign file, ResourceError for too little memory.
+    Raises UserError for a missing, damaged or foreign file, OSError for one that cannot be read.
     """
     path = run_folder.find_checkpoint(str(path), Path("runs"))
     checkpoint = read(path)
@@ -123,16 +115,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[T
             f"{path} is damaged: its tokenizer has {restored.vocab_size:,} ids and its model {config.vocab_size:,}; "
             "take another checkpoint"
         )
-    try:
-        model = GPT(config)
-        model.load_state_dict(_without_prefix(weights))
-        model = model.to(device).eval()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(f"not enough memory on device={device} for the model of {path}") from None
+    model = GPT(config)
+    model.load_state_dict(_without_prefix(weights))
     return Loaded(
-        model=model,
+        model=model.to(device).eval(),
         tokenizer=restored,
         step=checkpoint["global_step"],
         config=described["config"],
@@ -172,7 +158,8 @@ def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
         types |= {int} if float in types else set()
         fitting = all(type(item) in types and (type(item) is not int or item < MAX_NUMBER) for _, item in leaves(value))
         if name in hints and not fitting:
-            raise UserError(f"{path} is damaged: model.{name}={printable(repr(value), 100)} is not such a value")
+            shown = printable(" ".join(repr(value).split()), 100)
+            raise UserError(f"{path} is damaged: model.{name}={shown} has the wrong type or is too large")
     try:
         return GPTConfig(**values)
     except (TypeError, UserError) as error:
@@ -187,46 +174,21 @@ def _types_in(hint: Any) -> set[type]:
 def _unpickled(path: Path) -> Any:
     """Tensors and plain values from torch's zip archive."""
     try:
-        if not _is_plain(path):
+        if not archive.is_plain(path):
             raise pickle.UnpicklingError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a file that is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, NotImplementedError):  # of zipfile: an unknown compression
+    except (zipfile.BadZipFile, NotImplementedError):  # an unknown kind of zip
         raise UserError(f"{path} is not a checkpoint, or a truncated one; take another file") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} contains code or is damaged: it holds more than tensors and plain values, so it is not loaded"
         ) from None
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # torch's errors have no common base class
-        if is_out_of_memory(error):
-            raise ResourceError(f"not enough memory to read {path}") from None
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):  # a wrong seek
+            raise
         raise UserError(f"{path} is damaged; take another checkpoint of the run") from None
-
-
-def _is_plain(path: Path) -> bool:
-    """True if the pickle in the archive is of bounded size and names only what is in CALLED.
-
-    Raises BadZipFile if entries are compressed, share bytes or names, or are hidden: they may be zip bombs, or be other
-    ones for torch than for zipfile.
-    """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        pickles = [part for part in parts if part.filename.casefold().endswith("data.pkl")]
-        stored = all(part.compress_type == zipfile.ZIP_STORED and not part.flag_bits & 1 for part in parts)
-        distinct = len({part.filename.casefold() for part in parts}) == len(parts)
-        fitting = sum(part.file_size for part in parts) <= path.stat().st_size
-        if not stored or not distinct or not fitting or len(pickles) != 1 or archive.comment:
-            raise zipfile.BadZipFile
-        with archive.open(pickles[0]) as file:
-            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-                if count > OPCODES_PER_NODE * MAX_NODES:
-                    return False
-                if opcode.name in ("GLOBAL", "INST") and not CALLED.fullmatch(argument):
-                    return False
-    return True
 
 
 def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
@@ -243,11 +205,19 @@ def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
         and isinstance(weights, dict)
         and all(isinstance(name, str) and _is_dense(tensor) for name, tensor in weights.items())
         and _is_as_large_as_its_elements([value for _, value in leaves(checkpoint) if isinstance(value, Tensor)])
+        and _are_counts(checkpoint.get("loops", {}))
         and isinstance(files, dict)
         and all(isinstance(name, str) and _is_file_name(name) for name in files)
         and len({name.casefold() for name in files}) == len(files)
         and all(isinstance(content, bytes) or content == "" for content in files.values())
     )
+
+
+def _are_counts(tree: Any) -> bool:
+    """True if the state of Lightning's loops holds nothing but numbers from 0 and switches."""
+    if isinstance(tree, dict):
+        return all(map(_are_counts, tree.values()))
+    return type(tree) in (int, bool) and 0 <= tree < MAX_NUMBER
 
 
 def _is_dense(tensor: Any) -> bool:
