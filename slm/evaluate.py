@@ -1,14 +1,16 @@
-"""Evaluates a run on data=storyworld: python -m slm.evaluate RUN
+"""Evaluates a run.
 
-Prints the loss in bits per story above the exact entropy, by part of the stories, on validation stories and on stories
-of held-out pairs; and the share of generated stories that are valid. Writes evaluation.json into the run folder.
+python -m slm.evaluate RUN --text FILE   of any corpus: the loss on text files, in nats per token and bits per byte
+python -m slm.evaluate RUN               of data=storyworld: the loss in bits per story above the exact entropy, by part
+of the stories, on validation stories and on stories of held-out pairs; and the share of generated stories that are
+valid. Writes evaluation.json into the run folder.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from slm import checkpoint, errors
+from slm import checkpoint
 from slm.checkpoint import Loaded
+from slm.corpora.jsonl import JsonLines
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.grammar import Story
 from slm.corpora.storyworld.world import StoryWorld
-from slm.errors import UserError
+from slm.corpora.text import Text
+from slm.errors import UserError, explain, printable, report
 from slm.files import atomic, run_folder
+from slm.files.stdio import make_stdio_robust
+from slm.generation.language_model import load
 from slm.generation.quantize import for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stories import generate_stories
+from slm.generation.text_loss import text_loss
 from slm.loss import token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -38,6 +45,7 @@ TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", help="a run folder, a .ckpt file, latest, last or best")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="text (UTF-8) or .jsonl files, folders or globs")
     parser.add_argument("--stories", type=int, default=500, help="validation stories, and as many generated ones")
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="of generation")
     parser.add_argument("--seed", type=int, default=0, help="of the generated stories and the intervals")
@@ -48,16 +56,65 @@ def main():
             raise UserError(f"--stories={arguments.stories} must be at least 2")
         if arguments.seed < 0:
             raise UserError(f"--seed={arguments.seed} must be at least 0")
-        path = run_folder.find_checkpoint(arguments.run, Path(arguments.runs_dir))
-        evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
-        print(page(evaluation))
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
-        print(folder / "evaluation.json")
-        if evaluation["seen"]["excess"]["high"] < 0:
-            raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
-    except UserError as error:
-        sys.exit(errors.report(error))
+        path = run_folder.find_checkpoint(arguments.run, atomic.expanded(arguments.runs_dir))
+        if arguments.text:
+            print(printable(text_page(path, arguments.text)))
+        else:
+            evaluate_stories(path, arguments)
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        sys.exit(report(explanation))
+
+
+def text_page(path: Path, files: Sequence[str]) -> str:
+    """The loss of a checkpoint on texts, read like the run's own data: separator or key, and layout.
+
+    Raises UserError for a checkpoint or text that cannot be read.
+    """
+    loaded = load(path)
+    data = loaded.config.get("data")
+    data = data if isinstance(data, dict) else {}
+    layout = "documents" if data.get("layout") == "documents" else "packed"
+    documents = [document for file in files for document in read_documents(file, data) if document.strip()]
+    loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
+    lines = [
+        f"{path}, step {loaded.step}",
+        f"{len(documents):,} document(s), {loss.tokens:,} tokens with their ends, {loss.bytes:,} bytes",
+        f"loss {loss.nats:.4f} nats per token, data.layout={layout}",
+        "no bits per byte: the tokenizer loses part of this text"
+        if loss.bits_per_byte is None
+        else f"{loss.bits_per_byte:.4f} bits per byte, {loss.text_bits_per_byte:.4f} without the ends of documents",
+    ]
+    if layout == "documents":
+        context = loaded.model.config.context
+        cut = sum(len(loaded.encode(document)) >= context for document in documents)
+        lines += [f"{cut:,} of the documents are cut to the context of {context:,} tokens"] if cut else []
+    return "\n".join(lines)
+
+
+def read_documents(file: str, data: dict[str, Any]) -> Iterator[str]:
+    """The documents of a file, folder or glob, by the settings of the run's `data`. Raises UserError."""
+    unused: dict[str, Any] = {"split": "contiguous", "train_ratio": 0.5, "seed": 0}
+    if file.endswith((".jsonl", ".ndjson")):
+        key = data.get("key")
+        corpus: Text = JsonLines(path=file, key=key if isinstance(key, str) else "text", **unused)
+    else:
+        separator = data.get("separator")
+        corpus = Text(path=file, separator=separator if isinstance(separator, str) else None, **unused)
+    for path in corpus.files():
+        yield from corpus.read(path)
+
+
+def evaluate_stories(path: Path, arguments: argparse.Namespace):
+    """Prints the page and writes evaluation.json beside the checkpoint's run. Raises UserError."""
+    evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
+    print(printable(page(evaluation)))
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+    print(folder / "evaluation.json")
+    if evaluation["seen"]["excess"]["high"] < 0:
+        raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
 
 
 def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
@@ -170,8 +227,8 @@ def page(evaluation: dict[str, Any]) -> str:
     for measure, form in {"valid": ".1%", "novel": ".1%", "prefix": ".1%", "sentences": ".1f"}.items():
         lines.append(f"{measure:14}" + "".join(f"{_interval(found[measure], form):24}" for found in samples.values()))
     for name, found in samples.items():
-        errors = ", ".join(f"{error} {count}" for error, count in found["errors"].items())
-        lines.append(f"first errors, {name}: {errors or 'none'}")
+        first = ", ".join(f"{error} {count}" for error, count in found["errors"].items())
+        lines.append(f"first errors, {name}: {first or 'none'}")
     return "\n".join([*lines, "", *evaluation["examples"], ""])
 
 
@@ -180,4 +237,5 @@ def _interval(estimate: dict[str, float], form: str = ".2f") -> str:
 
 
 if __name__ == "__main__":
+    make_stdio_robust()
     main()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from slm import checkpoint
 from slm.errors import UserError
@@ -14,21 +13,11 @@ from slm.files import atomic, run_folder
 from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, complete, stream_text
-from slm.loss import bits_per_byte
+from slm.generation.text_loss import TextLoss, slices, windows_loss
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-
-
-@dataclass(frozen=True)
-class TextLoss:
-    """What a model pays for a text."""
-
-    nats: float  # mean per token
-    bits_per_byte: float | None  # None if the tokenizer loses part of the text
-    tokens: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -86,23 +75,14 @@ class LanguageModel:
         settings["sampler"] = Sampler(**{"temperature": 0.8, **sampler})
         return stream_text(self.model, self.tokenizer, prompt, **settings)
 
-    @torch.inference_mode()
     def loss(self, text: str) -> TextLoss:
         """Loss of a text as a document from its first token on, in windows of the context as in validation.
 
         Raises UserError for an empty text.
         """
-        ids = [self.tokenizer.eos, *self.encode(text)]
-        if len(ids) < 2:
-            raise UserError("the text is empty; give at least one character")
-        device, context, nats = self.model.tokens.weight.device, self.model.config.context, 0.0
-        for start in range(0, len(ids) - 1, context):
-            window = torch.tensor(ids[start : start + context + 1], device=device)
-            logits = self.model(window[None, :-1])[0].float()
-            nats += F.cross_entropy(logits, window[1:], reduction="sum").item()
-        tokens, size = len(ids) - 1, len(text.encode())
-        lossless = self.decode(ids[1:]) == text
-        return TextLoss(nats / tokens, bits_per_byte(nats, size) if lossless else None, tokens, size)
+        ids = self.encode(text)
+        windows = slices([self.tokenizer.eos, *ids], self.model.config.context)
+        return windows_loss(self.model, self.tokenizer, windows, lossless=self.decode(ids) == text)
 
 
 def load(
