@@ -2,10 +2,13 @@
 
 import csv
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from slm.files import jsonl
+from slm.training.loggers import why_offline
 
 
 def test_metrics_csv_is_metrics_jsonl_as_a_table(run):
@@ -18,9 +21,60 @@ def test_metrics_csv_is_metrics_jsonl_as_a_table(run):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(line)
 
 
-def test_tensorboard_writes_an_event_file(run):
+def test_tensorboard_lies_in_its_own_folder_and_has_numbers_and_samples(run):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
-    assert list(run("logger=tensorboard").rglob("events.out.tfevents.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run("logger=tensorboard")
+    (file,) = folder.rglob("events.out.tfevents.*")
+    assert file.parent == folder / "tensorboard"
+    events = EventAccumulator(str(file)).Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10]
+    assert "hp_metric" not in events.Tags()["scalars"]
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 5, 10]
+    text = events.Tensors("samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert next(jsonl.lines(folder / "samples.jsonl"))["prompt"] in text
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Prints nothing."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        *(("{server}", None), ("http://127.0.0.1:9", "no answer from http://127.0.0.1:9 (")),
+        *(
+            ("nonsense", "no answer from nonsense"),
+            ("http://[", "no answer from http://["),
+            ("http://\x1b[2J/", "\\x1b[2J"),
+        ),
+    ],
+)
+def test_an_address_that_does_not_answer_is_a_reason_in_one_line(address, reason, server, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("WANDB_BASE_URL", address.format(server=server))
+    found = why_offline()
+    assert found is None if reason is None else reason in found
+    assert "\n" not in (found or "")
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", "/dev/null")
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert reason or why_offline() == "no key"
 
 
 def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, capsys):
@@ -35,7 +89,9 @@ def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, ca
     identity = json.loads((folder / "run.json").read_text())["run_id"]
     assert len(attempts) == 2
     assert all(identity in attempt.name for attempt in attempts)
-    assert list((folder / "wandb").rglob("*.table.json"))
+    tables = [json.loads(path.read_text()) for path in (folder / "wandb").rglob("*.table.json")]
+    assert {table["columns"][0] for table in tables} == {"step"}
+    assert {table["data"][0][0] for table in tables} == {0, 5, 10, 12}
 
 
 def test_a_torn_line_is_ignored_and_later_lines_are_cut_off(tmp_path):

@@ -103,15 +103,15 @@ class CSVFile(MetricsFile):
 
 def why_offline() -> str | None:
     """The reason why Weights & Biases cannot be reached; None if it can."""
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not has_wandb_key(urlsplit(address).hostname):
-        return "no key"
     import requests  # as W&B does: with its certificates and proxies
 
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:  # W&B itself takes minutes to give up
+        if not has_wandb_key(urlsplit(address).hostname):
+            return "no key"
         requests.get(address, timeout=3, stream=True).close()  # any answer will do
-    except requests.RequestException as error:
-        return f"no answer from {printable(address)} ({printable(' '.join(str(error).split()), 200)})"
+    except (requests.RequestException, ValueError) as error:
+        return printable(f"no answer from {address} ({' '.join(str(error).split())})", 300)
     return None
 
 
