@@ -22,9 +22,15 @@ SIGNATURES = {  # first bytes of a file that is not plain text -> its content, a
     b"%PDF": ("a PDF document", "extract its text, for example with pdftotext"),
     b"PAR1": ("a parquet file", "convert it to JSON Lines and give data=jsonl"),
 }
-RECORDS = {  # suffix of a file of many texts -> its loader in `datasets`; None: JSON Lines
-    **dict.fromkeys((".jsonl", ".ndjson")),
-    **{".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+TABLES = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+TO_JSONL = (
+    "convert it with datasets.load_dataset('LOADER', data_files='PATH')['train'].to_json('texts.jsonl'), "
+    "then data=jsonl data.path=texts.jsonl data.key=<column>"
+)
+FORMATS = {  # suffix of a file of which `Text` would make one document with markup -> what to do
+    **dict.fromkeys((".jsonl", ".ndjson"), "give data=jsonl data.path=PATH"),
+    **{suffix: TO_JSONL.replace("LOADER", loader) for suffix, loader in TABLES.items()},
+    **dict.fromkeys((".html", ".htm", ".ipynb"), CONVERT),
 }
 
 
@@ -97,15 +103,12 @@ def is_folder(path: Path) -> bool:
     return False
 
 
-def refuse_records(path: Path):
-    """Raises: UserError: for a file of many texts by its suffix, of which `Text` would make one document."""
-    if (suffix := path.suffix.lower()) in RECORDS:
-        content, loader = f"{path} is a {suffix} file, not plain text", RECORDS[suffix]
-        if not loader:
-            raise UserError(f"{content}: give data=jsonl data.path={path}")
-        convert = f"datasets.load_dataset({loader!r}, data_files={str(path)!r})['train'].to_json('texts.jsonl')"
+def refuse_format(path: Path):
+    """Raises: UserError: for a file that is not plain text by its suffix."""
+    if remedy := FORMATS.get(path.suffix.lower()):
         raise UserError(
-            f"{content}: convert it with {convert}, then data=jsonl data.path=texts.jsonl data.key=<column>"
+            f"{path} is a {path.suffix.lower()} file, not plain text: {remedy.replace('PATH', str(path))}; "
+            "or rename it to .txt to train on it as it is"
         )
 
 
@@ -140,9 +143,3 @@ def opened(path: Path) -> Iterator[TextIOWrapper]:
                 f"{path} is not UTF-8 at byte {offset} ({error.object[error.start]:#04x}): "
                 "convert it, for example with iconv -f LATIN1 -t UTF-8, or leave it out"
             ) from None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file. Raises: UserError: if it cannot be read."""
-    with readable(path):
-        return atomic.sha256(path)

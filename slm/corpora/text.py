@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from slm.corpora import Split
-from slm.corpora.local import named, opened, refuse_records, sha256
+from slm.corpora.local import named, opened, refuse_format
 from slm.errors import UserError
 
 SplitMethod = Literal["contiguous", "seeded"]
@@ -29,7 +29,7 @@ class Text:
     """
 
     suffix = ".txt"  # of the files in a folder
-    own = frozenset()  # suffixes of files of many texts that `read` divides
+    own = frozenset()  # suffixes that `read` divides into documents
 
     def __init__(self, *, path: str | None, separator: str | None, split: SplitMethod, train_ratio: float, seed: int):
         if split not in ("contiguous", "seeded"):
@@ -56,10 +56,13 @@ class Text:
                 yield document
 
     def fingerprint(self) -> str:
-        """Reads every file once. Raises: UserError: if there is no file or one cannot be read."""
+        """Reads every file once. Raises: UserError: if there is no file, or one cannot be read or is not plain text."""
         files = self.files()
         names = [os.path.relpath(path, os.path.commonpath([file.parent for file in files])) for path in files]
-        self.digests = dict(zip(names, map(sha256, files)))
+        self.digests = {}
+        for name, path in zip(names, files):
+            with opened(path) as file:
+                self.digests[name] = hashlib.file_digest(file.buffer, "sha256").hexdigest()
         seed = self.seed if self.split == "seeded" else None
         choices = [list(self.digests.values()), self.separator, self.split, self.train_ratio, seed]
         return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
@@ -74,11 +77,11 @@ class Text:
                 yield from (document.strip() for document in split_stream(chunks, self.separator))
 
     def files(self) -> list[Path]:
-        """The files at `path`. Raises: UserError: if there is none, or one holds many texts by its suffix."""
+        """The files at `path`. Raises: UserError: if there is none, or one is not plain text by its suffix."""
         files = named(self.path, self.suffix)
         for file in files:
             if file.suffix.lower() not in self.own:
-                refuse_records(file)
+                refuse_format(file)
         return files
 
     def _all(self) -> Iterator[str]:

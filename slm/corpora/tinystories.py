@@ -17,7 +17,7 @@ from pathlib import Path
 
 from slm.corpora import Split
 from slm.corpora.download import fetch
-from slm.corpora.local import matching, readable, sha256
+from slm.corpora.local import matching, readable
 from slm.errors import UserError
 from slm.files import atomic
 
@@ -60,7 +60,8 @@ class TinyStories:
             content = [self.repository, self._commit[0]]
         else:
             shards = [*_shards(self.path, "train"), *_shards(self.path, "validation")]
-            content = [[shard.name, sha256(shard)] for shard in shards]
+            with readable(Path(self.path)):
+                content = [[shard.name, atomic.sha256(shard)] for shard in shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
