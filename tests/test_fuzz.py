@@ -1,0 +1,46 @@
+"""Mutated files, configurations and arguments: the answer is a right result or one line, in bounded memory and time,
+nothing in them is executed, and no run folder changes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parent / "fuzz" / "cases.py"
+SCALE = float(os.environ.get("SLM_FUZZ", "1"))  # times as many cases, from as many seeds
+KINDS = {  # cases, and the share that gets past the first check at least: accepted, or refused for a reason behind it
+    "checkpoints": (2000, 0.5, "is not a checkpoint", "contains code"),
+    "tokenizers": (2000, 0.1, "is missing or damaged"),
+    "parquet": (2000, 0.3, "is not a parquet file"),
+    "text": (2000, 0.3, "is not UTF-", "is UTF-"),
+    "experiments": (500, 0.05),
+    "train": (500, 0.05),
+    "generate": (2000, 0.05),
+    "runs": (100, 0.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mutation_is_answered(kind, tmp_path, finished):
+    cases, share, *first = KINDS[kind]
+    arguments = [kind, str(int(SCALE)), str(int(cases * SCALE)), str(tmp_path / kind), str(finished)]
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SECRET": "of the environment"}
+    environment |= {"PYTHONPATH": str(CASES.parents[1]), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [sys.executable, CASES, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    current = tmp_path / kind / "current"
+    where = f"case {current.read_text()}" if current.exists() else "before the first case"
+    assert ran.returncode == 0, f"{where}: exit {ran.returncode}\n{ran.stderr[-2000:]}"
+    found = json.loads(ran.stdout.splitlines()[-1])
+    print(f"\n{kind}: {found['outcomes']}, {found['peak'] / 1e9:.1f} GB")
+    assert not found["faults"], "\n".join(found["faults"][:20])
+    outcomes = found["outcomes"]
+    past = sum(count for name, count in outcomes.items() if not name.startswith(tuple(first)))
+    assert past > share * cases
+    assert outcomes["accepted"] > 0.02 * cases
+    assert len(outcomes) > 5, "few kinds of refusal"
+    assert not list(tmp_path.rglob("executed"))
