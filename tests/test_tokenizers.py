@@ -4,6 +4,7 @@ They use the real SentencePiece and tiktoken, and GPT-2's original files if they
 """
 
 import hashlib
+import io
 import json
 import random
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 from conftest import mistake
 
 from slm import tokenizers
@@ -153,6 +155,68 @@ def test_missing_damaged_and_unknown_tokenizers(tmp_path):
         assert type(error.value) is kind
 
 
+def foreign_model(**options) -> bytes:
+    """A model of SentencePiece trained with other options than LOSSLESS."""
+    model, settings = io.BytesIO(), sentencepiece_module.LOSSLESS | {"vocab_size": 320, "num_threads": 1} | options
+    documents = iter(seeded_documents(200))
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=documents, model_writer=model, **settings)
+    return model.getvalue()
+
+
+MALFORMED_MODELS = {
+    "ids of the library": lambda: foreign_model(pad_id=-1, unk_id=0, bos_id=1, eos_id=2),
+    "no eos": lambda: foreign_model(eos_id=-1),
+    "no bytes": lambda: foreign_model(byte_fallback=False, vocab_size=60),
+    "a normalization": lambda: foreign_model(normalization_rule_name="nmt_nfkc_cf"),
+    "spaces removed": lambda: foreign_model(remove_extra_whitespaces=True),
+    "a space added": lambda: foreign_model(add_dummy_prefix=True),
+    "a piece that is not UTF-8": lambda: foreign_model().replace(b"<0x41>", b"\xff\xfe\xed\xa0\x80."),
+    "a piece under another's name": lambda: foreign_model().replace(b"<0x41>", b"<0x42>"),
+    "nothing": lambda: b"",
+    "no model": lambda: b"\x0a\xff\xff\xff\xff\x0f",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED_MODELS)
+def test_a_foreign_model_that_is_not_one_of_build_is_damaged(name, tmp_path, capfd):
+    model = MALFORMED_MODELS[name]()
+    settings = {"kind": "sentencepiece", "algorithm": "bpe", "sha256": hashlib.sha256(model).hexdigest()}
+    tokenizers.write_settings(tmp_path, settings)
+    (tmp_path / "sentencepiece.model").write_bytes(model)
+    with mistake("is missing or damaged") as error:
+        tokenizers.load(tmp_path)
+    assert type(error.value) is tokenizers.Damaged
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(json.dumps({"kind": kind, "sha256": "0"}) for kind in ("sentencepiece", "gpt2", "characters")),
+        *(json.dumps({"kind": "sentencepiece", "algorithm": value}) for value in (None, [], {}, "word", 1e300)),
+        *(
+            json.dumps({"kind": "characters", "characters": value})
+            for value in (0, {}, True, "", ["a", "b"], "a\udcffb")
+        ),
+        *('{"kind": "characters", "characters": ' + text for text in ("1" * 5000 + "}", "NaN}", "[" * 10**5, '"\\ud8')),
+        *('{"kind": "bytes"}'.encode(encoding) for encoding in ("utf-32-be", "utf-16-le", "cp037")),
+        b'{"kind": "bytes", "\xff": 1}',
+        '{"kind": "' + "x" * 10**6 + '"}',
+    ],
+)
+def test_malformed_settings_are_damaged(content, tmp_path):
+    """Or read as JSON allows it: UTF-16 and UTF-32 are JSON, too."""
+    sentencepiece_tokenizer().save(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(content, bytes) and content.replace(b"\0", b"") == b'{"kind": "bytes"}':
+        assert tokenizers.load(tmp_path).encode("a") == [97]
+        return
+    with mistake() as error:
+        tokenizers.load(tmp_path)
+    assert isinstance(error.value, tokenizers.Damaged)
+    assert len(str(error.value)) < 500
+
+
 # SentencePiece.
 
 
@@ -182,6 +246,38 @@ def test_no_document_is_dropped():
     long = "word " * 3000
     tokenizer = sentencepiece_tokenizer([long + "ж", "щ ▅"], vocab_size=270)
     assert len(tokenizer.encode("ж")) == len(tokenizer.encode("щ")) == 1
+
+
+@pytest.mark.parametrize("text", ["a" * 3000 + " b", "xy\n" * 3000, "\u8a9e\u6587" * 3000 + "\u2585" + "c" * 700])
+def test_words_that_are_too_long_for_the_library_are_cut_for_training(text, monkeypatch):
+    seen, train = [], sentencepiece_module.train
+    monkeypatch.setattr(sentencepiece_module, "train", lambda parts, *rest: seen.extend(parts) or train(parts, *rest))
+    tokenizer = sentencepiece_tokenizer([text, "d"], vocab_size=265, algorithm="unigram")
+    assert max(len(word) for part in seen for word in part.split(" ")) == 512
+    assert "".join(seen) == text.replace("\u2585", " ") + "d"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.slow
+def test_unigram_on_a_long_document_without_spaces():
+    """Uncut, the library fails: its sums over so long a word are not finite."""
+    text = "".join(random.Random(0).choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdef0123456789+/", k=550_000))
+    tokenizer = sentencepiece_tokenizer([text], vocab_size=400, algorithm="unigram")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_what_the_library_cannot_train_on_is_a_mistake_of_one_line(algorithm, capfd):
+    for documents, vocab_size, problem in (
+        (["\n" * 99], 262, "contain no text"),
+        (["\0\0"], 262, "contain no text"),
+        (["a" * 99], 300, "too large for these documents"),
+        (["a b c"], 2**31, f"cannot learn tokenizer.algorithm={algorithm} tokenizer.vocab_size=2147483648"),
+        (["a\ud800b"], 262, "cannot learn .*; try another of these two, or tokenizer=bytes"),
+    ):
+        with mistake(problem):
+            sentencepiece_tokenizer(documents, vocab_size=vocab_size, algorithm=algorithm)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_word_by_word_encoding_equals_the_library(monkeypatch):

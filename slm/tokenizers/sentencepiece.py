@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import sentencepiece
@@ -70,7 +70,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         Raises: UserError: for a vocabulary size that these documents do not allow, or documents without text.
         """
-        if algorithm not in ("bpe", "unigram"):
+        if algorithm not in get_args(Algorithm):
             raise UserError(f"tokenizer.algorithm={algorithm}: must be bpe or unigram")
         if sample_documents < 1:
             raise UserError(f"tokenizer.sample_documents={sample_documents}: must be at least 1")
@@ -90,11 +90,10 @@ class SentencePieceTokenizer(Tokenizer):
         """The inverse of `save`. Raises: Damaged: if the model is missing, changed, or loses text."""
         settings, model = read_settings(folder), read_file(folder, "sentencepiece.model")
         settings.pop("kind")
-        if hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
+        if not model or hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
             raise damaged(folder, "sentencepiece.model")
-        tokenizer = cls(model, settings)
-        if not tokenizer._is_lossless():
-            raise damaged(folder, "sentencepiece.model")
+        if settings.get("algorithm") not in get_args(Algorithm) or not (tokenizer := cls(model, settings))._is_exact():
+            raise damaged(folder, "tokenizer.json")
         return tokenizer
 
     def save(self, folder: Path) -> None:
@@ -127,7 +126,7 @@ class SentencePieceTokenizer(Tokenizer):
             first += [FIRST_BYTE + byte for byte in SPACE.encode()] + more
         return first
 
-    def _is_lossless(self) -> bool:
+    def _is_exact(self) -> bool:
         """True for the ids of LOSSLESS, and for a model that restores a difficult text."""
         names = [*("<pad>", "<unk>", "<s>", "</s>"), *(f"<0x{byte:02X}>" for byte in range(256))]
         text = " Two  spaces,\ttab\n\n\0 \u00e9e\u0301\ufb01\u00bd \u2581\U0001f600 "
