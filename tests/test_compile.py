@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from test_model import LATER, model_of
 from test_resume import assert_same, final_state, history, train_with_kills
 
 from slm.files import run_folder
@@ -30,11 +32,41 @@ def test_a_compiled_training_equals_an_eager_one(composed, tmp_path, monkeypatch
     assert_same(final_state(tmp_path / "true"), final_state(tmp_path / "broken"))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("choice", [{"dropout": 0.1}, {**LATER, "gradient_checkpointing": True}])
+def test_documents_of_all_lengths_are_one_graph(choice):
+    """Without a break: a part of the model that is not compiled would only be slower."""
+    model, counters = model_of(**choice).train(), torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    features = torch.compile(model.features, backend="aot_eager", dynamic=True)  # no code is generated
+    for length in (12, 7, 9):
+        features(torch.randint(17, (2, length))).sum().backward()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("choice", [{}, {"kv_heads": 2}, {"qk_norm": True}, LATER])
+def test_rotated_queries_and_keys_are_tensors_of_their_own(choice, monkeypatch):
+    """Not views of one: their strides would be fixed numbers in a compiled backward pass, wrong for other lengths."""
+    seen, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr("slm.attention.tiles_are_faster", lambda *_: False)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, *a, **b: seen.extend((q, k)) or real(q, k, *a, **b)
+    )
+    model_of(**choice)(torch.randint(17, (2, 12)))
+    assert seen
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in seen)
+
+
 def test_without_a_compiler_the_training_is_eager(composed, tmp_path, monkeypatch, capsys):
     def refuse(*arguments, **settings):
         raise RuntimeError("\nno C++ compiler here\nat all")
 
     monkeypatch.setattr(torch, "compile", refuse)
     train(composed("trainer.compile=true"), run_dir=tmp_path / "run", overrides=[])
-    assert "warning: torch.compile does not work here (no C++ compiler here); training" in capsys.readouterr().err
-    assert run_folder.read_run_json(tmp_path / "run")["status"] == "done"
+    assert (
+        "warning: torch.compile does not work here (no C++ compiler here); training" in (out := capsys.readouterr()).err
+    )
+    assert ", compiled" not in out.out
+    assert {"status": "done", "compiled": False}.items() <= run_folder.read_run_json(tmp_path / "run").items()
