@@ -174,7 +174,8 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
         lock = folder.with_name(folder.name[:16] + ".lock")
         try:
             with atomic.locked(lock, wait=False), open(lock, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with file_operation("lock", lock):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remains = folder.with_name(f"{folder.name[:16]}.{os.getpid()}.partial")  # never half under its own name
                 with file_operation("delete", folder):
                     folder.rename(remains)
