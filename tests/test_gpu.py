@@ -9,15 +9,18 @@ from test_faults import fault
 from test_resume import assert_same, history, resumes_exactly
 
 from slm import checkpoint
+from slm.attention import attend
 from slm.files import jsonl, run_folder
 from slm.generation.reader import Reader
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
-from slm.hardware import largest_microbatch, resolve_hardware
+from slm.hardware import compiled, largest_microbatch, resolve_hardware
 from slm.loss import cross_entropy
+from slm.model import GPT
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler warns about itself, and of float32 without TF32
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 
@@ -42,9 +45,14 @@ def test_a_training_learns_and_logs_memory(run, precision, optimizer):
     assert all(line["device/memory_gb"] > 0 for line in lines)
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("adamw", 0), ("adamw", 2), ("muon", 2)])
-def test_an_interrupted_run_equals_an_uninterrupted_one(composed, tmp_path, monkeypatch, optimizer, workers):
+@pytest.mark.parametrize("layout", ["packed", "documents"])
+@pytest.mark.parametrize("compile", ["true", "false"])
+@pytest.mark.parametrize(("optimizer", "workers"), [("adamw", 0), ("muon", 2)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    composed, tmp_path, monkeypatch, optimizer, workers, compile, layout
+):
     settings = f"optimizer={optimizer}", f"data.workers={workers}", "model.dropout=0.1", "trainer.microbatch=2"
+    settings += f"trainer.compile={compile}", f"data.layout={layout}"
     config = composed(GPU, "trainer.precision=bf16-mixed", "trainer.deterministic=true", *settings)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     resumes_exactly(config, tmp_path, monkeypatch, [9, 3])
@@ -119,6 +127,58 @@ def test_a_step_without_metrics_does_not_synchronise(run):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert run_folder.read_run_json(folder)["status"] == "done"
+
+
+@pytest.mark.parametrize("recompute", ["true", "false"])
+@pytest.mark.parametrize("layout", ["packed", "documents"])
+def test_a_compiled_training_equals_an_eager_one(run, capsys, layout, recompute):
+    """And is compiled: a compiler that works on this machine is part of the test."""
+    settings = *EXACT, f"data.layout={layout}", f"model.gradient_checkpointing={recompute}", "model.context=320"
+    eager, other = (
+        run(*settings, f"trainer.compile={compile}", "budget.steps=6", folder=compile) for compile in ("false", "true")
+    )
+    assert "does not work here" not in capsys.readouterr().err
+    assert run_folder.read_run_json(other)["compiled"]
+    for ours, theirs in zip(history(other), history(eager), strict=True):
+        ours, theirs = ({k: v for k, v in line.items() if not k.startswith("device/")} for line in (ours, theirs))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("length", [64, 96, 97])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_dropout_has_one_mask_for_both_passes(composed, recompute, length):
+    """Gradients are those of the function that was computed: the difference quotient along the gradient, with dropout
+    drawn anew from the same seed. A mask that differs in the backward pass gives another slope."""
+    sizes = {"vocab_size": 257, "context": 128, "dropout": 0.3, "gradient_checkpointing": recompute}
+    torch.manual_seed(0)
+    model = GPT(replace(composed().model, **sizes)).cuda().train()
+    tokens = torch.randint(257, (8, length + 1), device="cuda")
+    features = compiled(model.features, torch.device("cuda", 0), dynamic_lengths=length != 64)
+    assert features is not None
+
+    def loss():
+        torch.manual_seed(1)
+        return cross_entropy(features(tokens[:, :-1]), model.head.weight, tokens[:, 1:])
+
+    loss().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    square, values = sum(g.double().square().sum().item() for g in gradients), []
+    step = 0.02 / square  # changes the loss by 0.02
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, gradient in zip(model.parameters(), gradients, strict=True):
+                p.add_(gradient, alpha=sign * step)
+        values.append(loss().item())
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(square, rel=0.1)
+
+
+def test_attention_dropout_has_one_mask_for_both_passes():
+    """With its mask fixed, attention is linear in the values: (A v) u = v (A^T u)."""
+    q, k, v, u = (torch.randn(4, 4, 128, 32, device="cuda") for _ in range(4))
+    v.requires_grad_()
+    y = torch.compile(lambda v: attend(q, k, v, dropout=0.3))(v)
+    (y * u).sum().backward()
+    assert (v.grad * v).sum().item() == pytest.approx((y * u).sum().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("compile", ["true", "false"])
