@@ -1,9 +1,11 @@
 """Kills train.py with all its processes, again and again, and compares the run with an uninterrupted one.
 
 python tests/chaos/driver.py --kills 20 --seed 0 FOLDER key=value ...
+python tests/chaos/driver.py --operations kill,torn,power FOLDER data.path=FILE key=value ...
 
 A kill comes at a random time (imports, preparation, steps, validations), after a printed line, or at a change in the
-checkpoint folder.
+checkpoint folder. With --operations, a kill, a power cut, an error of the disk or a signal (all of forked.MODES if none
+is named) comes at every file operation of a small run, or at a random `--sample` of them.
 """
 
 import argparse
@@ -19,6 +21,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from forked import MODES
+from operations import check_operations
 
 from slm import verify
 from slm.files import atomic, run_folder
@@ -139,10 +144,16 @@ def compare(reference: Path, chaotic: Chaos):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--operations", nargs="?", const=",".join(MODES), metavar="MODE,...")
+    parser.add_argument("--sample", type=int, default=0, help="faults per scenario; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="+")
     arguments = parser.parse_args()
+    if arguments.operations:
+        modes = arguments.operations.split(",")
+        broken = check_operations(arguments.folder, arguments.overrides, modes, arguments.sample, arguments.seed)
+        sys.exit(broken > 0)
     rng = random.Random(arguments.seed)
 
     def chaos(name: str) -> Chaos:

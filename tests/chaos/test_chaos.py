@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import small_run
 from driver import Chaos, compare, moments
 
 SHARED_MEMORY = Path("/dev/shm")
+DRIVER = Path(__file__).with_name("driver.py")
 SETTINGS = (
     *("model.dropout=0.1", "trainer.microbatch=2", "val_every_n_steps=4", "callbacks.early_stopping.patience=99"),
     *("callbacks.samples.every_n_steps=10", "log_windows=true"),
@@ -36,6 +39,25 @@ def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, run):
     assert killed.attempt(rng.choice(["writing", "digest", "published", "named", "pruned"]), rng) == -9
     assert killed.attempt(None, rng) == 0
     compare(reference, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("gcc"), reason="needs Linux and gcc")
+@pytest.mark.parametrize(
+    "tokenizer", [("tokenizer=bytes",), ("tokenizer=sentencepiece", "tokenizer.vocab_size=300")], ids=["bytes", "bpe"]
+)
+def test_a_fault_at_any_file_operation_costs_nothing(tmp_path, tokenizer):
+    """Kills, power cuts, errors of the disk and signals, while a run begins, trains, ends or resumes."""
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n<|endoftext|>\n".join(f"Story {n} of a dog. " + "A dog saw a cat. " * (3 + n) for n in range(20))
+    )
+    seed = random.randrange(10**6)
+    command = [sys.executable, DRIVER, "--operations", "--sample", "60", "--seed", str(seed), tmp_path / "faults"]
+    done = subprocess.run([*command, f"data.path={text}", *tokenizer], capture_output=True, text=True)
+    print(f"seed {seed}", done.stdout, done.stderr)
+    assert done.returncode == 0
 
 
 @pytest.mark.slow
