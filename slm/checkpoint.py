@@ -163,7 +163,7 @@ def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
     try:
         return GPTConfig(**values)
     except (TypeError, UserError) as error:
-        raise UserError(f"{path} is damaged: {printable(str(error), 300)}") from None
+        raise UserError(f"{path} is damaged: {printable(str(error))[:200]}") from None
 
 
 def _types_in(hint: Any) -> set[type]:

@@ -1,5 +1,6 @@
 """Crafted checkpoints, tokenizers and data: each is read or gives one line; nothing in them is executed."""
 
+import copy
 import io
 import pickle
 import random
@@ -14,6 +15,7 @@ import torch
 from conftest import refused
 from test_model import model_of
 
+import slm
 from slm import checkpoint, evaluate, tokenizers
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.text import Text
@@ -23,6 +25,7 @@ from slm.files import atomic
 from slm.model import GPT, GPTConfig
 from slm.run import cli
 from slm.run.train import train
+from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 TOKENIZER = {"tokenizer.json": b'{"kind": "bytes"}'}
@@ -135,7 +138,67 @@ def cyclic() -> dict:
     return value
 
 
+class Call:
+    """Pickled as a call of a function that weights_only allows."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def shared(depth: int) -> dict:
+    """The same block many times, which takes no more room in the file than once."""
+    raw = model(depth=depth)
+    for name in [name for name in raw["state_dict"] if ".blocks.0." in name]:
+        for layer in range(1, depth):
+            raw["state_dict"][name.replace(".0.", f".{layer}.")] = raw["state_dict"][name]
+    return raw
+
+
+def weight(change) -> dict:
+    raw = content()
+    raw["state_dict"]["model.norm.weight"] = change(raw["state_dict"]["model.norm.weight"])
+    return raw
+
+
+def files(**more) -> dict:
+    return content({"tokenizer": {**TOKENIZER, **more}})
+
+
 CRAFTED = {
+    "a context without weights": lambda: model(context=10**8),
+    "another context without weights": lambda: model(context=2**23),
+    "heads that make tables of positions large": lambda: model(context=2**24, head_dim=4),
+    "a context that is a fraction": lambda: model(context=64.5),
+    "a window that is a fraction": lambda: model(window=[2.5, None]),
+    "a window that is a switch": lambda: model(window=True),
+    "a softcap beyond any float": lambda: model(logit_softcap=10**400),
+    "a norm with control characters": lambda: model(norm="\x1b[31m" * 100),
+    "a norm that is a tensor": lambda: model(norm=torch.zeros(3, 3)),
+    "a format that is a tensor": lambda: content({"format": torch.zeros(3)}),
+    "a format that is a switch": lambda: content({"format": True}),
+    "a negative step": lambda: content(global_step=-1),
+    "a step beyond 64 bits": lambda: content(global_step=10**100),
+    "a step that is a switch": lambda: content(global_step=True),
+    "complex weights": lambda: weight(lambda tensor: tensor.to(torch.complex64)),
+    "whole weights": lambda: weight(lambda tensor: tensor.int()),
+    "eight hundred blocks in one": lambda: shared(800),
+    "blocks without tensors": lambda: model(depth=40),
+    "an optimizer state of one number": lambda: content(optimizer_states=[torch.zeros(1).expand(10**6, 10**6)]),
+    "a gigabyte from one number": lambda: content(callbacks=Call(bytearray, 10**9)),
+    "a tensor from one number": lambda: content(callbacks=Call(torch.Tensor, 10**9)),
+    "a storage from one number": lambda: content(callbacks=Call(torch.UntypedStorage, 10**9)),
+    "more values than are read": lambda: content(callbacks=[[i] for i in range(51_000)]),
+    "counters of loops that are text": lambda: content(loops={"fit_loop": {"completed": "3"}}),
+    "counters of loops in lists": lambda: content(loops={"fit_loop": {"completed": [3]}}),
+    "negative counters of loops": lambda: content(loops={"fit_loop": {"completed": -3}}),
+    "files that are one on some systems": lambda: files(**{"A.json": b"1", "a.json": b"2"}),
+    "a file name that is too long": lambda: files(**{"a" * 300: b"1"}),
+    "a hidden file": lambda: files(**{".bashrc": b"1"}),
+    "a file in another folder": lambda: files(**{"a\\b": b"1"}),
+    "a file name with a line end": lambda: files(**{"a\n": b"1"}),
     "a list": lambda: [1, 2],
     "of another program": lambda: {"state_dict": {}},
     "no format": lambda: content({"format": None}),
@@ -199,6 +262,107 @@ def test_compressed_entries_are_refused(saved, tmp_path):
         for part in archive.infolist():
             packed.writestr(part.filename, archive.read(part))
     refused(lambda: checkpoint.read(tmp_path / "b.ckpt"), "not a checkpoint")
+
+
+def archived(path: Path, change) -> Path:
+    """The same archive written again, with a change before its directory is written."""
+    changed = path.with_name("changed.ckpt")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(changed, "w") as other:
+        for part in archive.infolist():
+            other.writestr(part.filename, archive.read(part))
+        change(other)
+    return changed
+
+
+def repeated(archive: zipfile.ZipFile):
+    """A thousand entries with the same bytes."""
+    largest = max(archive.filelist, key=lambda part: part.file_size)
+    for number in range(1000):
+        part = copy.copy(largest)
+        part.filename = f"archive/data/{number + 100}"
+        archive.filelist.append(part)
+        archive.NameToInfo[part.filename] = part
+
+
+def larger(archive: zipfile.ZipFile):
+    archive.filelist[1].file_size = archive.filelist[1].compress_size = 10**9
+
+
+ARCHIVES = {
+    "nothing": None,
+    "entries with the same bytes": repeated,
+    "an entry larger than the file": larger,
+    "a second pickle": lambda archive: archive.writestr("other/data.pkl", b"."),
+    "a pickle under a name of other letters": lambda archive: archive.writestr("ARCHIVE/DATA.PKL", b"."),
+    "names of other letters": lambda archive: archive.writestr(archive.filelist[1].filename.upper(), b""),
+    "a comment, in which another directory fits": lambda archive: setattr(archive, "comment", b"PK"),
+    "an encrypted entry": lambda archive: setattr(archive.filelist[1], "flag_bits", 1),
+}
+
+
+@pytest.mark.parametrize("what", ARCHIVES)
+def test_an_archive_is_the_same_for_every_reader_and_no_larger_than_its_file(what, saved):
+    path = archived(saved(content()), ARCHIVES[what] or (lambda _: None))
+    if what == "nothing":
+        assert checkpoint.load(path).step == 3
+    else:
+        refused(lambda: checkpoint.load(path), str(path), "not a checkpoint, or a truncated one")
+
+
+class Empty(ByteTokenizer):
+    """A tokenizer of one's own that needs an empty file."""
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        (folder / "my merges.txt").write_bytes(b"")
+
+    @classmethod
+    def load(cls, folder: Path):
+        assert (folder / "my merges.txt").read_bytes() == b""
+        return cls()
+
+
+def test_only_the_files_of_a_tokenizer_are_saved_and_all_of_them_are_loaded(saved, tmp_path):
+    """Stray entries of an editor, a notebook and a file manager; an empty file; a name with a space."""
+    folder = tmp_path / "tokenizer"
+    Empty().save(folder)
+    before = checkpoint.tokenizer_files(folder)
+    for stray in (".ipynb_checkpoints", "__pycache__", "a.d"):
+        (folder / stray).mkdir()
+        (folder / stray / "tokenizer.json").write_text("{}")
+    for stray in (".DS_Store", "._tokenizer.json", ".tokenizer.json.swp"):
+        (folder / stray).write_bytes(b"\0")
+    assert checkpoint.tokenizer_files(folder) == before
+    assert set(before) == {"tokenizer.json", "my merges.txt"}
+    path = saved(content({"tokenizer": before}))
+    assert type(checkpoint.load(path, tokenizer=Empty).tokenizer) is Empty
+
+
+def test_a_checkpoint_is_given_as_text_path_or_run_folder(saved, finished, tmp_path):
+    path = saved(content())
+    for given in (path, str(path)):
+        assert (checkpoint.load(given).step, slm.load(given).step) == (3, 3)
+    for given in (finished, str(finished)):
+        assert checkpoint.load(given).step == slm.load(given).step == 10
+    for load in (checkpoint.load, slm.load):
+        for given in (tmp_path / "missing", str(tmp_path / "missing.ckpt")):
+            refused(lambda: load(given), "does not exist")  # noqa: B023
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        refused(lambda: load(tmp_path / "empty"), "holds no checkpoint")  # noqa: B023
+
+
+def test_an_interpolation_in_a_checkpoint_is_never_resolved(saved, composed, tmp_path, monkeypatch):
+    """Of the environment, of another key, of a resolver; in what is loaded, evaluated, compared and written."""
+    monkeypatch.setenv("HIDDEN", "value-of-the-environment")
+    odd = {"a": "${oc.env:HIDDEN}", "b": "${oc.decode:${oc.env:HIDDEN}}", "seed": "${oc.env:HIDDEN}"}
+    path = saved(
+        content({"config": {"data": {"corpus": {"_target_": evaluate.TARGET, **STORIES, "level": odd["a"]}}, **odd}})
+    )
+    assert checkpoint.load(path).config["a"] == "${oc.env:HIDDEN}"
+    texts = [refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), "${oc.env:HIDDEN}")]
+    config = composed(f"resume={path}")
+    texts.append(refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "seed: ${oc.env:HIDDEN} -> "))
+    assert not any("value-of-the-environment" in text for text in texts)
 
 
 def test_another_format_is_named(saved):

@@ -218,7 +218,7 @@ def runs(rng: random.Random, folder: Path) -> Callable[[int], None]:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 train(config if number % 2 else foreign, run_dir=run, overrides=[])
         except UserError as error:
-            if (after := digests(run)) != before:
+            if before and (after := digests(run)) != before:
                 changed = sorted(name for name in before | after if before.get(name) != after.get(name))
                 raise AssertionError(f"{error} changed {changed[:5]}") from None
             raise
