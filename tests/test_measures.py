@@ -1,4 +1,4 @@
-"""Measures mean what their names say: lost and unread text is told, counts are exact, sums are wide."""
+"""Measures mean what their names say: lost and unread text gives a warning, counts are exact, sums are wide."""
 
 import math
 import re
@@ -74,7 +74,7 @@ def prepared(config, folder) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("text", "tokenizer", "told"),
+    ("text", "tokenizer", "expected"),
     [
         (
             GERMAN,
@@ -86,7 +86,7 @@ def prepared(config, folder) -> Job:
     ],
 )
 def test_a_run_on_lost_text_says_so_at_every_start_and_has_no_bits_per_byte(
-    composed, run, tmp_path, capsys, text, tokenizer, told
+    composed, run, tmp_path, capsys, text, tokenizer, expected
 ):
     settings = [write(tmp_path / "text.txt", [text] * 100), *tokenizer, *QUIET, "model.context=8", "budget.steps=1"]
     for metric in ("bits_per_byte", "text_bits_per_byte"):
@@ -98,7 +98,7 @@ def test_a_run_on_lost_text_says_so_at_every_start_and_has_no_bits_per_byte(
             ],
         ):
             if asked:
-                with mistake(f"val/{metric} has no meaning: tokenizer{told}"):
+                with mistake(f"val/{metric} has no meaning: tokenizer{expected}"):
                     prepared(composed(*settings, *asked), tmp_path)
     capsys.readouterr()
     for folder in ("one", "two"):  # the second takes the store from the cache
@@ -106,7 +106,7 @@ def test_a_run_on_lost_text_says_so_at_every_start_and_has_no_bits_per_byte(
         assert any("val/loss" in line for line in lines)
         assert not any("per_byte" in key for line in lines for key in line)
         output = capsys.readouterr()
-        assert f"warning: tokenizer{told}" in output.err
+        assert f"warning: tokenizer{expected}" in output.err
         assert output.err.count("tokenizer=bytes") == 1
         assert "bits per byte" not in output.out
 
@@ -119,7 +119,7 @@ def test_text_lost_in_train_alone_leaves_the_measures(composed, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("documents", "settings", "told"),
+    ("documents", "settings", "expected"),
     [
         (["x" * 99] * 20, ["data.layout=documents"], "36 % of the train tokens are never read: 19 of 19 documents are"),
         (
@@ -133,15 +133,17 @@ def test_text_lost_in_train_alone_leaves_the_measures(composed, tmp_path, capsys
         (["x" * 640] * 20, [], None),
     ],
 )
-def test_the_share_of_tokens_that_are_never_read_is_told(composed, tmp_path, capsys, documents, settings, told):
+def test_the_share_of_tokens_that_are_never_read_is_in_a_warning(
+    composed, tmp_path, capsys, documents, settings, expected
+):
     path = write(tmp_path / "text.txt", documents)
     job = prepared(composed(path, *settings), tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if "train tokens are never read" in line]
-    if told is None:
+    if expected is None:
         assert lines == []
     else:
         assert len(lines) == 1
-        assert re.search(told, lines[0])
+        assert re.search(expected, lines[0])
     assert job.targets_per_window <= 64
 
 

@@ -76,9 +76,8 @@ class Pretraining(L.LightningModule):
         features = (self.features or self.model.features)(inputs)
         mean = cross_entropy(features, self.model.head.weight, targets, self.model.config.logit_softcap)
         count = (targets != IGNORE).sum()
-        nats = mean.float() * count  # in float32, also where the default is a 16-bit type
-        self.nats, self.targets = self.nats + nats.detach(), self.targets + count
-        return nats / (len(windows) * self.targets_per_window)
+        self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
+        return mean * (count.to(mean.dtype) / (len(windows) * self.targets_per_window))  # default: perhaps 16 bits
 
     def on_train_batch_end(self, outputs, windows: Tensor, index: int):
         if (index + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -117,7 +116,8 @@ class Pretraining(L.LightningModule):
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients before clipping, computed once per step."""
         if self.grad_norm is None:
-            gradients = [p.grad.float() for p in self.model.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = [g.float() if g.dtype.itemsize < 4 else g for g in gradients]  # squares overflow float16
             self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         return self.grad_norm
 
