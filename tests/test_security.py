@@ -30,14 +30,21 @@ RUN_INFOS = ["[]", "{}", "{", "[" * 99_999, {"run_id": "../../x"}, {"run_id": 3}
 def run_dir(tmp_path_factory, text_file) -> Path:
     """A finished run, made by the command line with secrets in the environment and W&B kept offline."""
     folder = tmp_path_factory.mktemp("secrets")
-    environment = {"WANDB_API_KEY": SECRET, "HF_TOKEN": SECRET, "MY_PASSWORD": SECRET, "WANDB_MODE": "offline"}
+    environment = {
+        "DB_PASS": SECRET,
+        "WANDB_API_KEY": SECRET,
+        "HF_TOKEN": SECRET,
+        "MY_PASSWORD": SECRET,
+        "WANDB_MODE": "offline",
+    }
     text = ["data=text", f"data.path={text_file}", "data.separator=<|endoftext|>", "tokenizer=bytes", "trainer=cpu"]
     places = [f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {**environment, "HOME": str(folder), "WANDB_SILENT": "true"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(folder)
-        assert trained(monkeypatch, *text, "debug=default", "model.context=64", "logger=wandb", *places) == 0
+        tags = "tags=['${oc.env:DB_PASS}', 'a longer ${oc.env:DB_PASS}']"
+        assert trained(monkeypatch, *text, tags, "debug=default", "model.context=64", "logger=wandb", *places) == 0
     return folder / "run"
 
 
@@ -111,6 +118,36 @@ def test_secrets_of_the_environment_are_not_written(run_dir):
     files = [path for path in run_dir.parent.rglob("*") if path.is_file()]
     assert {".wandb", ".ckpt"} <= {path.suffix for path in files}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tags=['${oc.env:GH_PAT}']"],
+        ["tags=['a ${oc.env:GH_PAT,none} b']"],
+        ["tags=['${oc.decode:${oc.env:GH_PAT}}']"],
+        ["tags=['${oc.env:GH_PAT}']", "callbacks.samples.prompts=${tags}"],
+        ["tags=['${callbacks.samples.prompts.0}']", "callbacks.samples.prompts=['${oc.env:GH_PAT}']"],
+        ["tags=['${slm.or:null,${oc.env:GH_PAT}}']"],
+    ],
+)
+def test_values_of_the_environment_are_written_as_interpolations(overrides, monkeypatch):
+    monkeypatch.setenv("GH_PAT", SECRET)
+    config = cli.compose(["data=text", "data.path=x", "tokenizer=bytes", *overrides])
+    assert SECRET in str((config.tags, config.callbacks))
+    assert SECRET not in str(config.plain)
+    assert "${" in str(config.plain["tags"])
+
+
+def test_the_projects_own_variable_is_written_as_its_value(monkeypatch):
+    monkeypatch.setenv("SLM_CACHE", "/somewhere")
+    assert cli.compose(["data=text", "data.path=x", "tokenizer=bytes"]).plain["cache_dir"] == "/somewhere"
+
+
+@pytest.mark.parametrize("name", ["DB_PASS", "OPENAI_KEY", "AWS_ACCESS_KEY_ID", "GH_PAT", "SMTP_PWD", "MY_PASSPHRASE"])
+def test_a_typed_value_of_a_secret_variable_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, SECRET)
+    refused(lambda: security.refuse_secrets({"tags": [f"a{SECRET}"]}), f"tags.0 holds the value of {name}")
 
 
 REFUSED = {

@@ -51,10 +51,11 @@ def train_main():
             outcomes.append(run_job(cfg, own_files))
             return outcomes[-1].objective
 
-        with one_line_composition():
-            job()
-        if read.multirun and not outcomes and HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
-            raise UserError("-m has run nothing: a glob or a range of an override gives no value")
+        try:
+            with one_line_composition():
+                job()
+        except SystemExit as end:  # Hydra's own, for a package that does not exist
+            sys.exit(2 if read.cfg and end.code == 1 else end.code)
     if read.multirun and outcomes:
         print("\nobjective  run")
         for outcome in outcomes:
@@ -170,11 +171,22 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line and an exit code for every error that is not a bug of this program."""
     try:
         yield
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
     except Exception as error:
         if not (explanation := explain(error)):
             raise
-        sys.exit(report(explanation))
+        code = report(explanation)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_output()
+        sys.exit(code)
+
+
+def discard_output():
+    """Sends what stdout still holds to /dev/null, since Python writes it at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

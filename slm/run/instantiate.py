@@ -83,9 +83,8 @@ def locate(path: str, where: str) -> Callable:
                 raise UserError(f"{where}._target_={path} needs the package {error.name}; pip install it") from None
             continue
         except SyntaxError as error:
-            raise UserError(
-                f"{where}._target_={path} cannot be imported: {error.filename}, line {error.lineno}: {error.msg}"
-            ) from None
+            place = f"{error.filename}, line {error.lineno}: " if error.filename else ""
+            raise UserError(f"{where}._target_={path} cannot be imported: {place}{error.msg}") from None
         except ImportError as error:
             raise UserError(f"{where}._target_={path} cannot be imported: {error}") from None
         except ValueError:  # an empty part

@@ -6,12 +6,13 @@ Imports neither torch nor Lightning, so a misspelt key is answered at once.
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException
 
 from slm.errors import UserError
@@ -23,6 +24,7 @@ LITERAL = (  # values taken as they are typed, not as Hydra's grammar
     *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume", "hydra.sweep.dir"),
     *("data.path", "data.separator"),
 )
+GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
@@ -48,10 +50,23 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
     found = parsed(overrides)
     if not read.multirun:
         check_single(found, "; add -m to run each of them")
-    elif fixed := [override.key_or_group for override in found if not override.is_sweep_override()]:
+        return overrides, flags, read
+    for override in found:
+        if override.is_sweep_override() and not has_values(override, (CONF, Path(read.config_dir or CONF))):
+            raise UserError(f"{override.input_line} gives no value to run")
+    if fixed := [override.key_or_group for override in found if not override.is_sweep_override()]:
         # the folders of a sweep are named by what is swept
         flags.insert(0, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
     return overrides, flags, read
+
+
+def has_values(override: Override, folders: Iterable[Path]) -> bool:
+    """False for an empty range, and for a glob without a match among the options of its group in these folders."""
+    if isinstance(pattern := override.value(), Glob):
+        group = override.key_or_group
+        options = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+        return group.startswith("hydra/") or bool(pattern.filter(options))
+    return not override.is_discrete_sweep() or next(override.sweep_iterator(), None) is not None
 
 
 def fail(message: str):
@@ -114,7 +129,7 @@ def translated(override: str, overrides: Sequence[str]) -> str:
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
     if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
         return SAME_KEY[key] + value
-    if sign in ("", "+") and key and (CONF / key).is_dir():  # an option of a group
+    if sign in ("", "+") and key in GROUPS:  # an option of a group
         return f"~{key}" if value == "=null" else f"{key}{value}"  # Hydra takes an option away with ~
     return f"++{key}{value}" if sign == "+" and "." in key and "/" not in key and "@" not in key else override
 
@@ -125,7 +140,7 @@ def quoted(override: str) -> str:
     An option's name that looks like a number is quoted, too.
     """
     key, equals, value = override.partition("=")
-    is_option = (CONF / key.lstrip("+")).is_dir() and re.fullmatch(r"[\d.]+|true|false", value)
+    is_option = key.lstrip("+") in GROUPS and re.fullmatch(r"[\d.]+|true|false", value)
     if not (key.lstrip("+") in LITERAL or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
     escaped = value.replace("'", "\\'")
@@ -148,7 +163,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"{key_of(override)} is not text in this locale; set PYTHONUTF8=1, or use another name")
         try:
             found += parser.parse_overrides([override])
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):  # the latter for very long numbers, very deep lists
             raise UserError(f"cannot read {key_of(override)}; write key=value, and quote special characters") from None
     return found
 

@@ -1,33 +1,41 @@
 """Entry points, which import nothing heavy before signals and standard streams are prepared."""
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 
 from slm.files.stdio import make_stdio_robust
 
 
-def check_machine():
-    """Ends the program with one line where no command can work: no POSIX, no working folder, no home folder."""
-    problem = None
-    if find_spec("fcntl") is None:
-        problem = "Windows itself lacks what slm needs (file locks, signals); use WSL2"
-    elif os.path.expanduser("~") == "~":  # noqa: PTH111 (a folder of this name would be made)
-        problem = "no home folder is known, for caches; set HOME=<folder>"
+@contextlib.contextmanager
+def one_line_limits() -> Iterator[None]:
+    """Ends the program with one line where no command can work: no POSIX, working folder, home folder or memory."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
-        problem = f"the working folder cannot be used: {error.strerror}; change to another one"
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+        end(f"the working folder cannot be used: {error.strerror}; change to another one", 2)
+    if find_spec("fcntl") is None:
+        end("Windows itself lacks what slm needs (file locks, signals); use WSL2", 2)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 (a folder of this name would be made)
+        end("no home folder is known, for caches; set HOME=<folder>", 2)
+    try:
+        yield
+    except MemoryError:
+        end("out of memory; use a smaller model, batch or data, or raise the limit of this process (ulimit -v)", 4)
 
 
+def end(problem: str, exit_code: int):
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+@one_line_limits()
 def train():
     """python train.py, slm train."""
-    check_machine()
     # before training can save its state, a signal simply ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
@@ -40,18 +48,20 @@ def train():
     train_main()
 
 
+@one_line_limits()
 def generate():
     """python generate.py, slm generate."""
-    check_machine()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before a text is generated, Ctrl-C simply ends the program
+    make_stdio_robust(ignore_failed_writes=False)
     from slm.run.cli import generate_main
 
     generate_main()
 
 
+@one_line_limits()
 def module(name: str):
     """python -m slm.evaluate, slm evaluate."""
-    check_machine()
+    make_stdio_robust(ignore_failed_writes=False)
     sys.argv[0] = f"slm {name}"
     sys.exit(import_module(f"slm.{name}").main())
 
