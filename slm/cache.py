@@ -56,14 +56,14 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
             if folder.is_dir():
                 return folder
             for stale in folder.parent.glob(f"{folder.name}*.partial"):  # of a killed process: this one holds the lock
-                shutil.rmtree(stale, ignore_errors=True)
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             temporary = folder.with_suffix(f".{os.getpid()}.partial")
             try:
                 temporary.mkdir()
                 write(temporary)
                 if corpus.fingerprint() != identity["corpus"]:
                     raise UserError("the documents changed while they were read; start again")
-                for path in temporary.iterdir():
+                for path in (*temporary.iterdir(), temporary):
                     atomic.flush(path)
                 files = getattr(corpus, "digests", {})
                 known = {"files": files} if len(files) <= MAX_FILES else {}

@@ -52,6 +52,8 @@ class TokenStore:
         stamps = {shard["file"]: store._verify(shard, known) for shard in shards}
         if stamps != known:
             with contextlib.suppress(OSError):  # a read-only cache is verified again the next time
+                for partial in folder.glob(f"{VERIFIED}.*.partial"):  # of a killed process
+                    partial.unlink()
                 atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
 

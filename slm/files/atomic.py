@@ -38,7 +38,8 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
             temporary.replace(path)
         flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it must not hide the first error
+            temporary.unlink()
 
 
 def expanded(path: str | Path) -> Path:

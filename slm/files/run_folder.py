@@ -49,6 +49,8 @@ def claimed(folder: Path) -> Iterator[None]:
     lock = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in created:
+            atomic.flush(path.parent)
         lock.touch()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"run_dir={folder} is a file; give a folder") from None
@@ -125,7 +127,7 @@ def check_is_run_folder(folder: Path):
 
 def remove_partial_files(folder: Path):
     """Deletes the half-written files of a killed process, where a run writes files and nowhere else."""
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / "tokenizer"):
         for path in atomic.entries(place):
             name, checkpoint = path.name, path.with_suffix("")
             orphaned = name.endswith(".sha256") and STEP_FILE.fullmatch(checkpoint.name) and not checkpoint.exists()

@@ -23,3 +23,7 @@ class Opening(Callback):
         refuse_unreadable(trainer._checkpoint_connector.dump_checkpoint())
         self.open_run(trainer)
         self.opened, self.open_run = True, None
+
+    def on_fit_end(self, trainer, module):
+        if not self.opened:  # Lightning skips a training whose last step is done, after a kill before its run was
+            self.on_train_start(trainer, module)
