@@ -30,7 +30,7 @@ class Run:
     @property
     def objective(self) -> float | None:
         """The lowest value of optimized_metric; the last for train/loss."""
-        return self.info["objective"]
+        return self.info.get("objective")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

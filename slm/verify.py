@@ -16,7 +16,7 @@ import torch
 
 from slm import checkpoint
 from slm.data.windows import InfiniteShuffle
-from slm.errors import UserError, report
+from slm.errors import UserError, explain, report
 from slm.files import atomic, jsonl, run_folder
 
 CLOCK = ("tokens_per_second", "mfu", "device/memory_gb", "device/utilization")  # differ from attempt to attempt
@@ -24,7 +24,7 @@ LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 
 
 def main() -> int:
-    """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments."""
+    """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("other", type=Path, nargs="?", help="a run folder to compare it with, bit for bit")
@@ -35,8 +35,10 @@ def main() -> int:
             print(f"first difference: {difference}" if difference else "equal bit for bit")
             return int(difference is not None)
         problems = list(find_problems(arguments.run))
-    except UserError as error:
-        return report(error)
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        return report(explanation)
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:
@@ -60,7 +62,7 @@ def summary(folder: Path) -> str:
 
 def find_problems(folder: Path) -> Iterator[str]:
     """Yields a sentence for each problem of a run folder. Raises UserError if it is not a run folder."""
-    info = run_folder.require_run_json(folder)
+    info = require_facts(folder)
     yield from damaged_checkpoints(folder, info)
     checkpoints = run_folder.checkpoints(folder)
     if not checkpoints:
@@ -76,11 +78,29 @@ def find_problems(folder: Path) -> Iterator[str]:
     for every, name in enumerate(extra):
         steps = [line["step"] for line in logs["metrics.jsonl"] if name in line]
         expected: set[int] = set()
-        if len(info.get("intervals", [])) == 1 and info["config"]["callbacks"].get("metrics"):  # as in all attempts
+        if len(info["intervals"]) == 1 and info["config"]["callbacks"].get("metrics"):  # as in all attempts
             interval = info["intervals"][0][every]
             expected = extra[name] | set(range(interval, last + 1, interval))
         yield from check_series(name, steps, {step for step in expected if first < step})
     yield from wrong_windows(logs["windows.jsonl"], info, last)
+
+
+def require_facts(folder: Path) -> dict[str, Any]:
+    """run.json with the fields that are checked here. Raises UserError if some are missing, as in another version."""
+    info = run_folder.require_run_json(folder)
+    config, intervals = info["config"], info.get("intervals")
+    try:
+        numbers = [info["steps"], info["windows"], info["seed"], config["data"]["batch_windows"]]
+        numbers += [number for pair in intervals for number in (pair[0], pair[1])]
+        valid = isinstance(config["callbacks"], dict) and all(isinstance(n, int) and n >= 0 for n in numbers)
+        valid = valid and all(number > 0 for number in numbers[1:2] + numbers[3:])
+    except (KeyError, TypeError, IndexError):
+        valid = False
+    if not valid:
+        raise UserError(
+            f"{folder / 'run.json'} is of another version of slm, or damaged: it lacks what is checked here"
+        )
+    return info
 
 
 def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
@@ -121,7 +141,7 @@ def check_series(what: str, steps: list[int], expected: Iterable[int]) -> Iterat
 
 def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) -> Iterator[str]:
     """Yields a sentence if a step, from the first logged one on, has other windows than the endless order."""
-    if not lines or "windows" not in info:
+    if not lines:
         return
     last = last if info["config"].get("log_windows") else lines[-1]["step"]
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))

@@ -1,5 +1,6 @@
 """Each fault ends a run with its exit code and one line, or is survived; what was saved stays intact."""
 
+import io
 import multiprocessing
 import os
 import signal
@@ -155,16 +156,18 @@ def test_a_disk_full_at_a_checkpoint_keeps_the_old_ones(run, tmp_path, monkeypat
     real, saved = torch.save, []
 
     def save(content, file):
+        if isinstance(file, io.BytesIO):  # the check of the state
+            return real(content, file)
         saved.append(content["global_step"])
         if len(saved) == 3:
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
-        real(content, file)
+        return real(content, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match="No space left") as error:  # from the thread that writes
+    with pytest.raises(ResourceError, match=r"^cannot write .*step-(\d+).ckpt: No space left on device$") as error:
         run(*SAVING)
-    assert error.value.filename.endswith(f"step-{saved[2]:06d}.ckpt")
+    assert f"step-{saved[2]:06d}.ckpt" in str(error.value)
     assert steps_saved(tmp_path / "run") == saved[1::-1]
     assert not list(tmp_path.rglob("*.partial"))
 

@@ -1,9 +1,7 @@
 """Settings that changed since a checkpoint: they take effect, although its state holds the earlier ones."""
 
 import inspect
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,14 +43,3 @@ def apply_settings(callbacks: Mapping[str, Any], old: Mapping[str, Any], config:
             for key, value in config.plain["callbacks"][name].items():
                 if key in state and hasattr(callback, key) and earlier.get(key) != value:
                     setattr(callback, key, value)
-
-
-def explain_restoring(error: Exception, start: Path) -> UserError | None:
-    """An error of Lightning, torch or slm while they restore a checkpoint, as one line; None for any other error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    restoring = any(frame.filename.endswith("checkpoint_connector.py") for frame in frames)
-    ours = any(part in frames[-1].filename for part in ("site-packages", str(Path(__file__).parents[1])))
-    if not (restoring and ours):
-        return None
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return UserError(f"the state of training in {start} does not fit this configuration ({text}); nothing was changed")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import time
@@ -185,6 +186,21 @@ def check_disk_space(job: Job):
         )
 
 
+def check_open_files(loaders: int):
+    """Raises the limit of open files to what so many loader processes need. Raises ResourceError if it is too low.
+
+    Without enough of them a loader process hangs, since its errors cannot reach the training process.
+    """
+    needed, (soft, hard) = 64 + 32 * loaders, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if loaders and resource.RLIM_INFINITY != soft < needed:
+        if resource.RLIM_INFINITY != hard < needed:
+            raise ResourceError(
+                f"this process may open {hard} files, and {loaders} loader processes need {needed}; "
+                f"raise the limit (ulimit -n {needed}), or give data.workers=0"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int):
     """Cuts the logs of a run folder back to `step`, and writes run.json, configuration and tokenizer into it."""
     run_dir = job.run_dir
@@ -207,10 +223,10 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
 
 
 def close_run(run_dir: Path, run_info: dict[str, Any]):
-    """Writes the final run.json and loss.png. After a failed run, a second disk error is ignored."""
+    """Draws loss.png and writes the final run.json. After a failed run, a second disk error is ignored."""
     try:
-        run_folder.write_run_json(run_dir, run_info)
         loss_curve(run_dir)
+        run_folder.write_run_json(run_dir, run_info)  # last: a run that is done is not opened again
     except OSError:
         if run_info["status"] != "failed":
             raise

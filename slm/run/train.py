@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-from slm.errors import ResourceError, Stopped, UserError
+from slm.errors import Stopped, UserError
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
 from slm.hardware import (
     Hardware,
     choose_microbatch,
-    is_out_of_memory,
     keep_freed_memory,
     largest_microbatch,
     resolve_hardware,
-    smaller_microbatch,
 )
 from slm.run.config import RunConfig
+from slm.run.failures import explain
 from slm.run.prepare import Job, prepare_job
-from slm.run.restored import apply_settings, check_optimizer, explain_restoring
+from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
     check_disk_space,
+    check_open_files,
     check_start,
     check_unchanged,
     close_run,
@@ -92,6 +92,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     run_info = describe_run(job, before, step)
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
+    check_open_files(assembled.data.workers)
     open_folder = partial(open_run, job, run_info, overrides, step) if first else lambda: None
     if first:
         check_disk_space(job)
@@ -189,46 +190,11 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        restoring = start and explain_restoring(error, start)
-        if explanation := explain(error, job, loaders=assembled.data.workers) or restoring:
-            raise explanation from (error if restoring else None)
+        if explanation := explain(error, job, start, loaders=assembled.data.workers):
+            raise explanation from error  # SLM_DEBUG=1 shows both
         raise
     finally:
         assembled.data.close()
-    return None
-
-
-def explain(error: Exception, job: Job, loaders: int) -> UserError | None:
-    """A failure of the machine during training as one line; None for any other error. `loaders`: processes."""
-    text, config, microbatch = str(error), job.config, job.microbatch
-    if is_out_of_memory(error):
-        less = smaller_microbatch(microbatch, config.data.batch_windows, job.hardware)
-        remedies = ["model.gradient_checkpointing=true"]
-        if microbatch > 1 and not config.trainer.auto_microbatch:
-            remedies.insert(0, "trainer.auto_microbatch=true")
-        if less < microbatch:
-            remedies.insert(0, f"trainer.microbatch={less}")
-        return ResourceError(
-            f"out of memory with {microbatch} windows per forward pass; the same training needs less with "
-            f"{' or '.join(remedies)}"
-        )
-    if isinstance(error, UserError) and "Original Traceback" in text:  # raised in a loader process
-        return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
-    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
-        return ResourceError(
-            f"a loader process took more than data.timeout={config.data.timeout} seconds; check the disk"
-        )
-    killed = isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")
-    if loaders and (killed or isinstance(error, ConnectionResetError | EOFError)):  # a pipe to it has closed
-        return ResourceError(
-            f"a loader process was killed ({' '.join(text.split())}); out of memory? try data.workers=0"
-        )
-    if isinstance(error, FileNotFoundError) and not job.run_dir.is_dir():
-        return ResourceError(f"the run folder {job.run_dir} was removed or moved away during training")
-    if type(error).__name__ == "MisconfigurationException":
-        return UserError(f"Lightning refuses the training: {text}")
-    if isinstance(error, ModuleNotFoundError) and "slm" not in text:  # a callback or logger of Lightning
-        return UserError(f"a package is missing: {text}")
     return None
 
 

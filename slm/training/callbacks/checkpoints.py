@@ -64,7 +64,9 @@ class Checkpoints(Checkpoint):
         if not step_ends(trainer, batch_idx):
             return
         if trainer.is_global_zero and run_folder.lock_inode(self.folder.parent) != self.lock:
-            raise ResourceError(f"the run folder {self.folder.parent} was removed or moved away during training")
+            raise ResourceError(
+                f"the run folder {self.folder.parent} or its .lock was removed or moved away during training"
+            )
         trainer.strategy.checkpoint_io.check()
         step = trainer.global_step
         if step == trainer.max_steps:
@@ -87,6 +89,12 @@ class Checkpoints(Checkpoint):
         if self.saved_step != trainer.global_step:  # early stopping
             self._save(trainer)
         trainer.strategy.checkpoint_io.wait()
+
+    def on_fit_end(self, trainer, module):
+        if self.saved_step is None:  # Lightning has skipped the training: its last step was saved, no more
+            self.on_train_start(trainer, module)
+            if self.saved_step is not None:
+                self._prune(self._path(self.saved_step), self.best)
 
     def _finish_step(self, trainer, improved: bool):
         """Saves if it is time to, and stops the run if that was requested. Raises Stopped."""
