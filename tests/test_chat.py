@@ -110,7 +110,7 @@ def test_a_command_changes_one_setting_and_prints_all(talk):
         ("/max_new_tokens 0", "error: max_new_tokens=0 must be"),
         ("/sing", "error: /sing is not a command; /help lists them"),
         ("/", "error: / is not a command"),
-        ("an invalid byte \udc80", "error: the prompt is not UTF-8 text"),
+        ("an invalid byte \udc80", "error: the line is not UTF-8 text"),
     ],
 )
 def test_a_mistake_prints_one_line_and_changes_nothing(talk, model, line, answer):

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, Self
 
 from slm.errors import UserError, printable
+from slm.generation.prompt import typed_text
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, stream_text
 from slm.model import GPT
@@ -93,7 +94,7 @@ def chat(
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             try:
-                line = input("> ")
+                line = typed_text("the line", input("> "))
                 if line.strip() == "/quit":
                     return
                 if line.startswith("/"):

@@ -9,7 +9,7 @@ from slm.errors import UserError, printable
 from slm.files import atomic
 from slm.generation.chat import chat, write
 from slm.generation.language_model import Device, load
-from slm.generation.prompt import check_text
+from slm.generation.prompt import typed_text
 from slm.generation.quantize import Dtype
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, completions
@@ -45,12 +45,11 @@ class Request:
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
-        check_text("prompt=", self.prompt)
 
     def prompts(self) -> list[str]:
         """`prompt`, or the lines of `prompts_file`. Raises: UserError: if that is unreadable, empty or not UTF-8."""
         if self.prompts_file is None:
-            return [self.prompt]
+            return [typed_text("prompt=", self.prompt)]
         try:
             path = atomic.expanded(self.prompts_file)
             if path.exists() and not path.is_file():  # a pipe may never end

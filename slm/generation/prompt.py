@@ -22,9 +22,9 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
 
     A token often holds a space and the word after it. A space at the end of a prompt is not such a token, so the model
     would have to continue what it never saw in training. White space at the end is therefore left to the model, as far
-    as a longer token of the vocabulary begins with it. Raises: UserError: as `check_text`.
+    as a longer token of the vocabulary begins with it. Raises: UserError: as `typed_text`.
     """
-    check_text("the prompt", text)
+    text = typed_text("the prompt", text)
     ids, end, rest = tokenizer.encode(text), None, b""
     if not text[-1:].isspace():
         return Prompt(ids=[tokenizer.eos, *ids])
@@ -39,10 +39,15 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     return Prompt(ids=[tokenizer.eos, *ids[:end]], rest=rest, vocabulary=vocabulary)
 
 
-def check_text(name: str, text: str):
-    """Raises: UserError: if the text has surrogates, which are what Python makes of invalid bytes."""
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(f"{name} is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file")
+def typed_text(name: str, text: str) -> str:
+    """The text that was typed. Where the encoding of the terminal lacks a character, as in a C locale, Python hands
+    over its bytes as surrogates. Raises: UserError: if these bytes are not UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UserError(
+            f"{name} is not UTF-8 text; give it in the encoding of the terminal, or a prompts_file"
+        ) from None
 
 
 def spells(token: bytes, rest: bytes) -> bool:
