@@ -24,6 +24,7 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_mutation_is_answered(kind, tmp_path, finished):
     cases, share, *first = KINDS[kind]

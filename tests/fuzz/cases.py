@@ -11,7 +11,6 @@ import re
 import resource
 import signal
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import words
 
 from slm.errors import UserError, printable
 
-SECONDS = 20  # for one case; most take a hundredth of a second, but the machine may be busy
+SECONDS = 20  # of processor time for one case; most take a hundredth of a second
 MEMORY = 2 * 10**9  # bytes
 FOREIGN = {
     "checkpoints": files.checkpoints,
@@ -37,8 +36,7 @@ KINDS = FOREIGN | {"experiments": words.experiments, "train": words.train_words,
 
 def outcome(case: Callable[[int], None], number: int, foreign: bool) -> tuple[str, str | None]:
     """What became of a case, and its fault."""
-    begin = time.monotonic()
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         case(number)
         result, fault = "accepted", None
@@ -53,8 +51,12 @@ def outcome(case: Callable[[int], None], number: int, foreign: bool) -> tuple[st
         )
         result, fault = "fault", f"{type(error).__name__} {str(error)[:200]!r} at {where}"
     finally:
-        signal.alarm(0)
-    return result, fault or (f"{time.monotonic() - begin:.0f} s" if time.monotonic() - begin > SECONDS else None)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return result, fault
+
+
+def too_long(*_):
+    raise TimeoutError(f"more than {SECONDS} s")
 
 
 def main():
@@ -66,7 +68,7 @@ def main():
     (folder / "files").mkdir()
     case = KINDS[kind](rng, folder / "files")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"more than {SECONDS} s")))
+    signal.signal(signal.SIGPROF, too_long)
     outcomes: Counter[str] = Counter()
     faults = []
     for number in range(count):
