@@ -40,11 +40,11 @@ DAY = 24 * 60 * 60  # seconds
 
 
 def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """The folder of this identity and corpus, written now if it is missing. One process writes, others wait for it.
+    """The folder of this identity, written now if it is missing. One process writes, others wait for it.
 
+    `identity["corpus"]` is the fingerprint of the corpus.
     Raises: UserError: if the documents change while they are read; if the folder cannot be written, with the file.
     """
-    identity = {**identity, "corpus": corpus.fingerprint()}
     folder = cache / kind / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     lock = folder.with_suffix(".lock")
     if folder.is_dir():

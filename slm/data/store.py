@@ -72,9 +72,8 @@ class TokenStore:
             stamp = [size, stat.st_ctime_ns, stat.st_ino, shard["sha256"], vocab_size]
             if known.get(path.name) == stamp:
                 return stamp
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
+            digest = atomic.sha256(path)
+        except FileNotFoundError as error:
             raise damaged(f"cannot be read: {error.strerror}") from None
         if digest != shard["sha256"]:
             raise damaged("has changed since it was written: its sha256 differs")
@@ -120,7 +119,7 @@ def prepare_tokenizer(
     def write(folder: Path):
         build(documents=corpus.documents("train")).save(folder)
 
-    identity = {"format": TOKENIZER_FORMAT, "settings": dict(settings)}
+    identity = {"format": TOKENIZER_FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
     folder = cached(cache, "tokenizers", corpus, identity, write)
     return load(folder), folder
 
@@ -130,8 +129,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
-    identity = {"format": FORMAT, "tokenizer": tokenizer_fingerprint}
-    expected = {**identity, "corpus": corpus.fingerprint(), "vocab_size": tokenizer.vocab_size}
+    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
+    expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
