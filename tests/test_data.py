@@ -1,7 +1,6 @@
 """The token store survives kills and is reused; windows equal the ids; the order is a pure function."""
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -156,11 +155,8 @@ def test_a_verified_shard_that_was_edited_is_refused(store, edit, digest, messag
 def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
     read = []
 
-    def spy(path, mode):
-        read.append(path.name)
-        return io.FileIO(path, mode)
-
-    monkeypatch.setattr(store_module, "open", spy, raising=False)
+    digest = store_module.atomic.sha256
+    monkeypatch.setattr(store_module.atomic, "sha256", lambda path: read.append(path.name) or digest(path))
     assert TokenStore.open(store.folder, EXPECTED) == store
     assert read == []
     (store.folder / "verified.json").write_text("damaged")
