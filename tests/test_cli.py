@@ -117,6 +117,7 @@ MISTAKES = {  # tests/test_mistakes.py has impossible values, tests/test_habits.
     "+callbacks.x._target_=no.such.Class": "callbacks.x._target_=no.such.Class cannot be imported",
     "+callbacks.x._target_=pathlib.Path": "callbacks.x._target_ must be a Lightning Callback, not PosixPath",
     "+callbacks.x._target_=builtins.int": "callbacks.x._target_=builtins.int has no signature",
+    "schedule._target_=math.sin": "schedule: math.sin must take (steps done, steps in all)",
     "callbacks=null": "callbacks.checkpoints cannot be left out",
     "--config-name=generate": "there is no key data",
     "--config-name=nope": "Cannot find primary config 'nope'",

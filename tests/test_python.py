@@ -59,6 +59,11 @@ def test_loss_is_that_of_validation_and_refuses_lost_text(tmp_path, monkeypatch,
         model.loss("")
 
 
+def test_one_override_may_be_a_string():
+    with pytest.raises(slm.UserError, match="there is no key model.widht; did you mean model.width"):
+        slm.train("model.widht=64")
+
+
 def test_import_is_quick_and_typed():
     code = "import slm, sys; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules); slm.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -16,7 +16,7 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
-from slm.run.instantiate import Node, check, is_node, required
+from slm.run.instantiate import Node, check, describe_target, is_node, required
 from slm.run.names import REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
@@ -210,6 +210,12 @@ def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:
     else:
         node.check_complete((), positional=2)
         schedule = partial(node.target, **node.settings)
+    try:
+        inspect.signature(schedule).bind(0, steps)
+    except TypeError as error:
+        raise UserError(
+            f"schedule: {describe_target(node.target)} must take (steps done, steps in all): {error}"
+        ) from None
     schedule(0, steps)
     if (ratio := node.settings.get("min_lr_ratio") or 0) > 1:
         print(f"warning: schedule.min_lr_ratio={ratio} is above 1, so the learning rate rises", file=sys.stderr)
