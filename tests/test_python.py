@@ -60,7 +60,7 @@ def test_loss_is_that_of_validation_and_refuses_lost_text(tmp_path, monkeypatch,
 
 
 def test_one_override_may_be_a_string():
-    with pytest.raises(slm.UserError, match="there is no key model.widht; did you mean model.width"):
+    with pytest.raises(slm.UserError, match=r"there is no key model\.widht; did you mean model\.width"):
         slm.train("model.widht=64")
 
 
