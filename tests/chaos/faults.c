@@ -17,9 +17,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum kind { LIST, OPEN, READ, CREATE, WRITE, FSYNC, RENAME, UNLINK, MKDIR, RMDIR, TRUNCATE, CLOSE };
+enum kind { LIST, OPEN, READ, CREATE, WRITE, FSYNC, RENAME, UNLINK, MKDIR, RMDIR, TRUNCATE, CLOSE, RELEASE };
 static const char *NAMES[] = {"list",   "open",   "read",  "create", "write",    "fsync",
-                              "rename", "unlink", "mkdir", "rmdir",  "truncate", "close"};
+                              "rename", "unlink", "mkdir", "rmdir",  "truncate", "close", "release"};
 enum action { COUNT, KILL, TORN, FAIL, SHORT, SIGNAL, POWER };
 
 static char root[PATH_MAX], stash[PATH_MAX];
@@ -183,7 +183,7 @@ static int opened(int dirfd, const char *path, int flags, mode_t mode) {
   if (action == POWER && writes && missing) record(CREATE, full, NULL);
   int fd = syscall(SYS_openat, dirfd, path, flags, mode), error = errno;
   if (fd < 0) return end(-1, error, kind, full);
-  if (fd < 1 << 16) watched[fd] = 1;
+  if (fd < 1 << 16) watched[fd] = writes ? 2 : 1;
   if (action == POWER && writes) {
     char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -292,7 +292,9 @@ int ftruncate64(int fd, off_t size) { return ftruncate(fd, size); }
 int close(int fd) {
   char full[PATH_MAX];
   if (!is_watched(fd, full)) return syscall(SYS_close, fd);
-  int failed = begin(CLOSE, full) && action == FAIL;
+  char *dot = strrchr(full, '.');  // what was read, or a lock, has nothing to lose
+  int written = watched[fd] == 2 && !(dot && !strcmp(dot, ".lock"));
+  int failed = begin(written ? CLOSE : RELEASE, full) && action == FAIL;
   watched[fd] = 0;
   long result = syscall(SYS_close, fd);
   return end(result, failed ? value : 0, CLOSE, full);

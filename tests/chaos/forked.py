@@ -63,6 +63,7 @@ class Attempt:
     output: str
     operations: list[tuple[str, str]]  # kind and path
     fault: tuple[str, str] | None  # the operation of the fault
+    failed: list[str]  # the paths of all operations that failed
 
     @property
     def errors(self) -> list[str]:
@@ -88,10 +89,12 @@ class Area:
             self._train(mode or Mode(COUNT), at, stash, log, output)
         code = ended(process, seconds=100)
         assert code is not None, f"no end: {output.read_text(errors='replace')}"
-        lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if not line.startswith("-")]
+        logged = log.read_text().splitlines()
+        lines = [line.split(" ", 1)[1] for line in logged if not line.startswith("-")]
+        failed = [line.split(" ", 3)[3] for line in logged if line.startswith("-")]
         begun = [tuple(line.removeprefix("FAULT ").split(" ", 1)) for line in lines]
         faults = [operation for line, operation in zip(lines, begun, strict=True) if line.startswith("FAULT")]
-        return Attempt(code, output.read_text(errors="replace"), begun, faults[0] if faults else None)
+        return Attempt(code, output.read_text(errors="replace"), begun, faults[0] if faults else None, failed)
 
     def _train(self, mode: Mode, at: int, stash: Path, log: Path, output: Path):
         """The command in this process, which it ends."""

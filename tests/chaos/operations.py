@@ -48,19 +48,23 @@ def problems_of_fault(area: Area, name: str, attempt: Attempt) -> Iterator[str]:
     if "Traceback" in attempt.output:
         yield "a traceback"
     if attempt.code == 4 and attempt.fault:
-        kind, path = attempt.fault
-        named = {path, re.sub(r"\.\d+\.partial$", "", path)}
+        words = map(without_process, re.split(r"[\s:;,]+", attempt.errors[0] if attempt.errors else ""))
         if len(attempt.errors) != 1:
             yield f"{len(attempt.errors)} lines of errors"
         elif os.strerror(MODES[name].value) not in attempt.errors[0]:
             yield "the line does not say the reason"
-        elif not named & set(re.split(r"[\s:;,]+", attempt.errors[0])):
+        elif not set(words) & set(map(without_process, attempt.failed)):
             yield "the line does not name the file"
-        elif kind in ("open", "read", "list") and not re.search("read|list", attempt.errors[0]):
+        elif attempt.fault[0] in ("read", "list") and not re.search("read|list", attempt.errors[0]):
             yield "the line does not say that reading failed"
     newest = durable_checkpoint(attempt.operations)
     if newest and not atomic.is_intact(area.run / "checkpoints" / newest):
         yield f"{newest} is lost"
+
+
+def without_process(path: str) -> str:
+    """The name of a file without that of its temporary file, which holds a process id."""
+    return re.sub(r"\.\d+\.partial", "", path)
 
 
 def problems_of_resume(area: Area) -> Iterator[str]:
@@ -75,7 +79,7 @@ def problems_of_resume(area: Area) -> Iterator[str]:
         yield f"the next attempt does not start from {start.name}"
 
 
-def problems_at_end(area: Area, reference: Area) -> Iterator[str]:
+def problems_at_end(area: Area, reference: Area, output: str) -> Iterator[str]:
     """Yields a sentence for each difference between a finished run and the reference."""
     if difference := verify.first_difference(reference.run, area.run):
         yield f"differs: {difference}"
@@ -92,11 +96,12 @@ def problems_at_end(area: Area, reference: Area) -> Iterator[str]:
         yield "the run is not done"
     if table(reference.run / "metrics.csv") != table(area.run / "metrics.csv"):
         yield "metrics.csv differs"
-    try:
-        with Image.open(area.run / "loss.png") as image:
-            image.load()
-    except OSError as error:
-        yield f"loss.png: {error}"
+    if "loss.png was not drawn" not in output:
+        try:
+            with Image.open(area.run / "loss.png") as image:
+                image.load()
+        except OSError as error:
+            yield f"loss.png: {error}"
     if contents(reference.run) != contents(area.run.with_name("other")):
         yield "another run was changed"
     made = {path.relative_to(area.files) for path in area.files.glob("cache/*/*")}
@@ -151,7 +156,7 @@ class Campaign:
         found = [f"with the fault: {problem}" for problem in problems_of_fault(area, mode, attempt)]
         if attempt.code:
             found += problems_of_resume(area)
-        found += problems_at_end(area, self.reference)
+        found += problems_at_end(area, self.reference, attempt.output if not attempt.code else "")
         if not found:
             shutil.rmtree(area.folder)
         operation = " ".join(attempt.fault or ["no operation"]).replace(str(area.files), "")

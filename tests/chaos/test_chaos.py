@@ -1,5 +1,6 @@
 """A run killed with -9 at any moment ends bit for bit like an uninterrupted one; a broken guarantee is noticed."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import small_run
 from driver import Chaos, compare, moments
+from operations import contents
+
+from slm.files import run_folder
 
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER = Path(__file__).with_name("driver.py")
@@ -39,6 +43,28 @@ def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, run):
     assert killed.attempt(rng.choice(["writing", "digest", "published", "named", "pruned"]), rng) == -9
     assert killed.attempt(None, rng) == 0
     compare(reference, killed)
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_completed(run):
+    """Lightning skips a training whose steps are all done, but its folder has to be completed."""
+    folder = run(*SETTINGS)
+    saved, checkpoints = contents(folder), folder / "checkpoints"
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | {"status": "failed", "objective": None})
+    for path in (checkpoints / "last.json", checkpoints / "best.json", folder / "loss.png"):
+        path.unlink()
+    (folder / "run.json.1.partial").touch()
+    shutil.copy(run_folder.checkpoints(folder)[0], checkpoints / "step-000001.ckpt")  # not deleted yet
+    assert contents(run(*SETTINGS)).keys() == saved.keys()
+    assert run_folder.read_run_json(folder)["status"] == "done"
+    assert all(contents(checkpoints)[name] == saved[f"checkpoints/{name}"] for name in ("last.json", "best.json"))
+
+
+def test_a_power_cut_leaves_the_new_run_folder(run, tmp_path, monkeypatch):
+    """The entry of a new folder is in its parent, which must be flushed, too."""
+    flushed, fsync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushed.add(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    run("budget.steps=1", folder="new/run")
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "new", tmp_path / "new/run")} <= flushed
 
 
 @pytest.mark.slow
