@@ -24,9 +24,7 @@ def one_line_limits() -> Iterator[None]:
         end("no home folder is known, for caches; set HOME=<folder>", 2)
     try:
         yield
-    except (MemoryError, ImportError) as error:
-        if isinstance(error, ImportError) and "failed to map segment" not in str(error):  # of a library: no memory
-            raise
+    except MemoryError:
         end("out of memory; use a smaller model, batch or data, or raise the limit of this process (ulimit -v)", 4)
 
 
