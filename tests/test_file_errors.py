@@ -175,7 +175,6 @@ def test_a_sweep_leaves_nothing_of_its_jobs(text_file, tmp_path, monkeypatch):
     quick = (
         "callbacks.samples=null",
         "budget.steps=1",
-        "data.workers=0,1",
         "logger=csv",
         f"hydra.sweep.dir={tmp_path}/s",
     )

@@ -45,10 +45,10 @@ MORE = *QUICK, "budget.steps=6", "callbacks.checkpoints.every_n_steps=1"
     ("deleted", "status", "sign"),
     [
         ("checkpoints/*.ckpt*", "done", "checkpoints/last.json"),
-        ("checkpoints/*.ckpt", "running", "checkpoints/last.json"),
+        pytest.param("checkpoints/*.ckpt", "running", "checkpoints/last.json", marks=pytest.mark.slow),
         ("checkpoints/[!b]*", "failed", "checkpoints/best.json"),
         ("checkpoints/*", "done", "status done in run.json"),
-        ("checkpoints/*", "stopped", "status stopped in run.json"),
+        pytest.param("checkpoints/*", "stopped", "status stopped in run.json", marks=pytest.mark.slow),
         ("checkpoints/*", "running", "step 4 in metrics.jsonl"),
     ],
 )
@@ -80,6 +80,17 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(trained_
     (folder / "metrics.jsonl").write_text("".join(lines[:2]))
     run(*MORE)
     assert final_state(folder)[2] == 6
+
+
+def test_a_change_of_the_code_is_noted_and_kept(run, monkeypatch, capsys):
+    for steps, dirty in ((1, None), (2, None), (3, "f" * 64)):
+        code = {"git_commit": "a" * 40, "git_dirty": dirty}
+        monkeypatch.setattr("slm.run.resume.source_code", lambda code=code: code)
+        folder = run(*QUICK, f"budget.steps={steps}")
+    both = ["a" * 12, f"{'a' * 12} with changes {'f' * 12}"]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "the code has changed" in line]
+    assert notes == [f"note: the code has changed since the attempt before: {both[0]} -> {both[1]}"]
+    assert run_folder.read_run_json(folder)["commits"] == both
 
 
 class Broken(Callback):
@@ -118,11 +129,16 @@ def groups(folder: Path) -> list[dict]:
     ("key", "value", "found"),
     [
         ("optimizer.lr", "1e-7", lambda folder: groups(folder)[0]["lr"] == pytest.approx(1e-7)),
-        ("optimizer.betas", "[0.5,0.6]", lambda folder: tuple(groups(folder)[0]["betas"]) == (0.5, 0.6)),
-        ("optimizer.eps", "1e-3", lambda folder: groups(folder)[1]["eps"] == 1e-3),
+        pytest.param(
+            "optimizer.betas",
+            "[0.5,0.6]",
+            lambda folder: tuple(groups(folder)[0]["betas"]) == (0.5, 0.6),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("optimizer.eps", "1e-3", lambda folder: groups(folder)[1]["eps"] == 1e-3, marks=pytest.mark.slow),
         ("optimizer.weight_decay", "0.7", lambda folder: 0.7 in [group["weight_decay"] for group in groups(folder)]),
         ("schedule.warmup_steps", "6", lambda folder: True),
-        ("trainer.gradient_clip_val", "1e-9", lambda folder: True),
+        pytest.param("trainer.gradient_clip_val", "1e-9", lambda folder: True, marks=pytest.mark.slow),
         ("data.validation_windows", "2", lambda folder: True),
     ],
 )
