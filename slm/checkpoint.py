@@ -55,14 +55,12 @@ def describe(model: GPTConfig, tokenizer_folder: Path, config: dict | None = Non
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes | str]:
-    """The files of a saved tokenizer, by name, without hidden files and subfolders. An empty one is "", since b"" would
-    be pickled as a call."""
-    return {path.name: path.read_bytes() or "" for path in sorted(folder.iterdir()) if belongs(path)}
+    """The files of a saved tokenizer, by name; not hidden files and folders, which are of other programs.
 
-
-def belongs(path: Path) -> bool:
-    """True for a file that a tokenizer has saved: hidden files and folders are of other programs."""
-    return path.is_file() and _is_file_name(path.name)
+    An empty file is "": b"" would be pickled as a call, which is refused.
+    """
+    own = (path for path in sorted(folder.iterdir()) if path.is_file() and _is_file_name(path.name))
+    return {path.name: path.read_bytes() or "" for path in own}
 
 
 def save(checkpoint: dict[str, Any], path: Path):
