@@ -200,5 +200,7 @@ def check_operations(folder: Path, overrides: Sequence[str], modes: Sequence[str
             total, broken = total + 1, broken + bool(problems)
             if problems:
                 print("\n    ".join([f"  {description}", *problems]), flush=True)
+            if total % 100 == 0:
+                print(f"  {total} faults, after {time.monotonic() - begin:.0f} s", flush=True)
     print(f"{total} faults, {broken} broke a rule, after {time.monotonic() - begin:.0f} s")
     return broken
