@@ -32,6 +32,7 @@ def test_a_compiled_training_equals_an_eager_one(composed, tmp_path, monkeypatch
     assert_same(final_state(tmp_path / "true"), final_state(tmp_path / "broken"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("choice", [{"dropout": 0.1}, {**LATER, "gradient_checkpointing": True}])
 def test_documents_of_all_lengths_are_one_graph(choice):
