@@ -114,6 +114,3 @@ def explain(error: BaseException) -> UserError | None:
         act = f"cannot {operation}" if operation else "cannot write" if number in WRITING else "no access to"
         return kind(f"{act} {file}: {error.strerror}")
     return None
-
-
-explain_os_error = explain

@@ -41,6 +41,7 @@ def test_a_run_folder_that_was_moved_away_ends_the_run(run, tmp_path, monkeypatc
 
     def move(self, trainer, *_):
         if trainer.global_step == 5 and not moved.exists():
+            trainer.strategy.checkpoint_io.wait()  # a copy of a folder that is being written to may fail
             folder.rename(moved)
             if replaced:
                 shutil.copytree(moved, folder)
