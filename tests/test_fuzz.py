@@ -43,5 +43,5 @@ def test_every_mutation_is_answered(kind, tmp_path, finished):
     past = sum(count for name, count in outcomes.items() if not name.startswith(tuple(first)))
     assert past > share * cases
     assert outcomes["accepted"] > 0.02 * cases
-    assert len(outcomes) > 5, "few kinds of refusal"
+    assert len(outcomes) > 4, "few kinds of refusal"
     assert not list(tmp_path.rglob("executed"))

@@ -33,7 +33,10 @@ def experiments(rng: random.Random, folder: Path) -> Callable[[int], None]:
             tag = rng.choice(
                 ("", "", "", "", "x: !!python/object/apply:os.system ['touch executed']\n", "y: &a [*a]\n")
             )
-            dumped = yaml.safe_dump(mutations.changed(tree, rng, plain=True), sort_keys=False, allow_unicode=True)
+            try:
+                dumped = yaml.safe_dump(mutations.changed(tree, rng, plain=True), sort_keys=False, allow_unicode=True)
+            except RecursionError:  # of the dump
+                dumped = "a: " + "[" * 300 + "]" * 300
             data = (head + dumped + tag).encode("utf-8", "surrogatepass")
         (conf / "experiment" / "odd.yaml").write_bytes(data)
         cli.compose(["experiment=odd"])
