@@ -22,8 +22,8 @@ SCHEMA = {  # the fields of run.json that a resumed run reads
     **{"config": dict, "budget": dict, "attempts": int},
 }
 OWN_FILES = re.compile(
-    r"(run|last|best|crash|evaluation)\.json|(config|overrides)\.yaml|(metrics|samples|windows|events)\.jsonl|"
-    r"loss\.png|samples\.md|step-\d+\.ckpt(\.sha256)?"
+    r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
+    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|loss\.png|(sentencepiece|gpt2)\.\w+"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
 SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
