@@ -23,7 +23,7 @@ SCHEMA = {  # the fields of run.json that a resumed run reads
 }
 OWN_FILES = re.compile(
     r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
-    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|loss\.png|(sentencepiece|gpt2)\.\w+"
+    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|loss\.png|sentencepiece\.model|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
 SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
