@@ -37,7 +37,7 @@ def test_every_mutation_is_answered(kind, tmp_path, finished):
     where = f"case {current.read_text()}" if current.exists() else "before the first case"
     assert ran.returncode == 0, f"{where}: exit {ran.returncode}\n{ran.stderr[-2000:]}"
     found = json.loads(ran.stdout.splitlines()[-1])
-    print(f"\n{kind}: {found['outcomes']}, {found['peak'] / 1e9:.1f} GB")
+    print(f"\n{kind}, {found['peak'] / 1e9:.1f} GB: {found['outcomes']}"[:600])
     assert not found["faults"], "\n".join(found["faults"][:20])
     outcomes = found["outcomes"]
     past = sum(count for name, count in outcomes.items() if not name.startswith(tuple(first)))
