@@ -1,4 +1,4 @@
-"""python -m slm train|generate|evaluate|verify ...: the console script `slm`, which prepares signals for training."""
+"""python -m slm COMMAND ...: the console script `slm`, which prepares signals and streams."""
 
 from slm.run.start import main
 

@@ -30,6 +30,7 @@ from typing import Any
 from slm.corpora import Corpus
 from slm.errors import DISK_ERRORS, ResourceError, UserError, explain, file_operation, printable, report
 from slm.files import atomic
+from slm.files.stdio import make_stdio_robust
 
 KINDS = ("tokens", "tokenizers")
 FOLDER = re.compile(r"[0-9a-f]{16}")
@@ -217,4 +218,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    make_stdio_robust()
     sys.exit(main())

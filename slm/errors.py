@@ -16,7 +16,14 @@ DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission
 )
 WRITING = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # errors that reading cannot have
 PATH_ERRORS = errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR
-NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "unable to mmap", "cublas_status_alloc_failed")
+NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "unable to mmap",
+    "failed to map segment",
+    "cublas_status_alloc_failed",
+)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of terminals, and of writing order
 
 

@@ -10,22 +10,24 @@ from torch import nn
 
 from slm.model import GPT, GPTConfig
 
-# Dense peak in TFLOP/s from the vendors' data sheets (tensor cores, no sparsity): 16-bit, and 32-bit as torch runs it.
+# Dense peak in TFLOP/s from the vendors' data sheets (no sparsity): 16-bit, float32, TF32.
 PEAKS = {
-    "H200": (989, 67),
-    "H100": (989, 67),
-    "A100": (312, 19.5),
-    "L40": (181, 90.5),
-    "L40S": (362, 91.6),
-    "L4": (121, 30.3),
-    "T4": (65, 8.1),
-    "V100": (125, 15.7),
-    "A10": (125, 31.2),
-    "RTX 5090": (209.5, 104.8),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 4080": (97.5, 48.7),
-    "RTX 3090": (71, 35.6),
-    "RTX 3080": (59.5, 29.8),
+    "H200": (989, 67, 495),
+    "H100 PCIe": (756, 51, 378),
+    "H100 NVL": (835, 60, 418),
+    "H100": (989, 67, 495),
+    "A100": (312, 19.5, 156),
+    "L40": (181, 90.5, 90.5),
+    "L40S": (362, 91.6, 183),
+    "L4": (121, 30.3, 60),
+    "T4": (65, 8.1, 8.1),
+    "V100": (125, 15.7, 15.7),
+    "A10": (125, 31.2, 62.5),
+    "RTX 5090": (209.5, 104.8, 104.8),
+    "RTX 4090": (165.2, 82.6, 82.6),
+    "RTX 4080": (97.5, 48.7, 48.7),
+    "RTX 3090": (71, 35.6, 35.6),
+    "RTX 3080": (59.5, 29.8, 29.8),
 }
 
 
@@ -63,9 +65,15 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
         return measured_peak(torch.bfloat16 if sixteen_bit else torch.float32, torch.get_num_threads())
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = [peaks for key, peaks in PEAKS.items() if re.search(rf"\b{key}\b", name) and "Laptop" not in name]
-    return known[0][0 if sixteen_bit else 1] * 1e12 if known else None
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return known_peak(torch.cuda.get_device_name(device), 0 if sixteen_bit else 2 if tf32 else 1)
+
+
+def known_peak(name: str, column: int) -> float | None:
+    """FLOP/s of a whole GPU of this name, by a column of PEAKS; None for a slice of one (MIG) or another variant."""
+    if re.search(r"\b(MIG|Laptop|Max-Q|Ti|SUPER|D)\b", name):
+        return None
+    return next((1e12 * peaks[column] for key, peaks in PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 @cache

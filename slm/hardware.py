@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from slm.errors import ResourceError, UserError
+from slm.errors import ResourceError, UserError, is_out_of_memory
 from slm.loss import cross_entropy
 from slm.model import GPT, GPTConfig
 
@@ -189,12 +189,6 @@ def _train_once(model: GPT, size: int, hardware: Hardware):
         features = model.features(windows[:, :-1])
         cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap).backward()
     del spare
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True for out of memory of a GPU or of the machine; only some of these errors have a class of their own."""
-    words = "out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cannot allocate memory"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.files import jsonl, run_folder
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
@@ -65,7 +65,7 @@ class RunTable(list[Run]):
         return min(finished, key=lambda run: run.objective)
 
     def __repr__(self) -> str:
-        rows = [[str(_value(run.info, key)) for key in COLUMNS] for run in self]
+        rows = [[printable(" ".join(str(_value(run.info, key)).split()), 80) for key in COLUMNS] for run in self]
         widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (COLUMNS, *rows))
 

@@ -16,8 +16,9 @@ import torch
 
 from slm import checkpoint
 from slm.data.windows import InfiniteShuffle
-from slm.errors import UserError, explain, report
+from slm.errors import UserError, explain, printable, report
 from slm.files import atomic, jsonl, run_folder
+from slm.files.stdio import make_stdio_robust
 
 CLOCK = ("tokens_per_second", "mfu", "device/memory_gb", "device/utilization")  # differ from attempt to attempt
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
@@ -40,9 +41,9 @@ def main() -> int:
             raise
         return report(explanation)
     for problem in problems:
-        print(f"problem: {problem}")
+        print(f"problem: {printable(problem, 1000)}")
     if not problems:
-        print(summary(arguments.run))
+        print(printable(summary(arguments.run), 1000))
     return int(bool(problems))
 
 
@@ -193,4 +194,5 @@ def difference_in(a: Any, b: Any, place: str) -> str | None:
 
 
 if __name__ == "__main__":
+    make_stdio_robust()
     sys.exit(main())

@@ -80,6 +80,7 @@ def test_a_failed_write_is_ignored_where_a_training_must_go_on(ignore, tmp_path)
 COMMANDS = {  # in a C locale, with a run folder whose name is not ASCII
     "generate": ["generate.py", "ckpt=LINK", "prompt=the ü", "max_new_tokens=5"],
     "evaluate": ["-m", "slm.evaluate", "RUN", "--text", "RUN/ü.txt"],
+    "verify": ["-m", "slm.verify", "RUN"],
 }
 
 

@@ -33,7 +33,7 @@ def test_the_tour_runs(tmp_path, monkeypatch, capsys):
     assert 0 < loss.bits_per_byte < 20
     assert loss.bytes == 49
     (validated,) = trainer.validate(module, namespace["data"], verbose=False)
-    assert validated.keys() == {"val/loss", "val/perplexity", "val/bits_per_byte"}
+    assert validated.keys() == {"val/loss", "val/perplexity", "val/bits_per_byte", "val/text_bits_per_byte"}
     assert validated["val/loss"] < 5  # before the training log(257), 5.5
     assert module(namespace["torch"].zeros(2, 5).long()).shape == (2, 5, 257)
     loaded = slm.load(trainer.checkpoint_callback.best_model_path, device="cpu")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from slm.errors import file_operation
+from slm.errors import UserError, file_operation
 
 UNSUPPORTED = (  # answers of network and FUSE file systems that cannot lock, or flush a folder
     errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL,
@@ -43,8 +43,14 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading ~ or ~name replaced by that home folder, if there is such a user."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    """The path with a leading ~ or ~name replaced by that home folder, if there is such a user.
+
+    Raises UserError if the user's own home folder is not known.
+    """
+    found = os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+    if found == "~" or found.startswith("~/"):
+        raise UserError(f"{path}: no home folder is known; set HOME, or give the whole path")
+    return Path(found)
 
 
 def write(path: Path, content: bytes):

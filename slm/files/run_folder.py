@@ -116,6 +116,8 @@ def write_run_json(folder: Path, info: dict[str, Any]):
 
 def check_is_run_folder(folder: Path):
     """Raises UserError for a folder that has files but no run.json: a run must not write or delete in it."""
+    if folder.is_file():
+        raise UserError(f"run_dir={folder} is a file; give a folder")
     others = [
         path.name
         for path in atomic.entries(folder)

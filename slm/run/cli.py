@@ -70,7 +70,9 @@ def generate_main():
         others = [argument for argument in sys.argv[1:] if argument not in prompts]
         refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
         if any(word in ("-h", "--help") for word in others):
-            return print("python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text())
+            return print(
+                "python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text(encoding="utf-8")
+            )
         for word in others:
             if word.startswith("-") or "=" not in word:
                 raise UserError(f"{word} is not key=value; python generate.py --help lists the keys")
@@ -121,7 +123,8 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
         else:
             run_dir = choose_folder(config)
         name = name if sweep else run_dir.name
-        return Outcome(name, *run(config, run_dir, overrides, own_files))
+        again = f"hydra.sweep.dir={hydra_config.sweep.dir}" if sweep else None
+        return Outcome(name, *run(config, run_dir, overrides, own_files, again))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     except Exception as error:
@@ -134,18 +137,21 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
         sys.argv[1:] = arguments
 
 
-def run(config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = ()) -> tuple[float, int]:
+def run(
+    config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
+) -> tuple[float, int]:
     """Trains, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
     if config.verify_resume:
         from slm.run.verify_resume import verify_resume
 
         same = verify_resume([*own_files, *overrides], run_dir.resolve().with_name(f"verify_{run_dir.name}"))
         return math.nan, 0 if same else 1
-    from slm.run.train import is_first_process, train
+    from slm.run.prepare import is_first_process
+    from slm.run.train import train
 
     temporary = config.trainer.fast_dev_run and is_first_process(config)
     try:
-        objective = train(config, run_dir=run_dir, overrides=overrides)
+        objective = train(config, run_dir=run_dir, overrides=overrides, again=again)
     finally:
         if temporary:
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -5,7 +5,6 @@ without data or a long computation. conf/train.yaml and the files of its groups 
 """
 
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -21,7 +20,10 @@ from slm.run.names import REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
 
-METRICS = ("val/loss", "val/perplexity", "val/bits_per_byte", "val/excess_bits_per_story", "train/loss")
+METRICS = (
+    *("val/loss", "val/perplexity", "val/bits_per_byte", "val/text_bits_per_byte"),
+    *("val/excess_bits_per_story", "train/loss"),
+)
 ORDER = (
     "seed.",
     "data.batch_windows.",
@@ -102,15 +104,6 @@ class RunConfig:
             raise UserError("on_nonfinite and on_spike need callbacks.guard; give it, or leave them at stop and warn")
         if self.optimized_metric == "val/excess_bits_per_story" and "stories" not in self.callbacks:
             raise UserError("optimized_metric=val/excess_bits_per_story is only measured on data=storyworld")
-
-    def windows(self, tokens: int, documents: int) -> tuple[float, float]:
-        """Windows in a split of so many tokens and documents, and the mean number of targets per window."""
-        context = self.model.context
-        if self.data.layout == "documents":
-            windows, targets = documents, min(tokens / documents, context)
-        else:
-            windows, targets = tokens / context, context
-        return min(windows, self.data.train_windows or math.inf), targets
 
 
 def read_config(plain: Mapping[str, Any], written: Mapping[str, Any] | None = None) -> RunConfig:

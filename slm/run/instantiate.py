@@ -49,7 +49,8 @@ class Node:
         try:
             return self.target(*positional, **values)
         except ModuleNotFoundError as error:
-            raise UserError(f"{self.where} needs the package {error.name or error}; pip install it") from None
+            needed = f"the package {error.name}; pip install it" if error.name else f"a package: {error}"
+            raise UserError(f"{self.where} needs {needed}") from None
 
     def check_complete(self, facts: Collection[str], positional: int = 0):
         """Raises UserError for an argument that neither the settings nor the facts give."""

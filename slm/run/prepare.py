@@ -17,6 +17,7 @@ from slm.errors import UserError
 from slm.hardware import Hardware
 from slm.model import GPTConfig
 from slm.run.config import RunConfig
+from slm.run.instantiate import Node
 from slm.tokenizers import Tokenizer
 
 BYTE_METRICS = ("val/bits_per_byte", "val/text_bits_per_byte")  # without a meaning where text is lost
@@ -49,7 +50,9 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
 
     Raises: UserError: for data that cannot be used; for a metric that this tokenizer does not allow.
     """
-    corpus, cache, node = config.data.corpus, Path(config.cache_dir), config.plain["tokenizer"]
+    corpus, cache, written = config.data.corpus, Path(config.cache_dir), config.plain["tokenizer"]
+    values = {key: value for key, value in config.tokenizer.settings.items() if not isinstance(value, Node)}
+    node = {**written, **values}  # not the interpolations that are written
     name = node["_target_"].removesuffix(".build").split(".")[-2]
 
     def build(documents: Iterable[str]) -> Tokenizer:

@@ -42,6 +42,7 @@ def train():
     if "SLURM_JOB_ID" in os.environ:  # SLURM's warning before the time limit waits until there is a state to save
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     make_stdio_robust()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a run reports the memory itself
     sys.path.append("")  # for classes in files of the user's working folder
     from slm.run.cli import train_main
 
@@ -61,7 +62,7 @@ def generate():
 @one_line_limits()
 def module(name: str):
     """python -m slm.evaluate, slm evaluate."""
-    make_stdio_robust(ignore_failed_writes=False)
+    make_stdio_robust()
     sys.argv[0] = f"slm {name}"
     sys.exit(import_module(f"slm.{name}").main())
 
@@ -71,6 +72,7 @@ COMMANDS = {
     "generate": generate,
     "evaluate": lambda: module("evaluate"),
     "verify": lambda: module("verify"),
+    "cache": lambda: module("cache"),
 }
 
 

@@ -24,7 +24,7 @@ from slm.hardware import (
 )
 from slm.run.config import RunConfig
 from slm.run.failures import explain
-from slm.run.prepare import Job, prepare_job
+from slm.run.prepare import Job, is_first_process, prepare_job
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
     check_disk_space,
@@ -39,15 +39,16 @@ from slm.run.resume import (
 )
 
 
-def train(config: RunConfig, *, run_dir: Path, overrides: list[str]) -> float | None:
+def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str | None = None) -> float | None:
     """Starts or resumes the run in run_dir. Returns the objective: the lowest value of a val/ metric.
 
+    `again` is the override with which the same command goes on after an interruption; run_dir=... unless given.
     Raises UserError, ResourceError, Diverged, or Stopped after a signal.
     """
     run_folder.check_is_run_folder(run_dir)
     claim = run_folder.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext()
     with claim, torch_settings_kept():
-        return run_once(config, run_dir, overrides)
+        return run_once(config, run_dir, overrides, again or f"run_dir={run_dir}")
 
 
 @contextlib.contextmanager
@@ -56,18 +57,20 @@ def torch_settings_kept() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         torch.set_float32_matmul_precision(precision)
         if workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | None:
+def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str) -> float | None:
     """One attempt of a run: from its newest checkpoint to its end or an interruption."""
     first = is_first_process(config)  # read now: the end of a distributed run clears the environment
     before = run_folder.read_run_json(run_dir)
@@ -115,7 +118,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str]) -> float | 
     assembled.trainer.callbacks.insert(0, opening)
     stopped, objective = fit_and_close(assembled, start, job, run_info, lambda: first and opening.opened)
     if first:  # an error of another process would make Lightning kill this one
-        conclude(job, objective, stopped)
+        conclude(job, objective, stopped, again)
     return objective
 
 
@@ -129,7 +132,10 @@ def fit_and_close(
     config, run_dir, status, stopped = job.config, job.run_dir, "failed", None
     inode = run_folder.lock_inode(run_dir)
     try:
-        for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams(config.plain))
+        facts = {
+            key: run_info[key] for key in ("parameters", "device", "precision", "corpus", "tokenizer", "git_commit")
+        }
+        for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams({**config.plain, "run": facts}))
         stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
     finally:
@@ -156,7 +162,7 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
     found = before and before["config"]["trainer"].get("auto_microbatch") and before["microbatch"]
     if found and share % found == 0:
         return found
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
+    if job.hardware.devices > 1 and "LOCAL_RANK" in os.environ:
         raise UserError("trainer.auto_microbatch=true tries one device, not many processes; give trainer.microbatch")
     size = largest_microbatch(job.model, share, job.hardware)
     print(f"trainer.microbatch={size} is the largest that fits")
@@ -164,7 +170,7 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
-    """The run in five lines."""
+    """The run in six lines."""
     model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
     train_tokens, tokens = job.store.tokens("train"), round(job.steps * batch * job.targets_per_window)
     print(
@@ -172,9 +178,8 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         f"data:   {train_tokens:,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, "
-        f"{tokens / train_tokens:.2f} epochs; microbatch {job.microbatch} x {job.hardware.devices} device(s) "
-        f"x accumulation {job.accumulation}",
+        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, {tokens / train_tokens:.2f} epochs",
+        f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
         sep="\n",
@@ -204,7 +209,7 @@ def lowest(run_dir: Path, metric: str) -> float | None:
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
-def conclude(job: Job, objective: float | None, stopped: Stopped | None):
+def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
     from slm.training.callbacks.signals import requeue
 
@@ -214,7 +219,7 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None):
             requeue()
         elif stopped.requeue:
             print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
-        print(f"{stopped.reason}; the same command with run_dir={folder} goes on from here")
+        print(f"{stopped.reason}; the same command with {shlex.quote(again)} goes on from here")
         if stopped.exit_code:
             raise stopped
         return
@@ -224,17 +229,10 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None):
     generate, evaluate = "python generate.py", "python -m slm.evaluate"
     if "SLM_COMMAND" in os.environ:
         generate, evaluate = "slm generate", "slm evaluate"
-    samples = config.callbacks.get("samples")
-    prompt = ((samples and samples.settings.get("prompts")) or ["Once upon a time"])[0]
+    sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
+    prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
     print(f"        {job.run_dir / 'loss.png'}")
-    print(f"        {generate} ckpt={folder} prompt={shlex.quote(prompt)}")
+    print(f"        {generate} ckpt={folder}{prompt}")
     if "stories" in config.callbacks:
         print(f"        {evaluate} {folder}")
-
-
-def is_first_process(config: RunConfig) -> bool:
-    """True in the one process of a distributed run that prints and writes for all."""
-    if config.trainer.devices == config.trainer.num_nodes == 1:
-        return True  # whatever the environment contains
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

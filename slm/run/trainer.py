@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a tra
     lightning_callbacks.BatchSizeFinder: "would change the batch; use trainer.auto_microbatch=true",
     lightning_callbacks.LearningRateFinder: "would change the learning rate; sweep it with -m optimizer.lr=...",
 }
+COARSE = "bf16-true", "16-true"  # precisions with 16-bit weights
 PROFILERS = {
     "simple": profilers.SimpleProfiler,
     "advanced": profilers.AdvancedProfiler,
@@ -72,6 +73,11 @@ def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, A
             for kind, reason in REFUSED_CALLBACKS.items():
                 if isinstance(callback, kind):
                     raise UserError(f"{node.where}: {kind.__name__} {reason}")
+            if isinstance(callback, lightning_callbacks.WeightAveraging) and config.trainer.precision in COARSE:
+                raise UserError(
+                    f"{node.where}: in 16 bits (trainer.precision={config.trainer.precision}) averages stand still; "
+                    "use bf16-mixed or 16-mixed"
+                )
             if not isinstance(callback, L.Callback):
                 raise UserError(f"{node.where}._target_ must be a Lightning Callback, not {type(callback).__name__}")
     return {name: built[name] for name in config.callbacks if name in built}
@@ -210,6 +216,8 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
     facts |= {"path": run_dir / "metrics.jsonl"}
     loggers = []
     for name, node in config.logger.items():
+        if node.target is WandbLogger and (run_dir.parent / "multirun.yaml").exists():  # of a sweep
+            node = replace(node, settings={"group": run_dir.parent.name, **node.settings})
         if node.target is WandbLogger and node.names("offline"):
             reason = why_offline()
             facts["offline"] = reason is not None
