@@ -12,7 +12,6 @@ the validation loss in float32, bfloat16 and int8; --set are the overrides of th
 
 import copy
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from measure import argument_parser, in_turn, machine, one_line_errors, parsed, ratio, read_bandwidth, seconds, table
 
 from slm import checkpoint
-from slm.data.store import fingerprint, prepare
+from slm.data.store import prepare
 from slm.data.windows import Windows, evenly_spaced
 from slm.errors import UserError
 from slm.estimate import parameters
@@ -113,9 +112,7 @@ def quality(arguments):
     config = cli.compose(arguments.set)
     if config.data.corpus.fingerprint() != loaded.corpus or config.data.layout != "packed":
         raise UserError("--set must choose the data of that run, in data.layout=packed; see its overrides.yaml")
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.tokenizer.save(Path(folder))
-        store = prepare(config.data.corpus, loaded.tokenizer, fingerprint(Path(folder)), Path(config.cache_dir))
+    store = prepare(config.data.corpus, loaded.tokenizer, Path(config.cache_dir))
     windows = Windows(store, "validation", loaded.model.config.context)
     chosen = evenly_spaced(len(windows), config.data.validation_windows)
     lengths = torch.tensor([len(loaded.tokenizer.token_bytes(token)) for token in range(loaded.tokenizer.vocab_size)])

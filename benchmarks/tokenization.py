@@ -19,7 +19,7 @@ import numpy as np
 from measure import in_turn, machine, one_line_errors, parsed, ratio, seconds, table
 
 from slm.corpora.tinystories import TinyStories
-from slm.data.store import batches, fingerprint, prepare
+from slm.data.store import batches, prepare
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
@@ -86,7 +86,7 @@ def make_methods(original: list[str], stories: list[str], vocab_size: int, folde
         def store(algorithm=algorithm):
             """As in train.py: an empty cache and a tokenizer without cached words."""
             fresh = SentencePieceTokenizer.load(folder / algorithm)
-            prepare(Stories(stories), fresh, fingerprint(folder / algorithm), folder / f"cache{next(numbers)}")
+            prepare(Stories(stories), fresh, folder / f"cache{next(numbers)}")
 
         def encoding(algorithm=algorithm):
             fresh = SentencePieceTokenizer.load(folder / algorithm)

@@ -55,7 +55,6 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
     manifest = {"corpus": "random ids", "tokenizer": "", "vocab_size": vocab_size, "dtype": "uint16", "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     ids = Ids(vocab_size)
-    ids.save(folder / "tokenizer")
     hardware, microbatch = choose_hardware(config)
     return Job(
         config=replace(config, data=replace(config.data, corpus=ids)),
@@ -63,7 +62,6 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         hardware=hardware,
         microbatch=microbatch,
         tokenizer=ids,
-        tokenizer_folder=folder / "tokenizer",
         store=TokenStore(folder, manifest),
         model=model,
         targets_per_window=model.context,

@@ -22,7 +22,7 @@ from slm import tokenizers
 from slm.errors import UserError, is_out_of_memory, printable
 from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
-from slm.security import is_bounded, leaves
+from slm.security import is_bounded, is_file_name, leaves
 from slm.tokenizers import Tokenizer
 
 FORMAT = 3
@@ -39,28 +39,26 @@ class Loaded:
     config: dict[str, Any]  # the run's resolved configuration
     corpus: str  # fingerprint of the training data
     run_id: str
+    eos_first: bool  # training windows often have eos before the start of a document, so a prompt does, too
 
 
-def describe(model: GPTConfig, tokenizer_folder: Path, config: dict | None = None, run: dict | None = None) -> dict:
+def describe(model: GPTConfig, tokenizer: Tokenizer, config: dict | None = None, run: dict | None = None) -> dict:
     """The part of a checkpoint that makes it sufficient on its own; `run` is run.json."""
     run = run or {}
     return {
         "format": FORMAT,
         "model": asdict(model),
-        "tokenizer": tokenizer_files(tokenizer_folder),
+        "tokenizer": tokenizer_files(tokenizer),
         "config": config or {},
         "run_id": run.get("run_id", ""),
         "corpus": run.get("corpus", ""),
+        "eos_first": run.get("eos_first", True),
     }
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes | str]:
-    """The files of a saved tokenizer, by name; not hidden files and folders, which are of other programs.
-
-    An empty file is "": b"" would be pickled as a call, which is refused.
-    """
-    own = (path for path in sorted(folder.iterdir()) if path.is_file() and _is_file_name(path.name))
-    return {path.name: path.read_bytes() or "" for path in own}
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes | str]:
+    """The files of a tokenizer, by name. An empty one is "", since b"" would be pickled as a call."""
+    return {name: content or "" for name, content in tokenizers.files(tokenizer).items()}
 
 
 def save(checkpoint: dict[str, Any], path: Path):
@@ -122,6 +120,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[T
         config=described["config"],
         corpus=described["corpus"],
         run_id=described["run_id"],
+        eos_first=described.get("eos_first", True),
     )
 
 
@@ -200,12 +199,13 @@ def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
         and all(isinstance(described.get(key), dict) for key in ("model", "config"))
         and all(isinstance(name, str) for name in described["model"])
         and all(isinstance(described.get(key), str) for key in ("run_id", "corpus"))
+        and isinstance(described.get("eos_first", True), bool)
         and isinstance(weights, dict)
         and all(isinstance(name, str) and _is_dense(tensor) for name, tensor in weights.items())
         and _is_as_large_as_its_elements([value for _, value in leaves(checkpoint) if isinstance(value, Tensor)])
         and _are_counts(checkpoint.get("loops", {}))
         and isinstance(files, dict)
-        and all(isinstance(name, str) and _is_file_name(name) for name in files)
+        and all(isinstance(name, str) and is_file_name(name) for name in files)
         and len({name.casefold() for name in files}) == len(files)
         and all(isinstance(content, bytes) or content == "" for content in files.values())
     )
@@ -229,11 +229,6 @@ def _is_as_large_as_its_elements(tensors: list[Tensor]) -> bool:
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.itemsize for tensor in tensors
     }
     return sum(tensor.numel() for tensor in tensors) <= 2 * sum(held.values())
-
-
-def _is_file_name(name: str) -> bool:
-    """True for a name that is one file, not hidden, on every system."""
-    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256
 
 
 def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path], Tokenizer]) -> Tokenizer:

@@ -86,3 +86,8 @@ def is_bounded(tree: Any) -> bool:
         if len(stack) > MAX_NODES:
             return False
     return False
+
+
+def is_file_name(name: str) -> bool:
+    """True for a name that is one file, not hidden, on every system."""
+    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256

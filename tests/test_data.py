@@ -20,7 +20,7 @@ from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
 from slm.errors import UserError
 from slm.loss import IGNORE
 from slm.tokenizers.bytes import ByteTokenizer
-from slm.tokenizers.characters import CharacterTokenizer
+from slm.tokenizers.characters import ASCII, CharacterTokenizer
 from slm.training.datamodule import identity_collate
 
 
@@ -53,7 +53,7 @@ def store(corpus, tmp_path, monkeypatch) -> TokenStore:
     """Shards of at most 300 ids, batches of about 100 characters."""
     monkeypatch.setattr(store_module, "SHARD_TOKENS", 300)
     monkeypatch.setattr(store_module, "BATCH_CHARACTERS", 100)
-    return prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path)
+    return prepare(corpus, ByteTokenizer(), tmp_path)
 
 
 # The token store
@@ -70,14 +70,14 @@ def test_the_store_contains_the_documents_in_order_in_two_or_four_bytes_per_id(c
     assert store.dtype == np.uint16
     large = ByteTokenizer()
     large.vocab_size, large.token_bytes = 2**16 + 1, lambda token: bytes([token % 256])
-    assert prepare(corpus, large, "fingerprint", tmp_path / "large").dtype == np.uint32
+    assert prepare(corpus, large, tmp_path / "large").dtype == np.uint32
 
 
 def test_a_second_preparation_reads_no_document(corpus, store, tmp_path, capsys):
     assert corpus.reads == 2
-    assert prepare(corpus, ByteTokenizer(), "fingerprint", tmp_path) == store
+    assert prepare(corpus, ByteTokenizer(), tmp_path) == store
     assert corpus.reads == 2
-    assert prepare(corpus, ByteTokenizer(), "another tokenizer", tmp_path).folder != store.folder
+    assert prepare(corpus, CharacterTokenizer(ASCII), tmp_path).folder != store.folder
     validation, train = capsys.readouterr().err.splitlines()
     assert train.startswith("tokenizing train: 100 documents, 3,290 tokens, 0.0 MB, ")
     assert validation.startswith("tokenizing validation: 1 documents, 8 tokens")
@@ -91,7 +91,7 @@ def test_a_failed_preparation_leaves_no_folder(tmp_path):
                 raise UserError("on purpose")
 
     with pytest.raises(UserError, match="on purpose"):
-        prepare(Failing(["a story"]), ByteTokenizer(), "fingerprint", tmp_path)
+        prepare(Failing(["a story"]), ByteTokenizer(), tmp_path)
     assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".lock"]
 
 
@@ -108,17 +108,17 @@ def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypa
 
     if (child := os.fork()) == 0:
         try:
-            prepare(corpus, Killing(), "f", tmp_path)
+            prepare(corpus, Killing(), tmp_path)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert any(path.suffix == ".partial" for path in (tmp_path / "tokens").iterdir())
-    store = prepare(corpus, ByteTokenizer(), "f", tmp_path)
+    store = prepare(corpus, ByteTokenizer(), tmp_path)
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
 
 
 EMPTY = {"shards": [], "tokens": 0, "documents": 1, "bytes": 0, "lost_bytes": 0}
-EXPECTED = {"format": store_module.FORMAT, "tokenizer": "fingerprint", "vocab_size": 257}
+EXPECTED = {"format": store_module.FORMAT, "tokenizer": fingerprint(ByteTokenizer()), "vocab_size": 257}
 
 
 def edit_shard(store: TokenStore, edit, *, digest: bool) -> None:
@@ -174,7 +174,7 @@ def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
         (lambda manifest: manifest | {"splits": {"train": manifest["splits"]["train"]}}, "is damaged"),
         (lambda manifest: manifest | {"splits": {"train": EMPTY, "validation": EMPTY}}, "is damaged"),
         (lambda manifest: manifest | {"format": 7}, "has format=7, but this run needs format=2; delete"),
-        (lambda manifest: manifest | {"tokenizer": "b"}, "has tokenizer=b, but this run needs tokenizer=fingerprint"),
+        (lambda manifest: manifest | {"tokenizer": "b"}, "has tokenizer=b, but this run needs tokenizer=\\w{64};"),
         (lambda manifest: manifest | {"vocab_size": 300}, "has vocab_size=300, but this run needs vocab_size=257"),
     ],
 )
@@ -201,10 +201,10 @@ def test_a_shard_without_eos_is_refused(store):
 def test_a_tokenizer_is_built_once_per_corpus_and_settings(corpus, tmp_path):
     build = partial(CharacterTokenizer.build, alphabet="corpus")
     for settings in ({"size": 1}, {"size": 1}, {"size": 2}):
-        tokenizer, folder = prepare_tokenizer(settings, build, corpus, tmp_path)
+        tokenizer = prepare_tokenizer(settings, build, corpus, tmp_path)
         assert tokenizer.characters == "".join(sorted(set("".join(corpus.splits["train"]))))
     assert corpus.reads == 2
-    assert fingerprint(folder) == fingerprint(folder)
+    assert fingerprint(tokenizer) == fingerprint(CharacterTokenizer(tokenizer.characters))
 
 
 # Windows

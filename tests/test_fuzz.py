@@ -16,8 +16,8 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
     "tokenizers": (2000, 0.1, "is missing or damaged"),
     "parquet": (2000, 0.3, "is not a parquet file"),
     "text": (2000, 0.3, "is not UTF-", "is UTF-"),
-    "experiments": (500, 0.05),
-    "train": (500, 0.05),
+    "experiments": (2000, 0.05),
+    "train": (2000, 0.05),
     "generate": (2000, 0.05),
     "runs": (100, 0.5),
 }

@@ -109,8 +109,8 @@ def prepare_tokenizer(
     corpus: Corpus,
     cache: Path,
     load: Callable[[Path], Tokenizer] = tokenizers.load,
-) -> tuple[Tokenizer, Path]:
-    """The tokenizer of these settings for this corpus, from the cache or built now, and its folder.
+) -> Tokenizer:
+    """The tokenizer of these settings for this corpus, from the cache or built now.
 
     `load` is the inverse of the tokenizer's `save`; for a class outside slm it must be the class's own.
     Raises: UserError: from the corpus, `build` or `load`; for a cache folder that cannot be created.
@@ -120,16 +120,15 @@ def prepare_tokenizer(
         build(documents=corpus.documents("train")).save(folder)
 
     identity = {"format": TOKENIZER_FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
-    folder = cached(cache, "tokenizers", corpus, identity, write)
-    return load(folder), folder
+    return load(cached(cache, "tokenizers", corpus, identity, write))
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, cache: Path) -> TokenStore:
+def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     """The tokenized corpus, from the cache or tokenized now. Memory depends on the longest document only.
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
-    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer_fingerprint}
+    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
@@ -163,12 +162,11 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, tokenizer_fingerprint: str, ca
     return store
 
 
-def fingerprint(folder: Path) -> str:
-    """The digest of a saved tokenizer's files."""
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """The digest of the files that the tokenizer saves."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, content in tokenizers.files(tokenizer).items():
+        digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
 
 

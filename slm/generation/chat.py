@@ -75,6 +75,7 @@ def chat(
     max_new_tokens: int,
     seed: int,
     stop_at_eos: bool = True,
+    eos_first: bool = True,
     loaded: str | None = None,
 ):
     """Reads lines until the user leaves. `loaded` describes the model, for example its run and step.
@@ -100,7 +101,7 @@ def chat(
                 if line.startswith("/"):
                     settings = command(line, settings, start)
                 else:
-                    print_text(model, tokenizer, line, settings, stop_at_eos)
+                    print_text(model, tokenizer, line, settings, stop_at_eos=stop_at_eos, eos_first=eos_first)
                     settings = replace(settings, seed=settings.seed + 1)
             except UserError as error:
                 print(f"error: {printable(str(error), 1000)}")
@@ -128,13 +129,11 @@ def command(line: str, settings: Settings, start: Settings) -> Settings:
     return settings
 
 
-def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, stop_at_eos: bool):
+def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, **choices: bool):
     """Prints one text while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
     start = time.perf_counter()
     with interruptible() as interrupted:
-        pieces = stream_text(
-            model, tokenizer, prompt, stop_at_eos=stop_at_eos, interrupted=interrupted, **vars(settings)
-        )
+        pieces = stream_text(model, tokenizer, prompt, interrupted=interrupted, **choices, **vars(settings))
         tokens = write(chain([prompt], pieces)) - 2  # without the prompt and the last piece, which has no token
         print(" [stopped]" if interrupted() else "")
     seconds = time.perf_counter() - start

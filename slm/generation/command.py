@@ -75,7 +75,7 @@ def generate_command(request: Request):
         raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
     loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype)
     settings = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, "stop_at_eos": request.stop_at_eos}
-    both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler}
+    both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "eos_first": loaded.eos_first}
     if request.interactive:
         chat(loaded=f"{loaded.path} (step {loaded.step})", **both, **settings)
     elif request.stream or (request.stream is None and single):

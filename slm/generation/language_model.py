@@ -29,6 +29,7 @@ class LanguageModel:
     path: Path  # of the checkpoint
     step: int
     config: dict[str, Any] = field(repr=False)  # the run's configuration
+    eos_first: bool = True  # prompts begin with eos, as documents in training
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -62,6 +63,7 @@ class LanguageModel:
             seed=seed,
             num_samples=1 if num_samples is None else num_samples,
             stop_at_eos=stop_at_eos,
+            eos_first=self.eos_first,
         )
         texts = [[c.prompt + c.text for c in samples] for samples in generated]
         texts = [samples[0] for samples in texts] if num_samples is None else texts
@@ -72,6 +74,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """The continuation in pieces of complete characters. Settings and errors as in `generate`."""
         settings = {"max_new_tokens": max_new_tokens, "seed": seed, "stop_at_eos": stop_at_eos}
+        settings["eos_first"] = self.eos_first
         settings["sampler"] = Sampler(**{"temperature": 0.8, **sampler})
         return stream_text(self.model, self.tokenizer, prompt, **settings)
 
@@ -102,7 +105,8 @@ def load(
     check_dtype(dtype, place)
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
     loaded = checkpoint.load(path, place, tokenizer)
-    return LanguageModel(for_decoding(loaded.model, dtype), loaded.tokenizer, path, loaded.step, loaded.config)
+    model = for_decoding(loaded.model, dtype)
+    return LanguageModel(model, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first)
 
 
 def choose_device(name: Device) -> torch.device:

@@ -17,8 +17,8 @@ class Prompt:
     vocabulary: Sequence[bytes] = ()  # the bytes of every id; only needed with a rest
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
-    """The start of a document. As in training, it begins with eos.
+def encode_prompt(tokenizer: Tokenizer, text: str, eos_first: bool = True) -> Prompt:
+    """The start of a document. As in training, it begins with eos; without `eos_first` only an empty prompt does.
 
     A token often holds a space and the word after it. A space at the end of a prompt is not such a token, so the model
     would have to continue what it never saw in training. White space at the end is therefore left to the model, as far
@@ -26,8 +26,9 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     """
     text = typed_text("the prompt", text)
     ids, end, rest = tokenizer.encode(text), None, b""
+    before = [tokenizer.eos] if eos_first or not ids else []
     if not text[-1:].isspace():
-        return Prompt(ids=[tokenizer.eos, *ids])
+        return Prompt(ids=[*before, *ids])
     vocabulary = list(map(tokenizer.token_bytes, range(tokenizer.vocab_size)))
     tail, longest = b"", max(map(len, vocabulary))
     for place in range(len(ids) - 1, -1, -1):
@@ -36,7 +37,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
             break
         if any(token.startswith(tail) and len(token) > len(tail) for token in vocabulary):
             end, rest = place, tail
-    return Prompt(ids=[tokenizer.eos, *ids[:end]], rest=rest, vocabulary=vocabulary)
+    return Prompt(ids=[*before, *ids[:end]] or [tokenizer.eos], rest=rest, vocabulary=vocabulary)
 
 
 def typed_text(name: str, text: str) -> str:

@@ -187,13 +187,14 @@ def stream_text(
     *,
     stop_at_eos: bool = True,
     interrupted: Callable[[], bool] = lambda: False,
+    eos_first: bool = True,
     **settings,
 ) -> Iterator[str]:
     """The continuation of a prompt: a piece of complete characters for every token, and a last piece, often empty.
 
     Ends early as soon as `interrupted` returns true. Settings and errors as in `generate`.
     """
-    start = encode_prompt(tokenizer, prompt)
+    start = encode_prompt(tokenizer, prompt, eos_first)
     steps = generate(model, [start], eos=tokenizer.eos if stop_at_eos else None, **settings)
     text = TextStream(tokenizer, skip=len(start.rest))
 
@@ -235,6 +236,7 @@ def completions(
     seed: int,
     num_samples: int = 1,
     stop_at_eos: bool = True,
+    eos_first: bool = True,
 ) -> Iterator[Completion]:
     """Yields num_samples completions of each prompt in turn; decodes MAX_ROWS at a time.
 
@@ -245,7 +247,7 @@ def completions(
     total = len(prompts) * num_samples
     for first in range(0, total, MAX_ROWS):
         batch = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
-        starts = {prompt: encode_prompt(tokenizer, prompt) for prompt in set(batch)}
+        starts = {prompt: encode_prompt(tokenizer, prompt, eos_first) for prompt in set(batch)}
         texts = _texts(generate(model, [starts[prompt] for prompt in batch], first_row=first, **settings))
         for row, prompt in enumerate(batch, first):
             text = texts.pop(row)

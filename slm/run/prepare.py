@@ -11,7 +11,7 @@ import numpy as np
 
 from slm import tokenizers
 from slm.corpora import Split
-from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
+from slm.data.store import TokenStore, prepare, prepare_tokenizer
 from slm.data.windows import Documents, Windows, evenly_spaced, split_windows
 from slm.errors import UserError
 from slm.hardware import Hardware
@@ -33,7 +33,6 @@ class Job:
     hardware: Hardware
     microbatch: int  # windows per forward pass and device
     tokenizer: Tokenizer
-    tokenizer_folder: Path
     store: TokenStore
     model: GPTConfig
     targets_per_window: float  # mean
@@ -66,8 +65,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     owner = getattr(config.tokenizer.target, "__self__", config.tokenizer.target)  # the class of `build`
     own = f"{owner.__module__}:{owner.__qualname__}" not in tokenizers.KINDS.values()
     load = getattr(owner, "load", tokenizers.load) if own else tokenizers.load
-    tokenizer, folder = prepare_tokenizer(node, build, corpus, cache, load)
-    store = prepare(corpus, tokenizer, fingerprint(folder), cache)
+    tokenizer = prepare_tokenizer(node, build, corpus, cache, load)
+    store = prepare(corpus, tokenizer, cache)
     where = {"layout": config.data.layout, "context": config.model.context, "eos": tokenizer.eos}
     train, validation = (split_windows(store, split, **where) for split in ("train", "validation"))
     targets = train.targets[evenly_spaced(len(train), config.data.train_windows)]
@@ -84,7 +83,6 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         hardware=hardware,
         microbatch=microbatch,
         tokenizer=tokenizer,
-        tokenizer_folder=folder,
         store=store,
         model=replace(config.model, vocab_size=tokenizer.vocab_size),
         targets_per_window=float(targets.mean()),

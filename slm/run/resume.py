@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from slm import checkpoint
+from slm.cache import changed_files
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
@@ -66,6 +67,15 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
         raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
 
 
+def check_corpus(run_dir: Path, before: dict[str, Any], config: RunConfig):
+    """Raises UserError if the documents are others than those of run.json, with the files as far as the cache knows."""
+    corpus = config.data.corpus
+    if corpus.fingerprint() != before["corpus"]:
+        files = changed_files(Path(config.cache_dir), before["corpus"], corpus)
+        shown = f" ({files})" if files else ""
+        raise UserError(f"the corpus of {run_dir} is another one{shown}; give the same data, or another run_dir")
+
+
 def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None) -> Path | None:
     """The checkpoint to start from: this run's newest intact one, else the one that resume= names; None for a new run.
 
@@ -109,7 +119,7 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
         raise UserError(f"{start} holds averaged weights; add callbacks=ema, with which the run was trained")
     if missing := [key for key in TRAINING_STATE if key not in content]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
-    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer_folder):
+    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
     own = start.parent.parent == job.run_dir
     if own and run_info and content["slm"]["run_id"] != run_info["run_id"]:
@@ -122,12 +132,11 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
 def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str, Any]:
     """The content of run.json. `before` is that of the previous attempt, `step` the step to start from.
 
-    Raises UserError if data or tokenizer are others than before.
+    Raises UserError if the tokenizer is another one than before.
     """
     config, hardware, run_dir, manifest = job.config, job.hardware, job.run_dir, job.store.manifest
-    for key in ("corpus", "tokenizer"):
-        if before and before[key] != manifest[key]:
-            raise UserError(f"the {key} of {run_dir} is another one; give the same data, or another run_dir")
+    if before and before["tokenizer"] != manifest["tokenizer"]:
+        raise UserError(f"the tokenizer of {run_dir} is another one; give the same data, or another run_dir")
     intervals, commits = (before.get(key, []) if before else [] for key in ("intervals", "commits"))
     code = source_code()
     commit = " with changes ".join(value[:12] for value in code.values() if value)
@@ -143,6 +152,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "corpus": manifest["corpus"],
         "tokenizer": manifest["tokenizer"],
+        "eos_first": config.data.layout == "documents" or job.store.eos_is_trained(job.model.context),
         "device": hardware.name,
         "devices": hardware.devices,
         "precision": hardware.precision,

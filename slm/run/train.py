@@ -27,6 +27,7 @@ from slm.run.failures import explain
 from slm.run.prepare import Job, is_first_process, prepare_job
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
+    check_corpus,
     check_disk_space,
     check_open_files,
     check_start,
@@ -82,6 +83,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
             objective = lowest(run_dir, config.optimized_metric)
             print(f"{run_dir} is done: {config.optimized_metric} {objective}")
             return objective
+        check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     start = find_start(config, run_dir, before)
     from slm.run.trainer import assemble, build_callbacks, early_facts  # imports Lightning

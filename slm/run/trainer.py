@@ -102,7 +102,7 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
         optimizer=optimizer,
         schedule=lambda step: config.schedule(step, job.steps),
         features=features,
-        description=describe(job.model, job.tokenizer_folder, config.plain, run_info),
+        description=describe(job.model, job.tokenizer, config.plain, run_info),
     )
     data = build_data(job)
     late_facts = job.tokenizer, data, job.store, job.model, job.steps

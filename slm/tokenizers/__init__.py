@@ -5,6 +5,7 @@ from the documents, and `load(folder)`, the inverse of `save`.
 """
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from slm.errors import UserError, printable
+from slm.security import is_file_name
 
 KINDS = {  # the "kind" in tokenizer.json -> module:class
     "sentencepiece": "slm.tokenizers.sentencepiece:SentencePieceTokenizer",
@@ -74,6 +76,19 @@ def lost_bytes(pieces: np.ndarray, texts: Sequence[str], arrays: Sequence[np.nda
             missing = Counter(text) - Counter(restored.decode("utf-8", errors="replace"))
             lost += max(1, sum(len(character.encode()) * count for character, count in missing.items()))
     return lost
+
+
+def files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files that `save` writes, by name: whatever else lies in a folder is no part of the tokenizer.
+
+    Raises: UserError: if it writes a folder or a hidden file, which would be lost in a checkpoint.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        paths = sorted(Path(folder).iterdir())
+        if odd := [path.name for path in paths if not (path.is_file() and is_file_name(path.name))]:
+            raise UserError(f"{type(tokenizer).__name__}.save wrote {odd[0]!r}, and may write visible files only")
+        return {path.name: path.read_bytes() for path in paths}
 
 
 def load(folder: Path) -> Tokenizer:

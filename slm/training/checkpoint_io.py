@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slm import checkpoint
 from slm.errors import UserError
-from slm.files import atomic
+from slm.files import archive, atomic
 from slm.security import MAX_NODES, is_bounded, leaves
 
 PLAIN = bool, int, float, str, bytes, type(None), Tensor, torch.nn.Parameter
@@ -115,6 +115,8 @@ def _is_readable(state: Any) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.save(_without_numbers(state), file)
+            if not archive.is_plain(file):
+                return False
             file.seek(0)
             torch.load(file, weights_only=True)
     except Exception:  # of pickle, of torch, or of the object itself
@@ -125,7 +127,7 @@ def _is_readable(state: Any) -> bool:
 def _without_numbers(value: Any) -> Any:
     """Nested values with empty tensors."""
     if type(value) in (Tensor, torch.nn.Parameter):
-        return torch.empty(0)
+        return torch.empty(0, dtype=value.dtype)
     if type(value) is dict:
         return {key: _without_numbers(item) for key, item in value.items()}
     if type(value) in (list, tuple):

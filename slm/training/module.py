@@ -1,8 +1,6 @@
 """The LightningModule: loss, optimizer and learning rate. Everything else in a training is a callback."""
 
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import lightning.pytorch as L
 import torch
@@ -107,9 +105,7 @@ class Pretraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict):
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)
         if self.description is None and tokenizer is not None:
-            with TemporaryDirectory() as folder:
-                tokenizer.save(Path(folder))
-                self.description = describe(self.model.config, Path(folder))
+            self.description = describe(self.model.config, tokenizer)
         if self.description is not None:
             checkpoint["slm"] = self.description
 

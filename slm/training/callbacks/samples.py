@@ -67,6 +67,7 @@ class Samples(Callback):
         if not self.prompts:
             return
         settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        settings["eos_first"] = (module.description or {}).get("eos_first", True)
         with evaluating(trainer):
             generated = complete(module.model, data.tokenizer, self.prompts, **settings)
         samples = []
