@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from slm import tokenizers
-from slm.errors import UserError, is_out_of_memory, printable
+from slm.errors import UserError, file_operation, is_out_of_memory, printable
 from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
 from slm.security import is_bounded, is_file_name, leaves
@@ -171,9 +171,9 @@ def _types_in(hint: Any) -> set[type]:
 def _unpickled(path: Path) -> Any:
     """Tensors and plain values from torch's zip archive."""
     try:
-        if not archive.is_plain(path):
-            raise pickle.UnpicklingError
-        with warnings.catch_warnings():
+        with file_operation("read", path), warnings.catch_warnings():
+            if not archive.is_plain(path):
+                raise pickle.UnpicklingError
             warnings.simplefilter("ignore")  # about a file that is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, NotImplementedError):  # an unknown kind of zip

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 from slm.errors import printable
-from slm.files import jsonl
+from slm.files import atomic, jsonl
 
 
 def loss_curve(folder: Path) -> Path | None:
@@ -57,13 +57,14 @@ def draw(folder: Path) -> Path | None:
         right.plot(steps, [100 * share for share in shares], "s:", color="tab:green", markersize=4)
         right.set(ylim=(0, 100), ylabel="valid samples (%)")
     axes.legend()
-    figure.savefig(folder / "loss.png", dpi=120)
+    with atomic.replacing(folder / "loss.png") as file:
+        figure.savefig(file, dpi=120)
     return folder / "loss.png"
 
 
 def entropy(logged: list[dict]) -> float | None:
     """The entropy of the validation stories in nats per token; None for corpora of unknown entropy."""
     for event in reversed(logged):
-        if "val/floor_bits_per_byte" in event:
+        if event.get("val/floor_bits_per_byte") and event.get("val/bits_per_byte"):
             return event["val/loss"] * event["val/floor_bits_per_byte"] / event["val/bits_per_byte"]
     return None

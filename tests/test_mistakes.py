@@ -76,7 +76,7 @@ CASES = {
         "schedule.min_lr_ratio": [-1, NAN, INF, None, "abc"],
         "callbacks.samples.every_n_steps": [-1, 0, NAN],
         "callbacks.samples.max_new_tokens": [-1, 0, None],
-        "callbacks.samples.prompts": ["abc", [1], None],
+        "callbacks.samples.prompts": ["abc", [1]],
         "callbacks.samples.sampler": [None, 1, "abc", []],
         "callbacks.samples.sampler.temperature": [-1, 0, NAN, INF],
         "callbacks.samples.sampler.top_k": [-1, 0, 0.5],

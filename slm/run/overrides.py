@@ -66,7 +66,7 @@ def has_values(override: Override, folders: Iterable[Path]) -> bool:
         group = override.key_or_group
         options = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
         return group.startswith("hydra/") or bool(pattern.filter(options))
-    return not override.is_discrete_sweep() or next(override.sweep_iterator(), None) is not None
+    return not override.is_discrete_sweep() or any(True for _ in override.sweep_iterator())
 
 
 def fail(message: str):

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from slm.errors import UserError, printable
+from slm.errors import UserError, file_operation, printable
+from slm.files import atomic
 from slm.security import is_file_name
 
 KINDS = {  # the "kind" in tokenizer.json -> module:class
@@ -114,7 +115,7 @@ def load(folder: Path) -> Tokenizer:
 def write_settings(folder: Path, settings: dict) -> None:
     """Writes tokenizer.json; creates the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+    atomic.write_text(folder / "tokenizer.json", json.dumps(settings, indent=2) + "\n")
 
 
 def read_settings(folder: Path) -> dict:
@@ -131,7 +132,8 @@ def read_settings(folder: Path) -> dict:
 def read_file(folder: Path, file: str) -> bytes:
     """A file of a saved tokenizer. Raises: Damaged: if there is none; OSError: if it cannot be read."""
     try:
-        return (folder / file).read_bytes()
+        with file_operation("read", folder / file):
+            return (folder / file).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise damaged(folder, file) from None
 

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from slm.errors import UserError
+from slm.files import atomic
 from slm.tokenizers import Tokenizer, damaged, read_file, write_settings
 
 try:
@@ -61,7 +62,7 @@ class GPT2Tokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         write_settings(folder, {"kind": "gpt2"})
         lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(self._bytes[: self.eos]))
-        (folder / RANKS).write_bytes(b"".join(lines))
+        atomic.write(folder / RANKS, b"".join(lines))
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)

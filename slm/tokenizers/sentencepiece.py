@@ -18,6 +18,7 @@ import numpy as np
 import sentencepiece
 
 from slm.errors import UserError, printable
+from slm.files import atomic
 from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
 from slm.tokenizers.words import WordEncoder
 
@@ -99,7 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         sha256 = hashlib.sha256(self.model).hexdigest()  # a damaged model may load without an error
         write_settings(folder, {"kind": "sentencepiece", **self.settings, "sha256": sha256})
-        (folder / "sentencepiece.model").write_bytes(self.model)
+        atomic.write(folder / "sentencepiece.model", self.model)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()

@@ -1,6 +1,7 @@
 """metrics.jsonl as Lightning's logger, from which every other view is derived; and what all loggers have in common."""
 
 import csv
+import io
 import netrc
 import os
 import sys
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm.errors import printable
-from slm.files import jsonl
+from slm.files import atomic, jsonl
 
 
 def write_metrics(trainer: L.Trainer, values: dict[str, float]):
@@ -95,10 +96,14 @@ class CSVFile(MetricsFile):
     def finalize(self, status: str):
         rows = list(jsonl.lines(self.path))
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with open(self.path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, names)
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            atomic.write_text(self.path.with_suffix(".csv"), table.getvalue())
+        except OSError as error:  # Lightning would raise it instead of the error that ended the training
+            print(f"warning: {error.filename} was not written: {error.strerror}", file=sys.stderr)
 
 
 def why_offline() -> str | None:
