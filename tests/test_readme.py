@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
-from slm import evaluate, verify
+from slm import cache, evaluate, verify
 from slm.run import cli
 from slm.run.overrides import read_arguments
 
@@ -28,6 +28,7 @@ TRAINING = [command for command in COMMANDS if command.startswith("python train.
 GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
 EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
+CACHE = "python -m slm.cache"
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
 STORIES = ["data.stories=400", "data.validation_stories=4", "callbacks.stories.count=1"]
@@ -38,7 +39,7 @@ def test_the_readme_has_commands():
     assert len(GENERATION) >= 2
     assert len(EVALUATION) >= 1
     assert len(TABLE) >= 4
-    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, QUICKSTART} == set(COMMANDS)
+    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, CACHE, QUICKSTART} == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,12 @@ def test_verification(command, monkeypatch, capsys):
     assert exit_code(monkeypatch, verify.main, *arguments) == 0
     expected = "equal bit for bit" if len(arguments) == 2 else "checkpoints of steps 5, 10 open"
     assert expected in capsys.readouterr().out
+
+
+def test_cache(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SLM_CACHE", str(tmp_path))
+    assert exit_code(monkeypatch, cache.main) == 0
+    assert "0 folders" in capsys.readouterr().out
 
 
 def test_ci_runs_the_installation_and_the_quickstart():
