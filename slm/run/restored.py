@@ -9,8 +9,6 @@ import torch
 from slm.errors import UserError
 from slm.run.config import RunConfig
 
-OPTIMIZER = "optimizer._target_"
-
 
 def check_optimizer(optimizer: torch.optim.Optimizer):
     """Raises UserError if a setting of a torch optimizer needs state that the restored one does not hold."""

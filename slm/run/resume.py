@@ -27,7 +27,6 @@ from slm.plot import loss_curve
 from slm.run.config import RunConfig
 from slm.run.overrides import flattened
 from slm.run.prepare import Job
-from slm.run.restored import OPTIMIZER
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
@@ -43,6 +42,7 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
     *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
 )
+OPTIMIZER = "optimizer._target_"
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
