@@ -47,19 +47,8 @@ class Hardware:
 
 def resolve_hardware(accelerator: str, devices: int | str, num_nodes: int, precision: str | int) -> Hardware:
     """Resolves `auto`. Raises UserError for a device, precision or count that this machine does not have."""
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if accelerator == "cpu" and shutil.which("nvidia-smi"):
-            print(f"note: this machine has NVIDIA's driver, but torch finds no GPU ({why_no_cuda()})", file=sys.stderr)
-    accelerator = {"cuda": "gpu"}.get(accelerator, accelerator)
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            f"this trainer needs a CUDA GPU and torch finds none; use trainer=cpu or trainer=auto ({why_no_cuda()})"
-        )
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError("this trainer needs Apple's MPS and torch finds none; use trainer=cpu or trainer=auto")
-    if accelerator not in ("cpu", "gpu", "mps"):
-        raise UserError(f"trainer.accelerator={accelerator} must be auto, cpu, gpu or mps")
+    device = choose_device(accelerator, "trainer.accelerator")
+    accelerator = {"cuda": "gpu"}.get(device.type, device.type)
     precision = SHORT_PRECISIONS.get(str(precision), precision)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision} is not one of {', '.join(PRECISIONS)}")
@@ -72,6 +61,41 @@ def resolve_hardware(accelerator: str, devices: int | str, num_nodes: int, preci
     return Hardware(accelerator, count, precision, name)
 
 
+def choose_device(given: str, key: str) -> torch.device:
+    """The device that a key names: auto is CUDA, else MPS, else the CPU. Raises UserError if torch does not find it,
+    ResourceError if it does not work."""
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    name = {"gpu": "cuda"}.get(given, given)
+    if name == "auto":
+        name = next(kind for kind in there if there[kind]())
+        if name == "cpu" and shutil.which("nvidia-smi"):
+            print(f"note: this machine has NVIDIA's driver, but torch finds no GPU ({why_no_cuda()})", file=sys.stderr)
+    if name not in there:
+        raise UserError(f"{key}={given} must be auto, cuda, mps or cpu")
+    group = key.partition(".")[0]
+    remedy = f"use {group}=cpu"
+    if not there[name]():
+        needs, reason = ("a CUDA GPU", f" ({why_no_cuda()})") if name == "cuda" else ("Apple's MPS", "")
+        raise UserError(f"{key}={given} needs {needs} and torch finds none; {remedy} or {group}=auto{reason}")
+    if name == "cuda":
+        try:
+            with warnings.catch_warnings():  # of an old GPU; its first kernel fails
+                warnings.simplefilter("ignore")
+                torch.ones(1, device=f"cuda:{local_rank() % torch.cuda.device_count()}").add_(1).item()
+        except RuntimeError as error:  # in use by another program, or one that this build of torch has no kernels for
+            raise ResourceError(f"torch cannot use this GPU ({first_sentence(error)}); {remedy}") from None
+    return torch.device(name)
+
+
+def local_rank() -> int:
+    """The number of this process among those of this machine."""
+    return int(rank) if (rank := os.environ.get("LOCAL_RANK", "")).isdecimal() else 0
+
+
+def first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
 def why_no_cuda() -> str:
     """Torch's reason: a build without CUDA, no driver or one too old, no GPU, or none in CUDA_VISIBLE_DEVICES."""
     if torch.version.cuda is None:
@@ -81,7 +105,7 @@ def why_no_cuda() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        return first_sentence(error)
     return "no reason given"
 
 
@@ -89,7 +113,10 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int) -> int:
     """Devices over all nodes. Raises UserError for more than there are, or nodes that no launcher connects."""
     automatic = devices in ("auto", -1, "-1")
     if not (automatic or (str(devices).isdigit() and int(devices) > 0)):
-        raise UserError(f"trainer.devices={devices} must be at least 1, or auto")
+        raise UserError(
+            f"trainer.devices={devices} must be a number of devices, at least 1, or auto; CUDA_VISIBLE_DEVICES=... "
+            "chooses among GPUs"
+        )
     if num_nodes < 1:
         raise UserError(f"trainer.num_nodes={num_nodes} must be at least 1")
     if num_nodes > 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):

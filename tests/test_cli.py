@@ -101,7 +101,7 @@ MISTAKES = {  # tests/test_mistakes.py has impossible values, tests/test_habits.
     "model.width=65": "model.width=65 must be a multiple of model.head_dim=32; try model.width=64 or 96",
     "model.width=64,96": "model.width=64,96 gives several values; add -m",
     "model.context=100000": "fewer than one window of model.context=100000",
-    "trainer=rtx4090": "this trainer needs a CUDA GPU and torch finds none; use trainer=cpu or trainer=auto",
+    "trainer=rtx4090": "trainer.accelerator=gpu needs a CUDA GPU and torch finds none; use trainer=cpu or trainer=auto",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true",
     "trainer.profiler=nope": "Lightning refuses the trainer: ",
     "resume=/no/such.ckpt": "/no/such.ckpt does not exist; it takes a .ckpt file, a run folder, latest",

@@ -78,7 +78,7 @@ MISTAKES = {  # tests/test_security.py has URLs
     "prompts_file={truncated}": "is not UTF-8 text",
     "prompts_file={nothing}": "is empty",
     "prompts_file=/no/such.txt": "/no/such.txt",
-    "device=cuda": "device=cuda",
+    "device=cuda": "device=cuda needs a CUDA GPU and torch finds none; use device=cpu or device=auto (",
 }
 
 

@@ -9,7 +9,8 @@ import torch
 from conftest import refused
 from test_resume import history
 
-from slm.hardware import resolve_hardware
+from slm.errors import ResourceError
+from slm.hardware import choose_device, resolve_hardware
 from slm.run.verify_resume import verify_resume
 
 DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
@@ -51,6 +52,33 @@ def test_the_reason_why_torch_finds_no_gpu(monkeypatch, capsys, reason):
         assert resolve_hardware("auto", 1, 1, "32-true").accelerator == "cpu"
         printed = capsys.readouterr().err.strip()
         assert bool(re.search(expected, printed)) == bool(driver)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "CUDA error: no kernel image is available for execution on the device",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        "CUDA error: out of memory",
+    ],
+)
+def test_a_gpu_that_does_not_work_is_found_at_once(monkeypatch, problem):
+    """In training and generation, where the device is chosen, too."""
+
+    def fail(*sizes, device):
+        raise RuntimeError(f"{problem}\nCUDA kernel errors might be reported later. Compile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", fail)
+    for choose, remedy in (
+        (lambda: resolve_hardware("auto", 1, 1, "auto"), "trainer=cpu"),
+        (lambda: choose_device("cuda", "device"), "device=cpu"),
+    ):
+        with pytest.raises(ResourceError) as error:
+            choose()
+        assert str(error.value).startswith(f"torch cannot use this GPU ({problem}")
+        assert str(error.value).endswith(f"; use {remedy}")
 
 
 def test_more_devices_than_there_are(monkeypatch):

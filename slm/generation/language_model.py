@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from slm import checkpoint
-from slm.errors import UserError
 from slm.files import atomic, run_folder
 from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count, complete, stream_text
 from slm.generation.text_loss import TextLoss, slices, windows_loss
+from slm.hardware import choose_device
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
@@ -101,20 +99,9 @@ def load(
     `tokenizer` is the class of a tokenizer from outside slm. Raises UserError for a checkpoint that is missing,
     damaged or foreign, and for a device that is not there.
     """
-    place = choose_device(device)
+    place = choose_device(device, "device")
     check_dtype(dtype, place)
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
     loaded = checkpoint.load(path, place, tokenizer)
     model = for_decoding(loaded.model, dtype)
     return LanguageModel(model, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first)
-
-
-def choose_device(name: Device) -> torch.device:
-    """ "auto" is CUDA, else MPS, else the CPU. Raises UserError if torch does not find the device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no CUDA GPU; use device=cpu")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps, but torch finds no MPS; use device=cpu")
-    return torch.device(name)

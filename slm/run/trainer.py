@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import compiled
+from slm.hardware import compiled, local_rank
 from slm.model import GPT
 from slm.optim.muon import Muon
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -130,8 +130,7 @@ def compile_features(model: GPT, job: Job) -> Callable | None:
     on_gpu = job.hardware.accelerator == "gpu"
     if not (on_gpu if job.config.trainer.compile is None else job.config.trainer.compile):
         return None
-    rank = int(os.environ.get("LOCAL_RANK", 0)) if job.hardware.devices > 1 else 0
-    device = torch.device(job.hardware.device.type, rank)
+    device = torch.device(job.hardware.device.type, local_rank() if job.hardware.devices > 1 else 0)
     return compiled(model.features, device, dynamic_lengths=job.config.data.layout == "documents")
 
 
