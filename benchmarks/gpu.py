@@ -5,13 +5,12 @@
 
 It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures training in each precision, eager and
 compiled, without a data path, with its peak of memory; attention over many lengths, as documents have them, by each of
-torch's kernels. A part that fails is printed as such, and the others go on.
+torch's kernels. Each part is a process of its own: one that fails or hangs is printed as such, and the others go on.
 """
 
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import measure
@@ -21,6 +20,7 @@ from training import make_job, train_seconds
 
 from slm.attention import attend
 from slm.estimate import device_peak, training_flops_per_token
+from slm.hardware import first_sentence
 
 RESUMED = (
     "model=tiny",
@@ -37,53 +37,65 @@ def main():
     parser.set_defaults(device="cuda")
     parser.add_argument("--steps", type=int, default=30, help="per measurement, after a first step that is left out")
     parser.add_argument("--quick", action="store_true", help="without the tests and verify_resume")
+    parser.add_argument("--part", choices=list(PARTS), help="only this one")
     arguments = measure.parsed(parser)
+    if arguments.part:
+        PARTS[arguments.part](arguments)
+        return
     print(measure.machine("cuda"), f"capability {torch.cuda.get_device_capability()}", sep="; ", flush=True)
-    parts = [] if arguments.quick else [tests, resume]
-    for part in (*parts, training, attention):
-        print(f"\n## {part.__name__}\n", flush=True)
-        try:
-            part(arguments)
-        except Exception:
-            traceback.print_exc(file=sys.stdout)
+    for part in list(PARTS)[2 if arguments.quick else 0 :]:
+        print(f"\n## {part}\n", flush=True)
+        print(ended(str(Path(__file__).resolve()), *sys.argv[1:], "--part", part, minutes=40), flush=True)
+
+
+def ended(*command: str, minutes: float, last: int | None = None) -> str:
+    """How a program ended, if it failed; before that the last lines that it printed, if their number is given."""
+    try:
+        streams = {"cwd": measure.ROOT, "text": True, "capture_output": bool(last)}
+        done = subprocess.run([sys.executable, *command], timeout=60 * minutes, **streams)
+    except subprocess.TimeoutExpired:
+        return f"no end within {minutes} minutes"
+    how = [f"exit code {done.returncode}"] if done.returncode else []
+    printed = (done.stdout + (done.stderr if how else "")).strip().splitlines()[-last:] if last else []
+    return "\n".join(printed + how)
 
 
 def tests(arguments):
-    print(last_lines("-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py", count=15))
+    print(ended("-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py", minutes=20, last=30))
 
 
 def resume(arguments):
     with tempfile.TemporaryDirectory() as folder:
         for compile in ("false", "true"):
             where = f"run_dir={folder}/{compile}", f"cache_dir={folder}/cache", f"trainer.compile={compile}"
-            printed = last_lines("train.py", *RESUMED, *where, "verify_resume=true", count=1)
+            printed = ended("train.py", *RESUMED, *where, "verify_resume=true", minutes=15, last=3)
             print(f"- trainer.compile={compile}: {printed}", flush=True)
-
-
-def last_lines(*command: str, count: int) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=measure.ROOT, capture_output=True, text=True)
-    return "\n".join((done.stdout + done.stderr).strip().splitlines()[-count:])
 
 
 def training(arguments):
     """Tokens per second of model=small, of the device's peak, and the memory of tensors."""
-    rows = []
+    print(measure.table(["model=small", "tokens/s", "MFU", "peak, GB"], []), flush=True)
+    for precision in ("16-mixed", "bf16-mixed", "32-true"):
+        for settings in ("trainer.compile=false", "trainer.compile=true", "optimizer=muon"):
+            try:
+                numbers = speed_and_memory(arguments, precision, settings)
+            except Exception as error:  # of this row only: too little memory, say
+                numbers = f"{type(error).__name__}: {first_sentence(error)[:80]}", "", ""
+            print("|", " | ".join((f"{precision}, {settings}", *numbers)), "|", flush=True)
+
+
+def speed_and_memory(arguments, precision: str, settings: str) -> tuple[str, str, str]:
+    overrides = ["model=small", "trainer.microbatch=32", f"trainer.precision={precision}", settings]
     with tempfile.TemporaryDirectory() as folder:
-        for precision in ("16-mixed", "bf16-mixed", "32-true"):
-            for settings in (["trainer.compile=false"], ["trainer.compile=true"], ["optimizer=muon"]):
-                overrides = ["model=small", "trainer.microbatch=32", f"trainer.precision={precision}", *settings]
-                sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + 1, "device": "cuda"}
-                job = make_job(Path(folder), overrides, **sizes)
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                tokens = arguments.steps * job.config.data.batch_windows * job.model.context
-                rate = max(tokens / train_seconds(job) for _ in range(arguments.rounds))
-                memory = torch.cuda.max_memory_allocated() / 1e9
-                peak = device_peak(torch.device("cuda"), "16" in precision)
-                share = f"{rate * training_flops_per_token(job.model) / peak:.0%}" if peak else "unknown"
-                rows.append([f"{precision}, {settings[0]}", f"{rate:,.0f}", share, f"{memory:.1f}"])
-                print(rows[-1], file=sys.stderr, flush=True)
-    print(measure.table(["model=small", "tokens/s", "MFU", "peak, GB"], rows))
+        sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + 1, "device": "cuda"}
+        job = make_job(Path(folder), overrides, **sizes)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        tokens = arguments.steps * job.config.data.batch_windows * job.model.context
+        rate = max(tokens / train_seconds(job) for _ in range(arguments.rounds))
+    peak = device_peak(torch.device("cuda"), "16" in precision)
+    share = f"{rate * training_flops_per_token(job.model) / peak:.0%}" if peak else "unknown"
+    return f"{rate:,.0f}", share, f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
 
 
 def attention(arguments):
@@ -100,10 +112,12 @@ def attention(arguments):
         try:
             times = [f"{measure.seconds(all_lengths, 'cuda') / 64 * 1e3:.2f}" for _ in range(2)]
         except RuntimeError as error:
-            times = [str(error).splitlines()[0][:80], ""]
+            times = [first_sentence(error)[:80], ""]
         rows.append([kernel.name, *times])
     print(measure.table(["kernel", "first, ms", "again, ms"], rows))
 
+
+PARTS = {"tests": tests, "resume": resume, "training": training, "attention": attention}
 
 if __name__ == "__main__":
     with measure.one_line_errors():
