@@ -522,7 +522,8 @@ def test_json_lines_are_documents(tmp_path):
 JSON_LINES = {  # a line -> what the message adds
     "{": ": each line must be a complete object",
     '["text"]': ": each line must be a complete object .for a JSON array: jq",
-    "[" * 2000: r", but \[\[",
+    "[" * 2000: ": each line must be a complete object",
+    '{"text":' * 100_000: ": each line must be a complete object",
     "7": ", but 7",
     '"text"': ', but "text"',
     "One day.": ", but One day",

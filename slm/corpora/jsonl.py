@@ -41,6 +41,6 @@ def explained(line: str, error: Exception) -> str:
         return f": its keys are {', '.join(json.loads(line)) or 'none'}"
     if isinstance(error, UnicodeEncodeError):
         return ": the text has half of a surrogate pair"
-    if isinstance(error, TypeError | json.JSONDecodeError) and line[:1] in "[{":
+    if isinstance(error, TypeError | json.JSONDecodeError | RecursionError) and line[:1] in "[{":
         return ": each line must be a complete object (for a JSON array: jq -c '.[]' a.json > a.jsonl)"
     return f", but {line[:40]}"
