@@ -301,6 +301,14 @@ def test_a_long_text_without_its_separator_takes_linear_time(tmp_path, capsys):
     assert "is one document, without '<|end|>' between texts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("separator", "count"), [(None, 1), ("<|end|>", 2), ("<|endoftext|>", 0)])
+def test_a_separator_that_is_not_given_is_in_a_warning(tmp_path, capsys, separator, count):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two<|end|>three<|endoftext|>four")
+    both(text(tmp_path, separator=separator, train_ratio=0.5))
+    warning = f"warning: <|endoftext|> in {count} of {count} documents"
+    assert capsys.readouterr().err.count(warning) == (count > 0)
+
+
 def test_contiguous_documents_are_not_divided_and_both_splits_have_one(tmp_path):
     file = tmp_path / "a.txt"
     for count, ratio, train in ((2, 0.01, 1), (2, 0.99, 1), (3, 0.5, 2), (10, 0.95, 9), (10, 0.74, 7), (100, 0.95, 95)):

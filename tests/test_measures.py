@@ -134,6 +134,24 @@ def test_the_share_of_tokens_that_are_never_read_is_in_a_warning(
     assert job.targets_per_window <= 64
 
 
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        (["budget.steps=40"], "96.2 %"),
+        (["budget.epochs=8"], "99.1 %"),
+        (["budget.steps=40", "+callbacks.ema.update_every_n_steps=10"], "99.7 %"),
+        (["budget.steps=1000", "+callbacks.ema.update_starting_at_step=990"], "99.1 %"),
+        (["budget.steps=40", "callbacks.ema.decay=0.875"], None),
+        (["budget.steps=4000"], None),
+    ],
+)
+def test_an_average_that_is_mostly_the_first_weights_is_in_a_warning(composed, tmp_path, capsys, settings, share):
+    data = [write(tmp_path / "text.txt", ["x" * 69] * 20), "data.batch_windows=16", "callbacks=ema"]
+    prepared(composed(*data, *settings), tmp_path)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "averaged weights" in line]
+    assert [line.startswith(f"warning: {share}") for line in warnings] == [True] * (share is not None)
+
+
 def test_seeds_share_one_tokenizer_and_one_store(composed, tmp_path):
     settings = "tokenizer=sentencepiece", "tokenizer.vocab_size=300"
     jobs = [prepared(composed(*settings, f"seed={seed}"), tmp_path) for seed in (0, 1, 42)]

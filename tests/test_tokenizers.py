@@ -258,6 +258,17 @@ def test_words_that_are_too_long_for_the_library_are_cut_for_training(text, monk
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("text", "vocab_size"), [("\u5c0f\u732b\uff0c\u5b83\u5f88\u5feb\u4e50\u3002\n", 270), ("a\tb\n", 265), ("aab", 263)]
+)
+def test_a_corpus_without_a_space_does_not_lose_those_of_other_texts(text, vocab_size, algorithm, tmp_path):
+    sentencepiece_tokenizer([text * 9], vocab_size=vocab_size, algorithm=algorithm).save(tmp_path)
+    tokenizer = tokenizers.load(tmp_path)
+    for other in (text, " ", "a  b \u2581 "):
+        assert tokenizer.decode(tokenizer.encode(other)) == other
+
+
 @pytest.mark.slow
 def test_unigram_on_a_long_document_without_spaces():
     """Uncut, the library fails: its sums over so long a word are not finite."""

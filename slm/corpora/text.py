@@ -16,6 +16,7 @@ from slm.errors import UserError
 SplitMethod = Literal["contiguous", "seeded"]
 
 CHUNK_CHARACTERS = 2**20
+END_OF_TEXT = "<|endoftext|>"  # between documents, in many text files
 
 
 class Text:
@@ -93,7 +94,15 @@ class Text:
     @cached_property
     def _count(self) -> int:
         """The number of documents. Reads them all, so that every mistake is reported before the first document."""
-        count = sum(1 for _ in self._all())
+        count = marked = 0
+        for document in self._all():
+            count, marked = count + 1, marked + (END_OF_TEXT in document)
+        if marked and not self.own:
+            print(
+                f"warning: {END_OF_TEXT} in {marked:,} of {count:,} documents of {self.path} is read as text; if it "
+                f"divides them, give data.separator='{END_OF_TEXT}'",
+                file=sys.stderr,
+            )
         if count == 0:
             raise UserError(f"data.path={self.path} is empty: it contains only white space")
         if count == 1 and self.split == "seeded":

@@ -70,10 +70,13 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     where = {"layout": config.data.layout, "context": config.model.context, "eos": tokenizer.eos}
     train, validation = (split_windows(store, split, **where) for split in ("train", "validation"))
     targets = train.targets[evenly_spaced(len(train), config.data.train_windows)]
+    targets_per_window = float(targets.mean())
+    steps = config.budget.total_steps(config.data.batch_windows, len(targets), targets_per_window)
     warnings = [
         lost_text(config, store, name),
         unread(store, "train", train, targets),
         unread(store, "validation", validation, validation.targets),
+        first_weights(config, steps),
     ]
     for warning in filter(None, warnings if is_first_process(config) else ()):
         print(f"warning: {warning}", file=sys.stderr)
@@ -85,8 +88,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         tokenizer=tokenizer,
         store=store,
         model=replace(config.model, vocab_size=tokenizer.vocab_size),
-        targets_per_window=float(targets.mean()),
-        steps=config.budget.total_steps(config.data.batch_windows, len(targets), float(targets.mean())),
+        targets_per_window=targets_per_window,
+        steps=steps,
     )
 
 
@@ -128,6 +131,21 @@ def unread(store: TokenStore, split: Split, windows: Windows | Documents, target
     elif isinstance(windows, Windows) and share > TRIFLE:
         reasons.append(f"the last ones do not fill a window of model.context={windows.context}")
     return f"{percent(share)} of the {split} tokens are never read: {', and '.join(reasons)}" if reasons else None
+
+
+def first_weights(config: RunConfig, steps: int) -> str | None:
+    """The share of the first step's weights in those that an exponential moving average has after the last step."""
+    for node in config.callbacks.values():
+        if getattr(node.target, "__name__", None) == "EMAWeightAveraging":
+            settings = {name: value for name, value in node.settings.items() if value is not None}
+            decay, every = settings.get("decay", 0.999), max(settings.get("update_every_n_steps", 1), 1)
+            updates = max((steps - settings.get("update_starting_at_step", 0)) // every, 1)
+            if (share := decay ** (updates - 1)) > TRIFLE and updates > 1:
+                return (
+                    f"{percent(share)} of the averaged weights are those of the first update, also after the last of "
+                    f"{steps:,} steps, and val/loss is theirs; give {node.where}.decay={max(0.5, 1 - 5 / updates):.4g}"
+                )
+    return None
 
 
 def percent(share: float) -> str:

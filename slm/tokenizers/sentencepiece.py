@@ -37,6 +37,7 @@ LOSSLESS = {  # SentencePiece's defaults lose or change spaces, rare characters 
     "add_dummy_prefix": False,
     "byte_fallback": True,
     "character_coverage": 1.0,
+    "required_chars": SPACE,  # also if no document has a space: as bytes it would be a literal U+2581
     "max_sentence_length": 2**30,  # bytes of the longest document; SentencePiece's largest value
     "input_sentence_size": 0,  # all documents
     "shuffle_input_sentence": False,
