@@ -1,9 +1,13 @@
-"""One device trains whatever SLURM, torchrun or MPI have left in the environment."""
+"""One device trains whatever SLURM, torchrun or MPI have left in the environment; two agree with it, or it is said."""
 
 import json
 
 import pytest
+from conftest import mistake
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
+
+from slm.run.trainer import launcher
 
 LAUNCHERS = {
     "SLURM": {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "4"},
@@ -28,3 +32,24 @@ def test_one_device_trains_whatever_the_environment_says(run, monkeypatch, launc
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines if "train/loss" in line} == {1, 2}
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+def test_an_allocation_without_srun_has_no_launcher(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    (environment,) = launcher(2)
+    assert isinstance(environment, LightningEnvironment)
+
+
+TASKS = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+OTHER_COUNTS = {
+    "SLURM": {"SLURM_NTASKS": "4", "SLURM_NNODES": "1", **TASKS},
+    "torchrun": {**LAUNCHERS["torchrun's second of two"], "WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"},
+}
+
+
+@pytest.mark.parametrize("launcher", OTHER_COUNTS)
+def test_a_launcher_with_another_number_of_processes_is_refused(run, monkeypatch, launcher):
+    for name, value in OTHER_COUNTS[launcher].items():
+        monkeypatch.setenv(name, value)
+    with mistake(r"Lightning refuses the trainer: .*devices=2"):
+        run("trainer.devices=2")

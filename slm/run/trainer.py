@@ -150,7 +150,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
     if config.trainer.fast_dev_run:
         passed_on["limit_val_batches"] = int(config.trainer.fast_dev_run)
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices // config.trainer.num_nodes,
             num_nodes=config.trainer.num_nodes,
@@ -171,6 +171,10 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             enable_progress_bar=shown,
             **passed_on,
         )
+        if hardware.devices > 1:  # than a launcher has processes for
+            launched = {"num_devices": trainer.num_devices, "num_nodes": trainer.num_nodes}
+            trainer.strategy.cluster_environment.validate_settings(**launched)
+        return trainer
     except (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
@@ -181,7 +185,10 @@ def launcher(devices: int) -> list[ClusterEnvironment]:
     if devices == 1:
         rank_zero_only.rank = 0
         return [LightningEnvironment()]
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    if not SLURMEnvironment.detect():
+        return []
+    by_srun = "SLURM_NODEID" in os.environ  # else an allocation in which nothing but this process has been started
+    return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
 
 
 def build_data(job: Job) -> WindowsData:
