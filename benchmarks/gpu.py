@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import make_job, train_seconds
 
 from slm.attention import attend
+from slm.errors import Stopped
 from slm.estimate import device_peak, training_flops_per_token
 from slm.hardware import first_sentence
 
@@ -79,6 +80,8 @@ def training(arguments):
         for settings in ("trainer.compile=false", "trainer.compile=true", "optimizer=muon"):
             try:
                 numbers = speed_and_memory(arguments, precision, settings)
+            except Stopped:
+                raise
             except Exception as error:  # of this row only: too little memory, say
                 numbers = f"{type(error).__name__}: {first_sentence(error)[:80]}", "", ""
             print("|", " | ".join((f"{precision}, {settings}", *numbers)), "|", flush=True)
