@@ -76,7 +76,7 @@ def is_node(value: Any) -> bool:
 def locate(path: str, where: str) -> Callable:
     """The class, function or classmethod with that dotted path. Raises UserError if it cannot be imported."""
     parts = path.split(".") if isinstance(path, str) else []
-    for cut in range(len(parts) - 1, 0, -1):
+    for cut in range(len(parts) - 1 if all(parts) else 0, 0, -1):
         try:
             found = import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
@@ -86,10 +86,8 @@ def locate(path: str, where: str) -> Callable:
         except SyntaxError as error:
             place = f"{error.filename}, line {error.lineno}: " if error.filename else ""
             raise UserError(f"{where}._target_={path} cannot be imported: {place}{error.msg}") from None
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # the latter of the module's own statements
             raise UserError(f"{where}._target_={path} cannot be imported: {error}") from None
-        except ValueError:  # an empty part
-            break
         for name in parts[cut:]:
             if not hasattr(found, name):
                 hint = did_you_mean(name, dir(found))
@@ -126,7 +124,7 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     for key, value in values.items():
         if key in hints and not isinstance(value, Node) and not fits(value, hints[key]):
             given = "null" if value is None else repr(value)
-            raise UserError(f"{prefix}{key}={given} must be {describe(hints[key])}")
+            raise UserError(f"{prefix}{key}={given} must be {describe(hints[key])}{remedy(value, hints[key])}")
 
 
 def hints_of(function: Callable) -> dict[str, Any]:
@@ -158,6 +156,16 @@ def fits(value: Any, hint: Any) -> bool:
         inner = arguments[0] if arguments else Any
         return isinstance(value, list | tuple) and all(fits(item, inner) for item in value)
     return True
+
+
+def remedy(value: Any, hint: Any) -> str:
+    """What to write instead, where only YAML's reading of what was typed has the wrong type."""
+    text = [str(item) for item in value] if isinstance(value, list) else str(value)
+    if value not in (None, []) and fits(text, hint):
+        return """; quote what looks like a number or true: '"1"' on a command line, "1" in a file"""
+    if isinstance(value, float) and value.is_integer() and fits(int(value), hint):
+        return f"; write {int(value)}"
+    return f"; write [{value}]" if fits([value], hint) else ""
 
 
 def describe(hint: Any) -> str:
