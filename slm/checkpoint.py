@@ -174,6 +174,8 @@ def _unpickled(path: Path) -> Any:
         with file_operation("read", path), warnings.catch_warnings():
             if not archive.is_plain(path):
                 raise pickle.UnpicklingError
+            if not atomic.digest_path(path).exists() and not archive.is_complete(path):
+                raise ValueError("checksum")
             warnings.simplefilter("ignore")  # about a file that is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, NotImplementedError):  # an unknown kind of zip
@@ -203,7 +205,7 @@ def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
         and isinstance(weights, dict)
         and all(isinstance(name, str) and _is_dense(tensor) for name, tensor in weights.items())
         and _is_as_large_as_its_elements([value for _, value in leaves(checkpoint) if isinstance(value, Tensor)])
-        and _are_counts(checkpoint.get("loops", {}))
+        and all(_are_counts(checkpoint.get(key, {})) for key in ("loops", "WindowsData"))
         and isinstance(files, dict)
         and all(isinstance(name, str) and is_file_name(name) for name in files)
         and len({name.casefold() for name in files}) == len(files)
@@ -212,7 +214,7 @@ def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
 
 
 def _are_counts(tree: Any) -> bool:
-    """True if the state of Lightning's loops holds nothing but numbers from 0 and switches."""
+    """True if the state of Lightning's loops, or of the data, holds nothing but numbers from 0 and switches."""
     if isinstance(tree, dict):
         return all(map(_are_counts, tree.values()))
     return type(tree) in (int, bool) and 0 <= tree < MAX_NUMBER

@@ -108,7 +108,8 @@ def damaged_checkpoints(folder: Path, info: dict[str, Any]) -> Iterator[str]:
     """Yields a sentence for each checkpoint that is damaged or of another run, and each pointer without a file."""
     for path in run_folder.checkpoints(folder):
         if not atomic.is_intact(path):
-            yield f"{path.name} does not match its sha256"
+            there = atomic.digest_path(path).exists()
+            yield f"{path.name} does not match its sha256" if there else f"{path.name} has no .sha256 beside it"
             continue
         try:
             loaded = checkpoint.load(path)

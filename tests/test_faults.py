@@ -18,6 +18,7 @@ from slm.errors import ResourceError, Stopped
 from slm.files import atomic, run_folder
 from slm.hardware import Hardware, smaller_microbatch
 from slm.training.callbacks.fault import SIGNALS
+from slm.training.callbacks.signals import SIGNALS as STOPPING
 from slm.training.loggers import CSVFile
 
 SAVING = "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=3"
@@ -38,17 +39,28 @@ def steps_saved(folder: Path) -> list[int]:
 # -- requests to stop -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "code"), [("terminate", 143), ("interrupt", 130)])
-def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, kind, code):
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGXCPU", 152)])
+def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, name, code):
     folder, settings = tmp_path / "run", (*SAVING, "trainer.microbatch=2")
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    arguments = [*small_run(text_file, tmp_path), *settings, f"run_dir={folder}", fault(kind)]
+    handlers = [signal.getsignal(number) for number in STOPPING]
+    monkeypatch.setitem(SIGNALS, "terminate", signal.Signals[name])
+    arguments = [*small_run(text_file, tmp_path), *settings, f"run_dir={folder}", fault("terminate")]
     assert trained(monkeypatch, *arguments) == code
     assert f"the same command with run_dir={folder} goes on from here" in capsys.readouterr().out
     assert steps_saved(folder)[0] == 7
     assert run_folder.read_run_json(folder)["status"] == "stopped"
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(number) for number in STOPPING] == handlers
     assert verify.first_difference(run(*settings), run(*settings, folder="straight")) is None
+
+
+def test_an_ignored_signal_stays_ignored(run, monkeypatch):
+    """As nohup sets it."""
+    monkeypatch.setitem(SIGNALS, "terminate", signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert steps_saved(run(*SAVING, fault("terminate")))[0] == 10
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("named", [True, False])

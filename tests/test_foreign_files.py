@@ -1,6 +1,8 @@
 """Crafted checkpoints, tokenizers and data: each is read or gives one line; nothing in them is executed."""
 
+import codecs
 import copy
+import errno
 import io
 import pickle
 import random
@@ -230,6 +232,32 @@ def test_crafted_content_is_one_line(what, saved):
     path = saved(CRAFTED[what]())
     text = refused(lambda: checkpoint.load(path), str(path))
     assert len(text) < len(str(path)) + 300
+
+
+def encoded(codec, text: str = "a" * 30) -> Call:
+    return Call(codecs.encode, text, codec)
+
+
+CODECS = "punycode", "p\xfcuny-code", encoded("rot13", "chalpbqr")
+
+
+@pytest.mark.parametrize("value", [encoded(codec) for codec in CODECS])
+def test_bytes_are_written_as_latin1_only(value, saved):
+    """Other codecs are slow without bound, or spell names of codecs."""
+    refused(lambda: checkpoint.read(saved(content(callbacks=value))), "contains code or is damaged")
+    assert checkpoint.read(saved(content(callbacks=[b"a", b"a\xff", "latin1", b"a"])))["callbacks"][1] == b"a\xff"
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(saved, monkeypatch):
+    """zipfile turns its error into that of a bad archive."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = saved(content())
+    monkeypatch.setattr(zipfile, "_EndRecData", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoint.read(path)
 
 
 def test_truncated_and_flipped_files_are_one_line(saved):

@@ -2,6 +2,8 @@
 
 import collections
 import datetime
+import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from test_resume import final_state, history, set_status
 from slm import checkpoint
 from slm.errors import UserError
 from slm.files import run_folder
+from slm.training import checkpoint_io
 
 QUICK = "callbacks.samples=null", "val_every_n_steps=100", "schedule=constant"
 
@@ -121,6 +124,44 @@ def test_a_restore_that_fails_leaves_the_folder_as_it_was(trained_run, run, tmp_
     assert content(folder) == before
 
 
+def without(key: str):
+    return lambda saved: saved[key].clear()
+
+
+def groups_in(saved: dict) -> list:
+    return saved["optimizer_states"][0]["param_groups"]
+
+
+def misshaped(saved: dict):
+    saved["optimizer_states"][0]["state"][3]["exp_avg_sq"] = torch.zeros(1)
+
+
+MALFORMED = {  # by a change of a checkpoint
+    "ValueError: .* parameter group.*nothing was changed": lambda saved: groups_in(saved).pop(),
+    "holds no optimizer_states, so training cannot go on": without("optimizer_states"),
+    r"state is damaged: exp_avg_sq has not the shape \(\d+, 64\)": misshaped,
+    "KeyError: 'fit_loop'.*nothing was changed": without("loops"),
+    "KeyError: 'consumed'.*nothing was changed": without("WindowsData"),
+    "a field is missing or has the wrong type": lambda saved: saved["WindowsData"].update(consumed=-1),
+}
+
+
+@pytest.mark.parametrize(("message", "made"), [(message, i == 0) for i, message in enumerate(MALFORMED)])
+def test_a_malformed_state_leaves_no_folder(trained_run, run, tmp_path, message, made):
+    """Or an empty one, if it was there before."""
+    start = run_folder.checkpoints(trained_run(tmp_path / "source"))[0]
+    saved = checkpoint.read(start)
+    MALFORMED[message](saved)
+    checkpoint.save(saved, start)
+    if made:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".notes").touch()
+    with mistake(message):
+        run(*MORE, f"resume={start}", "logger=csv")
+    assert sorted(path.name for path in (tmp_path / "run").glob("*")) == ([".lock", ".notes"] if made else [])
+    assert (tmp_path / "run").exists() == made
+
+
 def groups(folder: Path) -> list[dict]:
     return final_state(folder)[1][0]["param_groups"]
 
@@ -197,6 +238,21 @@ ODD = {
     "tuple": collections.namedtuple("Pair", "a b")(1, 2),
     "array": np.zeros(3),
     "default": collections.defaultdict(list, a=[1]),
+    "sparse": torch.zeros(3, 3).to_sparse(),
+    "nested tensors": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+    "no numbers": torch.zeros(3, device="meta"),
+    "sixteen bits without a sign": torch.zeros(3, dtype=torch.uint16),
+    "no bytes": b"",
+    "deep": functools.reduce(lambda inner, _: [inner], range(70), 0),
+}
+PARTS = {  # in the message
+    "numpy": "a numpy.float64 at kept.value",
+    "sparse": r"torch.Tensor \(torch.float32, torch.sparse_coo, cpu\) at kept.value",
+    "no numbers": "torch.strided, meta",
+    "sixteen bits without a sign": "torch.uint16",
+    "no bytes": "empty bytes at kept.value",
+    "default": "a collections.defaultdict at kept.value",
+    "deep": "more than 64 levels",
 }
 
 
@@ -215,15 +271,40 @@ class Keeps(Callback):
 
 @pytest.mark.parametrize("kind", ODD)
 def test_a_state_that_could_not_be_read_back_is_refused_before_the_first_step(run, tmp_path, kind):
-    with mistake("the state of Keeps holds (a .* at .*could not be read back|more than 100,000 values)"):
+    pattern = "the state of Keeps holds (a .* at .*could not be read back|more than 100,000 values|empty bytes at)"
+    with mistake(pattern) as error:
         run(*QUICK, f"+callbacks.keeps={{_target_: {__name__}.Keeps, kind: {kind}}}")
-    assert not history(tmp_path / "run")
-    assert not run_folder.checkpoints(tmp_path / "run")
+    assert re.search(PARTS.get(kind, ""), str(error.value))
+    assert not (tmp_path / "run").exists()
+
+
+SHARED = torch.arange(40_000.0)
+ACCEPTED = {
+    "counts": collections.Counter("aab"),
+    "ordered": collections.OrderedDict(a=torch.zeros(2), b={1: (2, None), (1, 2): 1 + 2j}),
+    "one tensor, five names": dict.fromkeys("abcde", SHARED),
+    "views": [SHARED[i : i + 30_000] for i in range(5)],
+    "expanded": [torch.ones(1).expand(50_000)] * 3,
+    "numbers": [float("inf"), -(10**400), b"a\xff", {1, 2}, torch.Size([1]), torch.float16, "\ud800"],
+    "complex": torch.ones(3, dtype=torch.complex64).conj(),
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_state_that_is_accepted_is_read_back_as_it_was(finished, tmp_path, kind):
+    newest = run_folder.checkpoints(finished)[0]
+    content, value = checkpoint.read(newest), ACCEPTED[kind]
+    content["callbacks"]["Mine"] = {"kept": value}
+    checkpoint_io.refuse_unreadable(content)
+    checkpoint.save(checkpoint_io.copied(content), tmp_path / newest.name)
+    kept = checkpoint.read(tmp_path / newest.name)["callbacks"]["Mine"]["kept"]
+    assert type(kept) is type(value)
+    assert repr(kept) == repr(value)
 
 
 def test_such_a_state_is_refused_at_a_later_save_too(run, tmp_path):
     keeps = f"+callbacks.keeps={{_target_: {__name__}.Keeps, kind: numpy, late: true}}"
-    with mistake("the state of Keeps holds a float64 at kept.value"):
+    with mistake("the state of Keeps holds a numpy.float64 at kept.value"):
         run(*QUICK, keeps, "callbacks.checkpoints.every_n_steps=1")
     assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path / "run")] == [2, 1]
     checkpoint.load(run_folder.checkpoints(tmp_path / "run")[0])

@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import mistake
+from conftest import flip_a_bit, mistake, refused
 from test_faults import SAVING, fault
 from test_resume import set_status
 
-from slm import verify
+from slm import checkpoint, verify
 from slm.errors import ResourceError, Stopped
 from slm.files import atomic, run_folder
 from slm.training.callbacks.fault import Fault
@@ -71,10 +71,42 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(run):
     start = f"resume={run_folder.checkpoints(other)[1]}"
     folder = run("callbacks.samples=null", start)
     set_status(folder, "running")
+    for path in run_folder.checkpoints(folder):
+        flip_a_bit(path)
+    with mistake("is intact; move the folder away"):
+        run("callbacks.samples=null", start)
     for path in folder.glob("checkpoints/*.sha256"):
         path.unlink()
     with mistake("is intact; move the folder away"):
         run("callbacks.samples=null", start)
+
+
+def test_checkpoints_that_were_copied_without_their_sha256_are_used(run, capsys):
+    """By the checksums inside, which find a bit that has changed."""
+    folder = run("callbacks.samples=null")
+    for path in folder.glob("checkpoints/*.sha256"):
+        path.unlink()
+    assert "step-000010.ckpt has no .sha256 beside it" in list(verify.find_problems(folder))
+    run("callbacks.samples=null", "budget.steps=11")
+    assert "step-000010.ckpt has no .sha256 beside it; the checksums inside are right" in capsys.readouterr().err
+    flip_a_bit(folder / "checkpoints" / "step-000010.ckpt")
+    refused(lambda: checkpoint.read(folder / "checkpoints" / "step-000010.ckpt"), "is damaged")
+
+
+@pytest.mark.parametrize("change", [{"intervals": 3}, {"commits": "a"}, {"steps": "ten"}, {"first_step": None}])
+def test_a_run_json_of_other_types_is_one_line(run, change):
+    folder = run("callbacks.samples=null", "budget.steps=1")
+    run_folder.write_run_json(folder, run_folder.read_run_json(folder) | change)
+    with mistake("run.json is damaged; give another run_dir"):
+        run("callbacks.samples=null", "budget.steps=2")
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(run):
+    folder = run("callbacks.samples=null", "budget.steps=2")
+    for path in folder.glob("checkpoints/step-000002.ckpt*"):
+        path.rename(path.with_name(path.name.replace("2", "9")))
+    with mistake("step-000009.ckpt holds step 2, so it was renamed"):
+        run("callbacks.samples=null", "budget.steps=4")
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])

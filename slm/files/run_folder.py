@@ -8,18 +8,24 @@ import contextlib
 import json
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slm.errors import DISK_ERRORS, ResourceError, UserError
-from slm.files import atomic, jsonl
+from slm.files import archive, atomic, jsonl
 from slm.security import NAME, is_bounded, leaves, refuse_url
 
 SCHEMA = {  # the fields of run.json that a resumed run reads
     **dict.fromkeys(("run_id", "created", "status", "corpus", "tokenizer"), str),
     **{"config": dict, "budget": dict, "attempts": int},
+}
+LATER = {  # those that a run has found out, or that a later version has added
+    "intervals": list,
+    "commits": list,
+    **dict.fromkeys(("first_step", "microbatch", "windows", "steps"), int),
 }
 OWN_FILES = re.compile(
     r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
@@ -91,9 +97,8 @@ def read_run_json(folder: Path) -> dict[str, Any] | None:
     info = atomic.read_object(path) or {}
     if "lives" in info:
         raise UserError(f"{folder} was written by slm 0.1, which this version cannot continue; give another run_dir")
-    counts = "first_step", "microbatch", "windows", "steps"  # those that the run has found out
     valid = is_bounded(info) and all(isinstance(info.get(key), kind) for key, kind in SCHEMA.items())
-    if not valid or not all(isinstance(info.get(key, 1), int) for key in counts):
+    if not valid or not all(isinstance(info.get(key, kind()), kind) for key, kind in LATER.items()):
         raise UserError(f"{path} is damaged; give another run_dir")
     if not (NAME.fullmatch(info["status"]) and isinstance(info.get("objective"), float | int | None)):
         raise UserError(f"{path} is damaged: status or objective is not valid; give another run_dir")
@@ -118,13 +123,25 @@ def check_is_run_folder(folder: Path):
     """Raises UserError for a folder that has files but no run.json: a run must not write or delete in it."""
     if folder.is_file():
         raise UserError(f"run_dir={folder} is a file; give a folder")
-    others = [
-        path.name
+    if (others := _visible(folder)) and not (folder / "run.json").exists():
+        raise UserError(
+            f"run_dir={folder} holds {others[0].name} but no run.json, so it is not a run; give a new folder"
+        )
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, but for hidden files, those of operating systems and partial ones."""
+    return [
+        path
         for path in atomic.entries(folder)
         if not (path.name.startswith(".") or path.name in SYSTEM_FILES or PARTIAL_FILE.fullmatch(path.name))
     ]
-    if others and not (folder / "run.json").exists():
-        raise UserError(f"run_dir={folder} holds {others[0]} but no run.json, so it is not a run; give a new folder")
+
+
+def discard(folder: Path):
+    """Deletes what this process has written into a new run folder, which `check_is_run_folder` has found empty."""
+    for path in _visible(folder):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else atomic.remove(path)
 
 
 def remove_partial_files(folder: Path):
@@ -176,14 +193,20 @@ def find_resume_checkpoint(resume: str, runs_dir: Path) -> Path:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest step checkpoint that matches its sha256; prints the names of the damaged ones that it skips."""
+    """The newest step checkpoint that matches its sha256, or, where that file is missing, the checksums inside.
+
+    Prints the names of the damaged ones that it skips.
+    """
     damaged = []
     for path in checkpoints(folder):
-        if not atomic.is_intact(path):
+        alone = not atomic.digest_path(path).exists()  # copied without it: a run writes the sha256 first
+        if not (archive.is_complete(path) if alone else atomic.is_intact(path)):
             damaged.append(path.name)
             continue
         if damaged:
             print(f"warning: damaged, by the sha256: {', '.join(damaged)}; going on from {path.name}", file=sys.stderr)
+        if alone:
+            print(f"warning: {path.name} has no .sha256 beside it; the checksums inside are right", file=sys.stderr)
         return path
     return None
 

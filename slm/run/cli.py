@@ -1,6 +1,7 @@
 """The commands: arguments to a configuration through Hydra, mistakes to one line, outcomes to exit codes."""
 
 import contextlib
+import gc
 import math
 import os
 import shutil
@@ -135,6 +136,7 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
     finally:
         os.environ.pop("SLM_RUN_DIR", None)
         sys.argv[1:] = arguments
+        gc.collect()  # a Trainer is full of cycles, which would keep the memory of a GPU from the next job of a sweep
 
 
 def run(

@@ -11,21 +11,40 @@ from slm.run.config import RunConfig
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer):
-    """Raises UserError if a setting of a torch optimizer needs state that the restored one does not hold."""
-    restored = next((state for state in optimizer.state.values() if state), None)
-    if restored is None or not type(optimizer).__module__.startswith("torch.optim"):
+    """Raises UserError if the restored state of an optimizer of torch or slm lacks what its settings need, or has a
+    tensor of another shape, which fused kernels would read beyond its end."""
+    if not type(optimizer).__module__.startswith(("torch.optim", "slm.optim")):
         return
-    parameter = optimizer.param_groups[0]["params"][0]
-    small = torch.ones(1, 1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
+    for parameter, state in optimizer.state.items():
+        needed = _fresh_state(optimizer, parameter) if state else {}
+        if missing := [name for name in needed if name not in state]:
+            raise UserError(
+                f"with these settings the optimizer needs {missing[0]}, which the checkpoint does not hold; "
+                "give the settings of its run, or start another run"
+            )
+        for name, shape in needed.items():
+            value = state[name]
+            if shape is not None and not (isinstance(value, torch.Tensor) and value.shape == shape):
+                raise UserError(
+                    f"the optimizer's state is damaged: {name} has not the shape {shape}; take another checkpoint"
+                )
+
+
+def _fresh_state(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, tuple[int, ...] | None]:
+    """Name and shape, None for other values than tensors, of a parameter's state after one step."""
+    if type(optimizer).__module__.startswith("slm.optim"):
+        return {name: tuple(parameter.shape) for name in optimizer.state[parameter] if name != "step"}
+    sizes = tuple(range(2, 2 + parameter.dim()))  # all different, so that a shape tells its dimensions
+    small = torch.ones(sizes, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
     arguments = inspect.signature(type(optimizer)).parameters
     fresh = type(optimizer)([small], **{key: value for key, value in optimizer.defaults.items() if key in arguments})
     small.grad = torch.ones_like(small)
     fresh.step()
-    if missing := [name for name in fresh.state[small] if name not in restored]:
-        raise UserError(
-            f"with these settings the optimizer needs {missing[0]}, which the checkpoint does not hold; "
-            "give the settings of its run, or start another run"
-        )
+    shapes = {name: getattr(value, "shape", None) for name, value in fresh.state[small].items()}
+    return {
+        name: None if shape is None else tuple(parameter.size(size - 2) if size > 1 else 1 for size in shape)
+        for name, shape in shapes.items()
+    }
 
 
 def apply_settings(callbacks: Mapping[str, Any], old: Mapping[str, Any], config: RunConfig):

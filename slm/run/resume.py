@@ -24,7 +24,7 @@ from slm.estimate import parameters
 from slm.files import atomic, jsonl, run_folder
 from slm.model import GPTConfig
 from slm.plot import loss_curve
-from slm.run.config import RunConfig
+from slm.run.config import ORDER, RunConfig
 from slm.run.overrides import flattened
 from slm.run.prepare import Job
 
@@ -58,8 +58,9 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
         if before.get(key, defaults.get(key)) != after.get(key)
     }
     optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
+    fixed = any(f"{key}.".startswith(ORDER) for key in changed)
     if optimizers[0] == optimizers[1]:
-        remedies = (*remedies, f"allow_changes=[{','.join(changed)}]")
+        remedies = (*remedies, None if fixed else f"allow_changes=[{','.join(changed)}]")
     else:
         changed[OPTIMIZER] = f"{OPTIMIZER}: {optimizers[0]} -> {optimizers[1]}, which cannot use the state of the first"
     if changed:
@@ -117,13 +118,15 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
     averaging = any(kind.__name__ == "WeightAveraging" for kind in classes)
     if "current_model_state" in content and not averaging:
         raise UserError(f"{start} holds averaged weights; add callbacks=ema, with which the run was trained")
-    if missing := [key for key in TRAINING_STATE if key not in content]:
+    if missing := [k for k in TRAINING_STATE if k not in content or (k == "optimizer_states" and not content[k])]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")
     own = start.parent.parent == job.run_dir
     if own and run_info and content["slm"]["run_id"] != run_info["run_id"]:
         raise UserError(f"{start} belongs to another run ({content['slm']['run_id']}); move it away")
+    if own and step != run_folder.step_of(start):
+        raise UserError(f"{start} holds step {step}, so it was renamed; give it the name of its step, or move it away")
     if not own and step >= job.steps:
         raise UserError(f"{start} is at step {step} of {job.steps} already; give more steps")
     return step, content["slm"]["config"]

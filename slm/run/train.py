@@ -116,9 +116,14 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
 
     from slm.training.callbacks.opening import Opening
 
-    opening = Opening(restored, opened=not before)
+    opening = Opening(restored)
     assembled.trainer.callbacks.insert(0, opening)
-    stopped, objective = fit_and_close(assembled, start, job, run_info, lambda: first and opening.opened)
+    try:
+        stopped, objective = fit_and_close(assembled, start, job, run_info, lambda: first and opening.opened)
+    except BaseException:
+        if first and not before and not opening.opened:
+            run_folder.discard(run_dir)
+        raise
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
     return objective

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from torch import Tensor
 from slm import checkpoint
 from slm.errors import UserError
 from slm.files import archive, atomic
-from slm.security import MAX_NODES, is_bounded, leaves
-
-PLAIN = bool, int, float, str, bytes, type(None), Tensor, torch.nn.Parameter
+from slm.security import MAX_DEPTH, MAX_NODES, is_bounded
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -74,15 +72,18 @@ class DurableCheckpointIO(CheckpointIO):
 
 
 def copied(value: Any, known: dict[tuple, Tensor] | None = None) -> Any:
-    """Nested values with tensors copied to the CPU; tensors that share memory, such as tied weights, still do."""
+    """Nested values with tensors copied to the CPU; two tensors that share memory, such as tied weights, still do.
+
+    A third one gets a copy of its own: more sharing is not read back.
+    """
     known = {} if known is None else known
     if isinstance(value, Tensor):
         place = value.data_ptr(), value.dtype, value.shape, value.stride()
-        if place not in known:
-            known[place] = value.detach().to("cpu", copy=True)
-        return known[place]
+        if place in known:
+            return known.pop(place)
+        return known.setdefault(place, value.detach().to("cpu", copy=True))
     if isinstance(value, dict):
-        return {key: copied(item, known) for key, item in value.items()}
+        return type(value)({key: copied(item, known) for key, item in value.items()})
     if isinstance(value, list | tuple):
         return type(value)(copied(item, known) for item in value)
     return value
@@ -95,15 +96,28 @@ def refuse_unreadable(content: dict[str, Any]):
     parts = {key: part for key, part in content.items() if key != "callbacks"}
     for name, part in {**parts, **content.get("callbacks", {})}.items():
         if not is_bounded(part):
-            raise UserError(f"the state of {name} holds more than {MAX_NODES:,} values; keep a long list as one tensor")
-        if not _is_readable(part):
-            odd = ((type(leaf).__name__, place) for place, leaf in leaves(part) if type(leaf) not in PLAIN)
-            kind, place = next(odd, ("container", "some key"))
             raise UserError(
-                f"the state of {name} holds a {kind} at {place}, which could not be read back from a checkpoint; "
-                "keep numbers, text, bytes, lists, dictionaries and tensors"
+                f"the state of {name} holds more than {MAX_NODES:,} values, or more than {MAX_DEPTH} levels; "
+                "keep a long list as one tensor"
+            )
+        if odd := next(((place, node) for place, node in _nodes(part) if not _is_readable(node)), None):
+            place, kind = odd[0], type(odd[1])
+            what = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            if isinstance(odd[1], Tensor):
+                what = f"{what} ({odd[1].dtype}, {odd[1].layout}, {odd[1].device})"
+            raise UserError(
+                f"the state of {name} holds {'empty bytes' if kind is bytes else f'a {what}'} at {place}, which "
+                "could not be read back from a checkpoint; keep numbers, text, lists, dictionaries and dense tensors"
             )
     raise UserError("the state of this training holds too many values for a checkpoint; keep long lists as tensors")
+
+
+def _nodes(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every node of nested mappings and lists, each after its children."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, value in items:
+        yield from _nodes(value, f"{place}.{key}" if place else str(key))
+    yield place or "its top", tree
 
 
 def _is_readable(state: Any) -> bool:
@@ -125,11 +139,14 @@ def _is_readable(state: Any) -> bool:
 
 
 def _without_numbers(value: Any) -> Any:
-    """Nested values with empty tensors."""
-    if type(value) in (Tensor, torch.nn.Parameter):
+    """Nested values with empty tensors. Raises TypeError for a tensor that is not dense."""
+    if isinstance(value, Tensor):
+        plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+        if not plain or value.is_nested or value.is_meta:
+            raise TypeError
         return torch.empty(0, dtype=value.dtype)
-    if type(value) is dict:
-        return {key: _without_numbers(item) for key, item in value.items()}
+    if isinstance(value, dict):
+        return type(value)({key: _without_numbers(item) for key, item in value.items()})
     if type(value) in (list, tuple):
         return type(value)(map(_without_numbers, value))
     return value

@@ -12,12 +12,11 @@ from slm.training.checkpoint_io import refuse_unreadable
 class Opening(Callback):
     """Calls `open_run` with the Trainer once the state is restored: until then a run folder is left as it was.
 
-    `opened` is True from then on, or from the start for a new folder. Raises UserError at once for a state that a
-    checkpoint could not give back.
+    `opened` is True from then on. Raises UserError at once for a state that a checkpoint could not give back.
     """
 
-    def __init__(self, open_run: Callable[[L.Trainer], Any], *, opened: bool):
-        self.open_run, self.opened = open_run, opened
+    def __init__(self, open_run: Callable[[L.Trainer], Any]):
+        self.open_run, self.opened = open_run, False
 
     def on_train_start(self, trainer, module):
         refuse_unreadable(trainer._checkpoint_connector.dump_checkpoint())

@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 
 from slm.errors import Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)  # the last two: closed terminal, CPU limit
 
 
 class StopSignals(Callback):
-    """Turns SIGTERM, SIGINT, SLURM's SIGUSR1 and an elapsed time budget into a request to stop.
+    """Turns SIGNALS, SLURM's SIGUSR1 and an elapsed time budget into a request to stop; ignored ones (nohup) stay so.
 
     Checkpoints reads `request` between two steps, saves, and stops the run. A second SIGINT stops at once.
     """
@@ -29,7 +29,8 @@ class StopSignals(Callback):
 
     def setup(self, trainer, module, stage):
         numbers = (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
-        self.previous = {number: signal.getsignal(number) for number in numbers}  # before Lightning adds its own
+        handlers = {number: signal.getsignal(number) for number in numbers}  # before Lightning adds its own
+        self.previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def on_train_start(self, trainer, module):
         for number in self.previous:
