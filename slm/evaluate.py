@@ -78,13 +78,15 @@ def text_page(path: Path, files: Sequence[str]) -> str:
     layout = "documents" if data.get("layout") == "documents" else "packed"
     documents = [document for file in files for document in read_documents(file, data) if document.strip()]
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
+    known = loss.bits_per_byte is not None
     lines = [
         f"{path}, step {loaded.step}",
-        f"{len(documents):,} document(s), {loss.tokens:,} tokens with their ends, {loss.bytes:,} bytes",
+        f"{len(documents):,} document(s), {loss.tokens:,} tokens with their ends"
+        + (f", {loss.bytes:,} bytes" if known else ""),
         f"loss {loss.nats:.4f} nats per token, data.layout={layout}",
-        "no bits per byte: the tokenizer loses part of this text"
-        if loss.bits_per_byte is None
-        else f"{loss.bits_per_byte:.4f} bits per byte, {loss.text_bits_per_byte:.4f} without the ends of documents",
+        f"{loss.bits_per_byte:.4f} bits per byte, {loss.text_bits_per_byte:.4f} without the ends of documents"
+        if known
+        else f"no bits per byte: {'the tokenizer loses part of this text' if loss.bytes else 'no target has text'}",
     ]
     if layout == "documents":
         context = loaded.model.config.context

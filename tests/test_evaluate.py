@@ -69,9 +69,12 @@ def test_every_token_but_the_first_is_a_target_once(finished):
 
 def test_a_text_that_the_tokenizer_loses_has_no_bits_per_byte(run, tmp_path, evaluated):
     folder = run("tokenizer=characters")
-    (tmp_path / "a.txt").write_text("the cat 漢字", encoding="utf-8")
-    code, page = evaluated(folder, "--text", tmp_path / "a.txt")
-    assert (code, "no bits per byte" in page, "bits per byte," in page) == (0, True, False)
+    for text, reason in (("the cat 漢字", "the tokenizer loses part"), ("é", "no target has text"), ("a", "no target")):
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        code, page = evaluated(folder, "--text", tmp_path / "a.txt")
+        assert (code, f"no bits per byte: {reason}" in page) == (0, True)
+        assert "bits per byte," not in page
+        assert " bytes" not in page
 
 
 MISTAKES = {

@@ -173,7 +173,7 @@ def test_bits_per_byte_with_and_without_the_ends_of_documents():
     assert values["text_bits_per_byte"] == pytest.approx(nats[ids > 0].sum() / math.log(2) / text_bytes)
 
 
-def test_train_tokens_count_the_targets_of_all_steps_also_over_a_resumption(run, text_file):
+def test_train_tokens_count_the_targets_of_all_steps_also_over_a_resumption(run, text_file, capsys):
     """Documents of several lengths, some cut; several epochs; microbatches of another size after the resumption."""
     settings = [
         "data.layout=documents",
@@ -195,6 +195,7 @@ def test_train_tokens_count_the_targets_of_all_steps_also_over_a_resumption(run,
         expected[line["step"]] = total
     assert len(expected) == 9
     assert logged == expected
+    assert re.findall(r", (\S+) epochs", capsys.readouterr().out) == [f"{steps * 4 / 7:.2f}" for steps in (4, 9)]
 
 
 def test_sums_are_as_wide_in_16_bits_as_in_32(run):

@@ -179,13 +179,13 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
     """The run in six lines."""
     model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
-    train_tokens, tokens = job.store.tokens("train"), round(job.steps * batch * job.targets_per_window)
+    tokens, epochs = round(job.steps * batch * job.targets_per_window), job.steps * batch / run_info["windows"]
     print(
         f"run:    {job.run_dir}" + (f", from {start.name}" if start else ""),
-        f"data:   {train_tokens:,} train tokens, {job.store.tokens('validation'):,} validation tokens",
+        f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, {tokens / train_tokens:.2f} epochs",
+        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, {epochs:.2f} epochs",
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
