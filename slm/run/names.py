@@ -66,7 +66,6 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "trainer.compile": "compile_model torch_compile",
     "callbacks": "hooks",
 }
-SYNONYMS = {name: key for key, names in NAMES.items() for name in names.split()}
 REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exact resume, or that a run sets itself
     "limit_train_batches": "budget.steps sets how many steps a run takes, data.train_windows how many windows it reads",
     "overfit_batches": "use debug=overfit, or data.train_windows=<n>",
@@ -74,6 +73,7 @@ REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exa
     "check_val_every_n_epoch": "use val_every_n_steps, in optimizer steps",
     "min_steps": "a run always takes budget.steps, unless callbacks.early_stopping ends it",
     "min_epochs": "a run always takes budget.steps, unless callbacks.early_stopping ends it",
+    "lightning": "give its keywords as +trainer.<keyword>=<value>",
     "logger": "choose loggers with logger=csv, logger=tensorboard or logger=wandb",
     "callbacks": "add one with +callbacks.<name>._target_=<class>",
     "plugins": "a run sets its own checkpoint plugin",
@@ -89,13 +89,30 @@ REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exa
 }
 
 
+DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories")
+GENERATION = {  # key of generate.py -> its names elsewhere
+    "max_new_tokens": "max_tokens max_length length n_tokens",
+    "num_samples": "num_return_sequences n best_of",
+    "temperature": "temp t",
+    "ckpt": "model model_path checkpoint run run_dir path init_from",
+    "prompt": "start text input",
+    "interactive": "chat",
+    "greedy": "do_sample",
+    "stop_at_eos": "stop stop_words stop_strings ignore_eos",
+}
+SYNONYMS, GENERATION_SYNONYMS = (
+    {name: key for key, names in names_of.items() for name in names.split()} for names_of in (NAMES, GENERATION)
+)
+
+
 def hint_for(key: str, known: Sequence[str]) -> str:
     """'; did you mean ...?' for a key that does not exist: by a synonym, an equal last part, or a similar spelling."""
     last, first = key.rpartition(".")[2], key.partition(".")[0]
     equal = [name for name in known if name.rpartition(".")[2] == last and name != key]
+    synonyms = GENERATION_SYNONYMS if "prompts_file" in known else SYNONYMS
     for part in (last, first):
-        if part in SYNONYMS and SYNONYMS[part] != key:
-            return f"; did you mean {SYNONYMS[part]}?"
+        if part in synonyms and synonyms[part] != key:
+            return f"; did you mean {synonyms[part]}?"
     return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.8)
 
 
