@@ -72,7 +72,8 @@ def find_problems(folder: Path) -> Iterator[str]:
     last, first = run_folder.step_of(checkpoints[0]), info.get("first_step", 0)
     logs = {name: list(jsonl.lines(folder / name)) for name in LOGS}
     for name, records in logs.items():
-        if (folder / name).exists() and len(records) < len((folder / name).read_bytes().splitlines()):
+        written = (folder / name).read_bytes().splitlines() if (folder / name).exists() else []
+        if len(records) < sum(bool(line.strip()) for line in written):
             yield f"{name} cannot be read from line {len(records) + 1} on"
     end, stopped_early = {last} if last == info["steps"] else set(), info["status"] == "done" and last < info["steps"]
     extra = {"train/loss": end | {1}, "val/loss": {last} if stopped_early else end}

@@ -15,7 +15,7 @@ from test_resume import set_status
 
 from slm import checkpoint, verify
 from slm.errors import ResourceError, Stopped
-from slm.files import atomic, run_folder
+from slm.files import atomic, jsonl, run_folder
 from slm.training.callbacks.fault import Fault
 
 
@@ -99,6 +99,27 @@ def test_a_run_json_of_other_types_is_one_line(run, change):
     run_folder.write_run_json(folder, run_folder.read_run_json(folder) | change)
     with mistake("run.json is damaged; give another run_dir"):
         run("callbacks.samples=null", "budget.steps=2")
+
+
+EDITS = {
+    "line ends of Windows": lambda text: text.replace("\n", "\r\n"),
+    "a byte order mark": lambda text: "\ufeff" + text,
+    "empty lines": lambda text: text.replace("\n", "\n\n"),
+    "no last line end": lambda text: text.rstrip("\n"),
+    "a loss that is text": lambda text: text.replace('"val/loss": ', '"val/loss": "x", "earlier": '),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_metrics_that_an_editor_has_saved_are_kept(run, edit):
+    folder = run("callbacks.samples=null", "budget.steps=2", "val_every_n_steps=1")
+    path = folder / "metrics.jsonl"
+    before = list(jsonl.lines(path))
+    path.write_text(EDITS[edit](path.read_text()), newline="")
+    assert len(list(jsonl.lines(path))) == len(before)
+    assert list(verify.find_problems(folder)) == []
+    run("callbacks.samples=null", "budget.steps=3", "val_every_n_steps=1")
+    assert [line["step"] for line in jsonl.lines(path)] == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(run):

@@ -28,17 +28,17 @@ def format_line(record: dict[str, Any]) -> str:
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file up to the first invalid line, such as one torn by a kill; none if the file is missing.
 
-    Raises OSError.
+    An editor may have added empty lines or a byte order mark, or left out the last line end. Raises OSError.
     """
     if not path.exists():
         return
-    with file_operation("read", path), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with file_operation("read", path), open(path, encoding="utf-8-sig", errors="replace") as file:
+        for line in filter(str.strip, file):
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 return
-            if not (line.endswith("\n") and isinstance(record, dict) and isinstance(record.get("step"), int)):
+            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
                 return
             yield record
 

@@ -212,7 +212,8 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
 
 def lowest(run_dir: Path, metric: str) -> float | None:
     """The lowest value of a val/ metric in metrics.jsonl, the last value of any other."""
-    values = [line[metric] for line in jsonl.lines(run_dir / "metrics.jsonl") if line.get(metric) is not None]
+    found = (line.get(metric) for line in jsonl.lines(run_dir / "metrics.jsonl"))
+    values = [value for value in found if isinstance(value, int | float)]
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
