@@ -24,17 +24,36 @@ NO_MEMORY = (
     "failed to map segment",
     "cublas_status_alloc_failed",
 )
+SECRET_VARIABLE = re.compile(
+    r"key(_?id)?$|secret|token|credential|passw(or)?d|passphrase|(^|_)(pass|pat|pwd|pw|auth)$", re.IGNORECASE
+)
+SECRET_LENGTH = 8  # characters; a shorter value may occur elsewhere by chance
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of terminals, and of writing order
+
+
+def environment_secrets() -> dict[str, str]:
+    """The environment variables with names such as HF_TOKEN, but for paths."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if SECRET_VARIABLE.search(name) and len(value) >= SECRET_LENGTH and not value.startswith("/")
+    }
 
 
 class UserError(ValueError):
     """A mistake in a command, a configuration, data or a checkpoint.
 
     The message is one line: the given value, the rule, the likely fix. The command line prints it
-    without a traceback and exits with `exit_code`.
+    without a traceback and exits with `exit_code`. A secret of the environment is shown as its interpolation.
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        for name, secret in environment_secrets().items():
+            text = text.replace(secret, f"${{oc.env:{name}}}")
+        return text
 
 
 class ResourceError(UserError):

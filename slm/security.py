@@ -3,24 +3,22 @@
 What the user types or keeps in conf/ is trusted; the content of checkpoints, run folders, tokenizers and data is not.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slm.errors import UserError
+from slm.errors import UserError, environment_secrets
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 SECRET = re.compile(
-    r"api[_-]?key|secret|passw(or)?d|(^|\.)token$|(access|api|auth|bearer|github|hf|hub|refresh|wandb)[_-]?token$",
+    r"(api|access|account|private)[_-]?key|secret|passw(or)?d|passphrase|credentials?$|authorization|"
+    r"(^|\.)token$|(^|[._-])(auth|pwd)$|(access|api|auth|bearer|github|hf|hub|refresh|wandb)[_-]?token$",
     re.IGNORECASE,
 )  # max_tokens, pad_token, token_every and tokenizer do not match
-SECRET_VARIABLE = re.compile(
-    r"key(_?id)?$|secret|token|credential|passw(or)?d|passphrase|(^|_)(pass|pat|pwd|pw|auth)$", re.IGNORECASE
+LOGIN = re.compile(  # in a URL: user:password@ or token@, or one among its parameters
+    r"(?<=://)(?!git@)[^/\s@]+@|(?<=[?&])[\w-]*(key|token|secret|passw(or)?d|signature|sig)=[^&#\s]+", re.IGNORECASE
 )
-LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]*@")  # user:password@ in a URL
 FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
-SECRET_LENGTH = 8  # characters; a shorter value may occur elsewhere by chance
 MAX_NODES, MAX_DEPTH = 10**5, 64  # of nested values in a file; ours have thousands, less than ten deep
 
 
@@ -36,11 +34,7 @@ def refuse_secrets(tree: Mapping[str, Any]):
     A secret is a value under a key such as api_key, a URL with a password, or the value of an environment variable
     with a name such as HF_TOKEN.
     """
-    known = {
-        name: value
-        for name, value in os.environ.items()
-        if SECRET_VARIABLE.search(name) and len(value) >= SECRET_LENGTH and not value.startswith("/")  # not a path
-    }
+    known = environment_secrets()
     for key, value in leaves(tree):
         if SECRET.search(key) and not FROM_ENVIRONMENT.fullmatch(str(value)):
             raise UserError(
@@ -49,14 +43,14 @@ def refuse_secrets(tree: Mapping[str, Any]):
             )
         text = f"{key}={value}"
         if LOGIN.search(text):
-            raise UserError(f"{without_login(key)} holds a URL with a password; give it without the password")
+            raise UserError(f"{without_login(key)} holds a URL with a password or token; give it without")
         for name, secret in known.items():
             if secret in text:
-                raise UserError(f"{key.replace(secret, '...')} holds the value of {name}; leave it in the environment")
+                raise UserError(f"{key} holds the value of {name}; leave it in the environment")
 
 
 def without_login(text: str) -> str:
-    return LOGIN.sub("://...@", text)
+    return LOGIN.sub("...@", text)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

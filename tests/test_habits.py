@@ -109,6 +109,13 @@ def test_a_habit_is_answered_with_the_right_name(habit):
     assert ANSWERED[habit] in str(error.value)
 
 
+@pytest.mark.parametrize("removed", ["~callbacks.samples", "~budget.max_time"])
+def test_what_is_null_cannot_be_left_out_again(removed):
+    with mistake() as error:
+        compose(f"{removed[1:]}=null", removed)
+    assert f"{removed} has no effect: its value is null" in str(error.value)
+
+
 def test_every_answer_names_a_key_that_exists():
     plain = cli.compose(["logger=wandb"]).plain
     for answer in (*NAMES, *SAME_KEY.values()):

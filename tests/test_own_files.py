@@ -157,6 +157,7 @@ def missing(*_):
     [
         ("os.getcwd", missing, 2, "the working folder cannot be used: No such file"),
         ("os.path.expanduser", lambda path: path, 2, "no home folder is known, for caches; set HOME=<folder>"),
+        ("os.path.expanduser", lambda path: "a/folder", 2, "an absolute path"),
         ("slm.run.start.find_spec", lambda name: None, 2, "use WSL2"),
         ("slm.run.cli.generate_main", lambda: [0] * sys.maxsize, 4, "out of memory"),
     ],

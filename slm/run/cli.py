@@ -67,7 +67,7 @@ def train_main():
 def generate_main():
     """python generate.py: the value of prompt= is taken literally, whatever it contains."""
     with one_line_errors():
-        prompts = [argument for argument in sys.argv[1:] if argument.startswith("prompt=")]
+        prompts = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith("prompt=")]
         others = [argument for argument in sys.argv[1:] if argument not in prompts]
         refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
         if any(word in ("-h", "--help") for word in others):
@@ -86,7 +86,7 @@ def generate_main():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if prompts:
-            config["prompt"] = prompts[-1].removeprefix("prompt=")
+            config["prompt"] = prompts[-1].partition("=")[2]
         generate_command(typed(Request, config, ""))
 
 

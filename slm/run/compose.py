@@ -165,6 +165,8 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> tup
     for values in (config, written):
         own_nodes(overrides, values)
         for folder in ("cache_dir", "runs_dir"):
+            if values.get(folder) == "":
+                raise UserError(f"{folder}= is empty, and must name a folder; . is the working folder")
             if isinstance(values.get(folder), str):
                 values[folder] = str(atomic.expanded(values[folder]))
         values["name"] = values.get("name") or choices.get("model") or "run"

@@ -16,7 +16,7 @@ import torch
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.run.instantiate import Node, check, describe_target, is_node, required
-from slm.run.names import REFUSED_TRAINER_KEYS, hint_for
+from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
 
@@ -33,7 +33,6 @@ ORDER = (
     "tokenizer.",
     "model.context.",
 )
-DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories")
 EARLY_FACTS = ("folder", "config", "corpus", "layout")
 LATE_FACTS = ("tokenizer", "data", "store", "model_config", "steps")  # unknown before the data is prepared
 FACTS = {  # arguments that a constructor may name besides its settings

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 
 from slm.errors import UserError
 from slm.run import CONF
-from slm.run.names import REFUSED_TRAINER_KEYS, SAME_KEY, did_you_mean, hint_for
+from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, SAME_KEY, did_you_mean, hint_for
 from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
@@ -38,7 +38,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
     overrides, flags = split_flags(arguments)
     refuse_secrets(dict(override.partition("=")[::2] for override in overrides))
     parser = get_args_parser()
-    parser.error = lambda message: fail(f"{message}; python train.py --hydra-help lists the flags")
+    parser.error = lambda message: fail(
+        f"{message}; a key stands without hyphens (seed=1), and python train.py --hydra-help lists the flags"
+    )
     read = parser.parse_args(flags)
     if read.experimental_rerun is not None:  # it would unpickle the file
         raise UserError("--experimental-rerun is not supported; the same command with run_dir=<folder> resumes a run")
@@ -129,7 +131,7 @@ def translated(override: str, overrides: Sequence[str]) -> str:
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
     if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
         return SAME_KEY[key] + value
-    if sign in ("", "+") and key in GROUPS:  # an option of a group
+    if sign != "~" and key in GROUPS:  # an option of a group
         return f"~{key}" if value == "=null" else f"{key}{value}"  # Hydra takes an option away with ~
     return f"++{key}{value}" if sign == "+" and "." in key and "/" not in key and "@" not in key else override
 
@@ -183,11 +185,12 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> User
         if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
             return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
         known, group = known_keys(), match[2].partition(".")[0]
-        if match[1] == "delete from config" and match[2] in known:
+        is_known = any(f"{key}.".startswith(f"{match[2]}.") for key in known)  # a key or a section
+        if match[1] == "delete from config" and is_known:
             return UserError(f"~{match[2]} has no effect: its value is null, or {group} has another option")
         other = f", since {group} is left out or has another option"
         to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
-        reason = to_add or (other if match[2] in known else hint_for(match[2], known))
+        reason = to_add or (other if is_known else hint_for(match[2], known))
         return UserError(f"there is no key {match[2]}{reason}")
     return UserError(one_line(error))
 
@@ -223,7 +226,8 @@ def check_left_out_callbacks(overrides: Sequence[str], config: Mapping[str, Any]
     for key in map(key_of, overrides):
         name = key.removeprefix("callbacks.").partition(".")[0]
         node = callbacks.get(name) if isinstance(callbacks, Mapping) and key.startswith("callbacks.") else None
-        if isinstance(node, Mapping) and "_target_" not in node and key != f"callbacks.{name}":
+        left_out = name in DEFAULT_CALLBACKS and isinstance(node, Mapping) and "_target_" not in node
+        if left_out and key != f"callbacks.{name}":
             raise UserError(f"{key} has no effect: callbacks.{name} is left out; take callbacks=default")
 
 

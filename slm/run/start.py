@@ -20,8 +20,9 @@ def one_line_limits() -> Iterator[None]:
         end(f"the working folder cannot be used: {error.strerror}; change to another one", 2)
     if find_spec("fcntl") is None:
         end("Windows itself lacks what slm needs (file locks, signals); use WSL2", 2)
-    if os.path.expanduser("~") == "~":  # noqa: PTH111 (a folder of this name would be made)
-        end("no home folder is known, for caches; set HOME=<folder>", 2)
+    home = os.path.expanduser("~")  # noqa: PTH111 (unknown, it is ~ itself, and a folder of this name would be made)
+    if not (home.startswith("/") and os.environ.get("HOME", home)):
+        end("no home folder is known, for caches; set HOME=<folder>, an absolute path", 2)
     try:
         yield
     except MemoryError:
@@ -43,6 +44,7 @@ def train():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     make_stdio_robust()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a run reports the memory itself
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files; matplotlib cannot be imported with an unknown one
     sys.path.append("")  # for classes in files of the user's working folder
     from slm.run.cli import train_main
 
