@@ -23,6 +23,9 @@ def one_line_limits() -> Iterator[None]:
     home = os.path.expanduser("~")  # noqa: PTH111 (unknown, it is ~ itself, and a folder of this name would be made)
     if not (home.startswith("/") and os.environ.get("HOME", home)):
         end("no home folder is known, for caches; set HOME=<folder>, an absolute path", 2)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # of launchers of several processes
+        if not os.environ.get(name, "0").isdecimal():
+            end(f"the environment variable {name}={os.environ[name]!r} must be a whole number; unset {name}", 2)
     try:
         yield
     except MemoryError:
@@ -83,7 +86,7 @@ def main():
     # Lightning starts the other processes of a distributed run with the same arguments, but without the command
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         name = sys.argv.pop(1)
-    elif not (name := os.environ.get("SLM_COMMAND", "")):
+    elif (name := os.environ.get("SLM_COMMAND", "")) not in COMMANDS:
         print(f"usage: slm {{{','.join(COMMANDS)}}} ...; slm train --help lists the keys of a run", file=sys.stderr)
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     if name == "train":
