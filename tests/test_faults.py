@@ -40,8 +40,10 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGXCPU", 152)])
-def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, name, code):
+def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, request, name, code):
     folder, settings = tmp_path / "run", (*SAVING, "trainer.microbatch=2")
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}  # a background job ignores SIGINT
+    request.addfinalizer(lambda: [signal.signal(*handler) for handler in before.items()])
     handlers = [signal.getsignal(number) for number in STOPPING]
     monkeypatch.setitem(SIGNALS, "terminate", signal.Signals[name])
     arguments = [*small_run(text_file, tmp_path), *settings, f"run_dir={folder}", fault("terminate")]

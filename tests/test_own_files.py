@@ -30,6 +30,10 @@ FILES = {  # content of experiment/mine.yaml -> message
     HEADER + "data: {data: {batch_windows: 8}}\n": "there is no key data.data",
     HEADER + "budget: {max_time: 1:30:00}\n": 'must be hh:mm:ss, in a file with quotes: "01:30:00"',
     HEADER + "defaults: [mine]\n": "mine.yaml; a file must not include itself",
+    HEADER + "data: 3\n": "there is no key data.path, since data is left out or has another option",
+    HEADER
+    + "schedule: {min_lr_ratio: {_target_: math.sin}}\n": "schedule.min_lr_ratio={_target_: ...} must be a number",
+    HEADER + 'defaults: ["\\ud800"]\n': r"mine.yaml: ",
     HEADER + "defaults: {a: 1}\n": "mine.yaml: Invalid defaults list",
     HEADER + "defaults: [/modle: tiny]\n": "there is no group modle",
     HEADER + "seed: ${no.key}\n": "seed: Interpolation key 'no.key' not found",

@@ -26,7 +26,7 @@ def format_line(record: dict[str, Any]) -> str:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file up to the first invalid line, such as one torn by a kill; none if the file is missing.
+    """The records of a file without invalid lines, such as one torn by a kill; none if the file is missing.
 
     An editor may have added empty lines or a byte order mark, or left out the last line end. Raises OSError.
     """
@@ -37,13 +37,12 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
-                return
-            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-                return
-            yield record
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield record
 
 
 def truncate_after(path: Path, step: float):
-    """Removes the records after `step` and any torn line: training from that checkpoint writes them again."""
+    """Removes the records after `step` and invalid lines: training from that checkpoint writes them again."""
     if path.exists():
         atomic.write_text(path, "".join(format_line(record) for record in lines(path) if record["step"] <= step))

@@ -38,7 +38,7 @@ class Outcome:
 
 
 def train_main():
-    """python train.py: exits with 0, 2, 3, 4, 130, 143, or 1 and a traceback for a bug of this program."""
+    """python train.py: exits with 0, 2, 3, 4, 129, 130, 143, 152, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     with one_line_errors():

@@ -115,6 +115,8 @@ def one_line_composition(config_name: str = "train") -> Iterator[None]:
             f"the defaults lists include one another without end, near {FileConfigSource.newest}; "
             "a file must not include itself"
         ) from None
+    except UnicodeEncodeError as error:
+        raise UserError(f"{FileConfigSource.newest}: {error.object!r} cannot be the name of a file") from None
     except (ValueError, TypeError, AssertionError, AttributeError) as error:
         module = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
         if isinstance(error, UserError) or module.partition(".")[0] not in ("hydra", "omegaconf"):

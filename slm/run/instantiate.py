@@ -122,8 +122,8 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
         owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
         raise UserError(f"{prefix}{unknown[0]} is not a setting{owner}{hint}")
     for key, value in values.items():
-        if key in hints and not isinstance(value, Node) and not fits(value, hints[key]):
-            given = "null" if value is None else repr(value)
+        if key in hints and not fits(value, hints[key]):
+            given = "null" if value is None else "{_target_: ...}" if isinstance(value, Node) else repr(value)
             raise UserError(f"{prefix}{key}={given} must be {describe(hints[key])}{remedy(value, hints[key])}")
 
 
@@ -150,7 +150,9 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool) or is_dataclass(hint):
+    if is_dataclass(hint):
+        return isinstance(value, hint | Node)
+    if hint in (str, bool):
         return isinstance(value, hint)
     if origin in (list, tuple, Sequence):
         inner = arguments[0] if arguments else Any

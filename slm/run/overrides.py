@@ -211,9 +211,10 @@ def check_data_keys(overrides: Sequence[str], unresolved: Any):
     Raises UserError for one that the command line adds or that has the name of a known key; warns of any other.
     """
     text, data = str(unresolved), unresolved.get("data")
-    known = [key for key in data if f"data.{key}" in text or key in SHARED_KEYS] if isinstance(data, dict) else []
+    data = data if isinstance(data, dict) else {}
+    known = [key for key in data if f"data.{key}" in text or key in SHARED_KEYS]
     added = [key_of(override) for override in overrides if override.startswith("+")]
-    for name in set(data or ()) - {*known, "vocab_size"}:  # of tokenizer=sentencepiece
+    for name in set(data) - {*known, "vocab_size"}:  # of tokenizer=sentencepiece
         hint = hint_for(f"data.{name}", [f"data.{other}" for other in known])
         if hint or f"data.{name}" in added or isinstance(data[name], dict):
             raise UserError(f"there is no key data.{name}{hint}")
