@@ -134,7 +134,8 @@ def locked(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None)
     """
     with contextlib.ExitStack() as held:
         with file_operation("lock", path):
-            file = held.enter_context(open(path, "a+"))
+            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
+            held.callback(_close, file)
             try:
                 _lock(file, fcntl.LOCK_NB)
             except BlockingIOError:
@@ -144,9 +145,13 @@ def locked(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None)
                     on_wait()
                 _lock(file, 0)
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         yield
+
+
+def _close(file: IO):
+    with contextlib.suppress(OSError):  # of a full disk: nothing of value is lost, and the first error shall be raised
+        file.close()
 
 
 def _lock(file: IO, mode: int):

@@ -221,7 +221,7 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
     facts = {"save_dir": str(run_dir), "name": run_info["name"], "id": run_info["run_id"]}
     facts |= {"path": run_dir / "metrics.jsonl"}
     loggers = []
-    for name, node in config.logger.items():
+    for node in config.logger.values():
         if node.target is WandbLogger and (run_dir.parent / "multirun.yaml").exists():  # of a sweep
             node = replace(node, settings={"group": run_dir.parent.name, **node.settings})
         if node.target is WandbLogger and node.names("offline"):
@@ -232,7 +232,7 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
         try:
             loggers.append(node.build(**facts))
         except ImportError as error:
-            raise UserError(f'{node.where} needs a package: {error}; pip install -e ".[{name}]"') from None
+            raise UserError(f"{node.where} needs a package: {error}") from None
         if not isinstance(loggers[-1], Logger):
             raise UserError(f"{node.where}._target_ must be a Lightning Logger, not {type(loggers[-1]).__name__}")
     return loggers

@@ -79,10 +79,9 @@ def test_a_fault_at_any_file_operation_costs_nothing(tmp_path, tokenizer):
     text.write_text(
         "\n<|endoftext|>\n".join(f"Story {n} of a dog. " + "A dog saw a cat. " * (3 + n) for n in range(20))
     )
-    seed = random.randrange(10**6)
-    command = [sys.executable, DRIVER, "--operations", "--sample", "60", "--seed", str(seed), tmp_path / "faults"]
+    command = [sys.executable, DRIVER, "--operations", "--sample", "60", "--seed", "0", tmp_path / "faults"]
     done = subprocess.run([*command, f"data.path={text}", *tokenizer], capture_output=True, text=True)
-    print(f"seed {seed}", done.stdout, done.stderr)
+    print(done.stdout, done.stderr)
     assert done.returncode == 0
 
 
