@@ -149,7 +149,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
             split: _write_split(counted(split), tokenizer, folder, split, dtype) for split in ("validation", "train")
         }
         manifest = {**expected, "dtype": dtype.name, "repeated": repeated, "splits": splits}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        with file_operation("write", path := folder / "manifest.json"):
+            path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     store = TokenStore.open(cached(cache, "tokens", corpus, identity, write), expected)
     repeated, documents = store.manifest["repeated"], store.manifest["splits"]["validation"]["documents"]
