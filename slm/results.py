@@ -1,14 +1,19 @@
 """Finished and unfinished runs in Python: one run, and a table of runs."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from slm.errors import UserError, printable
 from slm.files import jsonl, run_folder
+from slm.security import leaves
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
+MEASURED = re.compile("val/|sample/|train/loss$")  # the metrics that a run is judged by
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,41 @@ class Run:
     def series(self, name: str) -> dict[int, float]:
         """Step -> value of one metric, such as train/loss."""
         return {line["step"]: line[name] for line in self.metrics if line.get(name) is not None}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration by dotted keys, such as optimizer.lr."""
+        return dict(leaves(self.info["config"]))
+
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers, from its files alone, also of a run that was killed.
+
+        status, objective, failure (one line), parameters, tokens, flops, tokens_per_second (median), seconds (of all
+        attempts), energy_joules; and under metrics, by name, final, best (the highest of sample/, the lowest of any
+        other) and best_step. None for what is not known.
+        """
+        info, lines = self.info, self.metrics
+        series: dict[str, list[tuple[float, int]]] = {}
+        for line in lines:
+            for name, value in line.items():
+                if isinstance(value, int | float):
+                    series.setdefault(name, []).append((value, line["step"]))
+        metrics = {}
+        for name in filter(MEASURED.match, series):
+            best = max(series[name], key=itemgetter(0)) if name.startswith("sample/") else min(series[name])
+            metrics[name] = {"final": series[name][-1][0], "best": best[0], "best_step": best[1]}
+        last = {name: values[-1][0] for name, values in series.items()}
+        tokens, flops_per_token = last.get("train/tokens"), info.get("flops_per_token")
+        rates = [rate for rate, _ in series.get("tokens_per_second", ())]
+        return {
+            **{name: info.get(name) for name in ("status", "objective", "failure", "parameters")},
+            "tokens": tokens,
+            "flops": tokens * flops_per_token if tokens and flops_per_token else None,
+            "tokens_per_second": median(rates) if rates else None,
+            "seconds": last.get("seconds"),
+            "energy_joules": last.get("energy_joules"),
+            "metrics": metrics,
+        }
 
     def load(self, **settings):
         """The best model of the run, a LanguageModel. Settings and errors as in slm.load."""

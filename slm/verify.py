@@ -20,7 +20,13 @@ from slm.errors import UserError, explain, printable, report
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
 
-CLOCK = ("tokens_per_second", "mfu", "device/memory_gb", "device/utilization")  # differ from attempt to attempt
+CLOCK = (
+    "tokens_per_second",
+    "seconds",
+    "mfu",
+    "device/memory_gb",
+    "device/utilization",
+)  # differ from attempt to attempt
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 
 

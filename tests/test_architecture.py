@@ -28,7 +28,7 @@ OWNERS = {  # framework -> the only parts of slm/ that may import it
     "lightning": ("training/", "run/trainer.py"),
     "hydra": ("run/",),
     "omegaconf": ("run/",),
-    "matplotlib": ("plot.py",),
+    "matplotlib": ("plot.py", "analysis/"),
     "datasets": ("corpora/",),
     "huggingface_hub": ("corpora/",),
     "tiktoken": ("tokenizers/",),

@@ -14,6 +14,7 @@ from conftest import ROOT, small_run, trained
 
 from slm import checkpoint
 from slm.files import jsonl
+from slm.results import Run
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_a_run_folder_is_complete(run_dir):
     assert (run_info["status"], run_info["attempts"]) == ("done", 1)
     assert len(run_info["config_hash"]) == len(run_info["corpus"]) == len(run_info["tokenizer"]) == 64
     metrics = {name for line in (run_dir / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
-    train = {"train/loss", "train/lr", "train/grad_norm", "train/tokens", "tokens_per_second", "mfu"}
+    train = {"train/loss", "train/lr", "train/grad_norm", "train/tokens", "tokens_per_second", "seconds", "mfu"}
     validated = {"val/loss", "val/perplexity", "val/bits_per_byte", "val/text_bits_per_byte"}
     assert metrics == {"step", "device/memory_gb", *train, *validated}
     assert (run_dir / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -60,6 +61,20 @@ def test_a_run_folder_is_complete(run_dir):
     assert checkpoints == ["step-000005.ckpt", "step-000010.ckpt"]
     weights = checkpoint.read(run_dir / "checkpoints" / checkpoints[0])["state_dict"]
     assert weights["model.tokens.weight"].data_ptr() == weights["model.head.weight"].data_ptr()  # tied, so saved once
+
+
+def test_a_run_sums_itself_up(run_dir):
+    run = Run(run_dir)
+    summary, seconds = run.summary(), list(run.series("seconds").values())
+    assert (summary["status"], summary["failure"], summary["energy_joules"]) == ("done", None, None)
+    losses = run.series("val/loss")
+    best = min(losses, key=losses.get)
+    assert summary["metrics"]["val/loss"] == {"final": losses[10], "best": losses[best], "best_step": best}
+    assert summary["objective"] == losses[best]
+    assert summary["flops"] == run.series("train/tokens")[10] * run.info["flops_per_token"]
+    assert seconds == sorted(seconds)
+    assert summary["seconds"] == seconds[-1] > 0
+    assert run.config["optimizer.lr"] == run.info["config"]["optimizer"]["lr"]
 
 
 def test_the_same_command_does_not_train_again(run_dir, small, monkeypatch, capsys):

@@ -20,7 +20,7 @@ import yaml
 from slm import checkpoint
 from slm.cache import changed_files
 from slm.errors import ResourceError, UserError, file_operation
-from slm.estimate import parameters
+from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
 from slm.model import GPTConfig
 from slm.plot import loss_curve
@@ -164,6 +164,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "torch": torch.__version__,
         "microbatch": job.microbatch,
         "parameters": parameters(job.model).total,
+        "flops_per_token": training_flops_per_token(job.model),
         "steps": job.steps,
         "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
@@ -171,6 +172,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "intervals": intervals if logged in intervals else [*intervals, logged],
         "status": "running",
         "objective": None,
+        "failure": None,
         "config": config.plain,
     }
 

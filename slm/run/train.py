@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slm.errors import Stopped, UserError
+from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
 from slm.hardware import (
@@ -136,7 +136,7 @@ def fit_and_close(
     from slm.run.trainer import teardown
     from slm.training.loggers import for_each_logger
 
-    config, run_dir, status, stopped = job.config, job.run_dir, "failed", None
+    config, run_dir, status, stopped, failure = job.config, job.run_dir, "failed", None, None
     inode = run_folder.lock_inode(run_dir)
     try:
         facts = {
@@ -145,11 +145,14 @@ def fit_and_close(
         for_each_logger(assembled.trainer, lambda logger: logger.log_hyperparams({**config.plain, "run": facts}))
         stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
+    except BaseException as error:
+        failure = printable(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        raise
     finally:
         objective = lowest(run_dir, config.optimized_metric)
         teardown(assembled.trainer)
         if opened() and run_folder.lock_inode(run_dir) == inode:
-            close_run(run_dir, {**run_info, "status": status, "objective": objective})
+            close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure})
     return stopped, objective
 
 

@@ -4,12 +4,14 @@ import contextlib
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
+from slm.files import jsonl
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
@@ -19,18 +21,22 @@ class TrainingMetrics(Callback):
     """Logs train/... , tokens_per_second, mfu and device/... every `every_n_steps` steps, at the first and the last.
 
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
-    that of the steps since the previous line, without validations, samples and checkpoints in between. Raises UserError
-    if every_n_steps is below 1.
+    that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds` counts
+    these, too, over all attempts of which metrics.jsonl in `folder` has lines. Raises UserError if every_n_steps is
+    below 1.
     """
 
-    def __init__(self, *, every_n_steps: int):
+    def __init__(self, *, every_n_steps: int, folder: Path | None = None):
         if every_n_steps < 1:
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.folder = every_n_steps, folder
         self.start: tuple[float, int] | None = None  # time and targets before the steps since the previous line
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
+        logged = jsonl.lines(self.folder / "metrics.jsonl") if self.folder else ()
+        earlier = max((line["seconds"] for line in logged if isinstance(line.get("seconds"), int | float)), default=0)
+        self.begin = time.perf_counter() - earlier
         self.flops_per_token = training_flops_per_token(module.model.config)
         self.peak_flops = device_peak(module.device, "16" in str(trainer.precision))
         if module.device.type == "cuda":
@@ -63,6 +69,7 @@ class TrainingMetrics(Callback):
             "train/grad_norm": module.grad_norm.item(),
             "train/tokens": tokens,
             "tokens_per_second": round(rate, 1),
+            "seconds": round(time.perf_counter() - self.begin, 3),
         }
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
