@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,29 @@ from slm.training.callbacks.signals import StopSignals
 class Checkpoints(Checkpoint):
     """Writes step-000100.ckpt every `every_n_steps`, at a new best val/loss, at the end and on a request to stop.
 
-    Keeps the newest `keep_last` and the best; last.json and best.json name them. A step with a validation is saved
-    after it, so a resume neither skips nor repeats a validation. `content` is what makes a checkpoint sufficient on
-    its own (slm.checkpoint.describe). Raises UserError for settings out of range.
+    Keeps the newest `keep_last` and the best, which last.json and best.json name, and those of the steps of `keep_at`
+    (`kept_steps`), which are always written. A step with a validation is saved after it, so a resume neither skips nor
+    repeats a validation. Raises UserError for settings out of range.
     """
 
-    def __init__(self, *, every_n_steps: int, keep_last: int, folder: Path):
+    def __init__(self, *, every_n_steps: int, keep_last: int, keep_at: list[int | str] | None = None, folder: Path):
         if every_n_steps < 1:
             raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
         if keep_last < 2:
             raise UserError(f"callbacks.checkpoints.keep_last={keep_last} must be at least 2: the newest may be lost")
+        self.keep_at = keep_at or []
+        kept_steps(self.keep_at, 0)  # checks them before any work
         self.every_n_steps, self.keep_last, self.folder = every_n_steps, keep_last, folder / "checkpoints"
         self.best: dict[str, Any] | None = None  # step, file and val/loss
+        self.kept: set[int] = set()  # steps that keep_at named when they were saved: another keep_at spares them
         self.saved_step: int | None = None
         self.lock: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "kept": sorted(self.kept)}
 
     def load_state_dict(self, state: dict[str, Any]):
-        self.best = state["best"]
+        self.best, self.kept = state["best"], set(state.get("kept", ()))
 
     def on_load_checkpoint(self, trainer, module, content: dict[str, Any]):
         """Recomputes Lightning's microbatch counts from the steps done: the microbatch may have changed."""
@@ -48,6 +53,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer, module):
         self.lock = run_folder.lock_inode(self.folder.parent)
+        self.steps_to_keep = kept_steps(self.keep_at, trainer.max_steps)
         self.validation_steps = trainer.val_check_interval // trainer.accumulate_grad_batches
         path = self._path(trainer.global_step)
         if path.exists():
@@ -94,14 +100,16 @@ class Checkpoints(Checkpoint):
         if self.saved_step is None:  # Lightning has skipped the training: its last step was saved, no more
             self.on_train_start(trainer, module)
             if self.saved_step is not None:
-                self._prune(self._path(self.saved_step), self.best)
+                self._prune(self._path(self.saved_step), self.best, self.kept)
 
     def _finish_step(self, trainer, improved: bool):
         """Saves if it is time to, and stops the run if that was requested. Raises Stopped."""
         step, signals = trainer.global_step, next(c for c in trainer.callbacks if isinstance(c, StopSignals))
         if trainer.strategy.reduce_boolean_decision(signals.request is not None, all=False):
             signals.request = signals.request or Stopped("another process was asked to stop", 143)
-        if improved or signals.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        if kept := step in self.steps_to_keep:
+            self.kept.add(step)
+        if improved or kept or signals.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
         if signals.request:
             trainer.strategy.checkpoint_io.wait()
@@ -111,8 +119,8 @@ class Checkpoints(Checkpoint):
         path, writer = self._path(trainer.global_step), trainer.strategy.checkpoint_io
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
-        best = dict(self.best) if self.best else None
-        writer.then(lambda: (self._publish(path, best), self._prune(path, best)))
+        best, kept = dict(self.best) if self.best else None, frozenset(self.kept)
+        writer.then(lambda: (self._publish(path, best), self._prune(path, best, kept)))
 
     @rank_zero_only
     def _publish(self, newest: Path, best: dict[str, Any] | None):
@@ -121,13 +129,34 @@ class Checkpoints(Checkpoint):
             atomic.write_text(self.folder / "best.json", json.dumps(best))
 
     @rank_zero_only
-    def _prune(self, newest: Path, best: dict[str, Any] | None):
+    def _prune(self, newest: Path, best: dict[str, Any] | None, kept: Collection[int]):
         """Deletes old checkpoints. Those of later steps are damaged and will be overwritten."""
         saved = run_folder.checkpoints(self.folder.parent)
         for path in saved[saved.index(newest) + self.keep_last :]:
-            if not best or path.name != best["file"]:
+            if run_folder.step_of(path) not in kept and not (best and path.name == best["file"]):
                 path.unlink(missing_ok=True)
                 atomic.digest_path(path).unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
+
+
+def kept_steps(keep_at: Sequence[int | str], steps: int) -> set[int]:
+    """The steps up to `steps` that `keep_at` names: numbers, log2 (1, 2, 4, 8, ...), every:500 (500, 1000, ...).
+
+    Raises UserError for any other entry.
+    """
+    found: set[int] = set()
+    for entry in keep_at:
+        every = re.fullmatch(r"every:([1-9]\d*)", str(entry))
+        if entry == "log2":
+            found |= {2**power for power in range(steps.bit_length())}
+        elif every:
+            found |= set(range(int(every[1]), steps + 1, int(every[1])))
+        elif type(entry) is int and entry > 0:
+            found.add(entry)
+        else:
+            raise UserError(
+                f"callbacks.checkpoints.keep_at={entry} must be a step from 1 on, log2 (1, 2, 4, 8, ...) or every:N"
+            )
+    return {step for step in found if step <= steps}
