@@ -21,6 +21,8 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"hardware", "estimate", "checkpoint", "data"},
     {"optim", "generation"},
     {"evaluate", "verify", "results", "training"},  # Lightning
+    {"analysis"},  # numpy, scipy: no torch, no Hydra
+    {"compare"},
     {"run"},  # the composition root: Hydra
     {"__main__"},
 ]

@@ -78,6 +78,7 @@ COMMANDS = {
     "evaluate": lambda: module("evaluate"),
     "verify": lambda: module("verify"),
     "cache": lambda: module("cache"),
+    "compare": lambda: module("compare"),
 }
 
 

@@ -1,0 +1,179 @@
+"""Groups of runs that differ in their seed only, from run folders, sweep folders and folders that hold runs."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slm.errors import UserError
+from slm.files import atomic, run_folder, sweep_folder
+from slm.results import Run
+
+IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
+    *("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "allow_changes", "logger", "plan"),
+    *("verify_resume", "log_windows", "data.path", "data.corpus.path", "data.corpus.cache"),
+)
+VARIANT = "variant"  # the key of an ablation
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run, read once."""
+
+    folder: Path
+    info: dict[str, Any]  # run.json
+    settings: dict[str, Any]  # configuration by dotted keys, without the seed and IDENTITY
+    lines: list[dict[str, Any]]  # metrics.jsonl
+    summary: dict[str, Any]  # Run.summary()
+
+    @property
+    def seed(self) -> int:
+        return self.info["config"].get("seed", 0)
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step -> finite value of a metric."""
+        found = {line["step"]: line.get(name) for line in self.lines}
+        return {step: v for step, v in sorted(found.items()) if isinstance(v, int | float) and math.isfinite(v)}
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only, one for each seed."""
+
+    name: str
+    runs: list[FinishedRun]
+    identity: dict[str, str] = field(default_factory=dict)  # swept key -> value
+
+    @cached_property
+    def by_seed(self) -> dict[int, FinishedRun]:
+        return {run.seed: run for run in sorted(self.runs, key=lambda run: run.seed)}
+
+
+def read_groups(folders: Sequence[str]) -> tuple[list[Group], list[str]]:
+    """The groups that the folders hold, in their order, and one line for each run that is left out.
+
+    Single runs of one configuration and code form one group. Raises UserError for a folder without finished runs.
+    """
+    groups: list[Group] = []
+    left_out: list[str] = []
+    for folder in dict.fromkeys(map(atomic.expanded, folders)):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; give run folders, sweep folders or folders that hold runs")
+        found = split(folder, read_runs(folder, left_out))
+        if not found:
+            reasons = f" ({'; '.join(left_out)})" if left_out else ""
+            raise UserError(f"{folder} holds no finished run{reasons}")
+        if len(folders) > 1:
+            for group in found:
+                group.name = f"{folder.name}: {group.name}" if len(found) > 1 else folder.name
+        groups += found
+    groups = merged(groups)
+    names = [group.name for group in groups]
+    for group in groups:
+        if names.count(group.name) > 1:  # folders of one name
+            group.name = str(group.runs[0].folder)
+    return groups, left_out
+
+
+def read_runs(folder: Path, left_out: list[str]) -> list[FinishedRun]:
+    """The finished runs in a folder; the reasons why others are left out are appended to `left_out`."""
+    files = [folder / "run.json"] if (folder / "run.json").exists() else sorted(folder.rglob("run.json"))
+    found: list[FinishedRun] = []
+    for file in files:
+        try:
+            run = Run(file.parent)
+            info = run.info
+            if info["status"] != "done":
+                raise UserError(f"{file.parent} is not finished: status {info['status']}")
+            settings = {key: value for key, value in run.config.items() if not is_identity(key, value, info)}
+            read = FinishedRun(file.parent, info, settings, run.metrics, run.summary())
+            check_complete(read)
+        except UserError as error:
+            left_out.append(str(error))
+        else:
+            found.append(read)
+    return found
+
+
+def is_identity(key: str, value: Any, info: dict[str, Any]) -> bool:
+    """True for the seed, for values that follow it, and for the keys of IDENTITY."""
+    if key == "seed" or (
+        key.endswith(".seed") and key.startswith("callbacks.") and value == info["config"].get("seed")
+    ):
+        return True
+    return f"{key}.".startswith(tuple(f"{name}." for name in IDENTITY))
+
+
+def check_complete(run: FinishedRun):
+    """Raises UserError if the last validation is missing in metrics.jsonl, so that an earlier one would count."""
+    steps = [line["step"] for line in run.lines if any(name.startswith("val/") for name in line)]
+    newest = atomic.read_object(run.folder / "checkpoints" / "last.json") or {}
+    name = run_folder.STEP_FILE.fullmatch(str(newest.get("file")))
+    end = int(name[1]) if name else run.info.get("steps")
+    if not steps or steps[-1] != end:
+        at = f"its last validation is that of step {steps[-1]}" if steps else "it has no validation"
+        raise UserError(f"{run.folder}: metrics.jsonl is damaged: {at}, and the run ended at step {end}")
+
+
+def split(folder: Path, runs: Iterable[FinishedRun]) -> list[Group]:
+    """The runs of a folder as groups: by the swept keys other than the seed, else by their configurations."""
+    sweep = sweep_folder.read(folder)
+    values = {job.folder: job.values for job in sweep.jobs} if sweep else {}
+    groups: dict[Any, Group] = {}
+    for run in runs:
+        swept = values.get(run.folder.name)
+        identity = {k: v for k, v in swept.items() if k != "seed"} if swept is not None else {}
+        key = tuple(identity.items()) if swept is not None else repr(sorted(run.settings.items()))
+        groups.setdefault(key, Group(folder.name, [], identity)).runs.append(run)
+    found = list(groups.values())
+    if len(found) > 1:
+        for group, name in zip(found, names(found)):
+            group.name = name
+    return found
+
+
+def names(groups: Sequence[Group]) -> list[str]:
+    """Short names: the variant of an ablation, the value of one key with words for values, else key=value."""
+    identities = [group.identity or configured(group) for group in groups]
+    keys = [key for key in dict.fromkeys(k for i in identities for k in i) if len({i.get(key) for i in identities}) > 1]
+    if not keys or len(keys) > 4:
+        return [group.runs[0].folder.name for group in groups]
+    if VARIANT in keys:
+        keys = [VARIANT]
+    short = sweep_folder.short_keys(keys)
+    if len(keys) == 1 and all(str(i.get(keys[0])).isidentifier() for i in identities):
+        return [str(i.get(keys[0])) for i in identities]
+    return [" ".join(f"{short[key]}={i[key]}" for key in keys if key in i) for i in identities]
+
+
+def configured(group: Group) -> dict[str, str]:
+    """The options of groups such as model=tiny, and the values of the configuration, that may name a group of runs."""
+    run = group.runs[0]
+    return {key: str(value) for key, value in run.settings.items()}
+
+
+def merged(groups: Sequence[Group]) -> list[Group]:
+    """Single runs of one configuration and code as one group, named by what tells it from the others."""
+    result: dict[Any, Group] = {}
+    for number, group in enumerate(groups):
+        run = group.runs[0]
+        alone = len(group.runs) == 1 and not group.identity
+        code = run.info.get("commits", [])[-1:], sorted(run.settings.items())
+        first = result.setdefault(repr(code) if alone else number, group)
+        if first is not group:
+            first.runs += group.runs
+    found = list(result.values())
+    if len(found) < len(groups) and len(found) > 1:
+        for group, name in zip(found, names(found)):
+            group.name = name if not group.identity and len(group.runs) > 1 else group.name
+    return found
+
+
+def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Key -> value in each group, for the keys of the configuration that differ; a missing key is None."""
+    settings = [group.runs[0].settings for group in groups]
+    keys = sorted({key for each in settings for key in each})
+    table = {key: [each.get(key) for each in settings] for key in keys}
+    return {key: row for key, row in table.items() if any(value != row[0] for value in row)}

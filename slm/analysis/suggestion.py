@@ -1,0 +1,37 @@
+"""The command that repeats runs with several seeds."""
+
+import shlex
+from collections.abc import Sequence
+
+import yaml
+
+from slm.analysis.groups import FinishedRun, Group
+
+SEEDS = "seed=1,2,3,4,5"
+LEFT_OUT = ("seed=", "run_dir=", "sweep_dir=", "resume=", "variant=")
+
+
+def command_with_seeds(groups: Sequence[Group]) -> list[str]:
+    """One command for groups whose overrides differ in the value of one key, else one for each group."""
+    typed = {group.name: overrides(group.runs[0]) for group in groups}
+    different = {key for each in typed.values() for key in each if any(t.get(key) != each[key] for t in typed.values())}
+    if len(different) == 1 and all(different <= each.keys() for each in typed.values()):
+        (key,) = different
+        each = next(iter(typed.values())) | {key: ",".join(dict.fromkeys(t[key] for t in typed.values()))}
+        return [command(each)]
+    return [f"{command(each)} sweep_dir=sweeps/{shlex.quote(name)}" for name, each in typed.items()]
+
+
+def command(values: dict[str, str]) -> str:
+    return " ".join(["python train.py -m", *(shlex.quote(f"{key}={value}") for key, value in values.items()), SEEDS])
+
+
+def overrides(run: FinishedRun) -> dict[str, str]:
+    """Key -> value of the overrides with which a run was started, without those that name it."""
+    try:
+        content = yaml.safe_load((run.folder / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    words = [word for word in content if isinstance(word, str)] if isinstance(content, list) else []
+    kept = [word for word in words if not word.startswith(LEFT_OUT) and not word.endswith("=null")]
+    return dict(word.partition("=")[::2] for word in kept)

@@ -1,0 +1,78 @@
+"""Statistics of few seeds against scipy.stats, hand computations and published constants."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from slm.analysis.statistics import (
+    detectable,
+    holm,
+    paired_difference,
+    pairs_needed,
+    sign_flip_p,
+    unpaired_difference,
+)
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9, 12])
+def test_pairs_against_scipy(n):
+    base, variant = RNG.normal(0, 1, n), RNG.normal(0.4, 1, n)
+    found = paired_difference(variant - base)
+    expected = stats.ttest_rel(variant, base)
+    interval = expected.confidence_interval(0.95)
+    assert (found.mean, found.p) == pytest.approx((np.mean(variant - base), expected.pvalue))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    if n < 12:
+        statistic = lambda x, y, axis: np.mean(x - y, axis=axis)  # noqa: E731
+        exact = stats.permutation_test(
+            (variant, base), statistic, permutation_type="samples", n_resamples=np.inf, vectorized=True
+        )
+        assert found.p_signs == pytest.approx(exact.pvalue)
+
+
+def test_sign_flips_of_many_pairs_are_drawn():
+    values = RNG.normal(0.3, 1, 30)
+    t_test = stats.ttest_1samp(values, 0).pvalue
+    assert sign_flip_p(values) == pytest.approx(t_test, abs=0.02)
+    assert sign_flip_p(np.ones(30), patterns=1000) == 1 / 1001  # the observed pattern counts among them
+    assert sign_flip_p(values[:20]) == pytest.approx(sign_flip_p([*values[:20], 0.0]), abs=0.01)  # exact and drawn
+
+
+def test_equal_and_single_differences():
+    assert sign_flip_p([1, 1, 1, 1, 1]) == 2 / 32  # the smallest p of five pairs
+    assert paired_difference([0.0, 0.0, 0.0]).p == 1
+    assert paired_difference([0.1, 0.1]).p == 0
+    assert math.isnan(paired_difference([0.1]).p)
+
+
+def test_unpaired_against_scipy():
+    base, variant = RNG.normal(0, 1, 4), RNG.normal(0.4, 3, 7)
+    found = unpaired_difference(base, variant)
+    expected = stats.ttest_ind(variant, base, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert (found.p, found.low, found.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
+
+
+def test_holm_by_hand():
+    """Smallest p times 4, the next times 3, and so on, never below the one before."""
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.01]) == [0.01]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_a_difference_of_the_detectable_size_is_found_in_80_percent(n):
+    differences = np.random.default_rng(n).normal(detectable(1.0, n), 1.0, (20000, n))
+    found = stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.80, abs=0.01)  # 3.5 standard deviations
+
+
+def test_pairs_needed_is_the_smallest_number():
+    n = pairs_needed(0.01, 0.005)
+    assert detectable(0.01, n) <= 0.005 < detectable(0.01, n - 1)
+    assert pairs_needed(0.01, 0.2) == 2
