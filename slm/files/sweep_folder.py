@@ -6,6 +6,7 @@ sweep.json  results.csv  multirun.yaml  lr-0.001_width-128/ (a run folder per jo
 import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,7 @@ from slm.files.run_folder import file_name
 from slm.security import NAME, is_bounded
 
 STATUSES = ("waiting", "running", "done", "failed", "stopped")
+THREADS = threading.Lock()  # a file lock keeps only processes apart
 DIVERGED = 3  # exit code of a run that would diverge again
 TYPES = {
     **{"folder": str, "values": dict, "status": str, "objective": int | float | None, "failure": str | None},
@@ -117,7 +119,7 @@ def _read_job(content: Mapping[str, Any]) -> SweepJob:
 @contextlib.contextmanager
 def changed(folder: Path) -> Iterator[Sweep]:
     """The sweep, written at the end of the block; one process at a time. Raises UserError if it is damaged."""
-    with atomic.locked(folder / ".sweep.lock", wait=True):
+    with THREADS, atomic.locked(folder / ".sweep.lock", wait=True):
         sweep = read(folder) or Sweep()
         yield sweep
         atomic.write_text(folder / "sweep.json", json.dumps(asdict(sweep), indent=1, ensure_ascii=False) + "\n")

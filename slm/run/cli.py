@@ -11,7 +11,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -19,22 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slm.errors import Stopped, UserError, explain, report
+from slm.errors import Stopped, UserError, explain, printable, report
 from slm.files import atomic
 from slm.files.run_folder import new_folder
 from slm.run import CONF
 from slm.run.compose import composed, one_line_composition, plain
-from slm.run.overrides import check_single, normalized, parsed, quoted, read_arguments
+from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
+from slm.run.sweep import recording
+from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
 from slm.security import refuse_secrets
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of one job: a run of its own or one of a sweep."""
-
-    name: str
-    objective: float
-    exit_code: int
 
 
 def train_main():
@@ -46,22 +38,27 @@ def train_main():
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
+        launching_process = process_name()  # the function below may run in another one
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
         def job(cfg: DictConfig) -> float:
+            hydra_config = HydraConfig.get()
+            folder = Path(hydra_config.runtime.output_dir)
+            if hydra_config.mode == RunMode.MULTIRUN and is_listed(folder):
+                is_worker = process_name() != launching_process
+                announce = hydra_config.launcher._target_.endswith("BasicLauncher")
+                return recorded_job(folder, is_worker, announce, lambda: run_job(cfg, own_files))
             outcomes.append(run_job(cfg, own_files))
-            return outcomes[-1].objective
+            return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
 
-        try:
-            with one_line_composition():
-                job()
-        except SystemExit as end:  # Hydra's own, for a package that does not exist
-            sys.exit(2 if read.cfg and end.code == 1 else end.code)
-    if read.multirun and outcomes:
-        print("\nobjective  run")
-        for outcome in outcomes:
-            print(f"{outcome.objective:.4f}  {outcome.name}" + ("  failed, see above" if outcome.exit_code else ""))
-    sys.exit(max((outcome.exit_code for outcome in outcomes), default=0))
+        with recording(overrides) as launchers:
+            try:
+                with one_line_composition():
+                    job()
+            except SystemExit as end:  # Hydra's own, for a package that does not exist
+                sys.exit(2 if read.cfg and end.code == 1 else end.code)
+            codes = [launcher.conclude() for launcher in launchers]
+    sys.exit(max((*codes, *(outcome.exit_code for outcome in outcomes)), default=0))
 
 
 def generate_main():
@@ -104,7 +101,7 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
 
     `own_files` are the flags that name configuration files of the user, for other processes of the job.
     """
-    hydra_config, arguments = HydraConfig.get(), sys.argv[1:]
+    hydra_config, arguments, environment = HydraConfig.get(), sys.argv[1:], dict(os.environ)
     sweep = hydra_config.mode == RunMode.MULTIRUN
     name = Path(hydra_config.runtime.output_dir).name if sweep else "run"
     overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
@@ -115,7 +112,8 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
         config = read_config(*values)
         if sweep:
             if config.run_dir:
-                raise UserError(f"run_dir={config.run_dir} is one folder and -m makes many; leave it out")
+                raise UserError(f"run_dir={config.run_dir} is one folder and -m makes many; give sweep_dir=<folder>")
+            overrides = [override for override in overrides if key_of(override) != "sweep_dir"]
             folder = Path(hydra_config.runtime.output_dir)
             print(f"\n{folder.name}", flush=True)
             run_dir = choose_folder(config) if config.trainer.fast_dev_run else folder
@@ -124,19 +122,24 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
         else:
             run_dir = choose_folder(config)
         name = name if sweep else run_dir.name
-        again = f"hydra.sweep.dir={hydra_config.sweep.dir}" if sweep else None
+        again = f"sweep_dir={hydra_config.sweep.dir}" if sweep else None
         return Outcome(name, *run(config, run_dir, overrides, own_files, again))
     except Stopped as stopped:
-        sys.exit(stopped.exit_code)
+        return Outcome(name, None, stopped.exit_code, stopped=True)
     except Exception as error:
         if explanation := explain(error):
-            return Outcome(name, math.nan, report(explanation))
+            return Outcome(name, None, report(explanation), one_line(explanation))
         traceback.print_exc()
-        return Outcome(name, math.nan, 1)
+        return Outcome(name, None, 1, one_line(f"{type(error).__name__}: {error}"))
     finally:
-        os.environ.pop("SLM_RUN_DIR", None)
+        os.environ.clear()
+        os.environ.update(environment)
         sys.argv[1:] = arguments
         gc.collect()  # a Trainer is full of cycles, which would keep the memory of a GPU from the next job of a sweep
+
+
+def one_line(failure: object) -> str:
+    return printable(" ".join(str(failure).split()), 500)
 
 
 def run(

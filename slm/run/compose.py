@@ -29,7 +29,7 @@ from slm.run import CONF
 from slm.run.overrides import check_data_keys, check_left_out_callbacks, explained, flattened, one_line, own_nodes
 from slm.security import refuse_secrets
 
-GLOBAL_GROUPS = ("experiment", "debug", "local")  # their files change keys of every section
+GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
 PATH_VARIABLES = ("SLM_CACHE",)  # the environment variables whose values a run may write
 
 
@@ -84,6 +84,7 @@ class Environment:
 ENVIRONMENT = Environment()
 OmegaConf.register_new_resolver("oc.env", ENVIRONMENT, replace=True)
 OmegaConf.register_new_resolver("slm.file_name", file_name, replace=True)
+OmegaConf.register_new_resolver("slm.expanded", lambda path: path and str(atomic.expanded(path)), replace=True)
 OmegaConf.register_new_resolver("slm.or", lambda first, second: first or second, replace=True)
 
 
@@ -166,6 +167,7 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> tup
     refuse_secrets({key: config.get(key) for key in ("name", "run_dir", "runs_dir", "cache_dir")})  # names of folders
     for values in (config, written):
         own_nodes(overrides, values)
+        values.pop("sweep_dir", None)  # of all jobs of a sweep, and no part of a run
         for folder in ("cache_dir", "runs_dir"):
             if values.get(folder) == "":
                 raise UserError(f"{folder}= is empty, and must name a folder; . is the working folder")

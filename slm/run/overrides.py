@@ -3,6 +3,7 @@
 Imports neither torch nor Lightning, so a misspelt key is answered at once.
 """
 
+import os
 import re
 import sys
 from argparse import Namespace
@@ -21,12 +22,17 @@ from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, SAME_KEY, did
 from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
-    *("prompts_file", "ckpt", "run_dir", "runs_dir", "cache_dir", "resume", "hydra.sweep.dir"),
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "hydra.sweep.dir"),
     *("data.path", "data.separator"),
 )
+SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
+EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
+    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),
+    "ray": "ray",
+}
 SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
 
 
@@ -52,13 +58,11 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
     found = parsed(overrides)
     if not read.multirun:
         check_single(found, "; add -m to run each of them")
+        check_no_sweep(overrides)
         return overrides, flags, read
     for override in found:
         if override.is_sweep_override() and not has_values(override, (CONF, Path(read.config_dir or CONF))):
             raise UserError(f"{override.input_line} gives no value to run")
-    if fixed := [override.key_or_group for override in found if not override.is_sweep_override()]:
-        # the folders of a sweep are named by what is swept
-        flags.insert(0, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
     return overrides, flags, read
 
 
@@ -79,6 +83,13 @@ def check_single(found: Sequence[Override], remedy: str):
     """Raises UserError for an override with several values."""
     if swept := [override.input_line for override in found if override.is_sweep_override()]:
         raise UserError(f"{swept[0]} gives several values{remedy}")
+
+
+def check_no_sweep(overrides: Sequence[str]):
+    """Raises UserError for a setting of sweeps in the command of one run; not in another process of a sweep's job."""
+    for override in overrides if "SLM_RUN_DIR" not in os.environ else ():
+        if key_of(override) in SWEEP_KEYS and not override.startswith("~") and not override.endswith("=null"):
+            raise UserError(f"{override} is for a sweep; add -m, as in python train.py -m {override}")
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -180,6 +191,8 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> User
         if not (options := sorted(error.options)):
             return UserError(f"{group}={option}: there is no group {group}")
         hint = did_you_mean(option, options, cutoff=0.7)
+        if extra := EXTRAS.get(option) if group in ("hydra/launcher", "hydra/sweeper") else None:
+            hint = f'; for {option}, pip install -e ".[{extra}]"'
         return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
     if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
         if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):

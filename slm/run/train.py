@@ -59,6 +59,7 @@ def torch_settings_kept() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    dtype, threads, state = torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     try:
         yield
@@ -67,6 +68,9 @@ def torch_settings_kept() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
         if workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 

@@ -222,7 +222,7 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
     facts |= {"path": run_dir / "metrics.jsonl"}
     loggers = []
     for node in config.logger.values():
-        if node.target is WandbLogger and (run_dir.parent / "multirun.yaml").exists():  # of a sweep
+        if node.target is WandbLogger and (run_dir.parent / "sweep.json").exists():
             node = replace(node, settings={"group": run_dir.parent.name, **node.settings})
         if node.target is WandbLogger and node.names("offline"):
             reason = why_offline()

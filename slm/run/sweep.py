@@ -1,0 +1,228 @@
+"""python train.py -m: a sweep that its own command resumes.
+
+A RecordingLauncher stands between Hydra's sweeper and launcher, whichever they are. It names the run folder of each job
+by its swept values, keeps sweep.json and results.csv, and launches only the jobs that are not finished.
+"""
+
+import contextlib
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from slm.errors import UserError
+from slm.files import sweep_folder
+from slm.files.sweep_folder import Sweep, SweepJob
+from slm.run.overrides import key_of, parsed
+from slm.run.sweep_jobs import is_alive, parallel_jobs
+from slm.run.sweep_results import finished_line, table, write_results
+
+FREE = (  # keys that another start of a sweep may change: they have no influence on results
+    *("sweep_dir", "cache_dir", "runs_dir", "data.workers", "data.timeout", "trainer.microbatch"),
+    *("trainer.auto_microbatch", "trainer.accumulate_grad_batches", "model.gradient_checkpointing"),
+)
+ATTEMPTS = 2  # in one command, of a job whose process ends without an answer, such as by the system's lack of memory
+
+
+@contextlib.contextmanager
+def recording(command: Sequence[str]) -> Iterator[list["RecordingLauncher"]]:
+    """Puts a RecordingLauncher around the launcher that Hydra builds in the block, and lists it.
+
+    Jobs of which nothing is kept have Hydra's own launcher.
+    """
+    original, launchers = Plugins.instantiate_launcher, []
+    with contextlib.ExitStack() as held:
+
+        def instantiate(plugins, hydra_context, task_function, config):
+            inner = original(plugins, hydra_context, task_function, config)
+            if config.get("verify_resume") or config.get("plan") or config.trainer.get("fast_dev_run"):
+                return inner
+            launchers.append(RecordingLauncher(inner, config, command, held))
+            return launchers[-1]
+
+        Plugins.instantiate_launcher = instantiate
+        try:
+            yield launchers
+        finally:
+            Plugins.instantiate_launcher = original
+
+
+class RecordingLauncher(Launcher):
+    """Launches the unfinished jobs of each batch through `inner`, and answers for the others from sweep.json.
+
+    Holds the sweep folder's lock. Raises UserError if it is in use, or if the sweep was started with other settings.
+    """
+
+    def __init__(self, inner: Launcher, config: DictConfig, command: Sequence[str], held: contextlib.ExitStack):
+        self.inner, self.config, self.command = inner, config, list(command)
+        self.folder = Path(config.hydra.sweep.dir)
+        self.parallel = not config.hydra.launcher._target_.endswith("BasicLauncher")
+        check_processes(config, self.parallel)
+        held.enter_context(sweep_folder.claimed(self.folder))
+        self.before = sweep_folder.read(self.folder) or Sweep()
+        if not any(self._has_run(job) for job in self.before.jobs):
+            self.before = Sweep()  # nothing was trained: it may start again with other settings
+        check_command(self.folder, self.before, self.command)
+        self.is_open = False
+        self.names: list[str] = []  # of this command's jobs
+        self.crashes: dict[str, int] = {}
+        self.announced: set[str] = set()  # jobs whose end was printed
+        self.stopped_by = 0  # number of the signal
+
+    def setup(self, **facts):
+        """Part of Hydra's interface; `inner` is set up already."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """The results of a batch: objectives, and +infinity for a failed job."""
+        names = self._add(job_overrides)
+        overrides = dict(zip(reversed(names), reversed(job_overrides)))  # equal jobs run once
+        finished = {job.folder for job in sweep_folder.require(self.folder).jobs if job.is_final}
+        self.announced |= finished
+        if known := finished & overrides.keys():
+            print(f"sweep:  {len(known)} of {len(overrides)} jobs are finished already, in {self.folder}", flush=True)
+        self._run({name: overrides[name] for name in dict.fromkeys(names) if name not in finished}, initial_job_idx)
+        jobs = {job.folder: job for job in sweep_folder.require(self.folder).jobs}
+        return [answer(jobs[name], overrides[name]) for name in names]
+
+    def _run(self, overrides: Mapping[str, Sequence[str]], initial_job_idx: int):
+        """Launches the jobs, those whose process is killed again. Ends the program after a signal."""
+        todo = list(overrides)
+        while todo and not self.stopped_by:
+            batch = [[*overrides[name], *self._place(name)] for name in todo]
+            try:
+                with parallel_jobs(self, len(batch)) if self.parallel else contextlib.nullcontext():
+                    self.inner.launch(batch, initial_job_idx)
+                todo = []
+            except Exception as error:
+                if not self.parallel or not (todo := self.stopped_by or self._without_answer(todo)):
+                    raise
+                print(f"warning: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+        if self.stopped_by:
+            self._end()
+
+    def _add(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
+        """The names of a batch's jobs, which sweep.json lists from now on."""
+        fixed = {key_of(override.input_line) for override in parsed(self.command) if not override.is_sweep_override()}
+        fixed -= set(self.before.swept)
+        with sweep_folder.changed(self.folder) as sweep:
+            if not self.is_open:
+                sweep.jobs, sweep.swept, sweep.created = self.before.jobs, self.before.swept, self.before.created
+                sweep.command, sweep.objective, sweep.stopping = self.command, self.config.optimized_metric, False
+                for job in sweep.jobs:
+                    if not job.is_final or not self._has_run(job):  # of a killed sweep, or deleted
+                        job.status, job.process = "stopped" if self._has_run(job) else "waiting", None
+                self.is_open = True
+            names = [sweep.add(swept_values(overrides, fixed)).folder for overrides in job_overrides]
+        self.names += [name for name in names if name not in self.names]
+        return names
+
+    def _has_run(self, job: SweepJob) -> bool:
+        return (self.folder / job.folder / "run.json").exists()
+
+    def _place(self, name: str) -> list[str]:
+        escaped = str(self.folder.absolute()).replace("'", "\\'")
+        return [f"hydra.sweep.dir='{escaped}'", f"hydra.sweep.subdir='{name}'"]
+
+    def _without_answer(self, names: Sequence[str]) -> list[str]:
+        """The jobs to launch again after processes were killed, once each; empty if none was killed."""
+        while any(is_alive(job.process) for job in self._running(names)):
+            time.sleep(0.5)
+        lost = [job.folder for job in self._running(names)]
+        with sweep_folder.changed(self.folder) as sweep:
+            for job in (job for job in sweep.jobs if job.folder in lost):
+                self.crashes[job.folder] = self.crashes.get(job.folder, 0) + 1
+                job.status, job.process = "waiting", None
+                if self.crashes[job.folder] == ATTEMPTS:
+                    job.status, job.exit_code = "failed", 4
+                    job.failure = "its process was killed; out of memory?"
+            return [job.folder for job in sweep.jobs if job.folder in names and job.status == "waiting"] if lost else []
+
+    def _running(self, names: Sequence[str]) -> list[SweepJob]:
+        return [job for job in sweep_folder.require(self.folder).jobs if job.folder in names and job.process]
+
+    def announce(self):
+        """Prints a line for each job of this command that has finished since, and rewrites results.csv."""
+        sweep = sweep_folder.require(self.folder)
+        for number, job in enumerate(sweep.jobs, 1):
+            ended = job.status in ("done", "failed", "stopped") and job.exit_code is not None
+            if ended and job.folder in self.names and job.folder not in self.announced:
+                self.announced.add(job.folder)
+                write_results(self.folder)
+                print(finished_line(sweep, job, number), flush=True)
+
+    def _end(self):
+        """Ends the program after a signal to a parallel sweep."""
+        with sweep_folder.changed(self.folder) as sweep:
+            for job in sweep.jobs:
+                if job.folder in self.names and job.process:
+                    job.status, job.process = "stopped", None
+        write_results(self.folder)
+        name, again = signal.Signals(self.stopped_by).name, shlex.quote(f"sweep_dir={self.folder}")
+        print(f"stopped by {name}; the same command with {again} goes on from here", flush=True)
+        sys.exit(128 + self.stopped_by)
+
+    def conclude(self) -> int:
+        """Prints the table of the sweep, and returns the highest exit code of this command's jobs."""
+        write_results(self.folder)
+        sweep = sweep_folder.require(self.folder)
+        report = "slm report" if "SLM_COMMAND" in os.environ else "python -m slm.report"
+        print(f"\n{table(sweep)}\n\n{self.folder / 'results.csv'}\n{report} {shlex.quote(str(self.folder))}")
+        return max((job.exit_code or 0 for job in sweep.jobs if job.folder in self.names), default=0)
+
+
+def check_processes(config: DictConfig, parallel: bool):
+    """Raises UserError for a sweep that several processes were started for, or whose jobs would start some."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("-m in several processes (WORLD_SIZE) is not supported; give trainer.devices=<n> instead")
+    several = [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in (None, 1, "1", "auto")]
+    if parallel and several:
+        raise UserError(
+            f"trainer.{several[0]}={config.trainer[several[0]]} needs processes of its own, which this launcher's jobs "
+            "cannot start; use hydra/launcher=basic, or trainer.devices=1"
+        )
+
+
+def check_command(folder: Path, sweep: Sweep, command: Sequence[str]):
+    """Raises UserError if a command differs from that of a sweep in more than the values of its swept keys."""
+    if not sweep.jobs:
+        return
+    old, new = (settings(words, sweep.swept) for words in (sweep.command, command))
+    for key in sorted(old.keys() | new.keys()):
+        before, now = (values.get(key, "not given") for values in (old, new))
+        if before != now:
+            raise UserError(
+                f"sweep_dir={folder} was started with {key} {before}, not {now}; only values of its swept keys "
+                f"({', '.join(sweep.swept) or 'none'}) may change: give the same, or another sweep_dir"
+            )
+
+
+def settings(command: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
+    """Key -> value of a command without what may change; `swept` for the keys of the sweep."""
+    found = {}
+    for override in parsed(command):
+        key, value = key_of(override.input_line), override.input_line.partition("=")[2]
+        if not key.startswith(("hydra.", "hydra/")) and key not in FREE:
+            is_swept = key in swept or override.is_sweep_override()
+            found[key] = "swept" if is_swept else "left out" if override.is_delete() else value
+    return found
+
+
+def swept_values(overrides: Sequence[str], fixed: set[str]) -> dict[str, str]:
+    """Key -> value of a job's overrides that the command does not fix."""
+    pairs = ((key_of(override), override.partition("=")[2]) for override in overrides)
+    return {key: value for key, value in pairs if key not in fixed and not key.startswith("hydra.")}
+
+
+def answer(job: SweepJob, overrides: Sequence[str]) -> JobReturn:
+    """What a sweeper receives of a job."""
+    value = math.inf if job.objective is None else job.objective
+    return JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=value)
