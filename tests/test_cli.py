@@ -96,12 +96,12 @@ def test_a_sweep_is_named_by_its_swept_keys_and_outlasts_a_failed_job(small, tmp
     printed = capsys.readouterr()
     assert "model.width=33 must be a multiple" in printed.err
     infos = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("sweeps/*/*/run.json")}
-    assert infos.keys() == {"model.width-64_seed-1", "model.width-64_seed-2"}
+    assert infos.keys() == {"seed-1_width-64", "seed-2_width-64"}
     assert len({info["objective"] for info in infos.values()}) == 2
-    for name, info in infos.items():
+    for info in infos.values():
         assert info["status"] == "done"
-        assert f"{info['objective']:.4f}  {name}" in printed.out  # the table at the end
-    assert printed.out.count("failed, see above") == 2
+        assert f"seed={info['seed']} width=64  val/loss {info['objective']:.4f}" in printed.out
+    assert printed.out.count("failed: model.width=33 must be a multiple") == 4  # as each fails, and below the table
 
 
 # -- mistakes -------------------------------------------------------------------------------------------------------

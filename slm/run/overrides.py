@@ -88,8 +88,8 @@ def check_single(found: Sequence[Override], remedy: str):
 def check_no_sweep(overrides: Sequence[str]):
     """Raises UserError for a setting of sweeps in the command of one run; not in another process of a sweep's job."""
     for override in overrides if "SLM_RUN_DIR" not in os.environ else ():
-        if key_of(override) in SWEEP_KEYS and not override.startswith("~") and not override.endswith("=null"):
-            raise UserError(f"{override} is for a sweep; add -m, as in python train.py -m {override}")
+        if (key := key_of(override)) in SWEEP_KEYS and not override.startswith("~") and not override.endswith("=null"):
+            raise UserError(f"{key} is for a sweep; add -m, as in python train.py -m {key}=...")
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from slm.errors import Stopped, UserError
 from slm.results import Run
 from slm.run import cli
+from slm.run.overrides import check_no_sweep
 
 
 def train(overrides: str | Sequence[str] = ()) -> Run:
@@ -15,6 +16,7 @@ def train(overrides: str | Sequence[str] = ()) -> Run:
     ResourceError or Diverged.
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    check_no_sweep(overrides)
     config = cli.compose(overrides)
     try:
         folder = cli.choose_folder(config)

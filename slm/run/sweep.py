@@ -197,22 +197,22 @@ def check_command(folder: Path, sweep: Sweep, command: Sequence[str]):
         return
     old, new = (settings(words, sweep.swept) for words in (sweep.command, command))
     for key in sorted(old.keys() | new.keys()):
-        before, now = (values.get(key, "not given") for values in (old, new))
+        before, now = (f"with {key}{values[key]}" if key in values else f"without {key}" for values in (old, new))
         if before != now:
             raise UserError(
-                f"sweep_dir={folder} was started with {key} {before}, not {now}; only values of its swept keys "
+                f"sweep_dir={folder} was started {before}, not {now}; only the values of its swept keys "
                 f"({', '.join(sweep.swept) or 'none'}) may change: give the same, or another sweep_dir"
             )
 
 
 def settings(command: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
-    """Key -> value of a command without what may change; `swept` for the keys of the sweep."""
+    """Key -> value, with =, of a command without what may change; ` swept` for the keys of the sweep."""
     found = {}
     for override in parsed(command):
         key, value = key_of(override.input_line), override.input_line.partition("=")[2]
         if not key.startswith(("hydra.", "hydra/")) and key not in FREE:
             is_swept = key in swept or override.is_sweep_override()
-            found[key] = "swept" if is_swept else "left out" if override.is_delete() else value
+            found[key] = " swept" if is_swept else " left out" if override.is_delete() else f"={value}"
     return found
 
 

@@ -122,12 +122,12 @@ def parallel_jobs(launcher, jobs: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch():
-        told = False
+        passed_on = False
         while True:
             last = ended.wait(0.3)
             launcher.announce()
-            if launcher.stopped_by and not told:
-                told = True
+            if launcher.stopped_by and not passed_on:
+                passed_on = True
                 stop_jobs(launcher.folder)
             if last:
                 return
@@ -139,14 +139,14 @@ def parallel_jobs(launcher, jobs: int) -> Iterator[None]:
         os.write(2, f"{signal.Signals(number).name}: the running jobs save their state; Ctrl-C ends at once\n".encode())
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    monitor = threading.Thread(target=watch)
+    monitor.start()
     try:
         with threads_divided(launcher.config.hydra.launcher, jobs):
             yield
     finally:
         ended.set()
-        watcher.join()
+        monitor.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
