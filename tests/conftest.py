@@ -1,5 +1,6 @@
 """Fixtures and helpers for several tests: a small text, very small runs on it, and commands run in this process."""
 
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm import plot
 from slm.errors import UserError
 from slm.run import cli
 from slm.run.config import RunConfig
@@ -19,6 +21,27 @@ CONF = ROOT / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
 torch.set_num_threads(1)  # more threads are 20 times slower on matrices this small and a busy machine
+draw = plot.draw
+
+
+def pytest_collection_finish():
+    """Excludes the imported modules from garbage collection, which takes half a second after each run otherwise."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures() -> Iterator[None]:
+    """loss.png is empty in tests without `drawn`, since drawing takes a quarter of a run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "draw", lambda folder: (folder / "loss.png").write_bytes(b"") or folder / "loss.png")
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pictures are drawn as ever."""
+    monkeypatch.setattr(plot, "draw", draw)
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,12 @@ def metrics(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a$b$", "$\\frac{$", "a_b^c", "漢字🙂", "x" * 250, "\x1b[31m", "%s {0}"])
-def test_no_name_of_a_run_prevents_its_picture(name, metrics, capsys):
+def test_no_name_of_a_run_prevents_its_picture(name, metrics, capsys, drawn):
     assert plot.loss_curve(metrics(name)).read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_picture_that_fails_is_one_warning(metrics, capsys, monkeypatch):
+def test_a_picture_that_fails_is_one_warning(metrics, capsys, monkeypatch, drawn):
     folder = metrics("run")
     (folder / "loss.png").mkdir()
     assert plot.loss_curve(folder) is None

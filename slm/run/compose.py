@@ -7,7 +7,7 @@ import contextlib
 import io
 import traceback
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> tuple[dict[str, Any]
         return OmegaConf.to_container(cfg, resolve=True), recorded(cfg)
 
 
+@cache
 def known_keys(config_name: str) -> list[str]:
     """The names of all keys and groups, for hints."""
     with hydra_of_its_own():

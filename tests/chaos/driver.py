@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,29 +46,34 @@ CHANGES = {  # in checkpoints/, from one look to the next
 MOMENTS = ("import", "any", *LINES, *CHANGES)
 
 
+def new_process(arguments: list[str], *, stdout: int, stderr: int, env: dict[str, str]) -> subprocess.Popen:
+    command, env = [sys.executable, str(ROOT / "train.py"), *arguments], {**os.environ, **env}
+    return subprocess.Popen(command, env=env, stdout=stdout, stderr=stderr, start_new_session=True)
+
+
 @dataclass
 class Chaos:
-    """A run folder, its command, and the observations of all attempts."""
+    """A run folder, its command, and the observations of all attempts.
+
+    `start` starts the command, if the kill does not come during its imports.
+    """
 
     folder: Path
     overrides: list[str]
-    script: Path = ROOT / "train.py"
     environment: dict[str, str] = field(default_factory=dict)
+    start: Callable = new_process
     saved: set[str] = field(default_factory=set)  # names of checkpoints seen so far
     killed: list[str] = field(default_factory=list)  # the moments of kills
 
     def attempt(self, moment: str | None, rng: random.Random, *more: str) -> int:
         """Runs the command and kills it at the moment, if that comes. Returns the exit code, -9 if killed."""
-        process = subprocess.Popen(
-            [sys.executable, str(self.script), *self.overrides, *more, f"run_dir={self.folder}"],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        read, write = os.pipe()
+        start, arguments = new_process if moment == "import" else self.start, [*self.overrides, *more]
+        env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.environment}
+        process = start([*arguments, f"run_dir={self.folder}"], stdout=write, stderr=write, env=env)
+        os.close(write)
         printed: list[str] = []
-        reader = threading.Thread(target=lambda: printed.extend(process.stdout), daemon=True)
+        reader = threading.Thread(target=lambda: printed.extend(lines_of(read)), daemon=True)
         reader.start()
         if moment:
             self._wait(process, moment, printed, rng)
@@ -76,7 +81,6 @@ class Chaos:
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait(timeout=120)
         reader.join(timeout=10)
-        process.stdout.close()
         if code == -signal.SIGKILL:
             self.killed.append(moment)
         elif code:
@@ -91,11 +95,11 @@ class Chaos:
         assert not torn, f"{torn} torn"
         assert len(there) >= min(len(self.saved), 2), f"only {len(there)} checkpoints are there"
 
-    def _wait(self, process: subprocess.Popen, moment: str, printed: list[str], rng: random.Random):
+    def _wait(self, process, moment: str, printed: list[str], rng: random.Random):
         """Returns when the moment comes or the process ends."""
         if moment in ("import", "any"):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, 4 if moment == "import" else 9))
+                process.wait(rng.uniform(0, 9 if moment == "any" and self.start is new_process else 4))
             return
         before, past, passed = self._look(), 0, rng.randrange(4)  # changes to let pass
         while process.poll() is None:
@@ -120,6 +124,11 @@ class Chaos:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "checkpoints") as entries:
             return {(entry.name, entry.stat().st_mtime_ns) for entry in entries}  # raises if one vanishes
         return set()
+
+
+def lines_of(descriptor: int) -> Iterator[str]:
+    with open(descriptor, encoding="utf-8", errors="replace") as file:
+        yield from file
 
 
 def names(entries: set[tuple[str, int]], suffix: str) -> set[str]:

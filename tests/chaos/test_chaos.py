@@ -5,11 +5,14 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import broken
 import pytest
 from conftest import small_run
 from driver import Chaos, compare, moments
+from forks import Forked
 from operations import contents
 
 from slm.files import run_folder
@@ -39,7 +42,7 @@ def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, run):
     """The short variant: one kill, at any change in the checkpoint folder."""
     more = "budget.steps=40", "callbacks.checkpoints.every_n_steps=3"
     reference = run(*SETTINGS, *more, folder="reference")
-    killed, rng = Chaos(tmp_path / "killed", [*small, *more]), generator()
+    killed, rng = Chaos(tmp_path / "killed", [*small, *more], start=Forked), generator()
     assert killed.attempt(rng.choice(["writing", "digest", "published", "named", "pruned"]), rng) == -9
     assert killed.attempt(None, rng) == 0
     compare(reference, killed)
@@ -99,10 +102,10 @@ def test_a_run_killed_anywhere_resumes_exactly(small, tmp_path, more):
     """Ten kills, from the imports to the deletion of old checkpoints."""
     overrides = [*small, "tokenizer=sentencepiece", "tokenizer.vocab_size=320", "budget.steps=150", *more]
     elsewhere = {"TMPDIR": str(SHARED_MEMORY)} if "data.workers=2" in more and SHARED_MEMORY.is_dir() else {}
-    reference, rng = Chaos(tmp_path / "reference", overrides), generator()
+    reference, rng = Chaos(tmp_path / "reference", overrides, start=Forked), generator()
     assert reference.attempt(None, rng) == 0
     shutil.rmtree(tmp_path / "cache")
-    killed = Chaos(tmp_path / "killed", overrides, environment=elsewhere)
+    killed = Chaos(tmp_path / "killed", overrides, environment=elsewhere, start=Forked)
     for moment in moments(10, rng):
         if killed.attempt(moment, rng) == 0:
             break
@@ -112,13 +115,13 @@ def test_a_run_killed_anywhere_resumes_exactly(small, tmp_path, more):
     compare(reference.folder, killed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guarantee", "moment", "noticed"),
-    [("atomicity", "published", "torn"), ("retention", "pruned", "only . checkpoints are there")],
+    [(broken.atomicity, "published", "torn"), (broken.retention, "pruned", "only . checkpoints are there")],
+    ids=["atomicity", "retention"],
 )
 def test_a_broken_guarantee_is_noticed(small, tmp_path, guarantee, moment, noticed):
     overrides = [*small, "budget.steps=60", "callbacks.checkpoints.every_n_steps=3"]
-    broken = {"script": Path(__file__).with_name("broken.py"), "environment": {"SLM_BROKEN": guarantee}}
+    chaos = Chaos(tmp_path / "killed", overrides, start=partial(Forked, before=guarantee))
     with pytest.raises(AssertionError, match=noticed):
-        Chaos(tmp_path / "killed", overrides, **broken).attempt(moment, random.Random(3))
+        chaos.attempt(moment, random.Random(3))
