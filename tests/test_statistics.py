@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from slm.analysis.sequential import critical_value, looks
 from slm.analysis.statistics import (
     detectable,
     holm,
@@ -76,3 +77,37 @@ def test_pairs_needed_is_the_smallest_number():
     n = pairs_needed(0.01, 0.005)
     assert detectable(0.01, n) <= 0.005 < detectable(0.01, n - 1)
     assert pairs_needed(0.01, 0.2) == 2
+
+
+# O'Brien and Fleming's constants for K equal groups: Jennison and Turnbull (2000), table 2.3
+@pytest.mark.parametrize(("groups", "published"), [(1, 1.960), (2, 1.977), (3, 2.004), (5, 2.040), (10, 2.087)])
+def test_bounds_in_the_limit_of_many_pairs(groups, published):
+    pairs = tuple(1000 * k for k in range(1, groups + 1))
+    assert critical_value(pairs, noises=(math.inf,)) == pytest.approx(published, abs=0.02)
+
+
+def ended(noise: float, effect: float, paths: int, most: int = 20) -> list:
+    """The last look of each of many comparisons, with a difference to detect of 1."""
+    rng = np.random.default_rng(round(1000 * noise))
+    return [looks(rng.normal(effect, noise, most), 1.0, most=most)[-1] for _ in range(paths)]
+
+
+@pytest.mark.parametrize("noise", [1.2, 1.7, 10.0])  # between the values that fix the bound
+def test_false_alarms_of_the_sequence(noise):
+    alarms = np.mean([look.verdict == "difference" for look in ended(noise, 0.0, 1500)])
+    assert alarms < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0])
+def test_a_difference_of_the_size_in_question_is_found_by_the_sequence(noise):
+    ends = ended(noise, -1.0, 1000)
+    assert 0.76 < np.mean([look.verdict == "difference" for look in ends]) < 0.92
+    assert np.mean([look.n for look in ends]) < 10.5
+    assert all(look.mean < 0 for look in ends if look.verdict == "difference" and abs(look.z) > 4)
+
+
+def test_the_sequence_stops_early_in_both_directions():
+    assert [look.verdict for look in looks([3.0, 3.1, 2.9, 3.05], 1.0, most=20)] == ["difference"]
+    assert looks([0.1, -0.1, 0.1, -0.1, 0.0], 1.0, most=20)[-1].verdict == "none"  # 4 pairs are enough for 1.0
+    assert looks([1.2, -1.1, 1.0, -1.3, 0.9, -1.2] * 3, 1.0, most=18)[-1].verdict == "futile"
+    assert looks([1.0, 1.1, 0.9], 1.0, most=20) == []  # before the first look

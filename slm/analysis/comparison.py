@@ -62,13 +62,8 @@ def compare(groups: Sequence[Group], *, base: str | None = None, metric: str | N
     groups = with_base_first(groups, base)
     runs = [run for group in groups for run in group.runs]
     check_text(groups)
-    same_tokenizer = len({run.info["tokenizer"] for run in runs}) == 1
-    metric = metric or next((name for name in SHOWN[: 1 + same_tokenizer] if everywhere(runs, name)), SHOWN[0])
-    if metric in BY_TOKEN and not same_tokenizer:
-        raise UserError(f"{metric} depends on the tokenizer, and the runs have different ones; take {SHOWN[0]}")
-    if lacking := next((run for run in runs if not run.series(metric)), None):
-        known = ", ".join(sorted({name for run in runs for name in run.summary["metrics"]}))
-        raise UserError(f"{lacking.folder} has no {metric}; its kind of runs have {known}")
+    metric = checked_metric(runs, metric)
+    same_tokenizer = have_one_tokenizer(runs)
     shown = [name for name in dict.fromkeys((metric, *SHOWN)) if everywhere(runs, name)]
     pick = value_of(best)
     values = {
@@ -85,6 +80,22 @@ def compare(groups: Sequence[Group], *, base: str | None = None, metric: str | N
         versus[index] = Versus(**{**vars(versus[index]), "p_holm": p})
     settings = differing_settings(groups)
     return Comparison(metric, best, groups, settings, values, versus, warnings(groups))
+
+
+def have_one_tokenizer(runs: Sequence[FinishedRun]) -> bool:
+    return len({run.info["tokenizer"] for run in runs}) == 1
+
+
+def checked_metric(runs: Sequence[FinishedRun], metric: str | None) -> str:
+    """The metric; bits per byte unless given, or nats where a tokenizer has none. Raises UserError if one lacks it."""
+    one_tokenizer = have_one_tokenizer(runs)
+    metric = metric or next((name for name in SHOWN[: 1 + one_tokenizer] if everywhere(runs, name)), SHOWN[0])
+    if metric in BY_TOKEN and not one_tokenizer:
+        raise UserError(f"{metric} depends on the tokenizer, and the runs have different ones; take {SHOWN[0]}")
+    if lacking := next((run for run in runs if not run.series(metric)), None):
+        known = ", ".join(sorted({name for run in runs for name in run.summary["metrics"]}))
+        raise UserError(f"{lacking.folder} has no {metric}; these runs have {known}")
+    return metric
 
 
 def with_base_first(groups: Sequence[Group], base: str | None) -> list[Group]:
@@ -135,13 +146,18 @@ def value_of(best: bool) -> Callable[[FinishedRun, str], float]:
     return lowest_or_highest if best else last
 
 
+def paired(base: Group, variant: Group, metric: str, pick: Callable[[FinishedRun, str], float]) -> dict[int, float]:
+    """Seed -> difference, for the seeds that both groups have."""
+    seeds = [seed for seed in base.by_seed if seed in variant.by_seed]
+    return {seed: pick(variant.by_seed[seed], metric) - pick(base.by_seed[seed], metric) for seed in seeds}
+
+
 def against(base: Group, variant: Group, metric: str, pick: Callable[[FinishedRun, str], float]) -> Versus:
     """The difference between two groups: by pairs of equal seed, or by Welch's test if no seed is shared."""
-    seeds = [seed for seed in base.by_seed if seed in variant.by_seed]
+    pairs = paired(base, variant, metric, pick)
+    seeds = list(pairs)
     if seeds:
-        difference = paired_difference(
-            [pick(variant.by_seed[seed], metric) - pick(base.by_seed[seed], metric) for seed in seeds]
-        )
+        difference = paired_difference(list(pairs.values()))
         arms = [[group.by_seed[seed] for seed in seeds] for group in (base, variant)]
     else:
         arms = [list(group.by_seed.values()) for group in (base, variant)]

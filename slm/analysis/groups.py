@@ -1,6 +1,7 @@
 """Groups of runs that differ in their seed only, from run folders, sweep folders and folders that hold runs."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ IDENTITY = (  # keys that name a run, its folders and its observers, not what it
     *("verify_resume", "log_windows", "data.path", "data.corpus.path", "data.corpus.cache"),
 )
 VARIANT = "variant"  # the key of an ablation
+WORD = re.compile(r"[A-Za-z_][\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class FinishedRun:
 
     def series(self, name: str) -> dict[int, float]:
         """Step -> finite value of a metric."""
-        found = {line["step"]: line.get(name) for line in self.lines}
-        return {step: v for step, v in sorted(found.items()) if isinstance(v, int | float) and math.isfinite(v)}
+        found = {line["step"]: line[name] for line in self.lines if isinstance(line.get(name), int | float)}
+        return {step: value for step, value in sorted(found.items()) if math.isfinite(value)}
 
 
 @dataclass
@@ -143,7 +145,7 @@ def names(groups: Sequence[Group]) -> list[str]:
     if VARIANT in keys:
         keys = [VARIANT]
     short = sweep_folder.short_keys(keys)
-    if len(keys) == 1 and all(str(i.get(keys[0])).isidentifier() for i in identities):
+    if len(keys) == 1 and all(WORD.fullmatch(str(i.get(keys[0]))) for i in identities):
         return [str(i.get(keys[0])) for i in identities]
     return [" ".join(f"{short[key]}={i[key]}" for key in keys if key in i) for i in identities]
 
@@ -160,9 +162,11 @@ def merged(groups: Sequence[Group]) -> list[Group]:
     for number, group in enumerate(groups):
         run = group.runs[0]
         alone = len(group.runs) == 1 and not group.identity
-        code = run.info.get("commits", [])[-1:], sorted(run.settings.items())
-        first = result.setdefault(repr(code) if alone else number, group)
-        if first is not group:
+        facts = [run.info.get(key) for key in ("corpus", "tokenizer", "device")], run.info.get("commits", [])[-1:]
+        first = result.setdefault(repr((facts, sorted(run.settings.items()))) if alone else number, group)
+        if first is not group and run.seed in {other.seed for other in first.runs}:
+            result[number] = group
+        elif first is not group:
             first.runs += group.runs
     found = list(result.values())
     if len(found) < len(groups) and len(found) > 1:
@@ -174,6 +178,6 @@ def merged(groups: Sequence[Group]) -> list[Group]:
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Key -> value in each group, for the keys of the configuration that differ; a missing key is None."""
     settings = [group.runs[0].settings for group in groups]
-    keys = sorted({key for each in settings for key in each})
+    keys = sorted({key for each in settings for key in each} - {VARIANT})
     table = {key: [each.get(key) for each in settings] for key in keys}
     return {key: row for key, row in table.items() if any(value != row[0] for value in row)}

@@ -51,6 +51,7 @@ class RunConfig:
 
     name: str | None
     tags: list[str]
+    variant: str | None
     seed: int
     log_every_n_steps: int
     val_every_n_steps: int

@@ -54,6 +54,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
         raise UserError(f"--package={read.package} has no effect without --cfg job")
     if read.help or read.hydra_help or read.shell_completion:
         return overrides, flags, read
+    check_ablation(overrides)
     overrides = normalized(overrides)
     found = parsed(overrides)
     if not read.multirun:
@@ -90,6 +91,14 @@ def check_no_sweep(overrides: Sequence[str]):
     for override in overrides if "SLM_RUN_DIR" not in os.environ else ():
         if (key := key_of(override)) in SWEEP_KEYS and not override.startswith("~") and not override.endswith("=null"):
             raise UserError(f"{key} is for a sweep; add -m, as in python train.py -m {key}=...")
+
+
+def check_ablation(overrides: Sequence[str]):
+    """Raises UserError for a key of ablations in any other command."""
+    if not any(key_of(override) == "hparams_search" for override in overrides):
+        for override in overrides:
+            if (key := key_of(override)) in ("seeds", "detect", "variants") or key.startswith("variants."):
+                raise UserError(f"{override} is for an ablation; add -m hparams_search=ablation")
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -140,6 +149,8 @@ def translated(override: str, overrides: Sequence[str]) -> str:
     """The override with our name for a key of Lightning; + becomes ++ for values, so that it may name a known key."""
     sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", override, re.DOTALL).groups()
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
+    if key.startswith("variants.") and sign in ("", "+"):
+        return f"++hydra.sweeper.{key}{value}"
     if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
         return SAME_KEY[key] + value
     if sign != "~" and key in GROUPS:  # an option of a group
@@ -154,7 +165,8 @@ def quoted(override: str) -> str:
     """
     key, equals, value = override.partition("=")
     is_option = key.lstrip("+") in GROUPS and re.fullmatch(r"[\d.]+|true|false", value)
-    if not (key.lstrip("+") in LITERAL or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
+    is_literal = key.lstrip("+") in LITERAL or key.startswith("++hydra.sweeper.variants.")
+    if not (is_literal or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
     escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"

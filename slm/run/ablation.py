@@ -1,0 +1,176 @@
+"""hparams_search=ablation: a base and named variants of it with the same seeds, and what they answer.
+
+python train.py -m hparams_search=ablation variants.swiglu=model.mlp=swiglu seeds=5
+python train.py -m hparams_search=ablation variants.swiglu=model.mlp=swiglu detect=0.005 seeds=20
+
+A sweeper of Hydra, so every launcher runs its jobs, and the sweep folder makes it go on after an interruption: what it
+decides is a function of the finished pairs.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
+
+from slm.errors import UserError, printable
+from slm.run.compose import plain
+from slm.run.overrides import key_of, normalized, parsed
+
+BASE = "base"
+TARGET = "hydra_plugins.slm.AblationSweeper"  # Hydra accepts plugins under this prefix only
+NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
+
+
+@dataclass
+class AblationConfig:
+    """The keys of hydra.sweeper in an ablation."""
+
+    _target_: str = TARGET
+    variants: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+    detect: float | None = None
+    metric: str | None = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="ablation", node=AblationConfig, provider="slm")
+
+
+class AblationSweeper(Sweeper):
+    """Runs the base and each variant with seed 1, 2, ..., and prints the comparison.
+
+    `variants`: name -> overrides, as one text or a list. `seeds`: of each, or at most with `detect`, the smallest
+    difference of the metric that matters: then each variant ends as soon as its pairs answer whether there is one.
+    `metric`: val/bits_per_byte unless given. Raises UserError for a variant that changes nothing or is not valid.
+    """
+
+    def __init__(self, variants: Mapping[str, Any], seeds: int, detect: float | None, metric: str | None):
+        self.variants = {str(name): words_of(str(name), value) for name, value in variants.items()}
+        if not self.variants:
+            raise UserError(
+                "an ablation needs variants: give variants.NAME=<key>=<value>, as in variants.swiglu=model.mlp=swiglu"
+            )
+        least = 2 if detect is None else 5
+        if not least <= seeds <= 1000:
+            raise UserError(f"seeds={seeds} must be at least {least}{' with detect' if detect else ''}, at most 1000")
+        if detect is not None and not 0 < detect < float("inf"):
+            raise UserError(f"detect={detect} must be above 0: the smallest difference that matters")
+        self.seeds, self.detect, self.metric = seeds, detect, metric
+
+    def setup(self, *, hydra_context, task_function, config: DictConfig):
+        self.config, self.loader = config, hydra_context.config_loader
+        self.folder = Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.launched = 0
+
+    def sweep(self, arguments: list[str]):
+        """Part of Hydra's interface: runs the jobs of the command's `arguments`, overrides without several values."""
+        self.arguments = arguments
+        self._check()
+        if self.detect is None:
+            self.launch(list(self.variants), range(1, self.seeds + 1))
+            looks = {}
+        else:
+            looks = self._sequence()
+        if self._is_kept():
+            from slm.analysis.ablation import conclusion
+
+            text = conclusion(self.folder, [BASE, *self.variants], self.metric, self.detect, looks)
+            print("\n" + printable(text), flush=True)
+
+    def _sequence(self):
+        """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""
+        from slm.analysis.ablation import newest_looks, progress, seconds_of_a_pair
+        from slm.analysis.sequential import PILOT
+
+        names, active, seeds, found = [BASE, *self.variants], list(self.variants), PILOT, {}
+        self.launch(active, range(1, seeds + 1))
+        while self._is_kept():
+            found, metric = newest_looks(
+                self.folder, names, self.detect, most=self.seeds, seeds=seeds, metric=self.metric
+            )
+            seconds = seconds_of_a_pair(self.folder)
+            for name in active:
+                if found[name]:
+                    print(printable(progress(name, found[name], self.detect, self.seeds, metric, seconds)), flush=True)
+            active = [name for name in active if found[name] is None or found[name].verdict is None]
+            if not active or seeds == self.seeds:
+                break
+            seeds += 1
+            self.launch(active, [seeds])
+        return found
+
+    def _is_kept(self) -> bool:
+        """False for jobs of which nothing is kept, such as a plan or a trial run."""
+        return (self.folder / "sweep.json").exists()
+
+    def launch(self, variants: Sequence[str], seeds: Sequence[int]):
+        """Runs the base and these variants with these seeds; finished ones are skipped by the launcher."""
+        jobs = [self._job(name, seed) for seed in seeds for name in (BASE, *variants)]
+        self.launcher.launch(jobs, initial_job_idx=self.launched)
+        self.launched += len(jobs)
+
+    def _job(self, name: str, seed: int) -> list[str]:
+        """The overrides of one run: those of the variant replace those of the command."""
+        own = self.variants.get(name, [])
+        given = {key_of(word) for word in own}
+        kept = [argument for argument in self.arguments if key_of(argument) not in given]
+        return [*kept, *own, f"variant={name}", f"seed={seed}"]
+
+    def _check(self):
+        """Raises UserError, before any run, for several values of a key, or a variant that is wrong or no change."""
+        for override in parsed(self.arguments):
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line} gives several values; in an ablation each is a variant")
+            if override.key_or_group in ("seed", "variant"):
+                raise UserError(f"{override.input_line} has no effect in an ablation, which sets it; give seeds=<n>")
+        from slm.run.config import read_config
+
+        configs = {}
+        for name in (BASE, *self.variants):
+            job = self._job(name, 1)
+            config = self.loader.load_sweep_config(self.config, job)
+            values, _ = plain(config, config.hydra.runtime.choices, job)
+            try:
+                read_config(values)
+            except UserError as error:
+                raise UserError(f"{'the base' if name == BASE else f'variants.{name}'}: {error}") from None
+            values.pop("variant")
+            if (same := next((other for other in configs if configs[other] == values), None)) is not None:
+                raise UserError(f"variants.{name}={shlex.join(self.variants[name])} gives the configuration of {same}")
+            configs[name] = values
+
+
+def words_of(name: str, value: Any) -> list[str]:
+    """The overrides of a variant. Raises UserError for a wrong name, or what is not key=value."""
+    if not NAME.fullmatch(name) or name == BASE:
+        raise UserError(f"variants.{name}: a variant's name has letters, digits, _ and -, and is not {BASE}")
+    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    words = shlex.split(value) if isinstance(value, str) else value
+    if (
+        not isinstance(words, list)
+        or not words
+        or not all(isinstance(w, str) and ("=" in w or w[:1] == "~") for w in words)
+    ):
+        raise UserError(
+            f"variants.{name}={value} must be overrides, as in variants.{name}=model.mlp=swiglu "
+            f"or variants.{name}='optimizer=muon optimizer.lr=0.02'"
+        )
+    words = normalized(words)
+    for override in parsed(words):
+        if override.is_sweep_override():
+            raise UserError(f"variants.{name}: {override.input_line} gives several values; give a variant for each")
+        if override.key_or_group in ("seed", "variant"):
+            raise UserError(f"variants.{name}: {override.key_or_group} is set by the ablation; give seeds=<n>")
+    return words
+
+
+Plugins.instance().class_name_to_class[TARGET] = AblationSweeper
