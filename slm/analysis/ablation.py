@@ -86,8 +86,8 @@ def conclusion(
     folder: Path,
     names: Sequence[str],
     metric: str | None,
-    found: Mapping[str, Look | None] | None,
     detect: float | None,
+    found: Mapping[str, Look | None],
 ) -> str:
     """The comparison of all finished runs; with `detect`, its sentences follow from the looks."""
     arms = read_arms(folder, names)
