@@ -7,6 +7,7 @@ A sweeper of Hydra, so every launcher runs its jobs, and the sweep folder makes 
 decides is a function of the finished pairs.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from slm.analysis.sequential import PILOT
 from slm.errors import UserError, printable
+from slm.files import sweep_folder
 from slm.run.compose import plain
 from slm.run.overrides import key_of, normalized, parsed
 
@@ -34,8 +37,8 @@ class AblationConfig:
 
     _target_: str = TARGET
     variants: dict[str, Any] = field(default_factory=dict)
-    seeds: int = 5
-    detect: float | None = None
+    seeds: Any = 5
+    detect: Any = None
     metric: str | None = None
 
 
@@ -51,30 +54,34 @@ class AblationSweeper(Sweeper):
     """
 
     def __init__(self, variants: Mapping[str, Any], seeds: int, detect: float | None, metric: str | None):
-        self.variants = {str(name): words_of(str(name), value) for name, value in variants.items()}
+        self.given = variants  # checked in setup, since Hydra wraps errors of a constructor
+        self.seeds, self.detect, self.metric = seeds, detect, metric
+
+    def setup(self, *, hydra_context, task_function, config: DictConfig):
+        self._read()
+        self.config, self.loader = config, hydra_context.config_loader
+        self.folder = Path(config.hydra.sweep.dir)
+        self.parts = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        self.launched = 0
+
+    def _read(self):
+        self.variants = {str(name): words_of(str(name), value) for name, value in self.given.items()}
         if not self.variants:
             raise UserError(
                 "an ablation needs variants: give variants.NAME=<key>=<value>, as in variants.swiglu=model.mlp=swiglu"
             )
-        least = 2 if detect is None else 5
-        if not least <= seeds <= 1000:
-            raise UserError(f"seeds={seeds} must be at least {least}{' with detect' if detect else ''}, at most 1000")
-        if detect is not None and not 0 < detect < float("inf"):
-            raise UserError(f"detect={detect} must be above 0: the smallest difference that matters")
-        self.seeds, self.detect, self.metric = seeds, detect, metric
-
-    def setup(self, *, hydra_context, task_function, config: DictConfig):
-        self.config, self.loader = config, hydra_context.config_loader
-        self.folder = Path(config.hydra.sweep.dir)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-        self.launched = 0
+        least = 2 if self.detect is None else PILOT + 1
+        if not isinstance(self.seeds, int) or not least <= self.seeds <= 1000:
+            with_detect = "" if self.detect is None else " with detect"
+            raise UserError(f"seeds={self.seeds} must be a whole number from {least}{with_detect} to 1000")
+        if self.detect is not None and not (isinstance(self.detect, int | float) and 0 < self.detect < math.inf):
+            raise UserError(f"detect={self.detect} must be a number above 0: the smallest difference that matters")
 
     def sweep(self, arguments: list[str]):
         """Part of Hydra's interface: runs the jobs of the command's `arguments`, overrides without several values."""
         self.arguments = arguments
         self._check()
+        self.launcher = Plugins.instance().instantiate_launcher(**self.parts)  # opens the sweep folder
         if self.detect is None:
             self.launch(list(self.variants), range(1, self.seeds + 1))
             looks = {}
@@ -89,7 +96,6 @@ class AblationSweeper(Sweeper):
     def _sequence(self):
         """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""
         from slm.analysis.ablation import newest_looks, progress, seconds_of_a_pair
-        from slm.analysis.sequential import PILOT
 
         names, active, seeds, found = [BASE, *self.variants], list(self.variants), PILOT, {}
         self.launch(active, range(1, seeds + 1))
@@ -147,6 +153,29 @@ class AblationSweeper(Sweeper):
             if (same := next((other for other in configs if configs[other] == values), None)) is not None:
                 raise UserError(f"variants.{name}={shlex.join(self.variants[name])} gives the configuration of {same}")
             configs[name] = values
+        self._check_before()
+
+    def _check_before(self):
+        """Raises UserError if the sweep folder holds a variant of this name with other overrides."""
+        before = sweep_folder.read(self.folder)
+        for job in before.jobs if before else ():
+            name = job.values.get("variant")
+            path = self.folder / job.folder / "overrides.yaml"
+            if name not in (BASE, *self.variants) or not path.exists():
+                continue
+            old = {str(word) for word in OmegaConf.load(path) if key_of(str(word)) in self._keys}
+            new = {word for word in self._job(name, 1) if key_of(word) in self._keys}
+            if old != new:
+                shown = ", ".join(sorted(old - new)) or "without " + ", ".join(sorted(new - old))
+                raise UserError(
+                    f"variant {name} was started with {shown} in {self.folder}; give the variant another name, "
+                    "or another sweep_dir"
+                )
+
+    @property
+    def _keys(self) -> set[str]:
+        """The keys that any variant changes."""
+        return {key_of(word) for words in self.variants.values() for word in words}
 
 
 def words_of(name: str, value: Any) -> list[str]:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from slm.errors import Stopped, UserError, explain, printable, report
 from slm.files import atomic
 from slm.files.run_folder import new_folder
-from slm.run import CONF
+from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.sweep import recording

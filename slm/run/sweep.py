@@ -219,7 +219,8 @@ def settings(command: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
 def swept_values(overrides: Sequence[str], fixed: set[str]) -> dict[str, str]:
     """Key -> value of a job's overrides that the command does not fix."""
     pairs = ((key_of(override), override.partition("=")[2]) for override in overrides)
-    return {key: value for key, value in pairs if key not in fixed and not key.startswith("hydra.")}
+    values = {key: value for key, value in pairs if key not in fixed and not key.startswith("hydra.")}
+    return {key: values[key] for key in ("variant", "seed")} if "variant" in values else values  # of an ablation
 
 
 def answer(job: SweepJob, overrides: Sequence[str]) -> JobReturn:
