@@ -18,7 +18,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"model"},
-    {"hardware", "estimate", "checkpoint", "data"},
+    {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation"},
     {"evaluate", "verify", "results", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
