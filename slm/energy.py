@@ -1,6 +1,6 @@
 """Energy counters of devices: NVIDIA GPUs by NVML, CPU packages by RAPL, which Linux lets only root read by default.
 
-A counter is that of a whole device, whoever uses it, and excludes the rest of the machine.
+A counter is that of a whole device, with the work of other programs on it, and excludes the rest of the machine.
 """
 
 from collections.abc import Callable, Sequence
