@@ -20,9 +20,10 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"model"},
     {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation"},
-    {"evaluate", "verify", "results", "training"},  # Lightning
+    {"evaluate", "verify", "results", "spikes", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"compare"},
+    {"lens"},
     {"run"},  # the composition root: Hydra
     {"__main__"},
 ]

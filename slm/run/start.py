@@ -77,6 +77,7 @@ COMMANDS = {
     "generate": generate,
     "evaluate": lambda: module("evaluate"),
     "verify": lambda: module("verify"),
+    "lens": lambda: module("lens"),
     "cache": lambda: module("cache"),
     "compare": lambda: module("compare"),
 }
