@@ -18,12 +18,11 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"model"},
-    {"hardware", "energy", "estimate", "checkpoint", "data"},
+    {"hardware", "estimate", "checkpoint", "data"},
     {"optim", "generation"},
-    {"evaluate", "verify", "results", "spikes", "training"},  # Lightning
+    {"evaluate", "verify", "results", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
-    {"compare"},
-    {"lens"},
+    {"compare", "report"},
     {"run"},  # the composition root: Hydra
     {"__main__"},
 ]

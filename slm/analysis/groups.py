@@ -14,7 +14,7 @@ from slm.results import Run
 
 IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
     *("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "allow_changes", "logger", "plan"),
-    *("verify_resume", "log_windows", "data.path", "data.corpus.path", "data.corpus.cache"),
+    *("verify_resume", "log_windows", "report", "data.path", "data.corpus.path", "data.corpus.cache"),
 )
 VARIANT = "variant"  # the key of an ablation
 WORD = re.compile(r"[A-Za-z_][\w.+-]*")

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from slm import tokenizers
-from slm.cache import cached, keep, place
+from slm.cache import cached, keep
 from slm.corpora import Corpus, Split
 from slm.errors import UserError, file_operation
 from slm.files import atomic
@@ -56,13 +56,6 @@ class TokenStore:
                     partial.unlink()
                 atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
-
-    @classmethod
-    def find(cls, corpus: str, tokenizer: str, vocab_size: int, cache: Path) -> Self | None:
-        """The store of these fingerprints, if the cache has it. Raises: UserError: if it is damaged."""
-        identity = _identity(corpus, tokenizer)
-        folder = place(cache, "tokens", identity)
-        return cls.open(folder, {**identity, "vocab_size": vocab_size}) if folder.is_dir() else None
 
     def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
         """The stamp of a shard after a check of its size, digest and ids; it changes if the file is touched."""
@@ -135,7 +128,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
-    identity = _identity(corpus.fingerprint(), fingerprint(tokenizer))
+    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
@@ -168,11 +161,6 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
             file=sys.stderr,
         )
     return store
-
-
-def _identity(corpus: str, tokenizer: str) -> dict[str, Any]:
-    """What determines a store, from the fingerprints of its corpus and tokenizer."""
-    return {"format": FORMAT, "corpus": corpus, "tokenizer": tokenizer}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -1,6 +1,7 @@
 """Run folders: what lies where, run.json, locks, and how to find a run's checkpoint.
 
 run.json  config.yaml  overrides.yaml  tokenizer/  metrics.jsonl  samples.jsonl  samples.md  events.jsonl  loss.png
+report.html  report/curves.png
 checkpoints/step-000500.ckpt  step-000500.ckpt.sha256  last.json  best.json
 """
 
@@ -29,7 +30,7 @@ LATER = {  # those that a run has found out, or that a later version has added
 }
 OWN_FILES = re.compile(
     r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
-    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|loss\.png|sentencepiece\.model|ranks\.tiktoken"
+    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
 SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
@@ -146,7 +147,7 @@ def discard(folder: Path):
 
 def remove_partial_files(folder: Path):
     """Deletes the half-written files of a killed process, where a run writes files and nowhere else."""
-    for place in (folder, folder / "checkpoints", folder / "tokenizer"):
+    for place in (folder, folder / "checkpoints", folder / "tokenizer", folder / "report"):
         for path in atomic.entries(place):
             name, checkpoint = path.name, path.with_suffix("")
             orphaned = name.endswith(".sha256") and STEP_FILE.fullmatch(checkpoint.name) and not checkpoint.exists()

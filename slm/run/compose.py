@@ -6,7 +6,7 @@ A mistake in a file is one line: a parser's errors are caught where a file is re
 import contextlib
 import io
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,21 @@ from slm.errors import ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF
-from slm.run.overrides import check_data_keys, check_left_out_callbacks, explained, flattened, one_line, own_nodes
+from slm.run.overrides import (
+    GROUPS,
+    check_data_keys,
+    check_left_out_callbacks,
+    explained,
+    flattened,
+    key_of,
+    normalized,
+    one_line,
+    own_nodes,
+)
 from slm.security import refuse_secrets
 
 GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
+PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
 PATH_VARIABLES = ("SLM_CACHE",)  # the environment variables whose values a run may write
 
 
@@ -145,6 +156,24 @@ def composed(config_name: str, overrides: Sequence[str]) -> tuple[dict[str, Any]
         if config_name == "train":
             return plain(cfg, cfg.hydra.runtime.choices, overrides)
         return OmegaConf.to_container(cfg, resolve=True), recorded(cfg)
+
+
+def differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What a run differs in from the options that it has chosen, for run.json: `choices`, group -> option, and
+    `changed`, key -> [value of these options, value]. Empty if an option is in a folder of the user's own."""
+    groups = [override for override in normalized(overrides) if key_of(override) in GROUPS]
+    try:
+        with one_line_composition(), hydra_of_its_own():
+            cfg = hydra.compose("train", groups, return_hydra_config=True)
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        before, after = (flattened(tree, PLACES) for tree in (plain(cfg, choices, groups)[1], written))
+    except UserError:
+        return {}
+    changed = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
+    return {
+        "choices": {key: option for key, option in choices.items() if "/" not in key},
+        "changed": {key: pair for key, pair in changed.items() if pair[0] != pair[1]},
+    }
 
 
 @cache

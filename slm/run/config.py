@@ -62,6 +62,7 @@ class RunConfig:
     resume: str
     allow_changes: list[str]
     verify_resume: bool
+    report: bool
     log_windows: bool
     on_nonfinite: Literal["stop", "skip"]
     on_spike: Literal["warn", "skip"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from slm import checkpoint
+from slm import checkpoint, report
 from slm.cache import changed_files
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
@@ -35,7 +35,7 @@ PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus
 FREE = (  # settings that a resumed run may change: its length, its observers, its machine
     *PATHS,
     *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
-    *("allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("report", "allow_changes", "verify_resume", "on_nonfinite", "on_spike", "model.gradient_checkpointing"),
     *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
     *(f"trainer.{key}" for key in ("auto_microbatch", "accumulate_grad_batches", "compile", "tf32", "deterministic")),
@@ -241,10 +241,12 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
 
 
 def close_run(run_dir: Path, run_info: dict[str, Any]):
-    """Draws loss.png and writes the final run.json. After a failed run, a second disk error is ignored."""
+    """Draws loss.png, writes the final run.json and the report. After a failed run, a second disk error is ignored."""
     try:
         loss_curve(run_dir)
-        run_folder.write_run_json(run_dir, run_info)  # last: a run that is done is not opened again
+        run_folder.write_run_json(run_dir, run_info)  # a run that is done is not opened again
+        if run_info["config"]["report"]:
+            report.write(run_dir)
     except OSError:
         if run_info["status"] != "failed":
             raise

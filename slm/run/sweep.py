@@ -19,6 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from slm import report
 from slm.errors import UserError
 from slm.files import sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
@@ -27,7 +28,7 @@ from slm.run.sweep_jobs import is_alive, parallel_jobs
 from slm.run.sweep_results import finished_line, table, write_results
 
 FREE = (  # keys that another start of a sweep may change: they have no influence on results
-    *("sweep_dir", "cache_dir", "runs_dir", "data.workers", "data.timeout", "trainer.microbatch"),
+    *("report", "sweep_dir", "cache_dir", "runs_dir", "data.workers", "data.timeout", "trainer.microbatch"),
     *("trainer.auto_microbatch", "trainer.accumulate_grad_batches", "model.gradient_checkpointing"),
 )
 ATTEMPTS = 2  # in one command, of a job whose process ends without an answer, such as by the system's lack of memory
@@ -174,8 +175,9 @@ class RecordingLauncher(Launcher):
         """Prints the table of the sweep, and returns the highest exit code of this command's jobs."""
         write_results(self.folder)
         sweep = sweep_folder.require(self.folder)
-        report = "slm report" if "SLM_COMMAND" in os.environ else "python -m slm.report"
-        print(f"\n{table(sweep)}\n\n{self.folder / 'results.csv'}\n{report} {shlex.quote(str(self.folder))}")
+        print(f"\n{table(sweep)}\n\n{self.folder / 'results.csv'}")
+        if self.config.report and (page := report.write(self.folder)):
+            print(page)
         return max((job.exit_code or 0 for job in sweep.jobs if job.folder in self.names), default=0)
 
 

@@ -22,6 +22,7 @@ from slm.hardware import (
     largest_microbatch,
     resolve_hardware,
 )
+from slm.run.compose import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.prepare import Job, is_first_process, prepare_job
@@ -101,6 +102,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     run_info = describe_run(job, before, step)
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
+    if first and config.report:
+        run_info |= differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
     open_folder = partial(open_run, job, run_info, overrides, step) if first else lambda: None
     if first:
@@ -247,7 +250,7 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
     prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
-    print(f"        {job.run_dir / 'loss.png'}")
+    print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
     print(f"        {generate} ckpt={folder}{prompt}")
     if "stories" in config.callbacks:
         print(f"        {evaluate} {folder}")

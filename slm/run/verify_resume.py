@@ -23,6 +23,7 @@ K = 8
 OWN = {  # settings of the verification; all others are the user's
     "verify_resume": "false",
     "logger": "none",
+    "report": "false",
     "log_windows": "true",
     "log_every_n_steps": "1",
     "val_every_n_steps": str(K // 2),

@@ -1,0 +1,109 @@
+"""The tree of forks of a run: the run that it was forked from, and those that were forked from it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from slm.analysis.charts import colors
+from slm.analysis.html import Markup, escaped, number, table
+from slm.files import atomic
+from slm.security import is_bounded
+
+MAX_RUNS = 200  # sibling folders that are read, newest last
+ROW, WIDTH, LABEL = 34, 900, 330  # pixels
+
+
+@dataclass
+class Node:
+    """A run of the tree. `step`: where it left its parent; `end`: its last step."""
+
+    folder: str
+    info: dict[str, Any]
+    step: int = 0
+    end: int = 0
+    children: list["Node"] = field(default_factory=list)
+
+
+def tree(folder: Path, info: dict[str, Any]) -> str:
+    """The tree as a picture and a table; empty for a run that has neither parent nor children among its siblings."""
+    siblings = {info["run_id"]: Node(folder.name, info)}
+    for path in atomic.entries(folder.resolve().parent)[-MAX_RUNS:]:
+        found = atomic.read_object(path / "run.json") if (path / "run.json").is_file() else None
+        if found and is_bounded(found) and isinstance(found.get("run_id"), str):
+            siblings.setdefault(found["run_id"], Node(path.name, found))
+    for node in siblings.values():
+        node.end = node.info["steps"] if isinstance(node.info.get("steps"), int) else 0
+    for node in list(siblings.values()):
+        origin = node.info.get("fork")
+        if isinstance(origin, dict) and isinstance(origin.get("step"), int):
+            node.step = origin["step"]
+            parent = siblings.get(str(origin.get("run_id")))
+            if parent and parent is not node:
+                parent.children.append(node)
+    roots = {child.info["run_id"] for node in siblings.values() for child in node.children}
+    found = [node for key, node in siblings.items() if key not in roots and _contains(node, info["run_id"])]
+    if not found or (not found[0].children and not isinstance(info.get("fork"), dict)):
+        return ""
+    rows: list[tuple[Node, int]] = []
+    _order(found[0], 0, rows)
+    return _svg(rows, info["run_id"]) + _table(rows, info)
+
+
+def _contains(node: Node, run_id: str) -> bool:
+    return node.info["run_id"] == run_id or any(_contains(child, run_id) for child in node.children)
+
+
+def _order(node: Node, parent_row: int, rows: list[tuple[Node, int]]):
+    """The node and its children, each with the row of its parent."""
+    rows.append((node, parent_row))
+    own = len(rows) - 1
+    for child in sorted(node.children, key=lambda child: child.step):
+        _order(child, own, rows)
+
+
+def _svg(rows: list[tuple[Node, int]], run_id: str) -> str:
+    """A line per run along the steps, branching off its parent's."""
+    end = max(max(node.end for node, _ in rows), 1)
+    names = colors(len(rows))
+    parts = []
+    for row, (node, parent) in enumerate(rows):
+        x, y, x_end = _place(node.step, end), ROW * row + 20, _place(node.end, end)
+        start = f"M{x:.0f},{ROW * parent + 20}V{y - 8}q0,8 8,8" if row else f"M{x:.0f},{y}"
+        parts.append(f'<path d="{start}H{max(x_end, x + 10):.0f}" style="stroke:var(--{names[row]})"/>')
+        weight = ' font-weight="700"' if node.info["run_id"] == run_id else ""
+        label = f"{_short(node.folder)}, {number(node.info.get('objective'))}"
+        parts.append(f'<text x="{max(x_end, x + 10) + 8:.0f}" y="{y + 4}"{weight}>{escaped(label, 60)}</text>')
+    size = f'viewBox="0 0 {WIDTH} {ROW * len(rows) + 14}" width="{WIDTH}"'
+    return f'<svg class="tree" {size} role="img" aria-label="tree of forks">{"".join(parts)}</svg>'
+
+
+def _place(step: int, end: int) -> float:
+    return 10 + (WIDTH - LABEL - 10) * min(max(step, 0), end) / end
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
+
+
+def _table(rows: list[tuple[Node, int]], info: dict[str, Any]) -> str:
+    cells = []
+    for row, (node, parent) in enumerate(rows):
+        link = f'<a href="../{quote(node.folder)}/report.html">{escaped(node.folder)}</a>'
+        changed = _changed(rows[parent][0].info, node.info) if row else ""
+        origin = f"step {node.step} of {rows[parent][0].folder}" if row else ""
+        cells.append((Markup(link), origin, changed, node.info.get("objective")))
+    if isinstance(info.get("fork"), dict) and len(rows) == 1:  # its trunk is elsewhere
+        cells[0] = (cells[0][0], f"step {info['fork'].get('step')} of {info['fork'].get('run')}", "", cells[0][3])
+    return table(("run", "forked at", "changed", "objective"), cells)
+
+
+def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
+    """The keys in which a fork differs from its trunk."""
+    from slm.security import leaves
+
+    own = {"run_dir", "runs_dir", "name", "tags", "fork", "resume", "cache_dir"}
+    before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    found = [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if key.split(".")[0] not in own]
+    return "; ".join(found[:8])

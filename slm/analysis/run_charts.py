@@ -1,0 +1,107 @@
+"""The charts of a run, from its metrics."""
+
+import re
+
+import numpy as np
+
+from slm.analysis.charts import Axis, Chart, Series, colors
+from slm.analysis.curves import AXES, Curves, thinned
+
+POINTS = 600  # of a line; of 100 lines in one chart, 60
+MAX_OTHERS = 24  # charts of further metrics
+UNITS = {
+    "train/loss": "nats per token",
+    "val/loss": "nats per token",
+    "train/lr": "learning rate",
+    "train/grad_norm": "norm before clipping",
+    "tokens_per_second": "tokens per second",
+    "val/bits_per_byte": "bits per byte of text",
+    "val/text_bits_per_byte": "bits per byte of text",
+    "val/excess_bits_per_story": "bits per story",
+    "val/excess": "bits per story",
+    "sample": "share of samples",
+    "device/memory_gb": "GB (10^9 bytes)",
+    "device/utilization": "per cent",
+    "mfu": "share of the device's peak",
+}
+MAIN = {  # title -> metrics
+    "Loss": ("train/loss", "val/loss"),
+    "Bits per byte": ("val/bits_per_byte", "val/text_bits_per_byte"),
+    "Learning rate": ("train/lr",),
+    "Gradient norm": ("train/grad_norm",),
+    "Throughput": ("tokens_per_second",),
+    "Memory": ("device/memory_gb",),
+}
+LEFT_OUT = {"train/tokens", "seconds", "val/perplexity", "val/floor_bits_per_byte"}  # axes, and other views of a chart
+
+
+def main_charts(curves: Curves) -> list[Chart]:
+    """Loss, bits per byte, learning rate, gradient norm, throughput: those that were measured."""
+    floors = {"Loss": loss_floor(curves), "Bits per byte": last(curves, "val/floor_bits_per_byte")}
+    charts = []
+    for title, names in MAIN.items():
+        if found := [name for name in names if name in curves]:
+            charts.append(_chart(curves, title, UNITS[names[0]], found, floor=floors.get(title)))
+    return charts
+
+
+def other_charts(curves: Curves) -> list[Chart]:
+    """All further metrics; those below one name, such as val/excess/hero, in one chart."""
+    shown = {name for names in MAIN.values() for name in names} | LEFT_OUT
+    groups: dict[str, list[str]] = {}
+    for name in sorted(curves.values.keys() - shown):
+        if not name.startswith("dynamics/"):
+            groups.setdefault(name.rpartition("/")[0] if name.count("/") > 1 else name, []).append(name)
+    return [_chart(curves, name, UNITS.get(name, ""), names) for name, names in list(groups.items())[:MAX_OTHERS]]
+
+
+def dynamics_charts(curves: Curves) -> list[Chart]:
+    """A chart per quantity of dynamics/<tensor or block>/<quantity>, a line per tensor or block, by depth."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(curves.values, key=natural):
+        if name.startswith("dynamics/"):
+            groups.setdefault(name.rpartition("/")[2], []).append(name)
+    return [_chart(curves, quantity, "", names, layers=True) for quantity, names in list(groups.items())[:MAX_OTHERS]]
+
+
+def natural(name: str) -> list:
+    """A key that sorts block 2 before block 10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,18})", name)]
+
+
+def loss_floor(curves: Curves) -> float | None:
+    """The entropy of the validation stories in nats per token; None for corpora of unknown entropy."""
+    loss, bits, floor = (last(curves, f"val/{name}") for name in ("loss", "bits_per_byte", "floor_bits_per_byte"))
+    return loss * floor / bits if loss and bits and floor else None
+
+
+def last(curves: Curves, name: str) -> float | None:
+    return float(curves.values[name][1][-1]) if name in curves else None
+
+
+def run_series(curves: Curves, name: str, label: str, color: str, limit: int = POINTS, **style) -> Series:
+    """One metric of a run on all its axes, at most `limit` points of it."""
+    steps, values = curves.values[name]
+    kept = thinned(values, limit)
+    return Series(label, curves.at(steps[kept]), values[kept], color, **style)
+
+
+def _chart(
+    curves: Curves, title: str, unit: str, names: list[str], floor: float | None = None, layers: bool = False
+) -> Chart:
+    limit = max(40, min(POINTS, 6000 // len(names)))
+    common = names[0].rpartition("/")[0] + "/" if len(names) > 1 and not layers else ""
+    series = []
+    for name, color in zip(names, colors(len(names), ordered=layers and len(names) > 2)):
+        label = name.removeprefix("dynamics/").rpartition("/")[0] if layers else name
+        label = label if layers or title in MAIN else label.removeprefix(common)
+        style = "thin" if name.startswith("train/") or name == "tokens_per_second" else "line"
+        series.append(run_series(curves, name, label or name, color, limit, style="line" if layers else style))
+    values = np.concatenate([line.y for line in series])
+    log = bool((floor and floor > 0) or (layers and (values > 0).all() and values.max() > 20 * values.min()))
+    limits = None
+    if floor and (validated := [line.y for line in series if line.name.startswith("val/")]):
+        limits = 0.95 * floor, max(4 * floor, *(1.1 * values.max() for values in validated))
+    axes = {axis: Axis(AXES[axis]) for axis in curves.axes}
+    label = f"floor {floor:.4g}: the entropy of the corpus" if floor else ""
+    return Chart(title, unit, axes, series, log and values.min() > 0, limits, floor, label)

@@ -1,0 +1,195 @@
+"""A sweep as a table: jobs, swept keys, means over seeds, optima."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm.analysis.groups import IDENTITY
+from slm.analysis.optimum import Optimum, optimum
+from slm.errors import UserError
+from slm.files import atomic, run_folder, sweep_folder
+from slm.files.sweep_folder import short_keys
+from slm.security import leaves
+
+RATE = re.compile(r"(^|[._])(lr|rate|learning_rate|weight_decay|eps)$")
+MAX_RUNS, MAX_KEYS = 2000, 8  # of a folder of runs
+SEED = "seed"  # the key whose values are repetitions
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep. `values`: swept key -> value, a number where all of the sweep are. `objective` may be None."""
+
+    folder: Path
+    values: dict[str, Any]
+    status: str
+    objective: float | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The jobs that differ in their seed alone."""
+
+    values: dict[str, Any]
+    jobs: list[Job]
+
+    @cached_property
+    def objectives(self) -> list[float]:
+        return [job.objective for job in self.jobs if job.objective is not None]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds that have an objective; infinite without one."""
+        return float(np.mean(self.objectives)) if self.objectives else math.inf
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder of runs that differ in `keys`."""
+
+    folder: Path
+    objective: str
+    keys: list[str]
+    jobs: list[Job]
+    command: list[str]
+    created: str = ""
+
+    @property
+    def factors(self) -> list[str]:
+        """The swept keys but for the seed."""
+        return [key for key in self.keys if key != SEED]
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """Key -> its last parts, as many as tell it from the others."""
+        return short_keys(self.keys)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The combinations of the factors, those with the lowest mean first."""
+        found: dict[tuple, list[Job]] = {}
+        for job in self.jobs:
+            found.setdefault(tuple(str(job.values.get(key)) for key in self.factors), []).append(job)
+        cells = [Cell({key: jobs[0].values.get(key) for key in self.factors}, jobs) for jobs in found.values()]
+        return sorted(cells, key=lambda cell: cell.mean)
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of repetitions of a cell."""
+        return max((len(cell.jobs) for cell in self.cells), default=0)
+
+    @cached_property
+    def noise(self) -> float | None:
+        """Standard deviation over seeds, pooled over the better half of the cells; None without repetitions.
+
+        Cells far from the optimum, where a run may nearly diverge, have another noise than those to be compared.
+        """
+        repeated = [cell.objectives for cell in self.cells if len(cell.objectives) > 1]
+        better = repeated[: math.ceil(len(repeated) / 2)]
+        freedom = sum(len(values) - 1 for values in better)
+        return math.sqrt(sum(np.var(v) * len(v) for v in better) / freedom) if freedom else None
+
+    def levels(self, key: str) -> list[Any]:
+        """The distinct values of a key, sorted; numbers before texts."""
+        found = {str(job.values.get(key)): job.values.get(key) for job in self.jobs}
+        return sorted(found.values(), key=lambda v: (0, v, "") if is_number(v) else (1, 0, str(v)))
+
+    @cached_property
+    def numeric(self) -> list[str]:
+        """The factors with at least two numbers, rates first, then those with the most values."""
+        keys = [key for key in self.factors if len(found := self.levels(key)) > 1 and all(map(is_number, found))]
+        return sorted(keys, key=lambda key: (not RATE.search(key), -len(self.levels(key))))
+
+    def is_log(self, key: str) -> bool:
+        """True for rates, and for positive values over more than a decade."""
+        values = self.levels(key)
+        return values[0] > 0 and bool(RATE.search(key) or values[-1] > 10 * values[0])
+
+    def lines(self, key: str) -> Iterator[tuple[str, list[Cell]]]:
+        """Per combination of the other factors its name and its cells, sorted by `key`."""
+        others = [other for other in self.factors if other != key]
+        found: dict[tuple, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(tuple(str(cell.values[other]) for other in others), []).append(cell)
+        place = [{str(level): number for number, level in enumerate(self.levels(other))} for other in others]
+        for names in sorted(found, key=lambda names: [order[name] for order, name in zip(place, names)]):
+            label = ", ".join(f"{self.short[other]} {name}" for other, name in zip(others, names)) or self.objective
+            yield label, sorted(found[names], key=lambda cell: cell.values[key])
+
+
+def read(folder: Path) -> Sweep:
+    """The sweep of a folder: by its sweep.json, or of any runs in it. Raises UserError for a folder without runs."""
+    if (recorded := sweep_folder.read(folder)) is None:
+        return of_runs(folder)
+    values = typed_values([job.values for job in recorded.jobs])
+    jobs = [
+        Job(folder / job.folder, row, job.status, job.objective if is_number(job.objective) else None, job.failure)
+        for job, row in zip(recorded.jobs, values)
+    ]
+    return Sweep(folder, recorded.objective or "", recorded.swept, jobs, recorded.command, recorded.created)
+
+
+def of_runs(folder: Path) -> Sweep:
+    """The runs in a folder as a sweep over the keys in which they differ."""
+    found = [path for path in atomic.entries(folder) if (path / "run.json").is_file()]
+    if not found:
+        raise UserError(f"{folder} is neither a run nor a sweep: it has no run.json, sweep.json or folders of runs")
+    infos = [run_folder.require_run_json(path) for path in found[:MAX_RUNS]]
+    configs = [dict(leaves(info["config"])) for info in infos]
+    columns: dict[tuple, str] = {}  # values in all runs -> key; a key that repeats another one's is left out
+    for key in dict.fromkeys(key for config in configs for key in config):
+        column = tuple(str(config.get(key)) for config in configs)
+        if key.split(".")[0] not in IDENTITY and len(set(column)) > 1:
+            columns.setdefault(column, key)
+    keys = list(columns.values())[:MAX_KEYS]
+    values = typed_values([{key: config.get(key) for key in keys} for config in configs])
+    jobs = [
+        Job(path, row, info["status"], info.get("objective"), info.get("failure"))
+        for path, row, info in zip(found, values, infos)
+    ]
+    return Sweep(folder, str(infos[0]["config"].get("optimized_metric", "")), keys, jobs, [], infos[0]["created"])
+
+
+def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:
+    """The optimum of a line; None for fewer than three values, or without an objective."""
+    points = [
+        (cell.values[key], job.objective, job.values.get(SEED))
+        for cell in cells
+        for job in cell.jobs
+        if job.objective is not None
+    ]
+    if len({x for x, _, _ in points}) < 3:
+        return None
+    return optimum(*zip(*points), log=log or all(x > 0 for x, _, _ in points))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def typed_values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, with numbers for the texts of every key whose texts are all numbers."""
+    numbers = {}
+    for key in {key for row in rows for key in row}:
+        with_key = [row.get(key) for row in rows]
+        numbers[key] = all(_number(value) is not None for value in with_key)
+    return [{key: _number(value) if numbers[key] else value for key, value in row.items()} for row in rows]
+
+
+def _number(value: Any) -> float | int | None:
+    if is_number(value):
+        return value
+    try:
+        found = float(value) if isinstance(value, str) and len(value) < 40 else None
+    except ValueError:
+        return None
+    if found is None or not math.isfinite(found):
+        return None
+    return int(found) if re.fullmatch(r"[+-]?\d{1,15}", value) else found

@@ -1,0 +1,190 @@
+"""report.html and PNGs of a sweep."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from slm.analysis import figures
+from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
+from slm.analysis.sweep import Cell, Sweep, read
+from slm.analysis.sweep_charts import BAND, MAX_LINES, Found, curve_charts, objective_chart
+from slm.files import atomic
+
+COARSE = 0.1  # rise to the neighbours of an optimum from which on its interval comes with a warning
+MAX_ROWS, MAX_MAPS, MAX_CELLS = 2000, 4, 900
+
+
+def write(folder: Path):
+    """Writes report.html, and objective.png, heatmap.png and curves.png in report/, as far as there is something to
+    draw. Raises UserError for a folder without runs."""
+    sweep = read(folder)
+    objective, optima = objective_chart(sweep)
+    curves, maps = curve_charts(sweep), list(heat_maps(sweep))
+    pictures = folder / "report"
+    pictures.mkdir(exist_ok=True)
+    if objective:
+        figures.save(pictures / "objective.png", [objective], folder.name)
+    if maps:
+        figures.heat_map(pictures / "heatmap.png", maps[0], sweep.objective, folder.name)
+    if curves:
+        figures.save(pictures / "curves.png", curves, folder.name)
+    page, seeds = Page(folder.name), f"{BAND}." if sweep.seeds > 1 else ""
+    sections = [
+        section(
+            f"{sweep.objective or 'Objective'} against what was swept",
+            page.group([objective] if objective else [], wide=True),
+            picture(pictures / "objective.png", "objective against the swept keys"),
+            paragraph(seeds, "quiet"),
+            optimum_table(optima),
+        ),
+        section("Table", cell_table(sweep), folded(f"all {len(sweep.jobs)} jobs", job_table(sweep))),
+        section("Heat map", *map(heat_table, maps)),
+        section(
+            "Curves",
+            page.group(curves),
+            picture(pictures / "curves.png", "curves of the runs"),
+            paragraph(f"{seeds} At most {MAX_LINES} lines, those with the lowest objective.".strip(), "quiet"),
+        ),
+        section("Failures", failures(sweep)),
+        section("Command", f"<pre>{escaped(' '.join(sweep.command), 4000)}</pre>" if sweep.command else ""),
+    ]
+    atomic.write_text(folder / "report.html", page.html(header(sweep, optima), sections, ""))
+
+
+def header(sweep: Sweep, optima: list[Found]) -> str:
+    """The answer in a sentence, and the main numbers."""
+    states = [job.status for job in sweep.jobs]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    line = f'<p class="quiet">{escaped(sweep.created)} · {escaped(counts)}</p>'
+    best = next((cell for cell in sweep.cells if cell.objectives), None)
+    if best is None:
+        return line + paragraph("No job has an objective yet.", "answer")
+    values = ", ".join(f"{key}={value}" for key, value in best.values.items()) or "the only cell"
+    over = f", mean of {len(best.objectives)} seeds" if len(best.objectives) > 1 else ""
+    text = f"Lowest {sweep.objective}: {number(best.mean)} at {values}{over}."
+    boxes = {f"lowest {sweep.objective}": number(best.mean), "jobs": f"{states.count('done')} of {len(states)} done"}
+    boxes |= {sweep.short[key]: f"{len(sweep.levels(key))} values" for key in sweep.keys}
+    if sweep.noise:
+        boxes["noise of one seed"] = number(sweep.noise, 2)
+    return line + paragraph(text, "answer") + "".join(sentences(optima)) + facts(boxes)
+
+
+def sentences(optima: list[Found]) -> Iterator[str]:
+    """The optima of the first key, a sentence per line."""
+    for found in [found for found in optima if found.key == optima[0].key][:6]:
+        yield paragraph(f"{found.line}: {describe(found)}")
+
+
+def describe(found: Found) -> str:
+    """Where the optimum is, in words."""
+    best = found.optimum
+    coarse = f"; coarse grid, a neighbour is {best.rise:.0%} higher: refine it" if best.rise > COARSE else ""
+    if best.low is not None:
+        return f"best {found.key} {best.x:.3g} [{best.low:.3g}, {best.high:.3g}], there {number(best.y)}{coarse}."
+    if best.problem == "at the edge of the grid":
+        return f"lowest at {found.key} {best.x:.3g}, the edge of the grid: no interval; widen the grid."
+    return f"best {found.key} {best.x:.3g}, there {number(best.y)} ({best.problem}{coarse})."
+
+
+def optimum_table(optima: list[Found]) -> str:
+    rows = [
+        (found.key, found.line, best.x, best.low, best.high, best.y, f"{best.rise:.1%}", best.problem or "")
+        for found in optima
+        for best in [found.optimum]
+    ]
+    note = (
+        "Optimum of the parabola through the lowest mean and its two neighbours, in the logarithm of the key. The 95 % "
+        "interval (Fieller) comes from the residuals of the seeds; it holds for this budget, and for a parabola "
+        "between these points: where the rise to a neighbour is large, refine the grid."
+    )
+    heads = ("key", "line", "optimum", "95 % from", "to", "objective there", "rise to a neighbour", "")
+    return table(heads, rows) + paragraph(note, "quiet") if rows else ""
+
+
+def cell_table(sweep: Sweep) -> str:
+    """The combinations of the swept keys, sorted by their mean objective."""
+    cells, noise = sweep.cells[:MAX_ROWS], sweep.noise
+    best = cells[0].mean if cells else 0
+    several = sweep.seeds > 1
+    heads = [*sweep.factors, sweep.objective or "objective", "difference"]
+    heads += ["in units of noise", "seeds", "lowest", "highest"] if several else []
+    rows = []
+    for cell in cells:
+        difference = cell.mean - best if cell.objectives else None
+        row = [*cell.values.values(), cell.mean if cell.objectives else "failed" if _failed(cell) else None, difference]
+        if several:
+            ends = (min(cell.objectives), max(cell.objectives)) if cell.objectives else (None, None)
+            row += [difference / noise if noise and difference is not None else None, len(cell.objectives), *ends]
+        rows.append(row)
+    note = (
+        "Noise: the standard deviation over seeds, pooled over the better half of the combinations. A difference of "
+        "two means of n seeds has a standard error of noise x sqrt(2 / n)."
+    )
+    return table(heads, rows, sortable=True, best=1) + (paragraph(note, "quiet") if noise else "")
+
+
+def _failed(cell: Cell) -> bool:
+    return any(job.status == "failed" for job in cell.jobs)
+
+
+def job_table(sweep: Sweep) -> str:
+    """Each run, sorted by its objective."""
+    jobs = sorted(sweep.jobs, key=lambda job: (job.objective is None, job.objective))[:MAX_ROWS]
+    rows = []
+    for job in jobs:
+        link = f'<a href="{quote(job.folder.name)}/report.html">{escaped(job.folder.name)}</a>'
+        rows.append((Markup(link), *(job.values.get(key) for key in sweep.keys), job.objective, job.status))
+    return table(("run", *sweep.keys, sweep.objective or "objective", "status"), rows, sortable=True)
+
+
+def failures(sweep: Sweep) -> str:
+    rows = [
+        (job.folder.name, job.status, job.failure)
+        for job in sweep.jobs
+        if job.status in ("failed", "stopped") or job.failure
+    ]
+    return table(("run", "status", "why"), rows[:MAX_ROWS]) if rows else ""
+
+
+def heat_maps(sweep: Sweep) -> Iterator[tuple[str, str, list, list, np.ndarray]]:
+    """Pairs of keys with the means of the objective, the best over all other keys; rows have the fewer values."""
+    factors = [key for key in sweep.factors if len(sweep.levels(key)) > 1]
+    for pair in list(itertools.combinations(factors, 2))[:MAX_MAPS]:
+        row_key, column_key = sorted(pair, key=lambda key: len(sweep.levels(key)))
+        rows, columns = sweep.levels(row_key), sweep.levels(column_key)
+        if len(rows) * len(columns) > MAX_CELLS:
+            continue
+        place = [{str(value): i for i, value in enumerate(values)} for values in (rows, columns)]
+        means = np.full((len(rows), len(columns)), np.inf)
+        for cell in sweep.cells:
+            at = place[0][str(cell.values[row_key])], place[1][str(cell.values[column_key])]
+            means[at] = min(means[at], cell.mean)
+        yield row_key, column_key, rows, columns, np.where(np.isfinite(means), means, np.nan)
+
+
+def heat_table(chart: tuple[str, str, list, list, np.ndarray]) -> str:
+    """A heat map as a table, colored by rank."""
+    import matplotlib
+
+    row_key, column_key, rows, columns, means = chart
+    colors, body = matplotlib.colormaps["viridis_r"](figures.shades(means)), []
+    for row, value in enumerate(rows):
+        cells = "".join(_heat_cell(means[row, i], colors[row, i], np.nanmin(means)) for i in range(len(columns)))
+        body.append(f'<tr><th scope="row">{escaped(value)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escaped(value)}</th>' for value in columns)
+    corner = f'<tr><th></th><th colspan="{len(columns)}">{escaped(column_key)}</th></tr>'
+    whole = f"<thead>{corner}<tr><th>{escaped(row_key)}</th>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<div class="scroll"><table class="heat">{whole}</table></div>' + paragraph("Colors by rank.", "quiet")
+
+
+def _heat_cell(mean: float, color: Any, best: float) -> str:
+    if not np.isfinite(mean):
+        return '<td class="none">–</td>'
+    background = "#" + "".join(f"{round(255 * part):02x}" for part in color[:3])
+    ink = "#fff" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.5 else "#000"
+    kind = ' class="best"' if mean == best else ""
+    return f'<td{kind} style="background:{background};color:{ink}">{mean:.4g}</td>'

@@ -1,0 +1,54 @@
+"""Writes the report of a run or a sweep: report.html, one file without network, and PNGs in its folder report/.
+
+python -m slm.report FOLDER ...   a run (also one that is running or was killed), a sweep, or a folder of runs
+A run and a sweep write theirs at their end.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from slm.errors import UserError, explain, printable, report
+from slm.files import atomic
+from slm.files.stdio import make_stdio_robust
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("folder", nargs="+", help="a run, a sweep, or a folder of runs")
+    arguments = parser.parse_args()
+    try:
+        for folder in map(atomic.expanded, arguments.folder):
+            print(create(folder))
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        sys.exit(report(explanation))
+
+
+def create(folder: Path) -> Path:
+    """Writes the report of a folder and returns the path of report.html. Raises UserError, OSError."""
+    from slm.analysis import run_page, sweep_page
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about characters that no font has
+        (run_page if (folder / "run.json").exists() else sweep_page).write(folder)
+    return folder / "report.html"
+
+
+def write(folder: Path) -> Path | None:
+    """Like `create`, at the end of a run or a sweep: prints a warning instead of raising, and returns None."""
+    try:
+        return create(folder)
+    except Exception as error:  # of a library or a disk: a run does not end with its report
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        print(f"warning: report.html was not written ({reason})", file=sys.stderr)
+        return None
+
+
+if __name__ == "__main__":
+    make_stdio_robust()
+    main()
