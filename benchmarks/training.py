@@ -13,9 +13,8 @@ from measure import synchronize
 
 from slm.data.store import TokenStore
 from slm.run import cli
-from slm.run.prepare import Job
+from slm.run.prepare import Job, choose_hardware
 from slm.run.resume import describe_run, open_run
-from slm.run.train import choose_hardware
 
 
 class Ids:
@@ -64,6 +63,7 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         tokenizer=ids,
         store=TokenStore(folder, manifest),
         model=model,
+        windows=(tokens - 1) // model.context,
         targets_per_window=model.context,
         steps=steps,
     )

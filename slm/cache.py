@@ -46,7 +46,7 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
     `identity["corpus"]` is the fingerprint of the corpus.
     Raises: UserError: if the documents change while they are read; if the folder cannot be written, with the file.
     """
-    folder = cache / kind / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = place(cache, kind, identity)
     lock = folder.with_suffix(".lock")
     if folder.is_dir():
         return folder
@@ -75,6 +75,11 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def place(cache: Path, kind: str, identity: dict[str, Any]) -> Path:
+    """The folder of this identity, whether it exists or not."""
+    return cache / kind / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -4,30 +4,21 @@ import re
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from slm.files import CONF
 from slm.model import GPT, GPTConfig
 
-# Dense peak in TFLOP/s from the vendors' data sheets (no sparsity): 16-bit, float32, TF32.
-PEAKS = {
-    "H200": (989, 67, 495),
-    "H100 PCIe": (756, 51, 378),
-    "H100 NVL": (835, 60, 418),
-    "H100": (989, 67, 495),
-    "A100": (312, 19.5, 156),
-    "L40": (181, 90.5, 90.5),
-    "L40S": (362, 91.6, 183),
-    "L4": (121, 30.3, 60),
-    "T4": (65, 8.1, 8.1),
-    "V100": (125, 15.7, 15.7),
-    "A10": (125, 31.2, 62.5),
-    "RTX 5090": (209.5, 104.8, 104.8),
-    "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 4080": (97.5, 48.7, 48.7),
-    "RTX 3090": (71, 35.6, 35.6),
-    "RTX 3080": (59.5, 29.8, 29.8),
+PARTS = {  # of a model -> names of parameters, of which the first that fits counts
+    "embedding": r"^(tokens|positions)\.|value_embedding",
+    "norms": r"norm|scales$",
+    "attention": r"\.attention\.",
+    "MLP": r"\.mlp\.",
+    "head": r"^head\.",
 }
 
 
@@ -43,6 +34,16 @@ def parameters(config: GPTConfig) -> Parameters:
     total = sum(p.numel() for p in model.parameters())
     embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     return Parameters(total, total - sum(weight.numel() for weight in embeddings))
+
+
+def parts(config: GPTConfig) -> dict[str, int]:
+    """The parameters by part of the model, none of them twice; a tied head has none of its own."""
+    counts = dict.fromkeys([*PARTS, "other"], 0)
+    for name, parameter in _without_memory(config).named_parameters():
+        counts[next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")] += (
+            parameter.numel()
+        )
+    return {part: count for part, count in counts.items() if count}
 
 
 def training_flops_per_token(config: GPTConfig) -> int:
@@ -69,11 +70,22 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     return known_peak(torch.cuda.get_device_name(device), 0 if sixteen_bit else 2 if tf32 else 1)
 
 
-def known_peak(name: str, column: int) -> float | None:
-    """FLOP/s of a whole GPU of this name, by a column of PEAKS; None for a slice of one (MIG) or another variant."""
+@cache
+def device_table() -> dict[str, Any]:
+    """conf/devices.yaml: peaks, memory and prices of GPUs, and what is assumed about them."""
+    return yaml.safe_load((CONF / "devices.yaml").read_text(encoding="utf-8"))
+
+
+def known_device(name: str) -> dict[str, Any] | None:
+    """The entry of the table for a whole GPU of this name; None for a slice of one (MIG) or another variant."""
     if re.search(r"\b(MIG|Laptop|Max-Q|Ti|SUPER|D)\b", name):
         return None
-    return next((1e12 * peaks[column] for key, peaks in PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
+    return next((entry for key, entry in device_table()["devices"].items() if re.search(rf"\b{key}\b", name)), None)
+
+
+def known_peak(name: str, column: int) -> float | None:
+    """FLOP/s of a known GPU in 16 bits (column 0), float32 (1) or TF32 (2)."""
+    return (entry := known_device(name)) and 1e12 * entry["peaks"][column]
 
 
 @cache

@@ -19,7 +19,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"model"},
     {"hardware", "estimate", "checkpoint", "data"},
-    {"optim", "generation"},
+    {"optim", "generation", "planning"},
     {"evaluate", "verify", "results", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"compare", "report"},

@@ -56,6 +56,13 @@ class Text:
             elif self._split_of(index, count) == split:
                 yield document
 
+    def size(self) -> tuple[int, int] | None:
+        """Train documents, and about their bytes, by the sizes of the files; None for documents within files."""
+        files = self.files()
+        if self.separator is not None:
+            return None
+        return len(files), round(self.train_ratio * sum(file.stat().st_size for file in files))
+
     def fingerprint(self) -> str:
         """Reads every file once. Raises: UserError: if there is no file, or one cannot be read or is not plain text."""
         files = self.files()

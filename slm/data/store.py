@@ -119,8 +119,7 @@ def prepare_tokenizer(
     def write(folder: Path):
         build(documents=corpus.documents("train")).save(folder)
 
-    identity = {"format": TOKENIZER_FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
-    return load(cached(cache, "tokenizers", corpus, identity, write))
+    return load(cached(cache, "tokenizers", corpus, tokenizer_identity(settings, corpus), write))
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
@@ -128,7 +127,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
-    identity = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
+    identity = store_identity(corpus, tokenizer)
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
@@ -161,6 +160,16 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
             file=sys.stderr,
         )
     return store
+
+
+def tokenizer_identity(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """What names the folder of a tokenizer in the cache."""
+    return {"format": TOKENIZER_FORMAT, "corpus": corpus.fingerprint(), "settings": dict(settings)}
+
+
+def store_identity(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What names the folder of a token store in the cache."""
+    return {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

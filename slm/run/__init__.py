@@ -1,6 +1,5 @@
 """From a command to a finished run: the composition root, and the only package that imports Hydra."""
 
-from pathlib import Path
+from slm.files import CONF, PACKAGE
 
-PACKAGE = Path(__file__).parents[1]
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())  # wheel, checkout
+__all__ = ["CONF", "PACKAGE"]

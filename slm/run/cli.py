@@ -145,7 +145,12 @@ def one_line(failure: object) -> str:
 def run(
     config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
 ) -> tuple[float, int]:
-    """Trains, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
+    """Trains, plans, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
+    if config.plan:
+        from slm.run.plan import make_plan, shown
+
+        print(shown(make_plan(config)))
+        return math.nan, 0
     if config.verify_resume:
         from slm.run.verify_resume import verify_resume
 

@@ -5,7 +5,7 @@ without data or a long computation. conf/train.yaml and the files of its groups 
 """
 
 import inspect
-import sys
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -63,6 +63,9 @@ class RunConfig:
     allow_changes: list[str]
     verify_resume: bool
     report: bool
+    plan: bool | Literal["measure"]
+    lint: bool
+    price_per_hour: float | None
     log_windows: bool
     on_nonfinite: Literal["stop", "skip"]
     on_spike: Literal["warn", "skip"]
@@ -96,6 +99,8 @@ class RunConfig:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise UserError(f"price_per_hour={self.price_per_hour} must be at least 0 and finite")
         self._check_callbacks()
 
     def _check_callbacks(self):
@@ -112,7 +117,8 @@ def read_config(plain: Mapping[str, Any], written: Mapping[str, Any] | None = No
 
     `written` is the same with interpolations in place of values of the environment, unless there are none.
 
-    Lightning is imported last, for callbacks and loggers, so mistakes elsewhere are answered sooner.
+    Lightning is imported last, for callbacks and loggers, so mistakes elsewhere are answered sooner; not for a plan,
+    which only reads their settings.
     """
     values = dict(plain)
     known = [entry.name for entry in fields(RunConfig) if entry.name != "plain"]
@@ -131,7 +137,7 @@ def read_config(plain: Mapping[str, Any], written: Mapping[str, Any] | None = No
     values["schedule"] = read_schedule(values.get("schedule"), values["budget"].steps or 10**9)
     check(RunConfig, {key: value for key, value in values.items() if key not in ("callbacks", "logger")}, "")
     for group in ("callbacks", "logger"):
-        values[group] = read_nodes(group, values.get(group))
+        values[group] = read_nodes(group, values.get(group), imported=plain.get("plan") is not True)
     return typed(RunConfig, {**values, "plain": dict(written or plain)}, "")
 
 
@@ -211,13 +217,14 @@ def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:
             f"schedule: {describe_target(node.target)} must take (steps done, steps in all): {error}"
         ) from None
     schedule(0, steps)
-    if (ratio := node.settings.get("min_lr_ratio") or 0) > 1:
-        print(f"warning: schedule.min_lr_ratio={ratio} is above 1, so the learning rate rises", file=sys.stderr)
     return schedule
 
 
-def read_nodes(group: str, values: Any) -> dict[str, Node]:
-    """The nodes of a group by name. A null node is left out, and so is a null setting of a logger."""
+def read_nodes(group: str, values: Any, *, imported: bool) -> dict[str, Node]:
+    """The nodes of a group by name. A null node is left out, and so is a null setting of a logger.
+
+    If they are not `imported`, their settings are not checked and their target is the name.
+    """
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -228,7 +235,9 @@ def read_nodes(group: str, values: Any) -> dict[str, Node]:
             continue  # settings, from an experiment or debug option, of a callback that callbacks=none leaves out
         if group == "logger" and is_node(value):
             value = {key: item for key, item in value.items() if item is not None}
-        if value is not None:
+        if value is not None and not imported and is_node(value):
+            nodes[name] = Node(f"{group}.{name}", value["_target_"], value)
+        elif value is not None:
             nodes[name] = Node.read(f"{group}.{name}", value)
             nodes[name].check_complete(FACTS[group])
     return nodes

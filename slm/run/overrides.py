@@ -27,7 +27,7 @@ LITERAL = (  # values taken as they are typed, not as Hydra's grammar
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs")
+LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs", "budget.minutes")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),

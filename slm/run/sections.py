@@ -77,20 +77,31 @@ class TrainerConfig:
             raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
 
 
+UNKNOWN = 10**9  # steps of a run whose rate is not measured yet: a schedule stays in its warmup
+LENGTHS = ("steps", "tokens", "epochs", "minutes")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The length of a training: one of steps, tokens and epochs; one epoch if none is given."""
+    """The length of a training: one of steps, tokens, epochs and minutes; one epoch if none is given.
+
+    max_time and max_cost stop it earlier.
+    """
 
     steps: int | None
     tokens: float | None
     epochs: float | None
+    minutes: float | None = None
     max_time: str | int | None
+    max_cost: float | None = None
 
     def __post_init__(self):
-        given = {name: getattr(self, name) for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
         if len(given) > 1:
             shown = " and ".join(f"budget.{name}={value}" for name, value in given.items())
-            raise UserError(f"{shown} exclude one another; give one of budget.steps, budget.tokens and budget.epochs")
+            raise UserError(f"{shown} exclude one another; give one of {', '.join(f'budget.{n}' for n in LENGTHS)}")
+        if self.max_cost is not None:
+            given["max_cost"] = self.max_cost
         for name, value in given.items():
             if not 0 < value < math.inf:
                 raise UserError(f"budget.{name}={value} must be above 0 and finite")
@@ -112,9 +123,11 @@ class Budget:
         return float(total)
 
     def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
-        """Optimizer steps for a training split of so many windows."""
+        """Optimizer steps for a training split of so many windows; UNKNOWN with minutes, until they are measured."""
         if self.steps is not None:
             return self.steps
+        if self.minutes is not None:
+            return UNKNOWN
         if self.tokens is not None:
             return max(1, round(self.tokens / targets_per_window / windows_per_step))
         return max(1, round(windows * (1 if self.epochs is None else self.epochs) / windows_per_step))

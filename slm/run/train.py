@@ -15,17 +15,11 @@ import torch
 from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
-from slm.hardware import (
-    Hardware,
-    choose_microbatch,
-    keep_freed_memory,
-    largest_microbatch,
-    resolve_hardware,
-)
+from slm.hardware import largest_microbatch
 from slm.run.compose import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
-from slm.run.prepare import Job, is_first_process, prepare_job
+from slm.run.prepare import Job, choose_hardware, is_first_process, prepare_job
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
     check_corpus,
@@ -161,15 +155,6 @@ def fit_and_close(
         if opened() and run_folder.lock_inode(run_dir) == inode:
             close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure})
     return stopped, objective
-
-
-def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
-    """The device and the microbatch. Raises UserError for what this machine cannot do."""
-    keep_freed_memory()
-    asked = config.trainer
-    hardware = resolve_hardware(asked.accelerator, asked.devices, asked.num_nodes, asked.precision)
-    batch = config.data.batch_windows
-    return hardware, choose_microbatch(asked.microbatch, asked.accumulate_grad_batches, batch, hardware)
 
 
 def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled, local_rank
 from slm.model import GPT
-from slm.optim.muon import Muon
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
-from slm.run.prepare import Job
+from slm.run.prepare import Job, optimizer_of
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
 from slm.training.callbacks.signals import StopSignals
@@ -94,12 +92,9 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     model = GPT(job.model)
     features = compile_features(model, job)
     run_info["compiled"] = features is not None
-    optimizer = config.optimizer
-    if isinstance(optimizer, Muon):  # float32 means float32
-        optimizer = partial(optimizer, bfloat16=job.hardware.sixteen_bit)
     module = Pretraining(
         model,
-        optimizer=optimizer,
+        optimizer=optimizer_of(config, job.hardware),
         schedule=lambda step: config.schedule(step, job.steps),
         features=features,
         description=describe(job.model, job.tokenizer, config.plain, run_info),

@@ -41,6 +41,11 @@ class Storyworld:
         for index in range(self.counts[split]):
             yield self.story(split, index).text
 
+    def size(self) -> tuple[int, int]:
+        """Training stories, and about their bytes, by the first of them."""
+        first = [len(self.story("train", index).text) for index in range(min(50, self.counts["train"]))]
+        return self.counts["train"], round(self.counts["train"] * sum(first) / len(first))
+
     def fingerprint(self) -> str:
         files = sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
         texts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name.endswith(".txt")]

@@ -1,0 +1,91 @@
+"""Seconds and cost of a training on devices that conf/devices.yaml lists, and on this one."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from slm.estimate import device_peak, device_table, known_device
+from slm.hardware import Hardware
+
+SHOWN = ("T4", "L4", "RTX 3060", "RTX 3090", "RTX 4090", "RTX 5090", "A100", "H100", "H200")
+SIXTEEN_BITS_GAIN = 2  # at most so many times float32's speed is counted on a CPU: more is peak, not training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a training computes, apart from any device."""
+
+    flops: float  # of training and validation; activations that are computed again are in it
+    passes: float  # of a block, forward and backward, over all microbatches
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device as the plan sees it."""
+
+    name: str
+    flops: float | None  # per second at its peak; None: unknown
+    memory: float | None  # bytes
+    price_per_hour: float | None  # in the currency of conf/devices.yaml
+    launches: tuple[float, float] = (0.0, 0.0)  # seconds that a pass and a step take at least
+
+    def seconds(self, work: Work) -> float | None:
+        """By the assumed utilisation; at least the launches of a GPU's kernels. None if the peak is unknown."""
+        if not self.flops:
+            return None
+        least = work.passes * self.launches[0] + work.steps * self.launches[1]
+        return max(work.flops / (self.flops * utilisation()), least)
+
+    def cost(self, seconds: float | None) -> float | None:
+        return None if None in (seconds, self.price_per_hour) else seconds / 3600 * self.price_per_hour
+
+
+def utilisation() -> float:
+    return device_table()["utilisation"]
+
+
+def known_devices() -> Iterator[Device]:
+    """Those of the table that a plan shows, in 16 bits."""
+    table = device_table()
+    for name in SHOWN:
+        entry = table["devices"][name]
+        yield Device(
+            name=name,
+            flops=1e12 * entry["peaks"][0],
+            memory=1e9 * entry["memory"],
+            price_per_hour=entry["price_per_hour"],
+            launches=(table["block_seconds"], table["step_seconds"]),
+        )
+
+
+def this_device(hardware: Hardware, price_per_hour: float | None) -> Device:
+    """The device of a run, or all of its devices together; the price is per device and by the table unless given."""
+    cpu, count, table = hardware.accelerator == "cpu", hardware.devices, device_table()
+    peak = device_peak(hardware.device, hardware.sixteen_bit)
+    if cpu and hardware.sixteen_bit:
+        peak = min(peak, SIXTEEN_BITS_GAIN * device_peak(hardware.device, sixteen_bit=False))
+    return Device(
+        name=f"this one, {hardware.name}" + (f" x {count}" if count > 1 and not cpu else ""),
+        flops=peak and peak * (1 if cpu else count),
+        memory=memory_of(hardware.device),
+        price_per_hour=price_of(hardware, price_per_hour),
+        launches=(0.0, 0.0) if cpu else (table["block_seconds"] / count, table["step_seconds"]),
+    )
+
+
+def price_of(hardware: Hardware, given: float | None) -> float | None:
+    """Per hour of all devices of a run: as given for the machine, or by the table; None if unknown."""
+    if given is not None:
+        return given
+    price = (known_device(hardware.name) or {}).get("price_per_hour")
+    return price and price * hardware.devices
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of the device's memory; of the machine's for a CPU, and where they are one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,169 @@
+"""Peak memory of training, counted: one training step on tensors without content, whose sizes are added up.
+
+No formula has to follow the model: what `GPT`, the loss and the optimizer would allocate is what counts.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import lcm
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from slm.hardware import AUTOCAST
+from slm.loss import cross_entropy
+from slm.model import GPT, GPTConfig
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
+# Fitted to 16 trainings on a CPU (docs/plan.md). The heap keeps what is freed (slm.hardware.keep_freed_memory), so it
+# has holes; a checkpoint is a copy of the state until it is written, for a part of the time.
+CPU_PAGES = 46e6  # bytes: of libraries, touched by the first step
+CPU_HOLES = {"activations": 0.28, "loss": 0.52}  # bytes per byte
+CPU_CHECKPOINT = 0.64  # bytes per byte of weights and optimizer
+CUDA_WORKSPACE = 35e6  # bytes: of the matrix library, within torch's own count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes at the moment of the peak, by what they hold; a part that is not there at that moment is small or 0."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float  # kept by the forward for the backward pass
+    loss: float  # logits of one chunk, and the gradients that the chunked loss keeps
+    working: float  # of the backward pass or the optimizer, for a moment
+    copies: float  # a checkpoint being written (CPU), averaged weights, buckets of a distributed run
+    overhead: float  # of the framework, beside all tensors
+
+    @property
+    def peak(self) -> float:
+        return sum(vars(self).values())
+
+
+class _Allocations(TorchDispatchMode):
+    """Live bytes by part, and their copy at the highest total."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.live, self.highest = "weights", Counter(), Counter()
+        self.parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # storage -> part
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._local_scalar_dense.default:  # an optimizer that reads its count of steps
+            return torch.ones((), dtype=args[0].dtype).tolist()
+        result = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.parts:
+                self.parts[storage] = part = [self.part]
+                self.live[self.part] += storage.nbytes()
+                weakref.finalize(storage, self._free, part, storage.nbytes())
+                if self.live.total() > self.highest.total():
+                    self.highest = self.live.copy()
+        return result
+
+    def _free(self, part: list[str], size: int):
+        self.live[part[0]] -= size
+
+    def move(self, tensor: torch.Tensor, part: str):
+        """Counts a tensor as another part from now on."""
+        storage = tensor.untyped_storage()
+        known, size = self.parts[storage], storage.nbytes()
+        self.live[known[0]] -= size
+        self.live[part] += size
+        known[0] = part
+
+
+def training_memory(
+    config: GPTConfig,
+    optimizer: Callable[[GPT], torch.optim.Optimizer],
+    *,
+    microbatch: int,
+    device: torch.device,
+    precision: str,
+    averaged: bool = False,
+    distributed: bool = False,
+    saves: bool = True,
+) -> Memory:
+    """The memory of training with microbatches of so many windows, in steps after the first.
+
+    On a CPU that of the process beyond what it has before the model; on CUDA that of torch's allocator, without
+    torch.compile, which needs less. `averaged`: a callback averages weights. `saves`: a checkpoint is written while
+    training goes on.
+    """
+    parts = _parts(
+        config, partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=device, precision=precision)
+    )
+    copies = (averaged + distributed) * parts["weights"]
+    if device.type == "cuda":
+        return Memory(**parts, copies=copies, overhead=CUDA_WORKSPACE)
+    copies += saves * CPU_CHECKPOINT * (parts["weights"] + parts["optimizer"])
+    overhead = CPU_PAGES + sum(share * parts[name] for name, share in CPU_HOLES.items())
+    return Memory(**parts, copies=copies, overhead=overhead)
+
+
+def _parts(config: GPTConfig, one_step: Callable[[GPTConfig], Counter[str]]) -> dict[str, float]:
+    """Bytes by part. A deep model is counted as a line through two shallow ones with the same pattern of blocks."""
+    period = lcm(len(config.window) if isinstance(config.window, list | tuple) else 1, 1 + config.value_embeddings)
+    shallow = 3 * period + config.depth % period
+    if config.depth <= shallow + period:
+        counted = one_step(config)
+        return {name: float(counted[name]) for name in PARTS}
+    low, high = (one_step(replace(config, depth=depth)) for depth in (shallow, shallow + period))
+    more = (config.depth - shallow) / period
+    return {name: low[name] + more * (high[name] - low[name]) for name in PARTS}
+
+
+def _one_step(
+    config: GPTConfig, *, optimizer: Callable, microbatch: int, device: torch.device, precision: str
+) -> Counter[str]:
+    """The live bytes by part at their highest total, with the gradients of the step before (as in Lightning, which
+    frees them between forward and backward pass)."""
+    with FakeTensorMode(), _Allocations() as memory, torch.device(device), _precision(precision, device):
+        model = GPT(config)
+        windows = torch.randint(config.vocab_size, (microbatch, config.context + 1))
+        for parameter in model.parameters():
+            memory.part = "gradients"
+            parameter.grad = torch.empty_like(parameter)
+            parameter.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, "gradients"))
+        memory.part = "optimizer"
+        stepped = _stepped(optimizer, model)
+        memory.part = "activations"
+        features = model.features(windows[:, :-1])
+        memory.part = "loss"
+        loss = cross_entropy(features, model.head.weight, windows[:, 1:], config.logit_softcap)
+        model.zero_grad(set_to_none=True)
+        memory.part = "working"
+        del features
+        with torch.autocast(device.type, enabled=False):
+            loss.backward()
+        del loss
+        stepped.step()
+    return memory.highest
+
+
+def _stepped(optimizer: Callable, model: GPT) -> torch.optim.Optimizer:
+    """The optimizer with its state."""
+    made = optimizer(model)
+    made.step()
+    return made
+
+
+@contextmanager
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Default type and autocast of one of Lightning's precisions."""
+    before = torch.get_default_dtype()
+    true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision)
+    torch.set_default_dtype(true or before)
+    dtype = AUTOCAST.get(precision)
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        torch.set_default_dtype(before)
