@@ -7,7 +7,7 @@ import numpy as np
 
 from slm.analysis.comparison import checked_metric, compare, paired, value_of
 from slm.analysis.groups import VARIANT, Group, read_groups
-from slm.analysis.page import page
+from slm.analysis.page import answers, page
 from slm.analysis.sequential import FUTILE, Look, looks
 from slm.analysis.statistics import ALPHA, detectable
 from slm.analysis.wording import rounded, unit
@@ -66,19 +66,16 @@ def seconds_of_a_pair(folder: Path) -> float:
 
 
 def minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    for unit_seconds, name in ((3600, "h"), (60, "min")):
+        if seconds > 1.5 * unit_seconds:
+            return f"{seconds / unit_seconds:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 ENDS = {
     "difference": "a difference",
-    "none": "all planned seeds without a difference",
-    "futile": f"a difference of this size would be found with less than {FUTILE:.0%} by the rest".replace("%", " %"),
+    "none": "no difference",
+    "futile": f"futile, since the rest of the seeds would find this size in less than {FUTILE * 100:.0f} % of cases",
 }
 
 
@@ -89,41 +86,38 @@ def conclusion(
     detect: float | None,
     found: Mapping[str, Look | None],
 ) -> str:
-    """The comparison of all finished runs; with `detect`, its sentences follow from the looks."""
+    """The comparison of all finished runs; with `detect`, its sentences follow from the newest looks `found`.
+
+    `names`: of the base and the variants.
+    """
     arms = read_arms(folder, names)
+    missing = [f"{name}: no run is finished" for name in names if name not in arms]
+    if len(arms) < 2 or names[0] not in arms:
+        return "\n".join([*missing, "nothing to compare"])
     comparison = compare(list(arms.values()), metric=metric)
     if detect is None:
-        return page(comparison)
-    savings = {each.name: each for each in comparison.versus}
-    lines = [
-        verdict(name, look, detect, comparison.metric, len(found), names[0])
-        for name, look in found.items()
-        if name in savings
-    ]
-    note = "the intervals and p above are of a fixed number of seeds; the sentences hold for stopping early, too"
-    return page(comparison, [note, *lines])
+        return page(comparison, [*answers(comparison), *missing])
+    note = (
+        "the intervals and p above hold for a number of seeds that was fixed before; by the rule for stopping early, "
+    )
+    note += f"with {ALPHA * 100:.0f} % false alarms over {len(found)} variant(s):"
+    verdicts = [verdict(name, found[name], detect, comparison.metric, names[0]) for name in names[1:] if name in arms]
+    return page(comparison, [note, *verdicts, *missing])
 
 
-def verdict(name: str, look: Look | None, detect: float, metric: str, variants: int, base: str) -> str:
+def verdict(name: str, look: Look | None, detect: float, metric: str, base: str) -> str:
     """The answer to whether a variant differs by at least `detect`."""
     if look is None:
-        return f"{name}: too few seeds finished for an answer"
-    size = f"{rounded(abs(look.mean), look.sd / np.sqrt(look.n))} {unit(metric)}"
-    rule = f"|z| {abs(look.z):.2f}, bound {look.bound:.2f} after {look.n} seeds"
+        return f"{name}: too few seeds are finished for an answer"
+    rule = f"|z| {abs(look.z):.2f}, bound {look.bound:.2f}"
     if look.verdict == "difference":
         better = (look.mean > 0) == metric.startswith("sample/")
-        rate = f"false alarms 5 % in all{f', over {variants} variants' if variants > 1 else ''}"
-        return f"{name} is {'better' if better else 'worse'} than {base} by about {size} ({rule}; {rate})"
+        size = f"{rounded(abs(look.mean), look.sd / np.sqrt(look.n))} {unit(metric)}"
+        return f"{name} is {'better' if better else 'worse'} than {base} by about {size}, {look.n} seeds ({rule})"
+    text = f"{name}: no difference from {base} seen with {look.n} seeds ({rule})"
     if look.verdict == "futile":
-        return (
-            f"{name}: stopped after {look.n} seeds: they make a difference of {detect:g} unlikely to be found ({rule})"
-        )
+        return f"{text}; {ENDS['futile']} ({detect:g}, which needs about {look.needed} seeds)"
     if look.verdict is None or look.needed > look.n:
         within = detectable(look.sd, look.n)
-        return (
-            f"{name}: no difference from {base} seen; {look.n} seeds find about {rounded(within, within)}, "
-            f"and {detect:g} needs about {look.needed}"
-        )
-    return (
-        f"{name}: no difference from {base} seen; {look.n} seeds would have shown {detect:g} in 80 % of cases ({rule})"
-    )
+        return f"{text}; so many find about {rounded(within, within)}, and {detect:g} needs about {look.needed}"
+    return f"{text}, which would have shown {detect:g} in 80 % of cases"

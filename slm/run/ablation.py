@@ -58,13 +58,13 @@ class AblationSweeper(Sweeper):
         self.seeds, self.detect, self.metric = seeds, detect, metric
 
     def setup(self, *, hydra_context, task_function, config: DictConfig):
-        self._read()
+        self.read_variants()
         self.config, self.loader = config, hydra_context.config_loader
         self.folder = Path(config.hydra.sweep.dir)
         self.parts = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
         self.launched = 0
 
-    def _read(self):
+    def read_variants(self):
         self.variants = {str(name): words_of(str(name), value) for name, value in self.given.items()}
         if not self.variants:
             raise UserError(
@@ -86,14 +86,14 @@ class AblationSweeper(Sweeper):
             self.launch(list(self.variants), range(1, self.seeds + 1))
             looks = {}
         else:
-            looks = self._sequence()
+            looks = self.run_in_sequence()
         if self._is_kept():
             from slm.analysis.ablation import conclusion
 
             text = conclusion(self.folder, [BASE, *self.variants], self.metric, self.detect, looks)
             print("\n" + printable(text), flush=True)
 
-    def _sequence(self):
+    def run_in_sequence(self):
         """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""
         from slm.analysis.ablation import newest_looks, progress, seconds_of_a_pair
 
