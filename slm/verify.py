@@ -23,6 +23,7 @@ from slm.files.stdio import make_stdio_robust
 CLOCK = (
     "tokens_per_second",
     "seconds",
+    "energy_joules",
     "mfu",
     "device/memory_gb",
     "device/utilization",

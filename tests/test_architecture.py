@@ -18,11 +18,11 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"model"},
-    {"hardware", "estimate", "checkpoint", "data"},
+    {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation", "planning"},
-    {"evaluate", "verify", "results", "training"},  # Lightning
+    {"evaluate", "verify", "results", "spikes", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
-    {"compare", "report"},
+    {"compare", "report", "lens"},
     {"run"},  # the composition root: Hydra
     {"__main__"},
 ]

@@ -46,10 +46,10 @@ def dynamics(folder) -> dict[int, dict[str, float]]:
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler, about itself
 def test_the_training_is_that_without_it(run, settings):
-    common = *settings, "budget.steps=7", "log_every_n_steps=1"
+    common = *settings, "budget.steps=4", "log_every_n_steps=1"
     plain, observed = run(*common, folder="plain"), run(*common, *DYNAMICS, folder="observed")
     assert_same(final_state(plain), final_state(observed))
-    assert [*dynamics(observed)] == [1, 3, 6]
+    assert [*dynamics(observed)] == [1, 3]
     assert history(plain) == [line for line in history(observed) if "dynamics/all/grad_norm" not in line]
     assert all(math.isfinite(value) for line in dynamics(observed).values() for value in line.values())
 
@@ -89,7 +89,13 @@ def test_the_first_step_against_a_loop_in_plain_torch(composed, tmp_path):
 
 
 def test_updates_are_the_differences_of_checkpoints(run):
-    folder = run(*PLAIN, *DYNAMICS, "callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep_last=20")
+    folder = run(
+        *PLAIN,
+        *DYNAMICS,
+        "budget.steps=3",
+        "callbacks.checkpoints.every_n_steps=1",
+        "callbacks.checkpoints.keep_last=20",
+    )
     two, three = (checkpoint.load(folder / f"checkpoints/step-00000{step}.ckpt").model for step in (2, 3))
     for group, prefix in (("block00", "blocks.0."), ("embedding", "tokens."), ("all", "")):
         names = [name for name, _ in two.named_parameters() if name.startswith(prefix)]
@@ -155,9 +161,11 @@ def test_groups_cover_every_parameter_once():
 
 @pytest.mark.parametrize("extra", ["callbacks.samples=null", pytest.param(EMA, marks=pytest.mark.slow)])
 def test_it_resumes_exactly(composed, tmp_path, monkeypatch, extra):
-    config = composed(*DYNAMICS, "trainer.microbatch=2", "callbacks.checkpoints.every_n_steps=2", extra)
-    straight = resumes_exactly(config, tmp_path, monkeypatch, [9, 5])
-    assert [*dynamics(straight)] == [1, 3, 6, 9]
+    config = composed(
+        *DYNAMICS, "trainer.microbatch=2", "callbacks.checkpoints.every_n_steps=2", extra, "budget.steps=6"
+    )
+    straight = resumes_exactly(config, tmp_path, monkeypatch, [9])
+    assert [*dynamics(straight)] == [1, 3, 6]
 
 
 def test_one_microbatch_has_no_noise_scale(run, capsys):

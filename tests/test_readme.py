@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
-from slm import cache, evaluate, verify
+from slm import cache, evaluate, lens, verify
 from slm.run import cli
 from slm.run.overrides import read_arguments
 
@@ -28,6 +28,7 @@ TRAINING = [command for command in COMMANDS if command.startswith("python train.
 GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
 EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
+LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
 CACHE = "python -m slm.cache"
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
@@ -39,7 +40,7 @@ def test_the_readme_has_commands():
     assert len(GENERATION) >= 2
     assert len(EVALUATION) >= 1
     assert len(TABLE) >= 4
-    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, CACHE, QUICKSTART} == set(COMMANDS)
+    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, CACHE, QUICKSTART} == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,16 @@ def test_verification(command, monkeypatch, capsys):
     assert exit_code(monkeypatch, verify.main, *arguments) == 0
     expected = "equal bit for bit" if len(arguments) == 2 else "checkpoints of steps 5, 10 open"
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", LENS)
+def test_lens(command, finished, folder, monkeypatch, capsys):
+    monkeypatch.setattr(
+        lens, "largest_jump", lambda folder: (7, "largest jump of the loss: step 7")
+    )  # of 10 falling losses
+    words = [{"RUN": "runs/text", "1000": "10"}.get(word, word) for word in shlex.split(command)[3:]]
+    assert exit_code(monkeypatch, lens.main, *words) == 0
+    assert "nats per token under" in capsys.readouterr().out
 
 
 def test_cache(monkeypatch, tmp_path, capsys):

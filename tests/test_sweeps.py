@@ -1,15 +1,48 @@
 """Sweeps: names, sweep.json, resuming, failures, launchers and sweepers."""
 
+import csv
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-from conftest import mistake
+import hydra
+import numpy as np
+import pytest
+import torch
+from conftest import CONF, ROOT, mistake, small_run, trained
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 
-from slm.files import sweep_folder
+from slm import energy
+from slm.files import atomic, jsonl, run_folder, sweep_folder
+from slm.run.sweep_jobs import threads_divided
+from slm.run.sweep_results import pooled_deviation, table
+from slm.verify import first_difference
 
 KEYS = "optimizer.lr", "model.width", "data.width", "seed", "data.seed", "model"
+QUICK = "callbacks.samples=null", "budget.steps=4", "val_every_n_steps=2", "callbacks.checkpoints.every_n_steps=2"
 
 
-def test_names_hold_the_swept_keys_only_are_short_and_differ(tmp_path):
+def jobs_of(folder: Path) -> dict[str, sweep_folder.SweepJob]:
+    return {job.folder: job for job in sweep_folder.require(folder).jobs}
+
+
+def results(folder: Path) -> list[dict[str, str]]:
+    """The rows of results.csv without the columns that depend on the clock."""
+    clock = "seconds", "tokens_per_second", "energy_joules"
+    with open(folder / "results.csv") as file:
+        return [{key: value for key, value in row.items() if key not in clock} for row in csv.DictReader(file)]
+
+
+# -- sweep.json -----------------------------------------------------------------------------------------------------
+
+
+def test_names_hold_the_swept_keys_only_are_short_and_differ():
     sweep = sweep_folder.Sweep()
     grid = [
         {"optimizer.lr": lr, "model.width": width, "seed": "1"} for lr in ("0.001", "1e-05") for width in ("8", "9")
@@ -44,3 +77,262 @@ def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):
         sweep_folder.read(tmp_path)
     with mistake("is not a sweep folder"):
         sweep_folder.require(tmp_path / "other")
+
+
+def test_differences_are_in_standard_errors_of_the_pooled_noise():
+    """Against NumPy: unequal numbers of seeds, one failed."""
+    rng, sweep = np.random.default_rng(0), sweep_folder.Sweep(objective="val/loss")
+    losses = {"0.1": rng.normal(1.0, 0.1, 3), "0.2": rng.normal(1.5, 0.1, 5), "0.3": rng.normal(2.0, 0.1, 2)}
+    for lr, values in losses.items():
+        for seed, value in enumerate(values):
+            job = sweep.add({"optimizer.lr": lr, "seed": str(seed)})
+            job.status, job.objective = "done", float(value)
+    job = sweep.add({"optimizer.lr": "9", "seed": "0"})
+    job.status, job.failure = "failed", "loss nan"
+    residuals = np.concatenate([values - values.mean() for values in losses.values()])
+    noise = np.sqrt((residuals**2).sum() / (10 - 3))
+    assert pooled_deviation(list(map(list, losses.values()))) == pytest.approx(noise)
+    lines = table(sweep).splitlines()
+    assert lines[0].split() == ["lr", "val/loss", "seeds", "difference", "in", "standard", "errors"]
+    assert [line.split()[0] for line in lines[1:4]] == ["0.1", "0.2", "0.3"]
+    errors = [
+        (losses[lr].mean() - losses["0.1"].mean()) / noise / np.sqrt(1 / n + 1 / 3)
+        for lr, n in (("0.2", 5), ("0.3", 2))
+    ]
+    assert [float(line.split()[-1]) for line in lines[2:4]] == pytest.approx(errors, abs=0.05)
+    assert "lr=9 seed=0  failed: loss nan" in lines[-1]
+
+
+# -- jobs -----------------------------------------------------------------------------------------------------------
+
+
+class Leaves(Callback):
+    """Leaves process-wide settings behind it, which the next job must not find."""
+
+    def on_fit_end(self, trainer, module):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        torch.use_deterministic_algorithms(True)
+        torch.rand(3)
+        os.environ["PL_GLOBAL_SEED"] = "1"
+        os.environ["PL_SEED_WORKERS"] = "1"
+
+
+def test_a_job_equals_the_run_alone_whatever_the_job_before_it_has_left(text_file, tmp_path, monkeypatch):
+    small = [*small_run(text_file, tmp_path), *QUICK, "+callbacks.leaves._target_=test_sweeps.Leaves"]
+    sweep = "trainer.precision=64-true,32-true,bf16-mixed", f"sweep_dir={tmp_path / 'a, b'}"
+    monkeypatch.chdir(tmp_path)
+    assert trained(monkeypatch, "-m", *small, *sweep) == 0
+    assert torch.get_default_dtype() == torch.float32
+    assert "PL_GLOBAL_SEED" not in os.environ
+    assert trained(monkeypatch, *small, "trainer.precision=32-true", "run_dir=alone") == 0
+    torch.set_default_dtype(torch.float32)
+    assert first_difference(tmp_path / "a, b" / "precision-32-true", tmp_path / "alone") is None
+    configs = (tmp_path / name / "config.yaml" for name in ("a, b/precision-32-true", "alone"))
+    one, other = (OmegaConf.to_container(OmegaConf.load(path)) for path in configs)
+    assert {key for key in one if one[key] != other[key]} <= {"run_dir"}
+
+
+class Failing(Callback):
+    """Fails at the seeds 1 (diverges), 2 (memory) and 3 (a bug)."""
+
+    def __init__(self, config):
+        self.seed = config.seed
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if Path("repaired").exists() and self.seed != 1:
+            return
+        if self.seed == 1:
+            module.model.tokens.weight.data[:] = torch.nan
+        if self.seed == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.seed == 3:
+            raise RuntimeError("a bug")
+
+
+def test_failed_jobs_are_rows_and_the_same_command_tries_again_those_that_may_succeed(
+    text_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["-m", *small_run(text_file, tmp_path), *QUICK, "+callbacks.failing._target_=test_sweeps.Failing"]
+    assert trained(monkeypatch, *command, "seed=1,2,3,4", "sweep_dir=s") == 4
+    printed, jobs = capsys.readouterr(), jobs_of(tmp_path / "s")
+    assert [job.status for job in jobs.values()] == ["failed"] * 3 + ["done"]
+    for name, failure in (("seed-1", "loss nan"), ("seed-2", "out of memory"), ("seed-3", "RuntimeError: a bug")):
+        assert failure in jobs[name].failure
+        assert "\n" not in jobs[name].failure
+    assert printed.err.count("Traceback") == 1
+    rows = results(tmp_path / "s")
+    assert [row["seed"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[3]["val/loss best"]) == jobs["seed-4"].objective == float(rows[3]["objective"])
+    assert rows[3]["val/loss best step"] in ("2", "4")
+    assert "a bug" in rows[2]["failure"]
+
+    (tmp_path / "repaired").touch()
+    before = (tmp_path / "s" / "seed-1" / "run.json").read_text()
+    assert trained(monkeypatch, *command, "seed=1,2,3,4,5", "sweep_dir=s") == 3  # one more, and a final failure
+    assert [job.status for job in jobs_of(tmp_path / "s").values()] == ["failed"] + ["done"] * 4
+    assert (tmp_path / "s" / "seed-1" / "run.json").read_text() == before
+    printed = capsys.readouterr().out
+    assert "2 of 5 jobs are finished already" in printed
+    assert printed.count("run:    ") == 3
+    assert trained(monkeypatch, *command, "seed=4", "sweep_dir=s") == 0
+    assert "1 of 1 jobs" in capsys.readouterr().out
+
+    for change, message in (
+        ("budget.steps=5", "was started with budget.steps=4, not with budget.steps=5"),
+        ("model.width=32,64", "was started without model.width, not with model.width swept"),
+    ):
+        assert trained(monkeypatch, *command, "seed=1,2", "sweep_dir=s", change) == 2
+        assert message in capsys.readouterr().err
+    with atomic.locked(tmp_path / "s" / ".lock", wait=False):
+        other = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *command, "seed=1", "sweep_dir=s"], capture_output=True, text=True
+        )
+    assert other.returncode == 2
+    assert f"error: sweep s is in use by process {os.getpid()}" in other.stderr
+    assert trained(monkeypatch, *command, "seed=1", "sweep_dir=s/seed-4") == 2
+    assert "so it is a run; give a new folder" in capsys.readouterr().err
+
+
+def test_optuna_goes_on_with_the_same_trials(text_file, tmp_path, monkeypatch, capsys):
+    """And takes the infinity of a job that diverges: its lr is so large for half of the trials."""
+    pytest.importorskip("optuna", reason="the extra sweeps is not installed")
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", *small_run(text_file, tmp_path), *QUICK, "hparams_search=optuna", "sweep_dir=s"]
+    sweep += ["optimizer.lr=choice(0.01,1e30)", "hydra.sweeper.sampler.n_startup_trials=2"]
+    assert trained(monkeypatch, *sweep, "hydra.sweeper.n_trials=3") in (0, 3)
+    first = jobs_of(tmp_path / "s")
+    capsys.readouterr()
+    assert trained(monkeypatch, *sweep, "hydra.sweeper.n_trials=6") in (0, 3)
+    jobs, started = jobs_of(tmp_path / "s"), capsys.readouterr().out.count("run:    ")
+    assert {name: jobs[name] for name in first} == first
+    assert started == len(jobs) - len(first) > 0
+    assert {job.status for job in jobs.values()} == {"done", "failed"}
+    assert sweep_folder.require(tmp_path / "s").swept == ["optimizer.lr", "optimizer.weight_decay"]
+    assert len(list((tmp_path / "s").glob("*/run.json"))) == len(jobs)
+
+
+@pytest.mark.parametrize("option", [path.stem for path in sorted((CONF / "hparams_search").glob("*.yaml"))])
+def test_every_search_names_what_it_sweeps(option):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", [f"hparams_search={option}"], return_hydra_config=True)
+        known = OmegaConf.to_container(config)
+        for key in config.hydra.sweeper.get("params") or ():
+            assert OmegaConf.select(config, key) is not None, f"{key} is not a key of {list(known)}"
+
+
+# -- launchers ------------------------------------------------------------------------------------------------------
+
+
+def test_parallel_jobs_share_the_cores(monkeypatch):
+    def threads(jobs: int, **launcher) -> str | None:
+        with threads_divided(OmegaConf.create(launcher), jobs):
+            return os.environ.get("OMP_NUM_THREADS")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    local, slurm = "submitit_launcher.LocalLauncher", "submitit_launcher.SlurmLauncher"
+    assert [threads(9, n_jobs=n) for n in (-1, -2, 1, 3, 20)] == ["1", "1", "8", "2", "1"]
+    assert threads(2, n_jobs=-1) == "4"
+    assert (threads(4, _target_=local), threads(4, _target_=slurm)) == ("2", None)
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the user's
+    assert threads(4, n_jobs=4) == "7"
+
+
+def test_what_a_launcher_cannot_do_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert trained(monkeypatch, "-m", "seed=1,2", "hydra/launcher=ray") == 2
+    assert 'for ray, pip install -e ".[ray]"' in capsys.readouterr().err
+    assert trained(monkeypatch, "sweep_dir=s") == trained(monkeypatch, "hparams_search=lr_grid") == 2
+    assert capsys.readouterr().err.count("is for a sweep; add -m") == 2
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra sweeps is not installed")
+    for launcher in ("joblib", "submitit_local", "submitit_slurm"):
+        assert trained(monkeypatch, "-m", "seed=1,2", f"hydra/launcher={launcher}", "trainer.devices=2") == 2
+        assert "trainer.devices=2 needs processes of its own" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def command(*arguments: str, **environment: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), "-m", *arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_side_by_side_equal_jobs_one_by_one(launcher, text_file, tmp_path, monkeypatch):
+    """In a new cache, which they build once; a job with a mistake is a row, and its output is in a file."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra sweeps is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    sweep = [*small_run(text_file, tmp_path), *QUICK, "seed=1,2", "model.width=64,33"]
+    parallel = subprocess.run(
+        command(*sweep, "sweep_dir=a", f"hydra/launcher={launcher}"), capture_output=True, text=True
+    )
+    assert parallel.returncode == 2, parallel.stdout + parallel.stderr
+    assert trained(monkeypatch, "-m", *sweep, "sweep_dir=b") == 2
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+    for seed in (1, 2):
+        name = f"seed-{seed}_width-64"
+        assert first_difference(tmp_path / "a" / name, tmp_path / "b" / name) is None
+        assert run_folder.read_run_json(tmp_path / "a" / name)["threads"] == 1
+        assert "done:   val/loss" in (tmp_path / "a" / f"{name}.log").read_text()
+    assert parallel.stdout.count("val/loss ") == 2 + 1  # a line for each, and the head of the table
+    assert "run:    " not in parallel.stdout
+    built = [(tmp_path / "a" / f"seed-{seed}_width-64.log").read_text().count("tokens after") for seed in (1, 2)]
+    assert sum(built) <= 2  # the two splits, by one of them
+
+
+def wait_for_lines(folder: Path, count: int, process: subprocess.Popen):
+    """Until the runs in a folder have logged so many lines."""
+    while process.poll() is None:
+        if sum(1 for path in folder.glob("*/metrics.jsonl") for _ in jsonl.lines(path)) >= count:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_path, monkeypatch):
+    """kill -9 at random moments, then SIGTERM, then the same command to its end."""
+    monkeypatch.chdir(tmp_path)
+    sweep = [*small_run(text_file, tmp_path), "callbacks.samples=null", "optimizer.lr=0.01,0.02", "model.width=32,64"]
+    sweep += ["budget.steps=20", "callbacks.checkpoints.every_n_steps=3"]
+    assert trained(monkeypatch, "-m", *sweep, "sweep_dir=undisturbed") == 0
+    folder, rng = tmp_path / "killed", random.Random(time.time_ns())
+    moments = sorted(rng.sample(range(1, 90), 2))
+    print("killed after", moments, "lines")
+    for moment, number in (*((moment, signal.SIGKILL) for moment in moments), (moments[1] + 3, signal.SIGTERM)):
+        process = subprocess.Popen(command(*sweep, "sweep_dir=killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_for_lines(folder, moment, process)
+        process.send_signal(number)
+        output = process.communicate()[0].decode()
+        if number == signal.SIGTERM and process.returncode == 128 + number:
+            assert [job.status for job in jobs_of(folder).values()].count("stopped") <= 1
+            assert "killed goes on from here" in output or "running" not in output
+    assert trained(monkeypatch, "-m", *sweep, "sweep_dir=killed") == 0
+    assert results(folder) == results(tmp_path / "undisturbed")
+    for name in jobs_of(folder):
+        assert first_difference(folder / name, tmp_path / "undisturbed" / name) is None
+
+
+# -- energy ---------------------------------------------------------------------------------------------------------
+
+
+def test_energy_is_that_of_the_packages_and_survives_a_counter_that_starts_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    cpu = torch.device("cpu")
+    assert energy.EnergyMeter(energy.counters(cpu, [0])).joules() is None
+    for zone, name in (("0", "package-0"), ("0:0", "core"), ("1", "package-1"), ("2", "psys")):
+        folder = tmp_path / f"intel-rapl:{zone}"
+        folder.mkdir()
+        for file, value in (("name", name), ("energy_uj", 9_000_000), ("max_energy_range_uj", 10_000_000)):
+            (folder / file).write_text(f"{value}\n")
+    meter = energy.EnergyMeter(energy.counters(cpu, [0]))
+    assert meter.joules() == 0
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("9500000\n")
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9900000\n")
+    assert meter.joules() == pytest.approx(0.5)
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("2000000\n")
+    assert meter.joules() == pytest.approx(0.5 + 3)
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+    assert meter.joules() is None

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from slm import tokenizers
-from slm.cache import cached, keep
+from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
 from slm.errors import UserError, file_operation
 from slm.files import atomic
@@ -56,6 +56,13 @@ class TokenStore:
                     partial.unlink()
                 atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         return store
+
+    @classmethod
+    def find(cls, corpus: str, tokenizer: str, vocab_size: int, cache: Path) -> Self | None:
+        """The store of these fingerprints, if the cache has it. Raises: UserError: if it is damaged."""
+        identity = _identity(corpus, tokenizer)
+        folder = place(cache, "tokens", identity)
+        return cls.open(folder, {**identity, "vocab_size": vocab_size}) if folder.is_dir() else None
 
     def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
         """The stamp of a shard after a check of its size, digest and ids; it changes if the file is touched."""
@@ -169,7 +176,11 @@ def tokenizer_identity(settings: Mapping[str, Any], corpus: Corpus) -> dict[str,
 
 def store_identity(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
     """What names the folder of a token store in the cache."""
-    return {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
+    return _identity(corpus.fingerprint(), fingerprint(tokenizer))
+
+
+def _identity(corpus: str, tokenizer: str) -> dict[str, Any]:
+    return {"format": FORMAT, "corpus": corpus, "tokenizer": tokenizer}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -77,6 +77,7 @@ COMMANDS = {
     "generate": generate,
     "evaluate": lambda: module("evaluate"),
     "verify": lambda: module("verify"),
+    "lens": lambda: module("lens"),
     "cache": lambda: module("cache"),
     "report": lambda: module("report"),
     "compare": lambda: module("compare"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from slm.energy import EnergyMeter, counters
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
 from slm.files import jsonl
@@ -21,8 +22,9 @@ class TrainingMetrics(Callback):
     """Logs train/... , tokens_per_second, mfu and device/... every `every_n_steps` steps, at the first and the last.
 
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
-    that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds` counts
-    these, too, over all attempts of which metrics.jsonl in `folder` has lines. Raises UserError if every_n_steps is
+    that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds`, and
+    `energy_joules` where the device counts it, include these, over all attempts of which metrics.jsonl in `folder` has
+    lines. Raises UserError if every_n_steps is
     below 1.
     """
 
@@ -34,13 +36,18 @@ class TrainingMetrics(Callback):
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
-        logged = jsonl.lines(self.folder / "metrics.jsonl") if self.folder else ()
-        earlier = max((line["seconds"] for line in logged if isinstance(line.get("seconds"), int | float)), default=0)
-        self.begin = time.perf_counter() - earlier
+        self.begin = time.perf_counter() - self._earlier("seconds")
+        self.energy = EnergyMeter(counters(module.device, trainer.device_ids if trainer.num_nodes == 1 else []))
+        self.joules = self._earlier("energy_joules")
         self.flops_per_token = training_flops_per_token(module.model.config)
         self.peak_flops = device_peak(module.device, "16" in str(trainer.precision))
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(module.device)
+
+    def _earlier(self, name: str) -> float:
+        """The highest value in metrics.jsonl, that of all attempts before this one."""
+        logged = jsonl.lines(self.folder / "metrics.jsonl") if self.folder else ()
+        return max((line[name] for line in logged if isinstance(line.get(name), int | float)), default=0)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.start is None:
@@ -71,6 +78,8 @@ class TrainingMetrics(Callback):
             "tokens_per_second": round(rate, 1),
             "seconds": round(time.perf_counter() - self.begin, 3),
         }
+        if (joules := self.energy.joules()) is not None:
+            values["energy_joules"] = round(self.joules + joules, 1)
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for callbacks that monitor them

@@ -1,0 +1,107 @@
+"""The windows of a training step, from seed and position alone, with the loss of each of their tokens.
+
+Shapes: B windows of a step, T positions.
+"""
+
+import codecs
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slm.data.store import TokenStore
+from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced, split_windows
+from slm.errors import UserError
+from slm.loss import IGNORE, token_nats
+from slm.model import GPT
+from slm.tokenizers import Tokenizer
+
+MARKED = 0.05, 3  # share of a window's tokens that are the most surprising ones, and the least number of them
+POSITIONS = 2**14  # of one forward pass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One window of a step. Token t + 1 is the target at position t."""
+
+    index: int  # of the window in the training split
+    document: int  # of the training split, that its first token is in
+    offset: int  # of its first token in that document, in tokens
+    tokens: list[str]  # texts; a token that ends within a character has none, the next one has the character
+    nats: list[float]  # of tokens[1:]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.nats) / len(self.nats)
+
+    def __str__(self) -> str:
+        place = f"window {self.index:,}, document {self.document:,} from token {self.offset:,}"
+        return f"{place}: {self.mean:.4f} nats per token"
+
+    def worst(self) -> list[int]:
+        """The numbers of the most surprising tokens, the worst first."""
+        share, least = MARKED
+        count = max(least, round(share * len(self.nats)))
+        return sorted(range(1, len(self.tokens)), key=lambda t: -self.nats[t - 1])[:count]
+
+
+def step_readings(
+    info: dict[str, Any], step: int, model: GPT, tokenizer: Tokenizer, store: TokenStore
+) -> list[Reading]:
+    """The windows of a step of the run with this run.json, in their order.
+
+    Raises: UserError: if the store has another number of windows than the run read.
+    """
+    data = info["config"]["data"]
+    where = {"layout": data.get("layout"), "context": model.config.context, "eos": tokenizer.eos}
+    windows = split_windows(store, "train", **where)
+    chosen = evenly_spaced(len(windows), data.get("train_windows"))
+    if len(chosen) != info["windows"]:
+        raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
+    order = InfiniteShuffle(len(chosen), info["seed"], (step - 1) * data["batch_windows"])
+    indices = [chosen[index] for index in itertools.islice(order, data["batch_windows"])]
+    ids = windows.__getitems__(indices)  # (B, T + 1)
+    nats = window_nats(model, ids)
+    readings = []
+    for index, place, row, its in zip(indices, places(windows, indices, tokenizer.eos), ids.tolist(), nats.tolist()):
+        kept = [token for token in row if token != IGNORE]
+        readings.append(Reading(index, *place, texts(tokenizer, kept), its[: len(kept) - 1]))
+    return readings
+
+
+@torch.inference_mode()
+def window_nats(model: GPT, ids: Tensor) -> Tensor:
+    """The nats (B, T) of the targets of windows (B, T + 1), 0 for IGNORE."""
+    device, rows = model.head.weight.device, max(1, POSITIONS // ids.size(1))
+    parts = []
+    for batch in ids.to(device).split(rows):
+        features = model.features(batch[:, :-1].clamp(min=0))
+        parts.append(token_nats(features, model.head.weight, batch[:, 1:], model.config.logit_softcap).cpu())
+    return torch.cat(parts)
+
+
+def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> Iterable[tuple[int, int]]:
+    """The document of each window's first token, and the place of that token in it."""
+    if isinstance(windows, Documents):
+        return [(index, 0) for index in indices]
+    ends = np.concatenate(
+        [np.flatnonzero(shard == eos) + start for shard, start in zip(windows.shards, windows.starts)]
+    )
+    starts = np.append(0, ends + 1)  # of documents, in ids of the split
+    firsts = np.array(indices) * windows.context
+    documents = np.searchsorted(starts, firsts, side="right") - 1
+    return [*zip(documents.tolist(), (firsts - starts[documents]).tolist())]
+
+
+def texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each id. A character of several ids is that of the last one; a control id is <id>."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    found = []
+    for token in ids:
+        content = tokenizer.token_bytes(token)
+        found.append(decoder.decode(content) if content else "<eos>" if token == tokenizer.eos else f"<{token}>")
+    return found

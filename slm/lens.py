@@ -1,0 +1,218 @@
+"""Shows what a training step read, window by window, with the loss of each token.
+
+python -m slm.lens RUN STEP     the windows of the step, those of the highest loss first
+python -m slm.lens RUN --spike  of the step at which the loss rose most above the recent ones
+
+The windows follow from the seed and the position alone, so nothing needs to have been logged. The loss is that of the
+nearest checkpoint before the step.
+"""
+
+import argparse
+import html
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from slm import checkpoint
+from slm.checkpoint import Loaded
+from slm.data.store import TokenStore
+from slm.errors import UserError, explain, printable, report
+from slm.files import atomic, jsonl, run_folder
+from slm.files.stdio import make_stdio_robust
+from slm.generation.step_loss import Reading, step_readings
+from slm.hardware import choose_device
+from slm.spikes import largest_jump
+from slm.verify import require_facts
+
+WIDTH = 100  # characters of a printed line of text
+NAMED = 6  # most surprising tokens of a window that are listed with their loss
+
+
+def main() -> int:
+    """Exit code: 0, 2 for a mistake in the arguments, 4 for unreadable files."""
+    parser = argparse.ArgumentParser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("step", type=int, nargs="?", help="an optimizer step, from 1 on")
+    parser.add_argument("--spike", action="store_true", help="the step of the largest jump of the loss")
+    parser.add_argument("--windows", type=int, default=3, metavar="N", help="show N windows (default: 3)")
+    parser.add_argument("--tokens", action="store_true", help="print every token with its loss")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows and tokens as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write all windows with tokens coloured by loss")
+    parser.add_argument("--cache-dir", type=Path, help="where the token store is; default: the run's")
+    arguments = parser.parse_args()
+    try:
+        look(arguments)
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        return report(explanation)
+    return 0
+
+
+def look(arguments: argparse.Namespace):
+    """Prints the page and writes the files that are asked for. Raises UserError."""
+    folder = arguments.run
+    if (arguments.step is None) != arguments.spike:
+        raise UserError("give a step, such as slm.lens RUN 100, or --spike")
+    if arguments.windows < 1:
+        raise UserError(f"--windows={arguments.windows} must be at least 1")
+    info = facts(folder)
+    step, why = largest_jump(folder) if arguments.spike else (arguments.step, None)
+    check_step(step, info, folder)
+    path = weights_before(folder, step)
+    loaded = checkpoint.load(path, choose_device("auto", "device"))
+    store = open_store(info, loaded, arguments.cache_dir)
+    readings = step_readings(info, step, loaded.model, loaded.tokenizer, store)
+    title = [*([why] if why else []), *heading(folder, info, step, run_folder.step_of(path), readings)]
+    readings.sort(key=lambda reading: -reading.mean)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(printable("\n".join(title)))
+    for place, reading in enumerate(readings[: arguments.windows], start=1):
+        print("\n" + "\n".join(shown(reading, place, colour, arguments.tokens)))
+    if arguments.json:
+        found = {"run": str(folder), "step": step, "checkpoint": path.name, "windows": [*map(asdict, readings)]}
+        atomic.write_text(arguments.json, json.dumps(found, ensure_ascii=False) + "\n")
+    if arguments.html:
+        atomic.write_text(arguments.html, page(title, readings))
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """run.json, checked. Raises UserError for anything but a run folder."""
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; give a run folder, such as runs/<date>_<time>_<name>")
+    if not (folder / "run.json").exists() and (runs := sorted(folder.glob("*/run.json"))):
+        raise UserError(f"{folder} holds {len(runs)} runs; give one of them, such as {runs[0].parent}")
+    info = require_facts(folder)
+    data, context = info["config"]["data"], info["config"].get("model", {}).get("context")
+    if not (isinstance(context, int) and isinstance(data.get("train_windows"), int | None)):
+        raise UserError(f"{folder / 'run.json'} is damaged: its model.context or data.train_windows is not valid")
+    return info
+
+
+def check_step(step: int, info: dict[str, Any], folder: Path):
+    """Raises UserError for a step that is not one of the run's own."""
+    if not 1 <= step <= info["steps"]:
+        raise UserError(f"step {step} is not one of {folder}: it has steps 1 to {info['steps']:,}")
+    trunk = info.get("fork")
+    if isinstance(trunk, dict) and isinstance(trunk.get("step"), int) and step <= trunk["step"]:
+        raise UserError(
+            f"{folder} is a fork from step {trunk['step']} on: step {step} is one of its trunk's; "
+            f"give {trunk.get('run')} {step}"
+        )
+
+
+def weights_before(folder: Path, step: int) -> Path:
+    """The newest checkpoint before a step's update, else the oldest one after it. Raises UserError if there is none."""
+    if not (found := run_folder.checkpoints(folder)):
+        raise UserError(f"{folder} holds no checkpoint, and the loss of each token needs one")
+    return next((path for path in found if run_folder.step_of(path) < step), found[-1])
+
+
+def open_store(info: dict[str, Any], loaded: Loaded, cache: Path | None) -> TokenStore:
+    """The tokens that the run read. Raises UserError if they are no longer in the cache."""
+    written = info["config"].get("cache_dir")
+    place = atomic.expanded(str(cache or (written if isinstance(written, str) else "~/.cache/slm")))
+    if store := TokenStore.find(info["corpus"], info["tokenizer"], loaded.tokenizer.vocab_size, place):
+        return store
+    raise UserError(
+        f"the tokens that this run read are not in the cache {place}; give --cache-dir=<folder>, or make them again: "
+        "the run's own command with trainer.fast_dev_run=true"
+    )
+
+
+def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Sequence[Reading]) -> list[str]:
+    """What was read, under which weights, and the mean loss beside the logged one."""
+    windows, targets = len(readings), sum(len(reading.nats) for reading in readings)
+    position = (step - 1) * windows
+    after = (
+        f"the weights after step {of:,}, which has read these windows"
+        if of >= step
+        else (
+            "its own weights" if of == step - 1 else f"the weights after step {of:,}, {step - 1 - of:,} updates earlier"
+        )
+    )
+    mean = sum(sum(reading.nats) for reading in readings) / targets
+    logged = next(
+        (
+            line["train/loss"]
+            for line in jsonl.lines(folder / "metrics.jsonl")
+            if line["step"] == step and isinstance(line.get("train/loss"), int | float)
+        ),
+        None,
+    )
+    beside = f"; train/loss {logged:.4f}" if logged is not None else ""
+    return [
+        f"{folder}, step {step:,} of {info['steps']:,}: {windows} windows, {targets:,} targets, "
+        f"epoch {position / info['windows']:.2f}",
+        f"mean {mean:.4f} nats per token under {after}{beside}",
+    ]
+
+
+def shown(reading: Reading, place: int, colour: bool, every: bool) -> list[str]:
+    """The lines of one window: its place among the others, its worst tokens, and its text or `every` token."""
+    worst = reading.worst()
+    named = ", ".join(f"{quoted(reading.tokens[t])} {reading.nats[t - 1]:.2f}" for t in worst[:NAMED])
+    lines = [
+        f"{place}. {reading}",
+        f"   most surprising: {named}",
+    ]
+    if every:
+        return lines + [f"   {nats:7.3f}  {quoted(text)}" for text, nats in zip(reading.tokens[1:], reading.nats)]
+    return [*lines, *marked_text(reading, *(("\x1b[1;31m", "\x1b[0m") if colour else ("«", "»")))]
+
+
+def marked_text(reading: Reading, before: str, after: str) -> Iterator[str]:
+    """The text in lines, its worst tokens between two marks."""
+    worst, marked, lines, length = set(reading.worst()), False, [[]], 0
+    for number, text in enumerate(reading.tokens):
+        marked |= number in worst  # until the token that completes the character
+        if not text:
+            continue
+        if length + len(text := escaped(text)) > WIDTH:
+            lines, length = [*lines, []], 0
+        lines[-1].append((marked, text))
+        length, marked = length + len(text), False
+    for line in lines:
+        shown = "   "
+        for is_marked, run in itertools.groupby(line, key=lambda piece: piece[0]):
+            text = "".join(piece for _, piece in run)
+            word = text.lstrip(" ")
+            shown += text.removesuffix(word) + before + word + after if is_marked else text
+        yield shown
+
+
+def escaped(text: str) -> str:
+    """The text of a token in one line, without control characters."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def quoted(text: str) -> str:
+    return f"'{escaped(text)}'"
+
+
+def page(title: Sequence[str], readings: Sequence[Reading]) -> str:
+    """All windows as one HTML file without network access: the redder a token, the higher its loss."""
+    most = max(max(reading.nats) for reading in readings)
+    span = '<span style="background:rgba(220,60,40,{:.2f})" title="{:.3f} nats">{}</span>'
+    parts = []
+    for reading in readings:
+        first, *others = (html.escape(printable(text)) for text in reading.tokens)
+        spans = [span.format(nats / most, nats, text) for text, nats in zip(others, reading.nats)]
+        parts.append(f"<h2>{reading}</h2><p>{first}{''.join(spans)}</p>")
+    style = (
+        ":root{color-scheme:light dark}body{font:15px/1.6 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+        "h2{font-size:1em}p{white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace}"
+    )
+    head = f"<meta charset=utf-8><title>{html.escape(title[0])}</title><style>{style}</style>"
+    first = "<br>".join(html.escape(printable(line)) for line in title)
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{first}{''.join(parts)}</body></html>\n"
+
+
+if __name__ == "__main__":
+    make_stdio_robust()
+    sys.exit(main())
