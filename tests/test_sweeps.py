@@ -92,7 +92,9 @@ def test_differences_are_in_standard_errors_of_the_pooled_noise():
     residuals = np.concatenate([values - values.mean() for values in losses.values()])
     noise = np.sqrt((residuals**2).sum() / (10 - 3))
     assert pooled_deviation(list(map(list, losses.values()))) == pytest.approx(noise)
-    lines = table(sweep).splitlines()
+    jobs, lines = (part.splitlines() for part in table(sweep).split("\n\n"))
+    assert [line.split()[:2] for line in jobs[1:]][-1] == ["9", "0"]
+    assert "failed: loss nan" in jobs[-1]
     assert lines[0].split() == ["lr", "val/loss", "seeds", "difference", "in", "standard", "errors"]
     assert [line.split()[0] for line in lines[1:4]] == ["0.1", "0.2", "0.3"]
     errors = [
@@ -100,7 +102,6 @@ def test_differences_are_in_standard_errors_of_the_pooled_noise():
         for lr, n in (("0.2", 5), ("0.3", 2))
     ]
     assert [float(line.split()[-1]) for line in lines[2:4]] == pytest.approx(errors, abs=0.05)
-    assert "lr=9 seed=0  failed: loss nan" in lines[-1]
 
 
 # -- jobs -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from slm.errors import UserError
+from slm.errors import UserError, file_operation
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.security import NAME, is_bounded
@@ -132,8 +132,9 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises UserError if another process holds the lock, or if the folder holds something else.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
+        with file_operation("write", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".lock").touch()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"sweep_dir={folder} is a file; give a folder") from None
     own = "multirun.yaml"  # which Hydra writes first

@@ -49,6 +49,8 @@ def train_main():
                 announce = hydra_config.launcher._target_.endswith("BasicLauncher")
                 return recorded_job(folder, is_worker, announce, lambda: run_job(cfg, own_files))
             outcomes.append(run_job(cfg, own_files))
+            if outcomes[-1].stopped:
+                sys.exit(outcomes[-1].exit_code)
             return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
 
         with recording(overrides) as launchers:

@@ -200,7 +200,7 @@ def check_command(folder: Path, sweep: Sweep, command: Sequence[str]):
     old, new = (settings(words, sweep.swept) for words in (sweep.command, command))
     for key in sorted(old.keys() | new.keys()):
         before, now = (f"with {key}{values[key]}" if key in values else f"without {key}" for values in (old, new))
-        if before != now:
+        if before != now and not (key in sweep.swept and key in new):
             raise UserError(
                 f"sweep_dir={folder} was started {before}, not {now}; only the values of its swept keys "
                 f"({', '.join(sweep.swept) or 'none'}) may change: give the same, or another sweep_dir"

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -68,6 +68,8 @@ def recorded_job(folder: Path, is_worker: bool, announce: bool, run: Callable[[]
     log = folder.with_name(f"{folder.name}.log")
     with worker_output(log) if is_worker else contextlib.nullcontext():
         outcome = run()
+    if is_worker and outcome.exit_code == 1:
+        outcome = replace(outcome, failure=f"{outcome.failure}; traceback in {log.name}")
     with sweep_folder.changed(folder.parent) as sweep:
         note(sweep.job(folder.name), folder, outcome)
     if announce:
@@ -91,11 +93,19 @@ def note(job: SweepJob, folder: Path, outcome: Outcome):
 
 @contextlib.contextmanager
 def worker_output(path: Path) -> Iterator[None]:
-    """Sends what this process and its children print to the end of a file; turns signals into Stopped."""
+    """Sends what this process and its children print to the end of a file; turns signals, and the end of the process
+    that started this one, into Stopped."""
 
     def on_signal(number, frame):  # before a training, which has its own
         raise Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)
 
+    def stop_with_parent():
+        while not ended.wait(1):
+            if os.getppid() != parent:
+                return os.kill(os.getpid(), signal.SIGTERM)
+
+    ended, parent = threading.Event(), os.getppid()
+    threading.Thread(target=stop_with_parent, daemon=True).start()
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,6 +116,7 @@ def worker_output(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        ended.set()
         sys.stdout.flush()
         sys.stderr.flush()
         for number, copy in saved:

@@ -47,15 +47,19 @@ def finished_line(sweep: Sweep, job: SweepJob, number: int) -> str:
     """The end of a job in one line."""
     values = " ".join(f"{key}={job.values.get(full, '-')}" for full, key in short_keys(sweep.swept).items())
     result = f"{sweep.objective} {job.objective:.4f}" if job.objective is not None else ""
-    state = "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status
-    return printable(f"[{number}/{len(sweep.jobs)}] {values}  {'  '.join(filter(None, (result, state)))}", 500)
+    return printable(f"[{number}/{len(sweep.jobs)}] {values}  {'  '.join(filter(None, (result, state(job))))}", 500)
+
+
+def state(job: SweepJob) -> str:
+    """What is to be said of a job that is not done."""
+    return "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status
 
 
 def table(sweep: Sweep) -> str:
-    """The jobs sorted by objective, failed and unfinished ones last; means over seeds where several were swept."""
+    """The jobs sorted by objective, failed and unfinished ones last; then means over seeds, where some were swept."""
     groups = by_seed(sweep)
     noise = pooled_deviation([[job.objective for job in jobs] for jobs in groups.values()])
-    return seeds_table(sweep, groups, noise) if noise is not None else plain_table(sweep)
+    return plain_table(sweep) + ("" if noise is None else f"\n\n{seeds_table(sweep, groups, noise)}")
 
 
 def plain_table(sweep: Sweep) -> str:
@@ -66,7 +70,7 @@ def plain_table(sweep: Sweep) -> str:
             *(job.values.get(key, "-") for key in sweep.swept),
             "-" if job.objective is None else f"{job.objective:.4f}",
             "-" if job.seconds is None else f"{job.seconds:.0f}",
-            "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status,
+            state(job),
         ]
         for job in jobs
     ]
@@ -86,10 +90,7 @@ def seeds_table(sweep: Sweep, groups: dict[tuple[str, ...], list[SweepJob]], noi
     names = [short_keys(sweep.swept)[key] for key in keys]
     text = aligned([*names, str(sweep.objective), "seeds", "difference", "in standard errors"], rows)
     freedom = sum(len(jobs) - 1 for jobs in groups.values())
-    text += f"\nnoise: a standard deviation of {noise:.4f} between seeds, pooled with {freedom} degrees of freedom"
-    if others := [job for job in sweep.jobs if job.objective is None]:
-        text += "\n" + "\n".join(finished_line(sweep, job, sweep.jobs.index(job) + 1) for job in others)
-    return text
+    return f"{text}\nnoise: a standard deviation of {noise:.4f} between seeds, with {freedom} degrees of freedom"
 
 
 def by_seed(sweep: Sweep) -> dict[tuple[str, ...], list[SweepJob]]:
