@@ -5,9 +5,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
 
 from slm.run import cli, start, train, trainer  # noqa: F401  (imported before a fork)
 
@@ -22,12 +24,13 @@ class Forked:
 
     def __init__(
         self,
-        arguments: list[str],
+        arguments: Sequence[str],
         *,
         stdout: int,
         stderr: int,
         env: Mapping[str, str] | None = None,
         before: Callable[[], None] = lambda: None,
+        main: Callable[[], None] = start.train,
     ):
         def run():
             os.setsid()
@@ -35,9 +38,10 @@ class Forked:
             os.dup2(stderr, 2)
             os.environ.update(env or {})
             sys.modules["__main__"].__spec__ = None  # Lightning and Hydra see a script
+            GlobalHydra.instance().clear()
             sys.argv = [str(SCRIPT), *arguments]
             before()
-            start.train()
+            main()
 
         self._process = get_context("fork").Process(target=run)
         self._process.start()
@@ -55,9 +59,9 @@ class Forked:
         return self._process.exitcode
 
 
-def forked(arguments: list[str], **env: str) -> subprocess.CompletedProcess:
+def forked(*arguments: str, main: Callable[[], None] = start.train, **env: str) -> subprocess.CompletedProcess:
     """The end of the command, as of subprocess.run with captured text."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        code = Forked(arguments, stdout=stdout.fileno(), stderr=stderr.fileno(), env=env).wait(200)
+        code = Forked(arguments, stdout=stdout.fileno(), stderr=stderr.fileno(), env=env, main=main).wait(200)
         printed = [(file.seek(0), file.read())[1] for file in (stdout, stderr)]
     return subprocess.CompletedProcess(arguments, code, *printed)

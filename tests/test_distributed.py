@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT, small_run
+from forks import forked
 from test_faults import fault
 from test_resume import final_state, history
 
@@ -17,7 +18,7 @@ TWO = "trainer.devices=2", "trainer.strategy=ddp"
 
 
 def command(*arguments, **environment):
-    """Runs train.py as a process of its own, on one thread."""
+    """Runs train.py as a process of its own, on one thread. (Of two processes Lightning starts the second.)"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     words = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
@@ -33,8 +34,8 @@ def small(text_file, tmp_path) -> list[str]:
 
 
 def test_two_processes_equal_one(small, tmp_path):
-    one = command(*small, f"run_dir={tmp_path / 'one'}")
-    two = command(*small, f"run_dir={tmp_path / 'two'}", *TWO)
+    one = forked(*small, f"run_dir={tmp_path / 'one'}")
+    two = forked(*small, f"run_dir={tmp_path / 'two'}", *TWO)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert not [line for line in two.stderr.splitlines() if "deprecated" in line or "recommended" in line]
@@ -52,12 +53,12 @@ def test_two_processes_equal_one(small, tmp_path):
 def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
-    stopped = command(*run, *TWO, fault("terminate"))
+    stopped = forked(*run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
-    diverged = command(*run, *TWO, fault("nonfinite", step=8))
+    diverged = forked(*run, *TWO, fault("nonfinite", step=8))
     assert diverged.returncode == 3, diverged.stderr
     assert "stopped before the update" in diverged.stderr
-    done = command(*run)
+    done = forked(*run)
     assert done.returncode == 0, done.stderr
     assert "the windows stay the same" in done.stdout
     assert list(verify.find_problems(tmp_path / "run")) == []
@@ -66,7 +67,7 @@ def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
 def test_fast_dev_run_keeps_nothing(small, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    done = command(*small, *TWO, "trainer.fast_dev_run=true", TMPDIR=str(temporary))
+    done = forked(*small, *TWO, "trainer.fast_dev_run=true", TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert "nothing was kept" in done.stdout
     assert not list(temporary.iterdir())

@@ -52,7 +52,8 @@ def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, mo
     assert steps_saved(folder)[0] == 7
     assert run_folder.read_run_json(folder)["status"] == "stopped"
     assert [signal.getsignal(number) for number in STOPPING] == handlers
-    assert verify.first_difference(run(*settings), run(*settings, folder="straight")) is None
+    if name == "SIGTERM":  # the others save by the same way
+        assert verify.first_difference(run(*settings), run(*settings, folder="straight")) is None
 
 
 def test_an_ignored_signal_stays_ignored(run, monkeypatch):

@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT, exit_code, flip_a_bit
+from forks import forked
 
-from slm.run import cli
+from slm.run import cli, start
 
 AWKWARD = 'It\'s a "test", {x: [1, 2]} = ${oops} % \\n ü 漢 🙂, $HOME; --help'
 NAME = "step-000010.ckpt"
@@ -23,10 +24,14 @@ def generated(monkeypatch):
     return partial(exit_code, monkeypatch, cli.generate_main)
 
 
-@pytest.mark.parametrize("script", [[ROOT / "generate.py"], ["-m", "slm", "generate"]], ids=["script", "module"])
-def test_a_prompt_is_taken_literally(script, finished, tmp_path):
-    command = [sys.executable, *map(str, script), f"ckpt={finished}", f"prompt={AWKWARD}", "max_new_tokens=5"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+@pytest.mark.parametrize("script", ["generate.py", "slm"])
+def test_a_prompt_is_taken_literally(script, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = f"ckpt={finished}", f"prompt={AWKWARD}", "max_new_tokens=5"
+    if script == "slm":
+        done = forked("generate", *arguments, main=start.main)
+    else:
+        done = subprocess.run([sys.executable, ROOT / script, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(AWKWARD)
     assert list(tmp_path.iterdir()) == []  # no folders of Hydra's

@@ -194,7 +194,7 @@ def test_parsing_equals_exhaustive_search(world):
             assert parsed.character_bits == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("stories", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stories", [50, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_story_has_one_derivation_with_its_probability(corpus, stories):
     for story in (corpus.story("train", index) for index in range(stories)):
         indices = iter(story.choices)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import exit_code, flip_a_bit, small_run, trained
+from forks import forked
 
 from slm import checkpoint, verify
 from slm.files import run_folder
@@ -95,13 +96,14 @@ def test_the_first_difference_is_named(finished, copy, verified, capsys):
 
 @pytest.mark.slow
 def test_verify_resume(text_file, tmp_path, monkeypatch, capsys):
-    """Three trainings, each in a process of its own."""
+    """Three trainings, each in a process of its own, and three in forked ones that seem to differ."""
     settings = "budget.steps=40", "model.dropout=0.1", "data.workers=2", "trainer.microbatch=2", "logger=csv"
     command = [*small_run(text_file, tmp_path), *settings, "verify_resume=true"]
     code, printed = trained(monkeypatch, *command), capsys.readouterr()
     assert code == 0, printed.err
     assert "PASS: 16 steps" in printed.out
     assert list((tmp_path / "runs").iterdir()) == []
+    monkeypatch.setattr("slm.run.verify_resume.subprocess.run", lambda words, **_: forked(*words[4:]))
     monkeypatch.setattr("slm.run.verify_resume.first_difference", lambda *folders: "metrics.jsonl, line 3")
     assert trained(monkeypatch, *command) == 1
     assert "FAIL: the resumed run differs: metrics.jsonl, line 3; both runs are in" in capsys.readouterr().out

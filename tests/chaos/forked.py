@@ -5,6 +5,7 @@ All of them are forked from one process that has imported everything, so a run t
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -154,4 +155,5 @@ def import_all(folder: Path, overrides: Sequence[str]):
     for name in names.read_text().split():
         with contextlib.suppress(Exception):
             import_module(name)
+    gc.freeze()  # so a run of a second does not look for garbage in all modules
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads before a fork"

@@ -5,6 +5,7 @@ and is started again without one.
 """
 
 import csv
+import itertools
 import os
 import random
 import re
@@ -163,6 +164,14 @@ class Campaign:
         return f"{mode} {at}, {operation}: exit code {attempt.code} {' '.join(attempt.errors)}", found
 
 
+def evenly(cases: Sequence[tuple[str, int]], rng: random.Random) -> list[tuple[str, int]]:
+    """The cases in random order, but with each mode equally often in every beginning."""
+    of_mode: dict[str, list[tuple[str, int]]] = {}
+    for mode, at in rng.sample(cases, len(cases)):
+        of_mode.setdefault(mode, []).append((mode, at))
+    return [case for row in itertools.zip_longest(*of_mode.values()) for case in row if case]
+
+
 def results(campaign: Campaign, cases: Sequence[tuple[str, int]], processes: int) -> Iterator[tuple[str, list[str]]]:
     """The results of the cases, each in a forked process, in the order of their ends."""
     running: dict[int, Path] = {}
@@ -194,7 +203,7 @@ def check_operations(folder: Path, overrides: Sequence[str], modes: Sequence[str
         campaign = Campaign(folder / name, overrides, killed)
         cases = campaign.cases(modes)
         if sample:
-            cases = random.Random(seed).sample(cases, min(sample, len(cases)))
+            cases = evenly(cases, random.Random(seed))[:sample]
         print(f"{name}: {len(campaign.operations)} operations, {len(cases)} cases", flush=True)
         for description, problems in results(campaign, cases, processes=os.cpu_count() or 1):
             total, broken = total + 1, broken + bool(problems)

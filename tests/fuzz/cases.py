@@ -4,6 +4,7 @@ An outcome is "accepted", the beginning of a one-line error, or a fault: another
 the environment in a message, or more time than SECONDS. Memory is limited to MEMORY for the whole process.
 """
 
+import gc
 import json
 import os
 import random
@@ -67,6 +68,7 @@ def main():
     rng = random.Random(f"{kind}/{seed}")
     (folder / "files").mkdir()
     case = KINDS[kind](rng, folder / "files")
+    gc.freeze()  # what was imported is no garbage
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     signal.signal(signal.SIGPROF, too_long)
     outcomes: Counter[str] = Counter()
