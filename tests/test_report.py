@@ -226,7 +226,7 @@ def test_a_foreign_run(finished, tmp_path):
     run_folder.write_run_json(folder, info)
     names = [HOSTILE, f"dynamics/{HOSTILE}/{HOSTILE}", *(f"dynamics/{i}/norm" for i in range(50))]
     with (folder / "metrics.jsonl").open("a") as file:
-        for step in range(11, 1000):
+        for step in range(11, 400):
             file.write(
                 json.dumps({"step": step, **dict.fromkeys(names, step * 1.23456789), "x": [1], "y": 1e308}) + "\n"
             )
@@ -263,10 +263,10 @@ def test_a_sweep(swept):
     assert pictures == {"objective.png", "heatmap.png", "curves.png"}
 
 
-def test_noise_is_the_pooled_deviation_of_the_better_half(swept):
+def test_noise_is_the_pooled_deviation_of_seeds(swept):
     found = sweep.read(swept)
-    residuals = np.concatenate([np.array(cell.objectives) - np.mean(cell.objectives) for cell in found.cells[:5]])
-    assert found.noise == pytest.approx(np.sqrt((residuals**2).sum() / (len(residuals) - 5)))
+    residuals = np.concatenate([np.array(cell.objectives) - np.mean(cell.objectives) for cell in found.cells])
+    assert found.noise == pytest.approx(np.sqrt((residuals**2).sum() / (len(residuals) - 10)))
 
 
 def test_a_folder_of_runs_is_a_sweep_over_what_differs(tmp_path):

@@ -19,14 +19,19 @@ def save(path: Path, charts: Sequence[Chart], title: str, columns: int = 2):
 
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
-    size = (5.0, 3.4) if columns > 1 else (7.2, 4.4)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    width, height = (5.0, 3.4) if columns > 1 else (7.2, 4.4)  # inches of a chart with its margins
+    figure = Figure(figsize=(width * columns, height * rows))
+    inner = width - 0.95, height - 0.95  # fixed margins: a layout engine would draw all texts twice
+    figure.subplots_adjust(
+        left=0.8 / (width * columns), right=1 - 0.15 / (width * columns), bottom=0.55 / (height * rows),
+        top=1 - 0.55 / (height * rows), wspace=0.95 / inner[0], hspace=0.95 / inner[1],
+    )  # fmt: skip
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, chart in zip(places, charts):
         draw(axes, chart)
     for axes in places[len(charts) :]:
         axes.set_axis_off()
-    figure.suptitle(printable(title, 90), fontsize=11, parse_math=False)
+    figure.suptitle(printable(title, 90), y=1 - 0.1 / (height * rows), fontsize=11, parse_math=False)
     with atomic.replacing(path) as file:
         figure.savefig(file, dpi=DPI, format="png")
 
@@ -56,7 +61,7 @@ def draw(axes, chart: Chart):
     _plain_numbers(axes, chart.log)
     entries = axes.get_legend_handles_labels()[1]
     if 1 < len(entries) <= MAX_LEGEND or chart.floor is not None:
-        for text in axes.legend(fontsize=8).get_texts():
+        for text in axes.legend(fontsize=8, loc="best" if chart.floor is None else "upper right").get_texts():
             text.set_parse_math(False)
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from slm.analysis.charts import colors
+from slm.analysis import curves
+from slm.analysis.charts import Axis, Chart, colors
+from slm.analysis.curves import AXES
 from slm.analysis.html import Markup, escaped, number, table
+from slm.analysis.run_charts import UNITS, run_series
 from slm.files import atomic
-from slm.security import is_bounded
+from slm.security import is_bounded, leaves
 
 MAX_RUNS = 200  # sibling folders that are read, newest last
+MAX_LINES = 12  # of the chart
 ROW, WIDTH, LABEL = 34, 900, 330  # pixels
 
 
@@ -25,8 +29,11 @@ class Node:
     children: list["Node"] = field(default_factory=list)
 
 
-def tree(folder: Path, info: dict[str, Any]) -> str:
-    """The tree as a picture and a table; empty for a run that has neither parent nor children among its siblings."""
+Rows = list[tuple[Node, int]]  # the runs of a tree from top to bottom, each with the row of its parent
+
+
+def family(folder: Path, info: dict[str, Any]) -> Rows:
+    """The tree of a run; empty if it has neither parent nor children among its siblings."""
     siblings = {info["run_id"]: Node(folder.name, info)}
     for path in atomic.entries(folder.resolve().parent)[-MAX_RUNS:]:
         found = atomic.read_object(path / "run.json") if (path / "run.json").is_file() else None
@@ -44,25 +51,43 @@ def tree(folder: Path, info: dict[str, Any]) -> str:
     roots = {child.info["run_id"] for node in siblings.values() for child in node.children}
     found = [node for key, node in siblings.items() if key not in roots and _contains(node, info["run_id"])]
     if not found or (not found[0].children and not isinstance(info.get("fork"), dict)):
-        return ""
-    rows: list[tuple[Node, int]] = []
+        return []
+    rows: Rows = []
     _order(found[0], 0, rows)
-    return _svg(rows, info["run_id"]) + _table(rows, info)
+    return rows
+
+
+def tree(rows: Rows, info: dict[str, Any]) -> str:
+    """The tree as a picture and a table."""
+    return _svg(rows, info["run_id"]) + _table(rows, info) if rows else ""
+
+
+def chart(rows: Rows, parent: Path) -> list[Chart]:
+    """val/loss of the trunk and its forks, whose folders are in `parent`; a list of one chart, or none."""
+    series = []
+    for (node, _), color in zip(rows[:MAX_LINES], colors(len(rows))):
+        found = curves.read(parent / node.folder, node.info.get("flops_per_token"))
+        if "val/loss" in found:
+            series.append(run_series(found, "val/loss", node.folder, color, limit=200))
+    if len(series) < 2:
+        return []
+    axes = {axis: Axis(label) for axis, label in AXES.items() if all(axis in line.x for line in series)}
+    return [Chart("val/loss", UNITS["val/loss"], axes, series)]
 
 
 def _contains(node: Node, run_id: str) -> bool:
     return node.info["run_id"] == run_id or any(_contains(child, run_id) for child in node.children)
 
 
-def _order(node: Node, parent_row: int, rows: list[tuple[Node, int]]):
-    """The node and its children, each with the row of its parent."""
+def _order(node: Node, parent_row: int, rows: Rows):
+    """The node and its children, later forks first, so that no line crosses another."""
     rows.append((node, parent_row))
     own = len(rows) - 1
-    for child in sorted(node.children, key=lambda child: child.step):
+    for child in sorted(node.children, key=lambda child: -child.step):
         _order(child, own, rows)
 
 
-def _svg(rows: list[tuple[Node, int]], run_id: str) -> str:
+def _svg(rows: Rows, run_id: str) -> str:
     """A line per run along the steps, branching off its parent's."""
     end = max(max(node.end for node, _ in rows), 1)
     names = colors(len(rows))
@@ -86,7 +111,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
 
 
-def _table(rows: list[tuple[Node, int]], info: dict[str, Any]) -> str:
+def _table(rows: Rows, info: dict[str, Any]) -> str:
     cells = []
     for row, (node, parent) in enumerate(rows):
         link = f'<a href="../{quote(node.folder)}/report.html">{escaped(node.folder)}</a>'
@@ -100,8 +125,6 @@ def _table(rows: list[tuple[Node, int]], info: dict[str, Any]) -> str:
 
 def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
     """The keys in which a fork differs from its trunk."""
-    from slm.security import leaves
-
     own = {"run_dir", "runs_dir", "name", "tags", "fork", "resume", "cache_dir"}
     before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]

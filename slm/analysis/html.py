@@ -28,7 +28,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "–"
     if abs(value) < 10**4:
         return f"{value:.{digits}g}"
-    return f"{value:,.0f}" if abs(value) < 10**9 else f"{value:.{digits - 1}e}"
+    return f"{value:,.0f}" if abs(value) < 10**9 else f"{value:.{digits - 1}e}".replace("e+", "e")
 
 
 def duration(seconds: Any) -> str:

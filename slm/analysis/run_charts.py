@@ -23,6 +23,15 @@ UNITS = {
     "device/memory_gb": "GB (10^9 bytes)",
     "device/utilization": "per cent",
     "mfu": "share of the device's peak",
+    "weight_norm": "Euclidean norm",
+    "grad_norm": "Euclidean norm",
+    "update_norm": "Euclidean norm",
+    "update_ratio": "norm of update / norm of weights",
+    "activation_rms": "root mean square",
+    "dead_share": "share of hidden units",
+    "attention_entropy": "nats",
+    "attention_entropy_min": "nats",
+    "gradient_noise_scale": "windows",
 }
 MAIN = {  # title -> metrics
     "Loss": ("train/loss", "val/loss"),
@@ -61,7 +70,10 @@ def dynamics_charts(curves: Curves) -> list[Chart]:
     for name in sorted(curves.values, key=natural):
         if name.startswith("dynamics/"):
             groups.setdefault(name.rpartition("/")[2], []).append(name)
-    return [_chart(curves, quantity, "", names, layers=True) for quantity, names in list(groups.items())[:MAX_OTHERS]]
+    return [
+        _chart(curves, quantity, UNITS.get(quantity, ""), names, layers=True)
+        for quantity, names in list(groups.items())[:MAX_OTHERS]
+    ]
 
 
 def natural(name: str) -> list:

@@ -27,11 +27,12 @@ def write(folder: Path):
     for name, drawn in (("curves", charts), ("dynamics", dynamics[:8])):
         if drawn:
             figures.save(pictures / f"{name}.png", drawn, folder.name)
+    family = forks.family(folder, info)
     page = Page(str(info.get("name") or folder.name))
     sections = [
         section("Curves", page.group(charts), picture(pictures / "curves.png", "curves of the run")),
-        section("Forks", forks.tree(folder, info)),
-        section("Plan and outcome", plan_table(info, summary)),
+        section("Forks", forks.tree(family, info), page.group(forks.chart(family, folder.resolve().parent), wide=True)),
+        section("Plan and outcome", plan_table(info, summary, curves)),
         section("Events", events(folder, info)),
         section("Configuration", configuration(info)),
         section("Samples", samples(folder)),
@@ -99,13 +100,15 @@ def shown(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def plan_table(info: dict[str, Any], summary: dict[str, Any]) -> str:
+def plan_table(info: dict[str, Any], summary: dict[str, Any], curves: Curves) -> str:
     """The numbers of the plan beside those of the run; empty for a run without a plan."""
     plan = info.get("plan")
     if not isinstance(plan, dict):
         return ""
     happened = {name: summary.get(name) for name in ("seconds", "tokens", "tokens_per_second", "flops", "parameters")}
-    happened |= {name: info.get(name) for name in ("steps", "peak_memory_bytes")}
+    happened["steps"] = info.get("steps")
+    if "device/memory_gb" in curves:
+        happened["peak_memory_bytes"] = 1e9 * float(curves.values["device/memory_gb"][1].max())
     rows = []
     for name, planned in list(plan.items())[:40]:
         if isinstance(planned, int | float) and not isinstance(planned, bool):

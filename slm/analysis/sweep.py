@@ -87,14 +87,10 @@ class Sweep:
 
     @cached_property
     def noise(self) -> float | None:
-        """Standard deviation over seeds, pooled over the better half of the cells; None without repetitions.
-
-        Cells far from the optimum, where a run may nearly diverge, have another noise than those to be compared.
-        """
+        """Standard deviation over seeds, pooled over all cells; None without repetitions."""
         repeated = [cell.objectives for cell in self.cells if len(cell.objectives) > 1]
-        better = repeated[: math.ceil(len(repeated) / 2)]
-        freedom = sum(len(values) - 1 for values in better)
-        return math.sqrt(sum(np.var(v) * len(v) for v in better) / freedom) if freedom else None
+        freedom = sum(len(values) - 1 for values in repeated)
+        return math.sqrt(sum(np.var(v) * len(v) for v in repeated) / freedom) if freedom else None
 
     def levels(self, key: str) -> list[Any]:
         """The distinct values of a key, sorted; numbers before texts."""

@@ -1,6 +1,7 @@
 """report.html and PNGs of a sweep."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,38 +92,41 @@ def describe(found: Found) -> str:
 
 
 def optimum_table(optima: list[Found]) -> str:
-    rows = [
-        (found.key, found.line, best.x, best.low, best.high, best.y, f"{best.rise:.1%}", best.problem or "")
-        for found in optima
-        for best in [found.optimum]
-    ]
+    """The optima of the lines: those of the first key, and folded those of the others."""
+    rows = {found.key: [] for found in optima}
+    for found in optima:
+        best, rise = found.optimum, f"{found.optimum.rise:.1%}" if found.optimum.rise else ""
+        rows[found.key].append((found.line, best.x, best.low, best.high, best.y, rise, best.problem))
     note = (
         "Optimum of the parabola through the lowest mean and its two neighbours, in the logarithm of the key. The 95 % "
         "interval (Fieller) comes from the residuals of the seeds; it holds for this budget, and for a parabola "
         "between these points: where the rise to a neighbour is large, refine the grid."
     )
-    heads = ("key", "line", "optimum", "95 % from", "to", "objective there", "rise to a neighbour", "")
-    return table(heads, rows) + paragraph(note, "quiet") if rows else ""
+    heads = "optimum", "95 % from", "to", "objective there", "rise to a neighbour", ""
+    first, *others = [(key, table((key, *heads), found)) for key, found in rows.items()] or [("", "")]
+    folds = "".join(folded(f"optima of {key}", found) for key, found in others)
+    return first[1] + paragraph(note, "quiet") + folds if rows else ""
 
 
 def cell_table(sweep: Sweep) -> str:
     """The combinations of the swept keys, sorted by their mean objective."""
-    cells, noise = sweep.cells[:MAX_ROWS], sweep.noise
+    cells, noise = sweep.cells[:MAX_ROWS], sweep.noise or 0.0
     best = cells[0].mean if cells else 0
     several = sweep.seeds > 1
     heads = [*sweep.factors, sweep.objective or "objective", "difference"]
-    heads += ["in units of noise", "seeds", "lowest", "highest"] if several else []
+    heads += ["in standard errors", "seeds", "lowest", "highest"] if several else []
     rows = []
     for cell in cells:
         difference = cell.mean - best if cell.objectives else None
         row = [*cell.values.values(), cell.mean if cell.objectives else "failed" if _failed(cell) else None, difference]
         if several:
             ends = (min(cell.objectives), max(cell.objectives)) if cell.objectives else (None, None)
-            row += [difference / noise if noise and difference is not None else None, len(cell.objectives), *ends]
+            error = noise * math.sqrt(1 / len(cell.objectives) + 1 / len(cells[0].objectives)) if cell.objectives else 0
+            row += [difference / error if error else None, len(cell.objectives), *ends]
         rows.append(row)
     note = (
-        "Noise: the standard deviation over seeds, pooled over the better half of the combinations. A difference of "
-        "two means of n seeds has a standard error of noise x sqrt(2 / n)."
+        f"Noise: a standard deviation of {number(noise, 2)} between seeds, pooled over all combinations. Standard "
+        "errors are those of the difference to the first row."
     )
     return table(heads, rows, sortable=True, best=1) + (paragraph(note, "quiet") if noise else "")
 
