@@ -28,7 +28,6 @@ CLOCK = (
     "device/memory_gb",
     "device/utilization",
 )  # differ from attempt to attempt
-LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 
 
 def main() -> int:
@@ -58,7 +57,7 @@ def summary(folder: Path) -> str:
     """A description of a folder without problems, in one line."""
     info, checkpoints = run_folder.require_run_json(folder), run_folder.checkpoints(folder)
     steps = ", ".join(str(run_folder.step_of(path)) for path in reversed(checkpoints))
-    counts = {name: len(list(jsonl.lines(folder / name))) for name in LOGS}
+    counts = {name: len(list(jsonl.lines(folder / name))) for name in run_folder.LOGS}
     logs = ", ".join(f"{count} lines of {name}" for name, count in counts.items() if count)
     newest = run_folder.step_of(checkpoints[0])
     state = "finished" if info["status"] == "done" else f"not finished, status {info['status']}"
@@ -77,7 +76,7 @@ def find_problems(folder: Path) -> Iterator[str]:
         yield "there is no checkpoint"
         return
     last, first = run_folder.step_of(checkpoints[0]), info.get("first_step", 0)
-    logs = {name: list(jsonl.lines(folder / name)) for name in LOGS}
+    logs = {name: list(jsonl.lines(folder / name)) for name in run_folder.LOGS}
     for name, records in logs.items():
         written = (folder / name).read_bytes().splitlines() if (folder / name).exists() else []
         if len(records) < sum(bool(line.strip()) for line in written):
@@ -156,8 +155,9 @@ def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) 
     last = last if info["config"].get("log_windows") else lines[-1]["step"]
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
     batch, seed = info["config"]["data"]["batch_windows"], info["config"]["seed"]
-    for line in lines:
-        order = InfiniteShuffle(info["windows"], seed, (line["step"] - 1) * batch)
+    first = info.get("fork", run_folder.NO_FORK)["step"]  # the lines until there are those of the trunk
+    for line in (line for line in lines if line["step"] > first):
+        order = InfiniteShuffle(info["windows"], seed, run_folder.windows_until(info, line["step"] - 1))
         if line["windows"] != list(itertools.islice(order, batch)):
             yield f"step {line['step']} consumed other windows than the endless order has there"
             return
@@ -174,7 +174,7 @@ def first_difference(one: Path, other: Path) -> str | None:
     """
     for folder in (one, other):
         run_folder.require_run_json(folder)
-    for name in LOGS:
+    for name in run_folder.LOGS:
         pairs = itertools.zip_longest(jsonl.lines(one / name), jsonl.lines(other / name), fillvalue={})
         for number, lines in enumerate(pairs, start=1):
             a, b = ({key: value for key, value in line.items() if key not in CLOCK} for line in lines)

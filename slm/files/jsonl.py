@@ -44,5 +44,10 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def truncate_after(path: Path, step: float):
     """Removes the records after `step` and invalid lines: training from that checkpoint writes them again."""
-    if path.exists():
-        atomic.write_text(path, "".join(format_line(record) for record in lines(path) if record["step"] <= step))
+    copy_until(path, path, step)
+
+
+def copy_until(source: Path, path: Path, step: float):
+    """Writes the records up to `step` into `path`, if there is such a source."""
+    if source.exists():
+        atomic.write_text(path, "".join(format_line(record) for record in lines(source) if record["step"] <= step))

@@ -28,11 +28,13 @@ LATER = {  # those that a run has found out, or that a later version has added
     "commits": list,
     **dict.fromkeys(("first_step", "microbatch", "windows", "steps"), int),
 }
+LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 OWN_FILES = re.compile(
     r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
     r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
+NO_FORK = {"run": "", "run_id": "", "step": 0, "consumed": 0, "changed": {}}
 SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
@@ -103,9 +105,23 @@ def read_run_json(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged; give another run_dir")
     if not (NAME.fullmatch(info["status"]) and isinstance(info.get("objective"), float | int | None)):
         raise UserError(f"{path} is damaged: status or objective is not valid; give another run_dir")
+    if not _is_fork(info.get("fork", NO_FORK)):
+        raise UserError(f"{path} is damaged: fork is not valid; give another run_dir")
     if not NAME.fullmatch(info["run_id"]):
         raise UserError(f"{path} is damaged: run_id={info['run_id']!r} is not a name; give another run_dir")
     return info
+
+
+def _is_fork(value: Any) -> bool:
+    """True for the field `fork` of run.json: the trunk, the step that both share last, and the windows until then."""
+    kinds = {"run": str, "run_id": str, "step": int, "consumed": int, "changed": dict}
+    return isinstance(value, dict) and all(type(value.get(key)) is kind for key, kind in kinds.items())
+
+
+def windows_until(info: dict[str, Any], step: int) -> int:
+    """Position in the order of windows at which a run's `step` ends, from the step of its fork on. `info`: run.json."""
+    fork = info.get("fork", NO_FORK)
+    return fork["consumed"] + (step - fork["step"]) * info["config"]["data"]["batch_windows"]
 
 
 def require_run_json(folder: Path) -> dict[str, Any]:

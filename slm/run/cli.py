@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def train_main():
     outcomes: list[Outcome] = []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     with one_line_errors():
-        overrides, flags, read = read_arguments(sys.argv[1:])
+        overrides, flags, read = read_arguments(sys.argv[1:], expanded)
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
@@ -89,11 +90,21 @@ def generate_main():
         generate_command(typed(Request, config, ""))
 
 
+def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:
+    """The overrides with this project's names, and with those of the trunk of a fork before them. Raises UserError."""
+    overrides = normalized(overrides)
+    if not any(key_of(override) == "fork" for override in overrides):
+        return overrides
+    from slm.run.fork import with_trunk
+
+    return with_trunk(overrides, flags)
+
+
 def compose(overrides: Sequence[str] = ()):
     """The RunConfig of these overrides, as `python train.py` would read them. Raises UserError."""
     from slm.run.config import read_config
 
-    overrides = normalized(overrides)
+    overrides = expanded(overrides)
     check_single(parsed(overrides), ", and one run takes one")
     return read_config(*composed("train", overrides))
 

@@ -6,6 +6,7 @@ without data or a long computation. conf/train.yaml and the files of its groups 
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -59,6 +60,7 @@ class RunConfig:
     run_dir: str | None
     runs_dir: str
     cache_dir: str
+    fork: str | None
     resume: str
     allow_changes: list[str]
     verify_resume: bool
@@ -97,11 +99,24 @@ class RunConfig:
         for key in ("log_every_n_steps", "val_every_n_steps"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.fork is not None:
+            self._check_fork(self.fork)
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise UserError(f"price_per_hour={self.price_per_hour} must be at least 0 and finite")
         self._check_callbacks()
+
+    def _check_fork(self, fork: str):
+        if not re.fullmatch(r"/.*@\d+", fork):  # as slm.run.fork writes it; a file of conf/ cannot begin with a run
+            raise UserError(f"fork={fork} must stand on the command line, not in a file")
+        others = {
+            f"resume={self.resume}": self.resume not in ("auto", "never"),
+            "verify_resume=true": self.verify_resume,
+            "trainer.fast_dev_run": bool(self.trainer.fast_dev_run),
+        }
+        for other in (name for name, given in others.items() if given):
+            raise UserError(f"fork={fork} and {other} exclude one another: a fork starts from that checkpoint")
 
     def _check_callbacks(self):
         if "checkpoints" not in self.callbacks:

@@ -22,7 +22,7 @@ from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, SAME_KEY, did
 from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
-    *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "hydra.sweep.dir"),
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "fork", "hydra.sweep.dir"),
     *("data.path", "data.separator"),
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
@@ -36,8 +36,10 @@ EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
 SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
 
 
-def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Namespace]:
-    """The overrides, Hydra's flags, and the flags as Hydra reads them.
+def read_arguments(
+    arguments: Sequence[str], expanded: Callable[[Sequence[str], Namespace], list[str]] | None = None
+) -> tuple[list[str], list[str], Namespace]:
+    """The overrides, Hydra's flags, and the flags as Hydra reads them. `expanded` replaces `normalized`.
 
     Raises UserError for a secret, a word that is neither an override nor a flag, or several values without -m.
     """
@@ -55,7 +57,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
     if read.help or read.hydra_help or read.shell_completion:
         return overrides, flags, read
     check_ablation(overrides)
-    overrides = normalized(overrides)
+    overrides = expanded(overrides, read) if expanded else normalized(overrides)
     found = parsed(overrides)
     if not read.multirun:
         check_single(found, "; add -m to run each of them")

@@ -15,7 +15,7 @@ def train(overrides: str | Sequence[str] = ()) -> Run:
     A run stopped by Ctrl-C or SIGTERM has the status "stopped"; the same run_dir resumes it. Raises UserError,
     ResourceError or Diverged.
     """
-    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    overrides = cli.expanded([overrides] if isinstance(overrides, str) else overrides)
     check_no_sweep(overrides)
     config = cli.compose(overrides)
     try:

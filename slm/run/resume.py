@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import time
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,51 +21,17 @@ from slm.cache import changed_files
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
-from slm.model import GPTConfig
 from slm.plot import loss_curve
-from slm.run.config import ORDER, RunConfig
+from slm.run.changes import PATHS, check_unchanged
+from slm.run.config import RunConfig
+from slm.run.fork import Point, check_fork, copy_history
 from slm.run.overrides import flattened
 from slm.run.prepare import Job
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "WindowsData")  # beside the weights
-LOGS = ("metrics.jsonl", "samples.jsonl", "windows.jsonl")
-PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "data.path", "data.corpus.path", "data.corpus.cache")
-FREE = (  # settings that a resumed run may change: its length, its observers, its machine
-    *PATHS,
-    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
-    *("report", "allow_changes", "plan", "lint", "price_per_hour", "verify_resume"),
-    *("on_nonfinite", "on_spike", "model.gradient_checkpointing"),
-    *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
-    *(f"trainer.{key}" for key in ("auto_microbatch", "accumulate_grad_batches", "compile", "tf32", "deterministic")),
-    *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
-    *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
-)
-OPTIMIZER = "optimizer._target_"
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
-
-
-def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: str):
-    """Raises UserError with the differences that a resumed run must not have. `what` was trained with `old`."""
-    free = (*FREE, *new.allow_changes)
-    before, after = flattened(old, without=free), flattened(new.plain, without=free)
-    defaults = {f"model.{field.name}": field.default for field in fields(GPTConfig)}  # for options added since
-    changed = {
-        key: f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, defaults.get(key)) != after.get(key)
-    }
-    optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
-    fixed = any(f"{key}.".startswith(ORDER) for key in changed)
-    if optimizers[0] == optimizers[1]:
-        remedies = (*remedies, None if fixed else f"allow_changes=[{','.join(changed)}]")
-    else:
-        changed[OPTIMIZER] = f"{OPTIMIZER}: {optimizers[0]} -> {optimizers[1]}, which cannot use the state of the first"
-    if changed:
-        give = " or ".join(filter(None, (", ".join(("the same one", *remedies[:-1])), *remedies[-1:])))
-        raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
 
 
 def check_corpus(run_dir: Path, before: dict[str, Any], config: RunConfig):
@@ -78,15 +43,18 @@ def check_corpus(run_dir: Path, before: dict[str, Any], config: RunConfig):
         raise UserError(f"the corpus of {run_dir} is another one{shown}; give the same data, or another run_dir")
 
 
-def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None) -> Path | None:
-    """The checkpoint to start from: this run's newest intact one, else the one that resume= names; None for a new run.
+def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None, trunk: Point | None) -> Path | None:
+    """The checkpoint to start from: this run's newest intact one, else that of the trunk, else the one that resume=
+    names; None for a new run.
 
-    `before` is run.json. Raises UserError if this run's checkpoints are damaged or were deleted, or the other run has
-    another configuration.
+    `before` is run.json. A fork's folder may hold the best checkpoint of its trunk, from which it does not start.
+    Raises UserError if this run's checkpoints are damaged or were deleted, or the other run has another configuration.
     """
-    if newest := run_folder.newest_intact(run_dir):
+    first = trunk.step if trunk else 0
+    newest = run_folder.newest_intact(run_dir)
+    if newest and run_folder.step_of(newest) >= first:
         return newest
-    if run_folder.checkpoints(run_dir):
+    if any(run_folder.step_of(path) >= first for path in run_folder.checkpoints(run_dir)):
         raise UserError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; move the folder away to start anew")
     named = config.resume not in ("auto", "never")
     wanted = named and before and config.resume != before["config"].get("resume")  # asked for in this attempt
@@ -95,6 +63,9 @@ def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None) 
             f"{run_dir} holds no checkpoint, and {sign} shows that it had some, so its metrics would be lost; "
             "give resume=<a .ckpt file> to go on, another run_dir, or move the folder away to start anew"
         )
+    if trunk:
+        check_fork(trunk, config)
+        return trunk.checkpoint
     if not named:
         return None
     start = run_folder.find_resume_checkpoint(config.resume, Path(config.runs_dir))
@@ -112,6 +83,8 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
         return -1, {}
     content = checkpoint.read(start)
     step = content["global_step"]
+    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer):
+        raise UserError(f"{start} was trained with another tokenizer; give the same data")
     for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
         if key in content:
             checkpoint.check_weights(start, job.model, content[key])
@@ -121,8 +94,6 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
         raise UserError(f"{start} holds averaged weights; add callbacks=ema, with which the run was trained")
     if missing := [k for k in TRAINING_STATE if k not in content or (k == "optimizer_states" and not content[k])]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
-    if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer):
-        raise UserError(f"{start} was trained with another tokenizer; give the same data")
     own = start.parent.parent == job.run_dir
     if own and run_info and content["slm"]["run_id"] != run_info["run_id"]:
         raise UserError(f"{start} belongs to another run ({content['slm']['run_id']}); move it away")
@@ -220,11 +191,14 @@ def check_open_files(loaders: int):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int):
-    """Cuts the logs of a run folder back to `step`, and writes run.json, configuration and tokenizer into it."""
+def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int, trunk: Point | None):
+    """Cuts the logs of a run folder back to `step`, and writes run.json, configuration and tokenizer into it.
+
+    A fork that starts from its trunk takes over the history of the trunk last: its first attempt may end in between.
+    """
     run_dir = job.run_dir
     run_folder.remove_partial_files(run_dir)
-    for file in LOGS:
+    for file in run_folder.LOGS:
         jsonl.truncate_after(run_dir / file, step)
     jsonl.truncate_after(run_dir / "events.jsonl", math.inf)  # keeps all attempts; removes a torn line
     if not run_folder.checkpoints(run_dir):
@@ -239,6 +213,8 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
     for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)
+    if trunk:
+        copy_history(trunk, run_dir, run_info["run_id"])
 
 
 def close_run(run_dir: Path, run_info: dict[str, Any]):

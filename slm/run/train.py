@@ -16,9 +16,11 @@ from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
 from slm.hardware import largest_microbatch
+from slm.run.changes import check_unchanged
 from slm.run.compose import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
+from slm.run.fork import describe_fork, point_of, shown
 from slm.run.prepare import Job, choose_hardware, is_first_process, prepare_job
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
@@ -26,7 +28,6 @@ from slm.run.resume import (
     check_disk_space,
     check_open_files,
     check_start,
-    check_unchanged,
     close_run,
     describe_run,
     find_start,
@@ -84,7 +85,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
             return objective
         check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
-    start = find_start(config, run_dir, before)
+    trunk = point_of(config, run_dir, before)
+    start = find_start(config, run_dir, before, trunk)
     from slm.run.trainer import assemble, build_callbacks, early_facts  # imports Lightning
 
     callbacks: dict[str, Any] = {}
@@ -99,7 +101,11 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if first and config.report:
         run_info |= differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
-    open_folder = partial(open_run, job, run_info, overrides, step) if first else lambda: None
+    if trunk:
+        began = (before or {}).get("fork")
+        run_info["fork"] = began or describe_fork(trunk, earlier, config, run_info["corpus"])
+        trunk = trunk if start == trunk.checkpoint else None  # this attempt starts from the fork's own checkpoint
+    open_folder = partial(open_run, job, run_info, overrides, step, trunk) if first else lambda: None
     if first:
         check_disk_space(job)
         if before:
@@ -176,7 +182,7 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
     model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
     tokens, epochs = round(job.steps * batch * job.targets_per_window), job.steps * batch / run_info["windows"]
     print(
-        f"run:    {job.run_dir}" + (f", from {start.name}" if start else ""),
+        f"run:    {job.run_dir}" + (f", from {start.name}" if start else "") + fork_line(run_info.get("fork")),
         f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
@@ -187,6 +193,14 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         sep="\n",
         flush=True,
     )
+
+
+def fork_line(fork: dict[str, Any] | None) -> str:
+    """The trunk of a fork and what it changes, on a line of its own."""
+    if not fork:
+        return ""
+    changed = shown(fork["changed"], list(fork["changed"])) or "nothing changed"
+    return f"\nfork:   of {Path(fork['run']).name} at step {fork['step']:,}; {changed}"
 
 
 def fit(assembled, start: Path | None, job: Job) -> Stopped | None:

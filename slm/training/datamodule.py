@@ -20,7 +20,7 @@ from slm.training.callbacks.signals import ignore_signals
 
 
 class WindowsData(L.LightningDataModule):
-    """Windows of `context` + 1 ids from a token store. Its state is one integer: the windows consumed by all devices.
+    """Windows of `context` + 1 ids from a token store. Its state is a position: the windows consumed by all devices.
 
     `train_windows` and `validation_windows` limit the splits to so many windows, evenly spaced; None: all.
     `timeout` in seconds is for loader processes. Works in any Trainer.
@@ -57,13 +57,22 @@ class WindowsData(L.LightningDataModule):
         self.token_lengths = torch.tensor([*map(len, pieces(tokenizer))]) if lossless else None  # (V,) bytes per id
         self.microbatch, self.seed, self.validation_windows = microbatch, seed, validation_windows
         self.workers, self.timeout, self.pin_memory = workers, timeout if workers else 0, pin_memory
-        self.position = 0  # in the order, where training starts
+        self.start = 0, 0  # step and position at which training starts
+        self.earlier_targets = 0  # of the steps until then, beyond what this order has until that position
         self.indices: deque[Tensor] = deque()  # of the windows of the current step, a tensor per microbatch
         self.loaders: list[DataLoader] = []
 
     @property
     def windows_per_step(self) -> int:
         return self.microbatch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def position_at(self, step: int) -> int:
+        """Windows that all devices have consumed when that many steps are done, from the first step trained here on."""
+        return self.start[1] + (step - self.start[0]) * self.windows_per_step
+
+    def targets_at(self, step: int) -> int:
+        """All targets of that many steps, also of those before a fork that changed the data or its order."""
+        return self.earlier_targets + self.targets_before(self.position_at(step))
 
     def targets_before(self, position: int) -> int:
         """All targets of the windows before a position in the order: exact, as the order is a pure function."""
@@ -76,7 +85,7 @@ class WindowsData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        order = InfiniteShuffle(len(self.train), self.seed, self.position, rank, world)
+        order = InfiniteShuffle(len(self.train), self.seed, self.start[1], rank, world)
         return self._loader(WithIndices(self.train), sampler=order)
 
     def val_dataloader(self) -> DataLoader:
@@ -126,10 +135,14 @@ class WindowsData(L.LightningDataModule):
                 process.join(timeout=5)
 
     def state_dict(self) -> dict[str, int]:
-        return {"consumed": self.trainer.global_step * self.windows_per_step}  # a run saves between steps only
+        step = self.trainer.global_step  # a run saves between steps only
+        return {"step": step, "consumed": self.position_at(step), "targets": self.targets_at(step)}
 
     def load_state_dict(self, state: dict[str, int]):
-        self.position = state["consumed"]
+        consumed = state["consumed"]
+        self.start = state.get("step", consumed // self.windows_per_step), consumed
+        expected = self.targets_before(consumed)
+        self.earlier_targets = state.get("targets", expected) - expected
 
 
 class WithIndices(Dataset):

@@ -55,12 +55,13 @@ class Checkpoints(Checkpoint):
         self.lock = run_folder.lock_inode(self.folder.parent)
         self.steps_to_keep = kept_steps(self.keep_at, trainer.max_steps)
         self.validation_steps = trainer.val_check_interval // trainer.accumulate_grad_batches
+        there = self.best is not None and (self.folder / self.best["file"]).exists()
+        # else a start from another run, whose best is not in this folder
+        self.best = trainer.strategy.broadcast(self.best if there else None)
         path = self._path(trainer.global_step)
         if path.exists():
             self.saved_step = trainer.global_step
             self._publish(path, self.best)  # a kill may have come before last.json was written
-        else:
-            self.best = None  # resumed from another run, whose best is not in this folder
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         # the step that loggers receive, which Lightning miscounts after a resume from a validation out of turn

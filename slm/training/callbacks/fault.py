@@ -46,7 +46,7 @@ class Fault(Callback):
             data = trainer.datamodule
             if not data.workers and self.kind != "loader-raises":
                 raise UserError(f"{self.kind} is a fault of a loader process; give data.workers=1")
-            consumed = (self.step - 1) * data.windows_per_step
+            consumed = data.position_at(self.step - 1)
             first = next(iter(InfiniteShuffle(len(data.train), data.seed, consumed)))
             data.train = FaultyWindows(data.train, self.kind, first)
 

@@ -89,7 +89,7 @@ class TrainingMetrics(Callback):
 
 def targets_so_far(trainer) -> int:
     """Targets of all steps done, on all devices and in all attempts."""
-    return trainer.datamodule.targets_before(trainer.global_step * trainer.datamodule.windows_per_step)
+    return trainer.datamodule.targets_at(trainer.global_step)
 
 
 def device_metrics(device: torch.device) -> dict[str, float]:

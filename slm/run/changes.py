@@ -1,0 +1,51 @@
+"""Which settings differ between two configurations, and which of them a resumed run may change."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from slm.errors import UserError
+from slm.model import GPTConfig
+from slm.run.config import ORDER, RunConfig
+from slm.run.overrides import flattened
+
+PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "fork", "data.path", "data.corpus.path", "data.corpus.cache")
+FREE = (  # settings that a resumed run may change: its length, its observers, its machine
+    *PATHS,
+    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
+    *("report", "allow_changes", "plan", "lint", "price_per_hour", "verify_resume"),
+    *("on_nonfinite", "on_spike", "model.gradient_checkpointing"),
+    *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "precision", "microbatch")),
+    *(f"trainer.{key}" for key in ("auto_microbatch", "accumulate_grad_batches", "compile", "tf32", "deterministic")),
+    *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
+    *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
+)
+OPTIMIZER = "optimizer._target_"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], without: Sequence[str]) -> dict[str, list[Any]]:
+    """The dotted keys whose values differ: [before, after]. `without` names keys and sections to leave out.
+
+    An option of the model that was added since has its default before; any other missing key is None.
+    """
+    before, after = flattened(old, without), flattened(new, without)
+    defaults = {f"model.{field.name}": field.default for field in fields(GPTConfig)}
+    pairs = {key: [before.get(key, defaults.get(key)), after.get(key)] for key in sorted(before.keys() | after.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: str):
+    """Raises UserError with the differences that a resumed run must not have. `what` was trained with `old`."""
+    found = differences(old, new.plain, (*FREE, *new.allow_changes))
+    changed = {key: f"{key}: {before} -> {after}" for key, (before, after) in found.items()}
+    optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
+    fixed = any(f"{key}.".startswith(ORDER) for key in changed)
+    if optimizers[0] == optimizers[1]:
+        remedies = (*remedies, None if fixed else f"allow_changes=[{','.join(changed)}]")
+    else:
+        changed[OPTIMIZER] = f"{OPTIMIZER}: {optimizers[0]} -> {optimizers[1]}, which cannot use the state of the first"
+    if changed:
+        give = " or ".join(filter(None, (", ".join(("the same one", *remedies[:-1])), *remedies[-1:])))
+        raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
