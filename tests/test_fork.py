@@ -1,11 +1,25 @@
 """Kept checkpoints, and runs that fork from them: equal to the trunk up to there, and different by one key after it."""
 
-from conftest import mistake
-from test_resume import final_state
+import shutil
+from pathlib import Path
 
+import pytest
+from conftest import mistake, small_run, trained
+from test_distributed import TWO, command
+from test_faults import fault
+from test_resume import Killed, final_state, history, set_status
+
+import slm
 from slm import verify
 from slm.files import run_folder
+from slm.run import cli
 from slm.training.callbacks.checkpoints import kept_steps
+from slm.training.module import Pretraining
+
+TRUNK = (
+    *("log_windows=true", "model.dropout=0.1", "data.workers=0", "callbacks.checkpoints.keep_at=[log2]"),
+    *("callbacks.samples.every_n_steps=4", "callbacks.early_stopping.patience=50", "val_every_n_steps=3"),
+)
 
 
 def steps_in(folder) -> list[int]:
@@ -25,3 +39,150 @@ def test_chosen_checkpoints_are_saved_and_kept(run):
     for entry in ("0", "log3", "true", "every:0"):
         with mistake("keep_at"):
             run(f"callbacks.checkpoints.keep_at=[{entry}]", folder="other")
+
+
+@pytest.fixture(scope="module")
+def trunk(text_file, tmp_path_factory) -> Path:
+    """The folder of a run of ten steps that keeps steps 1, 2, 4 and 8. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("trunk")
+    with pytest.MonkeyPatch.context() as patch:
+        assert trained(patch, *small_run(text_file, folder), *TRUNK, f"run_dir={folder / 'trunk'}") == 0
+    return folder / "trunk"
+
+
+@pytest.fixture
+def fork(monkeypatch, tmp_path, trunk):
+    """A function that forks the trunk with these overrides and returns the folder, after an attempt that fails in the
+    microbatch of this number."""
+
+    def fork(*overrides: str, step: int = 4, folder: str = "fork", fail_at: int | None = None) -> Path:
+        words = f"fork={trunk}@{step}", *overrides, f"run_dir={tmp_path / folder}"
+        if fail_at is not None:
+            real, seen = Pretraining.training_step, []
+
+            def failing(self, *batch):
+                seen.append(batch)
+                if len(seen) == fail_at:
+                    raise Killed
+                return real(self, *batch)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Pretraining, "training_step", failing)
+                assert trained(patch, *words) == 1
+        assert trained(monkeypatch, *words) == 0
+        return tmp_path / folder
+
+    return fork
+
+
+@pytest.mark.parametrize("fail_at", [2, 6])
+def test_a_fork_without_changes_equals_its_trunk(fork, trunk, fail_at):
+    """Also one that fails before its first checkpoint, or after it, and is started again."""
+    folder = fork(fail_at=fail_at)
+    assert verify.first_difference(trunk, folder) is None
+    assert list(verify.find_problems(folder)) == []
+    facts = run_folder.require_run_json(folder)
+    assert facts["attempts"] == 2
+    assert facts["fork"] | {"run_id": ""} == {"run": str(trunk), "run_id": "", "step": 4, "consumed": 16, "changed": {}}
+
+
+def test_a_fork_with_another_setting_equals_a_resume_that_changes_it_there(fork, trunk, monkeypatch, tmp_path):
+    folder, copy = fork("optimizer.lr=1e-4", "schedule=constant"), tmp_path / "copy"
+    shutil.copytree(trunk, copy)
+    for path in run_folder.checkpoints(copy):
+        if run_folder.step_of(path) > 4:
+            path.unlink()
+    set_status(copy, "running")
+    recorded = [word for word in slm.run.fork.recorded_overrides(trunk) if not word.startswith("schedule")]
+    changed = "optimizer.lr=1e-4", "schedule=constant", "allow_changes=[optimizer,schedule]"
+    assert trained(monkeypatch, *recorded, *changed, f"run_dir={copy}") == 0
+    assert verify.first_difference(copy, folder) is None
+    assert history(folder)[:4] == history(trunk)[:4]
+    assert history(folder)[-1] != history(trunk)[-1]
+    changed = run_folder.require_run_json(folder)["fork"]["changed"]
+    assert changed["optimizer.lr"] == [0.001, 0.0001]
+    assert {key.partition(".")[0] for key in changed} == {"optimizer", "schedule"}
+
+
+def test_a_fork_may_change_data_and_order_and_resumes_exactly(fork, trunk, text_file, tmp_path):
+    """Seed, batch and text: the windows are those of the new order from there on, and all targets are counted."""
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[5000:])
+    changes = "seed=7", "data.batch_windows=2", "trainer.microbatch=1", f"data.path={other}"
+    straight, failed = fork(*changes), fork(*changes, fail_at=11, folder="failed")
+    assert verify.first_difference(straight, failed) is None
+    assert list(verify.find_problems(failed)) == []
+    facts = run_folder.require_run_json(failed)
+    assert facts["attempts"] == 2
+    assert facts["fork"]["changed"].keys() >= {"seed", "data.batch_windows", "data.corpus"}
+    targets = [line["train/tokens"] for line in history(failed) if "train/tokens" in line]
+    assert targets == [64 * (4 * min(step, 4) + 2 * max(step - 4, 0)) for step in range(1, 11)]
+
+
+def test_a_fork_of_a_fork_and_a_sweep_of_forks(fork, trunk, monkeypatch, tmp_path):
+    """The trunk of a fork may be gone once the fork has begun, and the newest run is named latest."""
+    first = fork(
+        "schedule=constant", "optimizer.lr=1e-4", "+callbacks.timer._target_=lightning.pytorch.callbacks.Timer"
+    )
+    second = tmp_path / "second"
+    command = "fork=latest@8", f"runs_dir={tmp_path}", "model.dropout=0", "budget.steps=12", f"run_dir={second}"
+    assert trained(monkeypatch, *command) == 0
+    facts = run_folder.require_run_json(second)
+    assert facts["config"]["optimizer"]["lr"] == 1e-4
+    assert "timer" in facts["config"]["callbacks"]
+    assert facts["fork"]["changed"] == {"model.dropout": [0.1, 0], "budget.steps": [10, 12]}
+    assert history(second)[:8] == history(first)[:8]
+    set_status(second, "running")
+    first.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "run.json").unlink()
+    assert trained(monkeypatch, *command) == 0
+    with mistake("is not a run folder"):
+        slm.train([f"fork={tmp_path / 'moved'}"])
+    sweep = "-m", f"fork={trunk}@8", "schedule=constant,linear", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert trained(monkeypatch, *sweep) == 0
+    schedules = [run.info["config"]["schedule"]["_target_"] for run in slm.runs(tmp_path / "sweep")]
+    assert schedules == ["slm.optim.schedule.constant", "slm.optim.schedule.linear"]
+
+
+def test_what_a_fork_cannot_do(trunk, tmp_path):
+    for overrides, message in (
+        ([f"fork={trunk}@3"], r"keeps checkpoints of steps 1, 2, 4, 8, 9, 10; .*keep_at=\[3\]"),
+        ([f"fork={trunk}@best"], "must be a number"),
+        (["fork=nothing"], "there is no run folder nothing, also not in runs"),
+        ([f"fork={trunk}@4", "resume=latest"], "exclude one another"),
+        ([f"fork={trunk}@4", "verify_resume=true"], "exclude one another"),
+        ([f"fork={trunk}@4", "model.width=32"], "model.width 64 -> 32: a fork keeps the shapes"),
+        ([f"fork={trunk}@4", "tokenizer=characters"], "tokenizer._target_ .*: a fork keeps the tokenizer"),
+        ([f"fork={trunk}@4", "optimizer=muon"], "optimizer._target_ .*: a fork keeps the optimizer's class"),
+        ([f"fork={trunk}@4", "budget.steps=4"], "give more steps"),
+    ):
+        with mistake(message):
+            slm.train([*overrides, f"run_dir={tmp_path / 'refused'}"])
+        assert not (tmp_path / "refused").exists()
+
+
+def test_files_of_conf_that_have_changed_since_the_trunk_are_found(trunk, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trunk, copy)
+    facts = run_folder.require_run_json(copy)
+    facts["config"]["optimizer"]["weight_decay"] = 0.3
+    run_folder.write_run_json(copy, facts)
+    with mistake("optimizer.weight_decay was 0.3 and is 0.1; give optimizer.weight_decay=0.3"):
+        slm.train(f"fork={copy}@4")
+    assert cli.compose([f"fork={copy}@4", "optimizer.weight_decay=0.3"]).plain["optimizer"]["weight_decay"] == 0.3
+
+
+@pytest.mark.slow
+def test_two_processes_fork(text_file, tmp_path):
+    """The fork of a run of two processes equals it; and it resumes after a kill."""
+    small = [*small_run(text_file, tmp_path), *TRUNK, "trainer.microbatch=1", *TWO]
+    one = command(*small, f"run_dir={tmp_path / 'trunk'}")
+    assert one.returncode == 0, one.stderr
+    words = f"fork={tmp_path / 'trunk'}@4", f"run_dir={tmp_path / 'fork'}"
+    killed = command(*words, fault("kill", step=7))
+    assert killed.returncode != 0
+    assert steps_in(tmp_path / "fork")
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    assert verify.first_difference(tmp_path / "trunk", tmp_path / "fork") is None
+    assert list(verify.find_problems(tmp_path / "fork")) == []

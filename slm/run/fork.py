@@ -103,10 +103,10 @@ def find_point(text: str, overrides: Sequence[str], began: Mapping[str, Any] | N
     if not step:
         step = began["step"] if began else kept and run_folder.step_of(run_folder.newest_intact(folder))
     if not began and int(step or 0) not in kept:
-        shown = f"those of steps {', '.join(map(str, kept))}" if kept else "none"
+        there = f"checkpoints of steps {', '.join(map(str, kept))}" if kept else "no checkpoint"
         raise UserError(
-            f"fork={text}: of the checkpoints of {folder} there are {shown}; "
-            f"a run keeps others with callbacks.checkpoints.keep_at=[{step or '100,log2'}]"
+            f"fork={text}: {folder} keeps {there}; a run keeps those of chosen steps with "
+            f"callbacks.checkpoints.keep_at=[{step or 'log2'}]"
         )
     return Point(folder, int(step))
 
@@ -187,7 +187,10 @@ def check_fork(point: Point, config: RunConfig):
 
 
 def shown(changed: Mapping[str, Sequence[Any]], keys: Sequence[str]) -> str:
-    return ", ".join(f"{key} {changed[key][0]} -> {changed[key][1]}" for key in keys)
+    """These changes in a sentence. Of a node with another `_target_` the other settings are not named."""
+    nodes = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
+    named = [key for key in keys if not any(key.startswith(node) and key != f"{node}_target_" for node in nodes)]
+    return ", ".join(f"{key} {changed[key][0]} -> {changed[key][1]}" for key in named)
 
 
 def describe_fork(point: Point, earlier: Mapping[str, Any], config: RunConfig, corpus: str) -> dict[str, Any]:
