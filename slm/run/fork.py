@@ -20,6 +20,7 @@ from slm.run.changes import OPTIMIZER, PATHS, differences
 from slm.run.compose import composed
 from slm.run.config import RunConfig
 from slm.run.overrides import GROUPS, exclusive_budget, flattened, key_of, normalized, parsed, quoted
+from slm.run.prepare import Job
 
 OWN = (
     "name",
@@ -193,20 +194,23 @@ def shown(changed: Mapping[str, Sequence[Any]], keys: Sequence[str]) -> str:
     return ", ".join(f"{key} {changed[key][0]} -> {changed[key][1]}" for key in named)
 
 
-def describe_fork(point: Point, earlier: Mapping[str, Any], config: RunConfig, corpus: str) -> dict[str, Any]:
-    """The field `fork` of run.json. `earlier` is the configuration in the checkpoint, `corpus` the fork's fingerprint.
+def describe_fork(
+    point: Point | None, before: Mapping[str, Any] | None, earlier: Mapping[str, Any], job: Job
+) -> dict[str, Any]:
+    """The field `fork` of run.json, that of `before` once the fork has begun; nothing for a run that is no fork.
 
-    `consumed` is the number of windows until there, and `changed` holds [before, after] by key.
+    `earlier` is the configuration in the checkpoint. `consumed` is the number of windows until there, and `changed`
+    holds [before, after] by key.
     """
+    if not point or (before and "fork" in before):
+        return {"fork": before["fork"]} if point else {}
     trunk = run_folder.require_run_json(point.folder)
-    changed = differences(earlier, config.plain, (*PATHS, *OWN, "name", "tags"))
-    if trunk["corpus"] != corpus:
+    changed = differences(earlier, job.config.plain, (*PATHS, *OWN, "name", "tags"))
+    if trunk["corpus"] != (corpus := job.store.manifest["corpus"]):
         changed["data.corpus"] = [trunk["corpus"], corpus]
     consumed = run_folder.windows_until(trunk, point.step)
-    return {
-        **{"run": str(point.folder), "run_id": trunk["run_id"], "step": point.step},
-        **{"consumed": consumed, "changed": changed},
-    }
+    facts = {"run": str(point.folder), "run_id": trunk["run_id"], "step": point.step}
+    return {"fork": {**facts, "consumed": consumed, "changed": changed}}
 
 
 def copy_history(point: Point, run_dir: Path, run_id: str):

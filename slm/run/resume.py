@@ -194,7 +194,7 @@ def check_open_files(loaders: int):
 def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int, trunk: Point | None):
     """Cuts the logs of a run folder back to `step`, and writes run.json, configuration and tokenizer into it.
 
-    A fork that starts from its trunk takes over the history of the trunk last: its first attempt may end in between.
+    A fork that is at the step of its trunk takes over the history last: an attempt may have ended in between.
     """
     run_dir = job.run_dir
     run_folder.remove_partial_files(run_dir)
@@ -213,7 +213,7 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
     for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)
-    if trunk:
+    if trunk and step == trunk.step:
         copy_history(trunk, run_dir, run_info["run_id"])
 
 

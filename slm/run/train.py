@@ -95,16 +95,12 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if config.trainer.auto_microbatch:
         job = replace(job, microbatch=find_microbatch(job, before))
     step, earlier = check_start(start, job, before)
-    run_info = describe_run(job, before, step)
+    run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job)
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
     if first and config.report:
         run_info |= differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
-    if trunk:
-        began = (before or {}).get("fork")
-        run_info["fork"] = began or describe_fork(trunk, earlier, config, run_info["corpus"])
-        trunk = trunk if start == trunk.checkpoint else None  # this attempt starts from the fork's own checkpoint
     open_folder = partial(open_run, job, run_info, overrides, step, trunk) if first else lambda: None
     if first:
         check_disk_space(job)
