@@ -17,7 +17,13 @@ from slm.training.callbacks.checkpoints import kept_steps
 from slm.training.module import Pretraining
 
 TRUNK = (
-    *("log_windows=true", "model.dropout=0.1", "data.workers=0", "callbacks.checkpoints.keep_at=[log2]"),
+    *(
+        "report=false",
+        "log_windows=true",
+        "model.dropout=0.1",
+        "data.workers=0",
+        "callbacks.checkpoints.keep_at=[log2]",
+    ),
     *("callbacks.samples.every_n_steps=4", "callbacks.early_stopping.patience=50", "val_every_n_steps=3"),
 )
 
