@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from slm.analysis.comparison import FACTS, Comparison, compare
+from slm.analysis.comparison_page import answers, cell, page
 from slm.analysis.groups import read_groups
-from slm.analysis.page import answers, cell, page
 from slm.analysis.wording import p_text, rounded
 from slm.errors import explain, printable, report
 from slm.files import atomic
@@ -113,8 +114,8 @@ def as_latex(comparison: Comparison) -> str:
 
 def latex_text(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "-": "--"}
-    return "".join(special.get(character, character) for character in text)
+    special |= {character: f"\\{character}" for character in "&%$#_{}"} | {"<": "$<$", ">": "$>$"}
+    return re.sub(r"-(?=\d)", "$-$", "".join(special.get(character, character) for character in text))
 
 
 WRITERS: dict[str, Callable[[Comparison], str]] = {"csv": as_csv, "latex": as_latex, "json": as_json}

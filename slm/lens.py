@@ -30,6 +30,8 @@ from slm.spikes import largest_jump
 from slm.verify import require_facts
 
 WIDTH = 100  # characters of a printed line of text
+MAX_BATCH = 2**20  # windows of a step
+SHOWN = 64  # windows in an HTML file
 NAMED = 6  # most surprising tokens of a window that are listed with their loss
 
 
@@ -41,8 +43,8 @@ def main() -> int:
     parser.add_argument("--spike", action="store_true", help="the step of the largest jump of the loss")
     parser.add_argument("--windows", type=int, default=3, metavar="N", help="show N windows (default: 3)")
     parser.add_argument("--tokens", action="store_true", help="print every token with its loss")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows and tokens as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write all windows with tokens coloured by loss")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows and losses as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write windows with tokens coloured by loss")
     parser.add_argument("--cache-dir", type=Path, help="where the token store is; default: the run's")
     arguments = parser.parse_args()
     try:
@@ -78,7 +80,7 @@ def look(arguments: argparse.Namespace):
         found = {"run": str(folder), "step": step, "checkpoint": path.name, "windows": [*map(asdict, readings)]}
         atomic.write_text(arguments.json, json.dumps(found, ensure_ascii=False) + "\n")
     if arguments.html:
-        atomic.write_text(arguments.html, page(title, readings))
+        atomic.write_text(arguments.html, page(title, readings[:SHOWN]))
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -86,11 +88,11 @@ def facts(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise UserError(f"{folder} does not exist; give a run folder, such as runs/<date>_<time>_<name>")
     if not (folder / "run.json").exists() and (runs := sorted(folder.glob("*/run.json"))):
-        raise UserError(f"{folder} holds {len(runs)} runs; give one of them, such as {runs[0].parent}")
+        raise UserError(f"{folder} is not a run folder but holds some; give one of them, such as {runs[0].parent}")
     info = require_facts(folder)
-    data, context = info["config"]["data"], info["config"].get("model", {}).get("context")
-    if not (isinstance(context, int) and isinstance(data.get("train_windows"), int | None)):
-        raise UserError(f"{folder / 'run.json'} is damaged: its model.context or data.train_windows is not valid")
+    data = info["config"]["data"]
+    if not (isinstance(data.get("train_windows"), int | None) and data["batch_windows"] <= MAX_BATCH):
+        raise UserError(f"{folder / 'run.json'} is damaged: data.train_windows or data.batch_windows is not valid")
     return info
 
 
@@ -133,7 +135,9 @@ def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Se
         f"the weights after step {of:,}, which has read these windows"
         if of >= step
         else (
-            "its own weights" if of == step - 1 else f"the weights after step {of:,}, {step - 1 - of:,} updates earlier"
+            "its own weights"
+            if of == step - 1
+            else f"the weights after step {of:,}, {step - 1 - of:,} update(s) earlier"
         )
     )
     mean = sum(sum(reading.nats) for reading in readings) / targets
@@ -181,7 +185,7 @@ def marked_text(reading: Reading, before: str, after: str) -> Iterator[str]:
         shown = "   "
         for is_marked, run in itertools.groupby(line, key=lambda piece: piece[0]):
             text = "".join(piece for _, piece in run)
-            word = text.lstrip(" ")
+            word = text.lstrip(" ") or text
             shown += text.removesuffix(word) + before + word + after if is_marked else text
         yield shown
 
@@ -196,7 +200,7 @@ def quoted(text: str) -> str:
 
 
 def page(title: Sequence[str], readings: Sequence[Reading]) -> str:
-    """All windows as one HTML file without network access: the redder a token, the higher its loss."""
+    """Windows as one HTML file without network access: the redder a token, the higher its loss."""
     most = max(max(reading.nats) for reading in readings)
     span = '<span style="background:rgba(220,60,40,{:.2f})" title="{:.3f} nats">{}</span>'
     parts = []

@@ -122,7 +122,7 @@ def test_no_difference_names_what_would_have_been_seen(tmp_path):
 
 
 def sentence_of(*folders):
-    from slm.analysis.page import answers
+    from slm.analysis.comparison_page import answers
 
     return "\n".join(answers(compare_groups(read_groups(list(map(str, folders)))[0])))
 
@@ -172,7 +172,7 @@ def test_single_runs_of_one_configuration_are_one_group(tmp_path):
     ]
     groups, _ = read_groups(list(map(str, runs)))
     assert [(group.name, sorted(group.by_seed)) for group in groups] == [("a", [1, 2, 3]), ("b", [1, 2, 3])]
-    refused(lambda: compare_groups(read_groups(list(map(str, runs[:3])))[0]), "one configuration (seed 1, 2, 3)")
+    refused(lambda: compare_groups(read_groups(list(map(str, runs[:3])))[0]), "one configuration only (seed 1, 2, 3)")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_mistakes_are_one_line(finished, planted, tmp_path, looked):
     shutil.copytree(planted, empty, ignore=shutil.ignore_patterns("*.ckpt*"))
     for arguments, message in {
         ("nothing", 1): "nothing does not exist; give a run folder",
-        (tmp_path, 1): f"{tmp_path} holds 2 runs; give one of them, such as {empty}",
+        (tmp_path, 1): f"{tmp_path} is not a run folder but holds some; give one of them, such as {empty}",
         (finished,): "give a step, such as slm.lens RUN 100, or --spike",
         (finished, 1, "--spike"): "give a step, such as slm.lens RUN 100, or --spike",
         (finished, 11): f"step 11 is not one of {finished}: it has steps 1 to 10",

@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ runs: here on a small text or few stories, and for two steps."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
-from slm import cache, evaluate, lens, report, verify
+from slm import cache, compare, evaluate, lens, report, verify
 from slm.run import cli
 from slm.run.overrides import read_arguments
 
@@ -30,6 +31,7 @@ EVALUATION = [command for command in COMMANDS if command.startswith("python -m s
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
 REPORT = "python -m slm.report runs/text"
+COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 CACHE = "python -m slm.cache"
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
@@ -41,7 +43,8 @@ def test_the_readme_has_commands():
     assert len(GENERATION) >= 2
     assert len(EVALUATION) >= 1
     assert len(TABLE) >= 4
-    assert {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, REPORT, CACHE, QUICKSTART} == set(COMMANDS)
+    known = {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, *COMPARISON, REPORT, CACHE, QUICKSTART}
+    assert known == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,20 @@ def test_lens(command, finished, folder, monkeypatch, capsys):
     words = [{"RUN": "runs/text", "1000": "10"}.get(word, word) for word in shlex.split(command)[3:]]
     assert exit_code(monkeypatch, lens.main, *words) == 0
     assert "nats per token under" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMPARISON)
+def test_comparison(command, folder, monkeypatch, capsys):
+    """Of two runs that differ in one setting, alone and as a sweep."""
+    for name in ("one", "two"):
+        shutil.copytree(folder / "runs" / "text", folder / "compared" / name, dirs_exist_ok=True)
+    info = json.loads((folder / "compared" / "two" / "run.json").read_text())
+    info["config"]["optimizer"]["lr"] = 0.5
+    (folder / "compared" / "two" / "run.json").write_text(json.dumps(info))
+    names = {"SWEEP": "compared", "RUN": "compared/one"}
+    words = command.replace("RUN RUN", "RUN compared/two").split()[3:]
+    assert exit_code(monkeypatch, compare.main, *(names.get(word, word) for word in words)) == 0
+    assert "optimizer.lr" in capsys.readouterr().out
 
 
 def test_cache(monkeypatch, tmp_path, capsys):

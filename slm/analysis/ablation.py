@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from slm.analysis.comparison import checked_metric, compare, paired, value_of
+from slm.analysis.comparison_page import answers, page
 from slm.analysis.groups import VARIANT, Group, read_groups
-from slm.analysis.page import answers, page
 from slm.analysis.sequential import FUTILE, Look, looks
 from slm.analysis.statistics import ALPHA, detectable
 from slm.analysis.wording import rounded, unit

@@ -102,7 +102,7 @@ def with_base_first(groups: Sequence[Group], base: str | None) -> list[Group]:
     names = [group.name for group in groups]
     if len(groups) < 2:
         seeds = ", ".join(map(str, groups[0].by_seed))
-        raise UserError(f"all {len(groups[0].runs)} runs have one configuration (seed {seeds}); give a second one")
+        raise UserError(f"there is one configuration only (seed {seeds}), and nothing to compare it with; give another")
     if base is None:
         return list(groups)
     if base not in names:

@@ -14,8 +14,10 @@ from slm.results import Run
 
 IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
     *("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "allow_changes", "logger", "plan"),
-    *("verify_resume", "log_windows", "report", "data.path", "data.corpus.path", "data.corpus.cache"),
+    *("lint", "report", "price_per_hour", "verify_resume", "log_windows"),
+    *("data.path", "data.corpus.path", "data.corpus.cache"),
 )
+OPTIONS = ("model", "data", "tokenizer", "optimizer", "schedule")  # groups whose option is shown where it differs
 VARIANT = "variant"  # the key of an ablation
 WORD = re.compile(r"[A-Za-z_][\w.+-]*")
 
@@ -175,9 +177,17 @@ def merged(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
+def options(run: FinishedRun) -> dict[str, Any]:
+    """Group -> option of the configuration, such as model: tiny."""
+    choices = run.info.get("choices")
+    return {key: choices.get(key) for key in OPTIONS} if isinstance(choices, dict) else {}
+
+
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Key -> value in each group, for the keys of the configuration that differ; a missing key is None."""
     settings = [group.runs[0].settings for group in groups]
+    if all(found := [options(group.runs[0]) for group in groups]):
+        settings = [option | each for option, each in zip(found, settings)]
     keys = sorted({key for each in settings for key in each} - {VARIANT})
     table = {key: [each.get(key) for each in settings] for key in keys}
     return {key: row for key, row in table.items() if any(value != row[0] for value in row)}

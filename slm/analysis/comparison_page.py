@@ -37,7 +37,7 @@ def answers(comparison: Comparison) -> list[str]:
         for each in comparison.versus
     ]
     if any(math.isnan(versus.difference.p) for versus in comparison.versus):
-        lines += ["with five seeds:", *(f"  {command}" for command in command_with_seeds(comparison.groups))]
+        lines += ["with several seeds:", *(f"  {command}" for command in command_with_seeds(comparison.groups))]
     return lines
 
 
