@@ -6,12 +6,14 @@
 import ctypes
 import os
 import platform
+import resource
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -142,6 +144,15 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return kind == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; where the system does not tell, its highest value so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def choose_microbatch(asked: int | None, accumulation: int | None, batch_windows: int, hardware: Hardware) -> int:

@@ -6,13 +6,13 @@ No formula has to follow the model: what `GPT`, the loss and the optimizer would
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -56,8 +56,6 @@ class _Allocations(TorchDispatchMode):
         self.parts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # storage -> part
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator is torch.ops.aten._local_scalar_dense.default:  # an optimizer that reads its count of steps
-            return torch.ones((), dtype=args[0].dtype).tolist()
         result = operator(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.parts:
@@ -133,7 +131,8 @@ def _one_step(
             parameter.grad = torch.empty_like(parameter)
             parameter.register_post_accumulate_grad_hook(lambda p: memory.move(p.grad, "gradients"))
         memory.part = "optimizer"
-        stepped = _stepped(optimizer, model)
+        made = optimizer(model)
+        _step(made)
         memory.part = "activations"
         features = model.features(windows[:, :-1])
         memory.part = "loss"
@@ -144,15 +143,14 @@ def _one_step(
         with torch.autocast(device.type, enabled=False):
             loss.backward()
         del loss
-        stepped.step()
+        _step(made)
     return memory.highest
 
 
-def _stepped(optimizer: Callable, model: GPT) -> torch.optim.Optimizer:
-    """The optimizer with its state."""
-    made = optimizer(model)
-    made.step()
-    return made
+def _step(optimizer: torch.optim.Optimizer):
+    """A step, up to the first number that it reads from a tensor, which has none: its state exists by then."""
+    with suppress(DataDependentOutputException):
+        optimizer.step()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from slm.files.run_folder import new_folder
 from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
+from slm.run.plan_sweep import is_planned, plan_sweep
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
 from slm.security import refuse_secrets
@@ -39,6 +40,8 @@ def train_main():
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
+        if read.multirun and is_planned(overrides):
+            return plan_sweep()
         launching_process = process_name()  # the function below may run in another one
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -160,7 +163,8 @@ def run(
 ) -> tuple[float, int]:
     """Trains, plans, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
     if config.plan:
-        from slm.run.plan import make_plan, shown
+        from slm.run.plan import make_plan
+        from slm.run.plan_text import shown
 
         print(shown(make_plan(config)))
         return math.nan, 0

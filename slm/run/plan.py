@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +11,18 @@ from typing import Any
 from slm.cache import place
 from slm.data.store import TokenStore, store_identity, tokenizer_identity
 from slm.data.windows import evenly_spaced, split_windows
-from slm.estimate import device_table, parameters, parts, training_flops_per_token
-from slm.hardware import Hardware
+from slm.estimate import training_flops_per_token
+from slm.hardware import Hardware, resident_bytes
 from slm.model import GPTConfig
-from slm.planning.data import PREPARATION, Text, estimated_text
-from slm.planning.devices import Device, Work, known_devices, this_device
+from slm.planning.data import Text, estimated_text
+from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
-from slm.planning.table import clock, columns, gigabytes
+from slm.planning.table import clock
 from slm.run.config import RunConfig
-from slm.run.prepare import TokenizerPlan, choose_hardware, optimizer_of
+from slm.run.prepare import Job, TokenizerPlan, choose_hardware, optimizer_of, prepare_job, recipe_warnings, warn
+from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes
 from slm.run.sections import UNKNOWN
+from slm.tokenizers import Tokenizer
 
 COUNTED: dict[str, Memory] = {}  # by what determines them
 
@@ -60,17 +62,52 @@ class Plan:
     def checkpoint_bytes(self) -> float:
         return self.memory.weights + self.memory.optimizer
 
-    def record(self) -> dict[str, Any]:
-        """For run.json."""
-        return {
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "measured": self.measured,
-            "peak_memory_bytes": round(self.memory.peak),
-            "parameters": parameters(self.model).total,
-            "steps": self.steps,
-            "tokens": self.tokens,
-        }
+
+def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: float) -> tuple[Job, dict[str, Any] | None]:
+    """The job with the steps that its minutes allow until the deadline, from `step` on, and its plan for run.json.
+
+    Both are those of the attempt before if that had the same budget.
+    """
+    same, rate = before and before["budget"] == job.config.plain["budget"], None
+    if job.config.budget.minutes:
+        steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
+        job = replace(job, steps=steps if same else max(step, 0) + steps)
+        warn(job, recipe_warnings(job))
+    return job, before.get("plan") if same else plan_of(job, rate)
+
+
+def plan_of(job: Job, rate: Rate | None) -> dict[str, Any]:
+    """For run.json: what the job at hand should take. `rate` if it was measured. On a CPU the peak is that of the
+    process, with what it holds now, before the model is built."""
+    config = job.config
+    if rate:
+        seconds = rate.total(job.steps, config.val_every_n_steps, samples_every(config))
+    else:
+        text = text_of(job.store, job.tokenizer, config)
+        work = work_of(config, job.model, text, job.steps, job.microbatch)
+        seconds = this_device(job.hardware, config.price_per_hour).seconds(work)
+    try:
+        peak = memory_of(config, job.model, job.hardware, job.microbatch).peak
+        peak = round(peak + (resident_bytes() if job.hardware.accelerator == "cpu" else 0))
+    except (RuntimeError, NotImplementedError):  # of an operator that needs content
+        peak = None
+    return {
+        "seconds": seconds,
+        "measured": rate is not None,
+        "utilisation": None if rate else utilisation(),
+        "tokens_per_second": seconds and job.steps * config.data.batch_windows * job.targets_per_window / seconds,
+        "peak_memory_bytes": peak,
+    }
+
+
+def outcome(plan: dict[str, Any], seconds: float | None, memory_gb: float | None) -> str | None:
+    """A line that sets a plan against what happened; None if one of the two is not known."""
+    found = []
+    if plan.get("seconds") and seconds:
+        found.append(f"planned {clock(plan['seconds'])}, took {clock(seconds)}")
+    if plan.get("peak_memory_bytes") and memory_gb:
+        found.append(f"memory {memory_gb:.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
+    return "; ".join(found) or None
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -97,8 +134,21 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_second=None,
         measured=False,
     )
+    if config.plan == "measure" and text.cached:
+        seconds = measured_seconds(config, hardware, microbatch, steps)
+        plan = replace(plan, seconds=seconds, measured=True)
     rate = plan.tokens / seconds if seconds and plan.tokens else None
     return replace(plan, tokens_per_second=rate)
+
+
+def measured_seconds(config: RunConfig, hardware: Hardware, microbatch: int, steps: int | None) -> float:
+    """By ten steps here, with a validation, samples and a checkpoint; with budget.minutes, these."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepare_job(config, Path(folder), hardware, microbatch)
+        rate = measured(job, 0, MEASURED_STEPS)
+    if steps is None:
+        return 60 * config.budget.minutes
+    return rate.total(steps, config.val_every_n_steps, samples_every(config))
 
 
 @contextlib.contextmanager
@@ -129,6 +179,11 @@ def find_text(config: RunConfig) -> Text:
     if not folder.is_dir():
         return replace(estimate, vocab_size=tokenizer.vocab_size)
     store = TokenStore.open(folder, {**identity, "vocab_size": tokenizer.vocab_size})
+    return text_of(store, tokenizer, config)
+
+
+def text_of(store: TokenStore, tokenizer: Tokenizer, config: RunConfig) -> Text:
+    """What a run reads of prepared tokens."""
     where = {"layout": config.data.layout, "context": config.model.context, "eos": tokenizer.eos}
     train, validation = (split_windows(store, split, **where) for split in ("train", "validation"))
     targets = train.targets[evenly_spaced(len(train), config.data.train_windows)]
@@ -181,86 +236,3 @@ def memory_of(config: RunConfig, model: GPTConfig, hardware: Hardware, microbatc
             distributed=hardware.devices > 1,
         )
     return COUNTED[key]
-
-
-def shown(plan: Plan) -> str:
-    """The plan of one run for people."""
-    return "\n".join([*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), "", _device_table(plan)])
-
-
-def _model_lines(plan: Plan) -> Iterator[str]:
-    model = plan.model
-    counts = ", ".join(f"{part} {count:,}" for part, count in parts(model).items())
-    yield f"model:  {parameters(model).total:,} parameters: {counts}"
-    yield (
-        f"        {model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}; "
-        f"{training_flops_per_token(model) / 1e6:,.2f} MFLOP per token, forward and backward"
-    )
-
-
-def _data_lines(plan: Plan) -> Iterator[str]:
-    text, config = plan.text, plan.config
-    if text.tokens is None:
-        yield "data:   tokens unknown until the data is downloaded, which a plan does not do"
-    else:
-        source = "in the cache" if text.cached else "estimated: not in the cache"
-        yield f"data:   {text.tokens:,} train tokens ({source})"
-    if not text.cached and text.bytes:
-        yield (
-            f"        {clock(text.bytes / PREPARATION)} to prepare {text.bytes / 1e6:,.0f} MB of text once, at "
-            f"{PREPARATION / 1e6:.0f} MB/s for tokenizer and encoding together"
-        )
-    if plan.steps is None:
-        yield "budget: steps unknown; give budget.steps for time and cost"
-        return
-    epochs = f", {plan.epochs:.2f} epochs" if plan.epochs is not None else ""
-    windows = config.data.batch_windows
-    yield f"budget: {plan.steps:,} steps of {windows} windows = {plan.tokens:,} tokens{epochs}"
-
-
-def _memory_lines(plan: Plan) -> Iterator[str]:
-    memory, model = plan.memory, plan.model
-    held = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(memory).items() if size >= 5e5)
-    yield (
-        f"memory: {gigabytes(memory.peak)} of {gigabytes(plan.device.memory)} GB at the peak, microbatch "
-        f"{plan.microbatch}, {plan.hardware.precision}: {held}"
-    )
-    other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
-    less = memory_of(plan.config, other, plan.hardware, plan.microbatch)
-    switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
-    yield f"        {gigabytes(less.peak)} GB with {switched}"
-    files = 2 + plan.config.callbacks["checkpoints"].settings.get("keep_last", 2)
-    free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
-    yield (
-        f"disk:   {files} checkpoints of {gigabytes(plan.checkpoint_bytes)} GB at most, {gigabytes(free)} GB are free"
-    )
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
-
-
-def _device_table(plan: Plan) -> str:
-    """A line per device: peak, memory, time and cost."""
-    rows = [["device", "TFLOP/s", "memory", "time", "cost"]]
-    for device in (plan.device, *known_devices()):
-        seconds = plan.seconds if device is plan.device else plan.work and device.seconds(plan.work)
-        cost = device.cost(seconds)
-        fits = device.memory is None or plan.memory.peak < device.memory
-        rows.append(
-            [
-                device.name,
-                f"{device.flops / 1e12:.3g}" if device.flops else "?",
-                f"{device.memory / 1e9:.0f} GB" if device.memory else "?",
-                (clock(seconds) if seconds else "?") if fits else "too small",
-                "?" if cost is None or not fits else f"{cost:.2f}",
-            ]
-        )
-    assumed = device_table()
-    rate = "measured on this one; " if plan.measured else ""
-    return (
-        f"{columns(rows)}\nTime: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and "
-        f"validation.\nCost: dollars, prices of {assumed['assumed_on']} in conf/devices.yaml (price_per_hour=...)."
-    )

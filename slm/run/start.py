@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from slm.files.stdio import make_stdio_robust
+from slm.run import process
 
 
 @contextlib.contextmanager
@@ -40,6 +41,7 @@ def end(problem: str, exit_code: int):
 @one_line_limits()
 def train():
     """python train.py, slm train."""
+    process.begin()
     # before training can save its state, a signal simply ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))

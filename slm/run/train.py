@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,9 @@ from slm.run.compose import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of, shown
+from slm.run.plan import outcome, with_plan
 from slm.run.prepare import Job, choose_hardware, is_first_process, prepare_job
+from slm.run.process import command_start
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
     check_corpus,
@@ -91,11 +94,14 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
+    deadline, begin = command_start() + 60 * (config.budget.minutes or 0), time.monotonic()
     job = prepare_job(config, run_dir, hardware, microbatch)
+    deadline += time.monotonic() - begin  # the preparation of data does not count
     if config.trainer.auto_microbatch:
         job = replace(job, microbatch=find_microbatch(job, before))
     step, earlier = check_start(start, job, before)
-    run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job)
+    job, plan = with_plan(job, before, step, deadline)
+    run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     assembled = assemble(job, run_info, callbacks)
     run_info["windows"] = len(assembled.data.train)
     if first and config.report:
@@ -222,6 +228,15 @@ def lowest(run_dir: Path, metric: str) -> float | None:
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
+def set_against_plan(run_dir: Path) -> str | None:
+    """The plan of a run beside what happened."""
+    found: dict[str, float] = {}
+    for line in jsonl.lines(run_dir / "metrics.jsonl"):
+        found |= {key: line[key] for key in ("seconds", "device/memory_gb") if key in line}
+    plan = (run_folder.read_run_json(run_dir) or {}).get("plan") or {}
+    return outcome(plan, found.get("seconds"), found.get("device/memory_gb"))
+
+
 def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
     from slm.training.callbacks.signals import requeue
@@ -245,6 +260,8 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
     prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
+    if line := set_against_plan(job.run_dir):
+        print(f"        {line}")
     print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
     print(f"        {generate} ckpt={folder}{prompt}")
     if "stories" in config.callbacks:

@@ -24,6 +24,7 @@ from slm.errors import UserError
 from slm.hardware import compiled, local_rank
 from slm.model import GPT
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
+from slm.run.cost import time_limit
 from slm.run.prepare import Job, optimizer_of
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
@@ -102,7 +103,7 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     data = build_data(job)
     late_facts = job.tokenizer, data, job.store, job.model, job.steps
     facts = {**early_facts(config, run_dir), **dict(zip(LATE_FACTS, late_facts, strict=True))}
-    callbacks = [Seeding(config.seed), StopSignals(config.budget.max_seconds())]
+    callbacks = [Seeding(config.seed), StopSignals(*time_limit(job))]
     callbacks += build_callbacks(config, facts, early).values()
     if config.log_windows:
         callbacks.append(WindowLog(run_dir))

@@ -21,8 +21,8 @@ class StopSignals(Callback):
     Checkpoints reads `request` between two steps, saves, and stops the run. A second SIGINT stops at once.
     """
 
-    def __init__(self, max_seconds: float | None):
-        self.max_seconds, self.started = max_seconds, time.monotonic()
+    def __init__(self, max_seconds: float | None, limit: str = "budget.max_time"):
+        self.max_seconds, self.limit, self.started = max_seconds, limit, time.monotonic()
         self.process = os.getpid()
         self.request: Stopped | None = None
         self.previous: dict[signal.Signals, Any] = {}  # handlers to restore
@@ -47,7 +47,7 @@ class StopSignals(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.max_seconds is not None and time.monotonic() - self.started >= self.max_seconds:
-            self.request = self.request or Stopped("budget.max_time is used up", 0)
+            self.request = self.request or Stopped(f"{self.limit} is used up", 0)
 
     def _on_signal(self, number, frame):
         if os.getpid() != self.process:  # a forked child with an inherited handler

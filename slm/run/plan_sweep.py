@@ -1,0 +1,77 @@
+"""plan=true with -m: a line per job of a sweep, and their sum. No sweep folder is made."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from slm.planning.table import clock, columns, gigabytes
+from slm.run import CONF
+from slm.run.compose import one_line_composition, plain
+from slm.run.overrides import key_of
+
+
+def is_planned(overrides: Sequence[str]) -> bool:
+    """True if the command line asks for a plan."""
+    asked = [override.partition("=")[2] for override in overrides if key_of(override) == "plan"]
+    return asked[-1:] not in ([], ["false"])
+
+
+def plan_sweep():
+    """Plans the jobs that the command line, in sys.argv, would run, in this process. Raises UserError."""
+    from slm.run.config import read_config
+    from slm.run.plan import Plan, make_plan
+
+    jobs: list[tuple[list[str], Plan]] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+    def job(cfg: DictConfig) -> float:
+        hydra_config = HydraConfig.get()
+        overrides = OmegaConf.to_container(hydra_config.overrides.task)
+        jobs.append((overrides, make_plan(read_config(*plain(cfg, hydra_config.runtime.choices, overrides)))))
+        return 0.0
+
+    with tempfile.TemporaryDirectory() as folder, one_line_composition():
+        kept = [word for word in sys.argv[1:] if key_of(word) not in ("hydra/launcher", "hydra.sweep.dir")]
+        sys.argv[1:] = ["hydra/launcher=basic", f"hydra.sweep.dir='{folder}'", *kept]
+        job()
+    print(sweep_table(jobs))
+
+
+def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F821 (imports torch)
+    """The swept keys, sizes, time and cost of each job, and the sums."""
+    from slm.estimate import device_table, parameters
+
+    values = [dict(override.partition("=")[::2] for override in overrides) for overrides, _ in jobs]
+    swept = [key for key in values[0] if len({str(value.get(key)) for value in values}) > 1]
+    rows = [[*swept, "parameters", "steps", "tokens", "memory GB", "time", "cost"]]
+    for value, (_, plan) in zip(values, jobs, strict=True):
+        cost = plan.device.cost(plan.seconds)
+        rows.append(
+            [
+                *(value.get(key, "") for key in swept),
+                f"{parameters(plan.model).total:,}",
+                "?" if plan.steps is None else f"{plan.steps:,}",
+                "?" if plan.tokens is None else f"{plan.tokens:,}",
+                gigabytes(plan.memory.peak),
+                "?" if plan.seconds is None else clock(plan.seconds),
+                "?" if cost is None else f"{cost:.2f}",
+            ]
+        )
+    plans = [plan for _, plan in jobs]
+    seconds, tokens = [plan.seconds for plan in plans], [plan.tokens for plan in plans]
+    costs = [plan.device.cost(plan.seconds) for plan in plans]
+    total = [f"{len(jobs)} jobs", *[""] * (len(swept) + 1)] if swept else [f"{len(jobs)} jobs", ""]
+    total += [
+        "?" if None in tokens else f"{sum(tokens):,}",
+        gigabytes(max(plan.memory.peak for plan in plans)),
+        "?" if None in seconds else clock(sum(seconds)),
+        "?" if None in costs else f"{sum(costs):.2f}",
+    ]
+    rate = "measured" if all(plan.measured for plan in plans) else f"{device_table()['utilisation']:.0%} of the peak"
+    return (
+        f"{columns([*rows, total])}\nOn {plans[0].device.name.removeprefix('this one, ')}, one after another; {rate}."
+    )

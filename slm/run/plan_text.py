@@ -1,0 +1,95 @@
+"""The plan of one run as text for people."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from slm.estimate import device_table, parameters, parts, training_flops_per_token
+from slm.planning.data import PREPARATION
+from slm.planning.devices import known_devices
+from slm.planning.table import clock, columns, gigabytes
+from slm.run.plan import Plan, memory_of
+
+
+def shown(plan: Plan) -> str:
+    """The plan of one run for people."""
+    return "\n".join([*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), "", _device_table(plan)])
+
+
+def _model_lines(plan: Plan) -> Iterator[str]:
+    model = plan.model
+    counts = ", ".join(f"{part} {count:,}" for part, count in parts(model).items())
+    yield f"model:  {parameters(model).total:,} parameters: {counts}"
+    yield (
+        f"        {model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}; "
+        f"{training_flops_per_token(model) / 1e6:,.2f} MFLOP per token, forward and backward"
+    )
+
+
+def _data_lines(plan: Plan) -> Iterator[str]:
+    text, config = plan.text, plan.config
+    if text.tokens is None:
+        yield "data:   tokens unknown until the data is downloaded, which a plan does not do"
+    else:
+        source = "in the cache" if text.cached else "estimated: not in the cache"
+        yield f"data:   {text.tokens:,} train tokens ({source})"
+    if not text.cached and text.bytes:
+        yield (
+            f"        {clock(text.bytes / PREPARATION)} to prepare {text.bytes / 1e6:,.0f} MB of text once, at "
+            f"{PREPARATION / 1e6:.0f} MB/s for tokenizer and encoding together"
+        )
+    if plan.steps is None:
+        yield "budget: steps unknown; give budget.steps for time and cost"
+        return
+    epochs = f", {plan.epochs:.2f} epochs" if plan.epochs is not None else ""
+    windows = config.data.batch_windows
+    yield f"budget: {plan.steps:,} steps of {windows} windows = {plan.tokens:,} tokens{epochs}"
+
+
+def _memory_lines(plan: Plan) -> Iterator[str]:
+    memory, model = plan.memory, plan.model
+    held = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(memory).items() if size >= 5e5)
+    yield (
+        f"memory: {gigabytes(memory.peak)} of {gigabytes(plan.device.memory)} GB at the peak, microbatch "
+        f"{plan.microbatch}, {plan.hardware.precision}: {held}"
+    )
+    other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
+    less = memory_of(plan.config, other, plan.hardware, plan.microbatch)
+    switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
+    yield f"        {gigabytes(less.peak)} GB with {switched}"
+    files = 2 + plan.config.callbacks["checkpoints"].settings.get("keep_last", 2)
+    free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
+    yield (
+        f"disk:   {files} checkpoints of {gigabytes(plan.checkpoint_bytes)} GB at most, {gigabytes(free)} GB are free"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _device_table(plan: Plan) -> str:
+    """A line per device: peak, memory, time and cost."""
+    rows = [["device", "TFLOP/s", "memory", "time", "cost"]]
+    for device in (plan.device, *known_devices()):
+        seconds = plan.seconds if device is plan.device else plan.work and device.seconds(plan.work)
+        cost = device.cost(seconds)
+        fits = device.memory is None or plan.memory.peak < device.memory
+        rows.append(
+            [
+                device.name,
+                f"{device.flops / 1e12:.3g}" if device.flops else "?",
+                f"{device.memory / 1e9:.0f} GB" if device.memory else "?",
+                (clock(seconds) if seconds else "?") if fits else "too small",
+                "?" if cost is None or not fits else f"{cost:.2f}",
+            ]
+        )
+    assumed = device_table()
+    rate = "ten steps measured on this one; " if plan.measured else ""
+    return (
+        f"{columns(rows)}\nTime: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and "
+        f"validation.\nCost: dollars, prices of {assumed['assumed_on']} in conf/devices.yaml (price_per_hour=...)."
+    )

@@ -1,0 +1,116 @@
+"""How long a training takes here: measured by a short one that is thrown away, for budget.minutes and plan=measure."""
+
+import contextlib
+import gc
+import io
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from slm.errors import UserError
+from slm.run.config import RunConfig
+from slm.run.prepare import Job
+from slm.run.sections import UNKNOWN
+
+MEASURED_STEPS = 10  # for a plan
+SHARE = 0.02  # of the minutes, for the measured steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Seconds of the parts of a run."""
+
+    begin: float  # before the first step: restored state, first samples
+    step: float
+    samples: float  # once
+    validation: float  # once, with what follows it: samples of stories, a checkpoint
+    end: float  # after the last step: loss.png, the final files
+
+    def total(self, steps: int, val_every: int, samples_every: int | None) -> float:
+        """Seconds of a run of so many steps; the last one is always validated and sampled."""
+        validations = -(-steps // val_every)
+        samples = -(-steps // samples_every) if samples_every else 1
+        return self.begin + steps * self.step + validations * self.validation + samples * self.samples + self.end
+
+
+def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable[[], float] = time.monotonic) -> Rate:
+    """Trains a new model for so many seconds or steps, in a folder that is deleted. Nothing of it stays in this
+    process: weights, random numbers and order of a later training are the same.
+
+    Raises UserError for several devices; Stopped after a signal.
+    """
+    if job.hardware.devices > 1:
+        raise UserError("budget.minutes and plan=measure take one device; give budget.steps, or trainer.devices=1")
+    from slm.run.resume import close_run, describe_run, open_run  # imports matplotlib
+    from slm.run.trainer import assemble, teardown  # imports Lightning
+    from slm.training.callbacks.stopwatch import Stopwatch
+
+    folder = job.run_dir / ".measured"
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+    short = replace(job, run_dir=folder, steps=UNKNOWN, config=_without_observers(job.config))
+    try:
+        folder.mkdir(parents=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_info = describe_run(short, None, -1)
+            assembled = assemble(short, run_info, {})
+            open_run(short, run_info, [], -1)
+            watch = Stopwatch(seconds, clock, steps)
+            assembled.trainer.callbacks.insert(0, watch)
+            try:
+                assembled.trainer.fit(assembled.module, assembled.data)
+                fitted = clock()
+            finally:
+                assembled.data.close()
+                teardown(assembled.trainer)
+            close_run(folder, {**run_info, "status": "done"})
+            end = clock() - fitted
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    del assembled
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    validation = watch.validation + fitted - watch.validated
+    return Rate(begin=watch.begin, step=watch.step, samples=watch.samples, validation=validation, end=end)
+
+
+def _without_observers(config: RunConfig) -> RunConfig:
+    """Without loggers and a progress bar, and with nothing periodic but the metrics, so that a step is only a step."""
+    callbacks = {name: node for name, node in config.callbacks.items() if name != "progress"}
+    for name, node in callbacks.items():
+        if "every_n_steps" in node.settings and name != "metrics":
+            settings = {key: value for key, value in node.settings.items() if key != "keep_at"}
+            callbacks[name] = replace(node, settings={**settings, "every_n_steps": UNKNOWN})
+    return replace(config, callbacks=callbacks, logger={}, val_every_n_steps=UNKNOWN)
+
+
+def steps_in(rate: Rate, seconds: float, val_every: int, samples_every: int | None) -> int:
+    """The most steps whose training ends within so many seconds; at least 1."""
+    low, high = 1, max(2, int(seconds / rate.step) + 2)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = rate.total(middle, val_every, samples_every) <= seconds
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def samples_every(config: RunConfig) -> int | None:
+    """The interval of samples; None without them."""
+    node = config.callbacks.get("samples")
+    return node and node.settings.get("every_n_steps")
+
+
+def steps_for_minutes(job: Job, deadline: float, clock: Callable[[], float] = time.monotonic) -> tuple[int, Rate]:
+    """The steps of a run that ends at `deadline`, on the clock, and the rate. Prints them."""
+    config = job.config
+    rate = measured(job, SHARE * 60 * config.budget.minutes, clock=clock)
+    left = deadline - clock()
+    steps = steps_in(rate, left, config.val_every_n_steps, samples_every(config))
+    print(
+        f"budget.minutes={config.budget.minutes:g}: {steps:,} steps of {rate.step:.3g} s, validations of "
+        f"{rate.validation:.2g} s, samples of {rate.samples:.2g} s"
+    )
+    return steps, rate
