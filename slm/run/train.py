@@ -83,9 +83,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
             raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
         check_unchanged(run_dir, before["config"], config, "another run_dir")
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
-            objective = lowest(run_dir, config.optimized_metric)
-            print(f"{run_dir} is done: {config.optimized_metric} {objective}")
-            return objective
+            print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
+            return lowest(run_dir, config.optimized_metric)
         check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
@@ -94,9 +93,9 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
-    deadline, begin = command_start() + 60 * (config.budget.minutes or 0), time.monotonic()
+    begin = time.monotonic()
     job = prepare_job(config, run_dir, hardware, microbatch)
-    deadline += time.monotonic() - begin  # the preparation of data does not count
+    deadline = command_start() + 60 * (config.budget.minutes or 0) + (time.monotonic() - begin)  # without preparation
     if config.trainer.auto_microbatch:
         job = replace(job, microbatch=find_microbatch(job, before))
     step, earlier = check_start(start, job, before)
