@@ -16,7 +16,7 @@ import torch
 from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
-from slm.hardware import largest_microbatch
+from slm.hardware import Hardware, largest_microbatch
 from slm.run.changes import check_unchanged
 from slm.run.compose import differences
 from slm.run.config import RunConfig
@@ -93,11 +93,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
-    begin = time.monotonic()
-    job = prepare_job(config, run_dir, hardware, microbatch)
-    deadline = command_start() + 60 * (config.budget.minutes or 0) + (time.monotonic() - begin)  # without preparation
-    if config.trainer.auto_microbatch:
-        job = replace(job, microbatch=find_microbatch(job, before))
+    job, deadline = prepared_in_time(config, run_dir, before, hardware, microbatch)
     step, earlier = check_start(start, job, before)
     job, plan = with_plan(job, before, step, deadline)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
@@ -135,6 +131,19 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
     return objective
+
+
+def prepared_in_time(
+    config: RunConfig, run_dir: Path, before: dict[str, Any] | None, hardware: Hardware, microbatch: int
+) -> tuple[Job, float]:
+    """The job, and when its minutes end, on time.monotonic: they begin with the command, and stand still while data is
+    prepared."""
+    deadline, begin = command_start() + 60 * (config.budget.minutes or 0), time.monotonic()
+    job = prepare_job(config, run_dir, hardware, microbatch)
+    deadline += time.monotonic() - begin
+    if config.trainer.auto_microbatch:
+        job = replace(job, microbatch=find_microbatch(job, before))
+    return job, deadline
 
 
 def fit_and_close(
