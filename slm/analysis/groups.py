@@ -28,7 +28,7 @@ class FinishedRun:
 
     folder: Path
     info: dict[str, Any]  # run.json
-    settings: dict[str, Any]  # configuration by dotted keys, without the seed and IDENTITY
+    settings: dict[str, Any]  # configuration by dotted keys, without null, the seed and IDENTITY
     lines: list[dict[str, Any]]  # metrics.jsonl
     summary: dict[str, Any]  # Run.summary()
 
@@ -91,7 +91,11 @@ def read_runs(folder: Path, left_out: list[str]) -> list[FinishedRun]:
             info = run.info
             if info["status"] != "done":
                 raise UserError(f"{file.parent} is not finished: status {info['status']}")
-            settings = {key: value for key, value in run.config.items() if not is_identity(key, value, info)}
+            settings = {
+                key: value
+                for key, value in run.config.items()
+                if value is not None and not is_identity(key, value, info)  # a later version may have added keys
+            }
             read = FinishedRun(file.parent, info, settings, run.metrics, run.summary())
             check_complete(read)
         except UserError as error:
