@@ -66,7 +66,7 @@ def look(arguments: argparse.Namespace):
     info = facts(folder)
     step, why = largest_jump(folder) if arguments.spike else (arguments.step, None)
     check_step(step, info, folder)
-    path = weights_before(folder, step)
+    path = weights_before(folder, info, step)
     loaded = checkpoint.load(path, choose_device("auto", "device"))
     store = open_store(info, loaded, arguments.cache_dir)
     readings = step_readings(info, step, loaded.model, loaded.tokenizer, store)
@@ -101,16 +101,22 @@ def check_step(step: int, info: dict[str, Any], folder: Path):
     if not 1 <= step <= info["steps"]:
         raise UserError(f"step {step} is not one of {folder}: it has steps 1 to {info['steps']:,}")
     trunk = info.get("fork")
-    if isinstance(trunk, dict) and isinstance(trunk.get("step"), int) and step <= trunk["step"]:
+    if trunk and step <= trunk["step"]:
         raise UserError(
             f"{folder} is a fork from step {trunk['step']} on: step {step} is one of its trunk's; "
-            f"give {trunk.get('run')} {step}"
+            f"give {trunk['run']} {step}"
         )
 
 
-def weights_before(folder: Path, step: int) -> Path:
-    """The newest checkpoint before a step's update, else the oldest one after it. Raises UserError if there is none."""
-    if not (found := run_folder.checkpoints(folder)):
+def weights_before(folder: Path, info: dict[str, Any], step: int) -> Path:
+    """The newest checkpoint before a step's update, else the oldest one after it. Raises UserError if there is none.
+
+    The one from which a fork has started is in its trunk.
+    """
+    found, trunk = run_folder.checkpoints(folder), info.get("fork")
+    if trunk and (shared := Path(trunk["run"], "checkpoints", f"step-{trunk['step']:06}.ckpt")).is_file():
+        found = sorted([*found, shared], key=run_folder.step_of, reverse=True)
+    if not found:
         raise UserError(f"{folder} holds no checkpoint, and the loss of each token needs one")
     return next((path for path in found if run_folder.step_of(path) < step), found[-1])
 
@@ -130,7 +136,7 @@ def open_store(info: dict[str, Any], loaded: Loaded, cache: Path | None) -> Toke
 def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Sequence[Reading]) -> list[str]:
     """What was read, under which weights, and the mean loss beside the logged one."""
     windows, targets = len(readings), sum(len(reading.nats) for reading in readings)
-    position = (step - 1) * windows
+    position = run_folder.windows_until(info, step - 1)
     after = (
         f"the weights after step {of:,}, which has read these windows"
         if of >= step

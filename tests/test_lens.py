@@ -153,7 +153,9 @@ def test_mistakes_are_one_line(finished, planted, tmp_path, looked):
     folder = tmp_path / "run"
     shutil.copytree(planted, folder)
     info = run_folder.read_run_json(folder)
-    run_folder.write_run_json(folder, {**info, "fork": {"run": "runs/trunk", "run_id": "x", "step": 5}})
+    run_folder.write_run_json(
+        folder, {**info, "fork": {"run": "runs/trunk", "run_id": "x", "step": 5, "consumed": 40, "changed": {}}}
+    )
     empty = tmp_path / "empty"
     shutil.copytree(planted, empty, ignore=shutil.ignore_patterns("*.ckpt*"))
     for arguments, message in {
@@ -172,6 +174,25 @@ def test_mistakes_are_one_line(finished, planted, tmp_path, looked):
         assert code == 2, arguments
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_fork_with_another_batch_and_seed(text_file, monkeypatch, tmp_path, looked):
+    """Its first step has the weights of its trunk's checkpoint; earlier steps are those of the trunk."""
+    trunk, fork = tmp_path / "trunk", tmp_path / "fork"
+    assert trained(monkeypatch, *small_run(text_file, tmp_path), *EVERY_STEP, *EXACT, f"run_dir={trunk}") == 0
+    changed = "data.batch_windows=2", "seed=7", f"run_dir={fork}"
+    assert trained(monkeypatch, f"fork={trunk}@2", *changed) == 0
+    (line,) = [line for line in jsonl.lines(fork / "windows.jsonl") if line["step"] == 3]
+    code, printed, _ = looked(fork, 3, "--json", tmp_path / "found.json")
+    assert code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert sorted(window["index"] for window in found["windows"]) == sorted(line["windows"])
+    (loss,) = [line["train/loss"] for line in jsonl.lines(fork / "metrics.jsonl") if line["step"] == 3][:1]
+    assert f"under its own weights; train/loss {loss:.4f}" in printed
+    assert sum(sum(window["nats"]) for window in found["windows"]) / 128 == pytest.approx(loss, rel=1e-4)
+    code, _, error = looked(fork, 2)
+    assert code == 2
+    assert f"step 2 is one of its trunk's; give {trunk} 2" in error
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from torch import Tensor
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced, split_windows
 from slm.errors import UserError
+from slm.files import run_folder
 from slm.loss import IGNORE, token_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
@@ -62,7 +63,7 @@ def step_readings(
     chosen = evenly_spaced(len(windows), data.get("train_windows"))
     if len(chosen) != info["windows"]:
         raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
-    order = InfiniteShuffle(len(chosen), info["seed"], (step - 1) * data["batch_windows"])
+    order = InfiniteShuffle(len(chosen), info["seed"], run_folder.windows_until(info, step - 1))
     indices = [chosen[index] for index in itertools.islice(order, data["batch_windows"])]
     ids = windows.__getitems__(indices)  # (B, T + 1)
     nats = window_nats(model, ids)
