@@ -15,8 +15,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer):
     tensor of another shape, which fused kernels would read beyond its end."""
     if not type(optimizer).__module__.startswith(("torch.optim", "slm.optim")):
         return
+    fresh: dict[tuple, dict[str, tuple[int, ...] | None]] = {}  # by what a state depends on: one step for each
     for parameter, state in optimizer.state.items():
-        needed = _fresh_state(optimizer, parameter) if state else {}
+        kind = parameter.shape, parameter.dtype, parameter.device, tuple(state)
+        if state and kind not in fresh:
+            fresh[kind] = _fresh_state(optimizer, parameter)
+        needed = fresh[kind] if state else {}
         if missing := [name for name in needed if name not in state]:
             raise UserError(
                 f"with these settings the optimizer needs {missing[0]}, which the checkpoint does not hold; "
