@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,7 @@ def number(value: Any, digits: int = 4) -> str:
         return "–"
     if abs(value) < 10**4:
         return f"{value:.{digits}g}"
-    return f"{value:,.0f}" if abs(value) < 10**9 else f"{value:.{digits - 1}e}".replace("e+", "e")
+    return f"{value:,.0f}" if abs(value) < 10**9 else re.sub(r"e\+0*", "e", f"{value:.{digits}g}")
 
 
 def duration(seconds: Any) -> str:

@@ -154,10 +154,12 @@ class View {
 
   drawAxes(svg) {
     const bottom = this.height - MARGIN.bottom, right = this.width - MARGIN.right;
+    const [first, second] = this.y.ticks, largest = Math.max(...this.y.ticks.map(Math.abs));
+    const digits = second === undefined ? 4 : Math.min(8, Math.max(4, Math.ceil(Math.log10(largest / (second - first))) + 1));
     for (const tick of this.y.ticks) {
       const y = this.y(tick);
       svg.appendChild(element("path", {d: `M${MARGIN.left},${y}H${right}`, class: "grid"}));
-      svg.appendChild(element("text", {x: MARGIN.left - 7, y: y + 4, "text-anchor": "end"}, format(tick)));
+      svg.appendChild(element("text", {x: MARGIN.left - 7, y: y + 4, "text-anchor": "end"}, format(tick, digits)));
     }
     let end = -Infinity;
     for (const tick of this.x.ticks) {

@@ -57,7 +57,7 @@ def _other(sweep: Sweep, key: str) -> str:
 
 
 def _line(key: str, name: str, cells: list[Cell], color: str) -> list[Series]:
-    """The means of a line with their band, and the places of failed jobs."""
+    """The means of a line with their band, and the places of failed jobs, but for those that would stretch the axis."""
     known = [cell for cell in cells if cell.objectives]
     failed = [cell.values[key] for cell in cells if any(job.status == "failed" for job in cell.jobs)]
     found = []
@@ -67,6 +67,8 @@ def _line(key: str, name: str, cells: list[Cell], color: str) -> list[Series]:
         low, high = ends if repeated else (None, None)
         x, y = np.array([cell.values[key] for cell in known], float), np.array([cell.mean for cell in known])
         found.append(Series(name, {key: x}, y, color, low=low, high=high))
+        ends = x.min() - 10 * abs(x.min()), x.max() + 10 * abs(x.max())
+        failed = [place for place in failed if ends[0] <= place <= ends[1]]
     if failed:
         found.append(Series(name, {key: np.array(failed, float)}, np.array([]), color, "failed"))
     return found
