@@ -185,7 +185,7 @@ def test_a_run_that_was_killed(finished, tmp_path, monkeypatch, capsys):
     (folder / "events.jsonl").write_text('{"step": 3, "event": "skipped", "facts": "loss nan"}\n')
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "train/lo')
-    fork = {"run": str(folder), "run_id": info["run_id"], "step": 5}
+    fork = {"run": str(folder), "run_id": info["run_id"], "step": 5, "consumed": 20, "changed": {}}
     write_run(tmp_path / "child", lr=0.1, width=64, seed=1, loss=2.5, steps=9, fork=fork)
     assert exit_code(monkeypatch, report.main, str(folder), str(tmp_path / "child")) == 0
     assert capsys.readouterr().out.split() == [str(folder / "report.html"), str(tmp_path / "child" / "report.html")]
@@ -225,7 +225,11 @@ def test_a_foreign_run(finished, tmp_path):
     info |= {key: HOSTILE for key in texts if key not in ("microbatch",)} | {"status": "done"}
     info["config"] |= {HOSTILE: HOSTILE, "optimized_metric": HOSTILE}
     info |= {"choices": {HOSTILE: HOSTILE}, "changed": {HOSTILE: [HOSTILE, [HOSTILE]]}, "versions": {HOSTILE: HOSTILE}}
-    info |= {"plan": {HOSTILE: 3}, "fork": {"run": HOSTILE, "run_id": "x", "step": 3}, "commits": [HOSTILE, HOSTILE]}
+    info |= {
+        "plan": {HOSTILE: 3},
+        "fork": {"run": HOSTILE, "run_id": "x", "step": 3, "consumed": 9, "changed": {}},
+        "commits": [HOSTILE, HOSTILE],
+    }
     run_folder.write_run_json(folder, info)
     names = [HOSTILE, f"dynamics/{HOSTILE}/{HOSTILE}", *(f"dynamics/{i}/norm" for i in range(50))]
     with (folder / "metrics.jsonl").open("a") as file:
