@@ -79,7 +79,7 @@ def train_seconds(job: Job, change: Callable = lambda trainer, data: None) -> fl
     job.run_dir.mkdir()
     run_info = describe_run(job, None, step=-1)
     run = assemble(job, run_info, {})
-    open_run(job, run_info, [], step=-1)
+    open_run(job, run_info, [], step=-1, trunk=None)
     change(run.trainer, run.data)
     marks = add_marks(run.trainer)
     run.trainer.fit(run.module, run.data)

@@ -23,6 +23,13 @@ class Shakespeare(Text):
         path = path or str(self.download)
         super().__init__(path=path, separator=None, split="contiguous", train_ratio=train_ratio, seed=0)
 
+    def is_local(self) -> bool:
+        """False if reading it would download it."""
+        return self.path != str(self.download) or self.download.exists()
+
+    def size(self) -> tuple[int, int] | None:
+        return super().size() if self.is_local() else None
+
     def files(self) -> list[Path]:
         if self.path == str(self.download) and not self.download.exists():
             remedy = f"place the file at {self.download}, or give data.path=<file>"

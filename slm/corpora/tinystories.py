@@ -51,6 +51,11 @@ class TinyStories:
             folder = self._snapshot(commit, download=online)
         return _stories(_local_files(folder, split), split)
 
+    def is_local(self) -> bool:
+        """False if reading it would download it: no commit is known yet."""
+        key = f"{self.repository}@{self.revision}"
+        return self.path is not None or key in (atomic.read_object(Path(self.cache) / "hub_commits.json") or {})
+
     def fingerprint(self) -> str:
         """Digest of the commit (at most one short request) or of the folder's files (about 1 s per GB).
 

@@ -56,7 +56,7 @@ def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable
         with contextlib.redirect_stdout(io.StringIO()):
             run_info = describe_run(short, None, -1)
             assembled = assemble(short, run_info, {})
-            open_run(short, run_info, [], -1)
+            open_run(short, run_info, [], -1, None)
             watch = Stopwatch(seconds, clock, steps)
             assembled.trainer.callbacks.insert(0, watch)
             try:

@@ -1,0 +1,141 @@
+"""Plans: counted memory and parameters, the command, and the warnings about a recipe."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CONF, small_run, trained
+
+from slm.corpora import download
+from slm.estimate import parameters, parts
+from slm.model import GPTConfig
+from slm.optim.schedule import cosine, linear
+from slm.planning import lint
+from slm.planning.memory import _one_step, _parts, training_memory
+from slm.run import cli
+from slm.run.plan import find_text, offline, steps_of
+
+SMALL = GPTConfig(
+    vocab_size=512,
+    context=64,
+    depth=2,
+    width=64,
+    head_dim=32,
+    bias=True,
+    tied=True,
+    positions="rope",
+    norm="layernorm",
+    mlp="gelu",
+)
+OTHER = {"tied": False, "residual_scalars": True, "value_embeddings": True, "qk_norm": True, "positions": "learned"}
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), fused=True)
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER])
+def test_the_parts_are_all_parameters(changes):
+    config = replace(SMALL, **changes)
+    counts = parts(config)
+    assert sum(counts.values()) == parameters(config).total
+    assert "other" not in counts
+    assert counts["embedding"] >= 512 * 64
+
+
+def test_weights_gradients_and_state_are_counted_to_the_byte():
+    settings = {"microbatch": 4, "device": torch.device("cpu"), "precision": "32-true"}
+    size = 4 * parameters(SMALL).total
+    memory = training_memory(SMALL, adamw, **settings)
+    assert memory.gradients == size
+    assert size <= memory.weights <= size + 4 * (2 * 64 * 32 + 4 * 65) + 10_000  # with rotary tables and windows
+    assert 2 * size <= memory.optimizer <= 2 * size + 1000
+    twice = training_memory(SMALL, adamw, **settings | {"microbatch": 8})
+    assert twice.activations == pytest.approx(2 * memory.activations, rel=0.02)
+    less = training_memory(replace(SMALL, depth=4, gradient_checkpointing=True), adamw, **settings)
+    assert less.peak < training_memory(replace(SMALL, depth=4), adamw, **settings).peak
+
+
+def test_a_deep_model_is_a_line_through_two_shallow_ones():
+    settings = {"optimizer": adamw, "microbatch": 2, "device": torch.device("cpu"), "precision": "bf16-mixed"}
+    deep = replace(SMALL, depth=9, window=[16, None])
+    counted = _one_step(deep, **settings)
+    for name, size in _parts(deep, lambda config: _one_step(config, **settings)).items():
+        assert size == pytest.approx(counted[name], rel=1e-6, abs=1), name
+
+
+def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("a plan downloads nothing"))
+    small = small_run(text_file, tmp_path)
+    assert trained(monkeypatch, *small, "plan=true", "price_per_hour=2") == 0
+    assert trained(monkeypatch, *small, "-m", "plan=true", "optimizer.lr=0.01,0.02", "model.width=32,64") == 0
+    assert trained(monkeypatch, "data=shakespeare", "plan=true", f"cache_dir={tmp_path / 'cache'}") == 0
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr()
+    assert "budget: 10 steps of 4 windows = " in printed.out
+    assert "4 jobs" in printed.out
+    assert "tokens unknown until the data is downloaded" in printed.out
+    assert printed.err == ""
+
+
+def test_ten_steps_are_measured_on_prepared_data(monkeypatch, text_file, tmp_path, capsys):
+    small = [*small_run(text_file, tmp_path), "report=false"]
+    assert trained(monkeypatch, *small) == 0
+    assert "planned 0:" in capsys.readouterr().out
+    kept = sorted(tmp_path.rglob("*"))
+    assert trained(monkeypatch, *small, "plan=measure") == 0
+    assert "ten steps measured" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
+def curve(schedule, **settings):
+    return lambda step, steps: schedule(step, steps, **{"warmup_fraction": 0.02, "warmup_steps": None} | settings)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (lint.rising(curve(cosine, min_lr_ratio=5.0), 625), "rises to 5 times its peak"),
+        (lint.rising(curve(linear, min_lr_ratio=0.0, warmup_steps=500), 600), "rises until step 498 of 600"),
+        (lint.rising(curve(linear, min_lr_ratio=0.0), 600), None),
+        (lint.rising(curve(linear, min_lr_ratio=1.0, warmup_steps=0), 600), None),
+        (lint.many_epochs(13), "13.0 epochs"),
+        (lint.many_epochs(4), None),
+        (lint.few_steps(199), "199 steps are few"),
+        (lint.few_steps(200), None),
+        (lint.far_learning_rate({"_target_": "slm.optim.adamw.AdamW", "lr": 0.1}, 384), "100 times above"),
+        (lint.far_learning_rate({"_target_": "slm.optim.adamw.AdamW", "lr": 3e-3}, 128), None),
+        (lint.far_learning_rate({"_target_": "slm.optim.adamw.AdamW", "lr": 3e-3}, 1024), "8 times above"),
+        (lint.far_learning_rate({"_target_": "slm.optim.muon.Muon", "lr": 0.02}, 1024), None),
+        (lint.far_learning_rate({"_target_": "torch.optim.SGD", "lr": 9.0}, 384), None),
+        (lint.far_batch(262_144, 1250), "262,144 tokens per step are far from"),
+        (lint.far_batch(32_768, 10_000), None),
+        (lint.large_vocabulary(16_000, 300_000), "occurs 19 times"),
+        (lint.large_vocabulary(1024, 5_831_317), None),
+    ],
+)
+def test_each_warning(found, expected):
+    assert found is None if expected is None else expected in found
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_shipped_experiments_give_no_warning(experiment, tmp_path):
+    config = cli.compose([f"experiment={experiment}", "plan=true", f"cache_dir={tmp_path}"])
+    with offline():
+        text = find_text(config)
+    if text.tokens is None:  # not there without a download: the published size
+        tokens = {"modern_small": 480_000_000, "shakespeare": 1_003_854}[experiment]
+        windows = tokens // config.model.context
+        text = replace(text, tokens=tokens, windows=windows, targets_per_window=float(config.model.context))
+    found = lint.recipe(
+        steps=steps_of(config, text),
+        windows_per_step=config.data.batch_windows,
+        targets_per_window=text.targets_per_window,
+        windows=text.windows,
+        train_tokens=text.tokens,
+        model=replace(config.model, vocab_size=text.vocab_size),
+        schedule=config.schedule,
+        optimizer=config.plain["optimizer"],
+    )
+    assert [warning for warning in found if warning] == []
