@@ -230,7 +230,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     if max(tokens) > 1.001 * min(tokens):
         shown = ", ".join(f"{group.name} {count:,.0f}" for group, count in zip(groups, tokens))
         found.append(f"the budgets differ, in tokens: {shown}")
-    commits = {str(run.info.get("commits", ["unknown"])[-1]) for run in runs if run.info.get("commits")}
+    commits = {str(run.info["commits"][-1] or "unknown") for run in runs if run.info.get("commits")}
     if len(commits) > 1:
         found.append(f"the runs are of different code: {', '.join(sorted(commits)[:4])}")
     for key in MACHINE:
