@@ -69,7 +69,7 @@ def test_a_sweep_answers_in_one_sentence(sweep, monkeypatch, capsys):
     assert code == 0
     assert printed.out.splitlines()[-1] == (
         f"swiglu is better than gelu by 0.302 bits per byte [{interval.low:.3f}, {interval.high:.3f}], 5 seeds, "
-        "p = 0.062 at best with 5; about 24 % fewer steps and 24 % fewer seconds to the same loss"
+        "p = 0.062 at best with 5; about 24 % fewer steps"
     )
     assert "model.mlp      gelu  swiglu" in printed.out
     assert "val/loss" in printed.out
@@ -86,6 +86,10 @@ def test_savings_are_those_of_the_crossing(sweep):
     share = (3 - BASE.mean()) / (3 - (BASE - GAIN).mean())
     assert versus.steps_saved == pytest.approx(1 - share)
     assert versus.seconds_saved == pytest.approx(1 - share / 2)
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"threads": 8}))
+    (versus,) = compare_groups(read_groups([str(sweep)])[0]).versus
+    assert (versus.steps_saved, versus.seconds_saved) == (pytest.approx(1 - share), None)  # of other machines
 
 
 def test_files_for_papers_and_programs(sweep, tmp_path, monkeypatch, capsys):
@@ -229,6 +233,28 @@ def test_unfinished_and_damaged_runs_are_left_out_by_name(sweep, tmp_path, monke
         (folder / "run.json").write_text("{}")
     refused(lambda: read_groups([str(sweep)]), "holds no finished run")
     refused(lambda: read_groups([str(tmp_path / "none")]), "is not a folder")
+
+
+def test_a_run_that_ends_without_a_finite_loss_does_not_count_with_an_earlier_one(sweep, monkeypatch, capsys):
+    one, two, *_ = sorted(sweep.glob("*swiglu*"))
+    for folder, name in ((one, "val/loss"), (two, "val/bits_per_byte")):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines[-1][name] = None  # as NaN is written
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, printed = run_command(monkeypatch, capsys, sweep, "--metric", "val/loss")
+    assert f"left out: {one} has diverged: its last val/loss is not finite" in printed.err
+    assert "4 pairs (seed 2, 3, 4, 5)" in printed.out
+    code, printed = run_command(monkeypatch, capsys, sweep)
+    assert (code, f"{two} ends with a val/bits_per_byte that is not finite" in printed.err) == (2, True)
+
+
+def test_a_change_without_effect_has_no_power_to_speak_of(tmp_path):
+    for seed in (1, 2, 3):
+        for name in "ab":
+            write_run(tmp_path / name / str(seed), BASE[seed], seed=seed, model={"mlp": name})
+    assert sentence_of(tmp_path / "a", tmp_path / "b") == (
+        "b: the same values as a, to the last digit, in all 3 seeds; the change has no effect"
+    )
 
 
 def test_a_foreign_folder_cannot_command_the_terminal(tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from slm import energy
 from slm.files import atomic, jsonl, run_folder, sweep_folder
+from slm.run.sweep import fixed_keys, swept_values
 from slm.run.sweep_jobs import threads_divided
 from slm.run.sweep_results import pooled_deviation, table
 from slm.verify import first_difference
@@ -59,6 +60,12 @@ def test_names_hold_the_swept_keys_only_are_short_and_differ():
     assert all(len(name) < 100 and not name.startswith(".") for name in texts)
     assert sweep.add({"data.path": "a,b"}).folder == texts[1]  # as it was
     assert sweep.add({}).folder == "run"
+
+
+def test_the_last_override_of_a_key_decides_whether_it_is_swept():
+    command = ["model.width=32", "model.width=32,64", "seed=1,2", "seed=3"]
+    assert fixed_keys(command) == {"seed"}
+    assert swept_values(["model.width=32", "model.width=64", "seed=1", "seed=3"], {"seed"}) == {"model.width": "64"}
 
 
 def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):

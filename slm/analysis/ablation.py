@@ -91,7 +91,8 @@ def conclusion(
     `names`: of the base and the variants.
     """
     arms = read_arms(folder, names)
-    missing = [f"{name}: no run is finished" for name in names if name not in arms]
+    missing = [f"left out: {reason}" for reason in read_groups([str(folder)])[1]] if arms else []
+    missing += [f"{name}: no run is finished" for name in names if name not in arms]
     if len(arms) < 2 or names[0] not in arms:
         return "\n".join([*missing, "nothing to compare"])
     comparison = compare(list(arms.values()), metric=metric)

@@ -21,7 +21,7 @@ BY_TOKEN = ("val/loss", "val/perplexity", "train/loss")  # their values depend o
 SHOWN = ("val/bits_per_byte", "val/loss", "val/excess_bits_per_story")
 FACTS = ("parameters", "tokens", "flops", "seconds", "energy_joules")
 SAME_TEXT = ("data.validation_windows", "data.layout", "trainer.limit_val_batches")  # which validation text is read
-MACHINE = ("device", "devices", "precision", "compiled", "threads", "torch")
+MACHINE = ("device", "devices", "threads", "torch")  # without which seconds are not comparable
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def checked_metric(runs: Sequence[FinishedRun], metric: str | None) -> str:
     if lacking := next((run for run in runs if not run.series(metric)), None):
         known = ", ".join(sorted({name for run in runs for name in run.summary["metrics"]}))
         raise UserError(f"{lacking.folder} has no {metric}; these runs have {known}")
+    if diverged := next((run for run in runs if not run.ends_finite(metric)), None):
+        raise UserError(f"{diverged.folder} ends with a {metric} that is not finite; leave this run out")
     return metric
 
 
@@ -172,7 +174,7 @@ def saved(
     """Shares of steps and seconds that the better group saves at the final value of the worse one.
 
     The mean curve over seeds is interpolated between validations. Steps count by their tokens, so that other batch
-    sizes are comparable. None if the curves lack the points.
+    sizes are comparable. None if the curves lack the points, and for the seconds of different machines.
     """
     curves = [mean_curve(runs, metric) for runs in (base, variant)]
     if any(len(steps) < 2 for steps, _ in curves):
@@ -182,12 +184,17 @@ def saved(
     reached = crossing(steps, values, curves[worse][1][-1])
     if reached is None:
         return None, None
-    arms = base, variant
-    shares = []
+    arms, shares = (base, variant), []
     for name in ("train/tokens", "seconds"):
         at, whole = mean_at(arms[better], name, reached), mean_at(arms[worse], name, curves[worse][0][-1])
         shares.append(1 - at / whole if at is not None and whole else None)
-    return shares[0], shares[1]
+    return shares[0], None if differing_facts([*base, *variant], MACHINE) else shares[1]
+
+
+def differing_facts(runs: Sequence[FinishedRun], keys: Sequence[str]) -> dict[str, str]:
+    """Key of run.json -> its values, at most four, for the keys in which the runs differ."""
+    found = {key: sorted({str(run.info.get(key)) for run in runs}) for key in keys}
+    return {key: ", ".join(values[:4]) for key, values in found.items() if len(values) > 1}
 
 
 def mean_curve(runs: Sequence[FinishedRun], metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -223,9 +230,10 @@ def warnings(groups: Sequence[Group]) -> list[str]:
             found.append(f"{group.name} has several runs of one seed; the last folder by name counts")
     for group in groups[1:]:
         unpaired = sorted(first.by_seed.keys() ^ group.by_seed.keys())
-        if unpaired and first.by_seed.keys() & group.by_seed.keys():
-            shown = ", ".join(map(str, unpaired))
-            found.append(f"{group.name} and {first.name} do not share seed {shown}: left out of the pairs")
+        if unpaired:
+            shared = first.by_seed.keys() & group.by_seed.keys()
+            shown, result = ", ".join(map(str, unpaired)), "left out of the pairs" if shared else "there are no pairs"
+            found.append(f"{group.name} and {first.name} do not share seed {shown}: {result}")
     tokens = [np.mean([run.summary["tokens"] or 0 for run in group.runs]) for group in groups]
     if max(tokens) > 1.001 * min(tokens):
         shown = ", ".join(f"{group.name} {count:,.0f}" for group, count in zip(groups, tokens))
@@ -233,11 +241,9 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     commits = {str(run.info["commits"][-1] or "unknown") for run in runs if run.info.get("commits")}
     if len(commits) > 1:
         found.append(f"the runs are of different code: {', '.join(sorted(commits)[:4])}")
-    for key in MACHINE:
-        if len(different := {str(run.info.get(key)) for run in runs}) > 1:
-            found.append(
-                f"the runs differ in {key} ({', '.join(sorted(different)[:4])}), so seconds are not comparable"
-            )
+    for key, values in differing_facts(runs, (*MACHINE, "precision", "compiled")).items():
+        result = ", so seconds are not comparable" if key in MACHINE else ""
+        found.append(f"the runs differ in {key} ({values}){result}")
     if all(run.settings.get("data.layout") == "packed" for run in runs):
         kinds = {(run.info["tokenizer"], run.settings.get("model.context")) for run in runs}
         if len(kinds) > 1 and first.runs[0].settings.get("data.validation_windows") is not None:

@@ -59,7 +59,8 @@ def details(versus: Versus, comparison: Comparison) -> str:
     first = f"{title}: {rounded(d.mean, scale)} {unit(comparison.metric)}, {interval}, {pairs}"
     shares = {"tokens": versus.steps_saved, "seconds": versus.seconds_saved}
     at = ", ".join(f"{1 - share:.1%} of the {name}" for name, share in shares.items() if share is not None)
-    equal = f"\n  equal value: the better one needs {at}".replace("%", " %") if at else ""
+    busy = " (true if no run had to share its machine)" if versus.seconds_saved is not None else ""
+    equal = f"\n  equal value: the better one needs {at}{busy}".replace("%", " %") if at else ""
     return f"{first}\n  {tests}; {power}{equal}"
 
 

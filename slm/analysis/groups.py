@@ -38,8 +38,12 @@ class FinishedRun:
 
     def series(self, name: str) -> dict[int, float]:
         """Step -> finite value of a metric."""
-        found = {line["step"]: line[name] for line in self.lines if isinstance(line.get(name), int | float)}
-        return {step: value for step, value in sorted(found.items()) if math.isfinite(value)}
+        found = {line["step"]: line[name] for line in self.lines if is_finite(line.get(name))}
+        return dict(sorted(found.items()))
+
+    def ends_finite(self, name: str) -> bool:
+        """True if the newest value of a metric is a finite number."""
+        return is_finite(next((line[name] for line in reversed(self.lines) if name in line), None))
 
 
 @dataclass
@@ -53,6 +57,10 @@ class Group:
     @cached_property
     def by_seed(self) -> dict[int, FinishedRun]:
         return {run.seed: run for run in sorted(self.runs, key=lambda run: run.seed)}
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_groups(folders: Sequence[str]) -> tuple[list[Group], list[str]]:
@@ -115,14 +123,17 @@ def is_identity(key: str, value: Any, info: dict[str, Any]) -> bool:
 
 
 def check_complete(run: FinishedRun):
-    """Raises UserError if the last validation is missing in metrics.jsonl, so that an earlier one would count."""
-    steps = [line["step"] for line in run.lines if any(name.startswith("val/") for name in line)]
+    """Raises UserError if the last validation is missing in metrics.jsonl or not finite: an earlier one would count."""
+    validations = [line for line in run.lines if any(name.startswith("val/") for name in line)]
+    steps = [line["step"] for line in validations]
     newest = atomic.read_object(run.folder / "checkpoints" / "last.json") or {}
     name = run_folder.STEP_FILE.fullmatch(str(newest.get("file")))
     end = int(name[1]) if name else run.info.get("steps")
     if not steps or steps[-1] != end:
         at = f"its last validation is that of step {steps[-1]}" if steps else "it has no validation"
         raise UserError(f"{run.folder}: metrics.jsonl is damaged: {at}, and the run ended at step {end}")
+    if not is_finite(validations[-1].get("val/loss", 0)):
+        raise UserError(f"{run.folder} has diverged: its last val/loss is not finite")
 
 
 def split(folder: Path, runs: Iterable[FinishedRun]) -> list[Group]:

@@ -33,6 +33,8 @@ def sentence(versus: Versus, metric: str, *, variants: int = 1, higher_is_better
     tests = p_signs(d) if d.paired else f"{p_text(d.p)} by Welch's test"
     if variants > 1:
         tests += f"; {p_text(versus.p_holm)} by the t-test after Holm's correction for {variants} variants"
+    if d.low == d.mean == d.high == 0:
+        return f"{name}: the same values as {base}, to the last digit, in all {d.n} seeds; the change has no effect"
     if d.p > ALPHA:
         shown = f"{rounded(d.mean, scale)} [{rounded(d.low, scale)}, {rounded(d.high, scale)}]"
         power = f"{d.n} seeds would have shown {rounded(d.detectable, d.detectable)}"
@@ -51,13 +53,11 @@ def p_signs(d: Difference) -> str:
 
 
 def savings(versus: Versus, better: bool) -> str:
-    """'; about 9 % fewer steps': of the better one, up to the final value of the worse one."""
-    steps, seconds = versus.steps_saved, versus.seconds_saved
-    if steps is None:
+    """'; about 9 % fewer steps': of the better one, up to the final value of the worse one.
+
+    Without seconds, since other work on the machine may have slowed one of the two.
+    """
+    if versus.steps_saved is None:
         return ""
     whose = "" if better else f" for {versus.base}"
-    text = f"; about {steps:.0%} fewer steps{whose}".replace("%", " %")
-    if seconds is None:
-        return text
-    amount = f"{abs(seconds):.0%}".replace("%", " %")
-    return f"{text} and {amount} {'fewer' if seconds >= 0 else 'more'} seconds to the same loss"
+    return f"; about {versus.steps_saved:.0%} fewer steps{whose}".replace("%", " %")

@@ -112,8 +112,10 @@ class RecordingLauncher(Launcher):
 
     def _add(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
         """The names of a batch's jobs, which sweep.json lists from now on."""
-        fixed = {key_of(override.input_line) for override in parsed(self.command) if not override.is_sweep_override()}
-        fixed -= set(self.before.swept)
+        swept = {key_of(override.input_line): override.is_sweep_override() for override in parsed(self.command)}
+        fixed = {key for key, is_swept in swept.items() if not is_swept} - set(
+            self.before.swept
+        )  # the last word counts
         with sweep_folder.changed(self.folder) as sweep:
             if not self.is_open:
                 sweep.jobs, sweep.swept, sweep.created = self.before.jobs, self.before.swept, self.before.created
@@ -216,6 +218,12 @@ def settings(command: Sequence[str], swept: Sequence[str]) -> dict[str, str]:
             is_swept = key in swept or override.is_sweep_override()
             found[key] = " swept" if is_swept else " left out" if override.is_delete() else f"={value}"
     return found
+
+
+def fixed_keys(command: Sequence[str]) -> set[str]:
+    """The keys to which a command gives one value. The last override of a key counts, as in Hydra."""
+    is_swept = {key_of(override.input_line): override.is_sweep_override() for override in parsed(command)}
+    return {key for key, several in is_swept.items() if not several}
 
 
 def swept_values(overrides: Sequence[str], fixed: set[str]) -> dict[str, str]:
