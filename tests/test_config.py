@@ -7,6 +7,7 @@ from conftest import CONF, mistake
 
 from slm.hardware import choose_microbatch, resolve_hardware
 from slm.run import cli
+from slm.run.compose import composed
 from slm.run.config import Budget, RunConfig
 from slm.run.instantiate import Node
 
@@ -38,6 +39,40 @@ def test_every_experiment_can_be_debugged(experiment, debug):
     assert config.name == experiment
     trainer, batch = config.trainer, config.data.batch_windows
     assert batch % choose_microbatch(trainer.microbatch, trainer.accumulate_grad_batches, batch, CPU) == 0
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_option_that_replaces_the_one_of_an_experiment_has_its_own_settings(experiment):
+    """All settings that the experiment made for its own option are gone; those of conf/train.yaml stay."""
+    path = "data.path=x"
+    own = composed("train", [f"experiment={experiment}"])[0]
+    for words in (
+        ("schedule=constant", "optimizer=adamw", "tokenizer=bytes", "data=text", path),
+        ("schedule=cosine", "optimizer=sgd", "tokenizer=gpt2", "data=jsonl", path),
+    ):
+        config = cli.compose([f"experiment={experiment}", *words]).plain
+        alone = composed("train", words)[0]
+        for group in ("schedule", "optimizer", "tokenizer"):
+            assert config[group] == alone[group], group
+        assert config["data"].keys() - {"vocab_size"} == alone["data"].keys()
+        assert config["data"]["batch_windows"] == own["data"]["batch_windows"]
+        assert config["data"]["train_ratio"] == alone["data"]["train_ratio"]
+    kept = composed("train", [f"experiment={experiment}", f"schedule={own['schedule']['_target_'].split('.')[-1]}"])[0]
+    assert kept["schedule"] == own["schedule"]
+    assert own["schedule"]["min_lr_ratio"] == 0.0
+
+
+def test_an_experiment_that_continues_another_one(tmp_path):
+    """Settings belong to the option that the file or the continued one chose: both are dropped, or both stay."""
+    (tmp_path / "experiment").mkdir()
+    lines = "# @package _global_\ndefaults:\n  - quickstart\nschedule: {decay_fraction: 0.3}\noptimizer: {lr: 0.5}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(lines)
+    words = ["experiment=mine", f"hydra.searchpath=['file://{tmp_path}']"]
+    settings = composed("train", words)[0]
+    assert (settings["schedule"]["decay_fraction"], settings["schedule"]["min_lr_ratio"]) == (0.3, 0.0)
+    changed = composed("train", [*words, "schedule=linear"])[0]
+    assert (changed["optimizer"]["lr"], changed["schedule"]["min_lr_ratio"]) == (0.5, 0.01)
+    assert "decay_fraction" not in changed["schedule"]
 
 
 def test_a_configuration_is_frozen(default):

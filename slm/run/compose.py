@@ -25,7 +25,7 @@ from omegaconf.resolvers import oc
 from slm.errors import ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
-from slm.run import CONF
+from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
 from slm.run.overrides import (
     GROUPS,
     check_data_keys,

@@ -1,0 +1,67 @@
+"""An option of a group that replaces the one of an experiment takes away the settings that the experiment made for it.
+
+`experiment=quickstart schedule=constant`: quickstart sets schedule.min_lr_ratio of warmup_stable_decay, which constant
+does not have, and optimizer.weight_decay of Muon is another quantity in AdamW. Settings that every option has
+(data.batch_windows, of conf/train.yaml) stay. Done while Hydra composes, so that it also holds for each job of a sweep.
+"""
+
+from collections.abc import Iterable
+
+from hydra._internal import hydra as composition
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefault
+from omegaconf import DictConfig
+
+from slm.run import CONF
+
+GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
+EXPERIMENTS = "experiment/"
+
+
+class Composer(ConfigLoaderImpl):
+    """Hydra's composition without settings that experiments made for options that are not taken."""
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        if any(source.path == str(CONF) for source in repo.get_sources()):  # not in somebody's own Hydra program
+            drop_settings(defaults, repo)
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+
+composition.ConfigLoaderImpl = Composer
+
+
+def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
+    """Deletes from the loaded experiments what they set for an option that is not among `defaults`."""
+    paths = [default.config_path for default in defaults if default.config_path]
+    taken = dict(path.split("/", 1) for path in paths if "/" in path)
+    first = next(default.config_path for default in defaults if default.primary)
+    shared = repo.load_config(first).config
+    for path in paths:
+        if not path.startswith(EXPERIMENTS):
+            continue
+        config = repo.load_config(path).config
+        for group, option in (choices(first, repo) | choices(path, repo)).items():
+            section = config.get(group) if group in GROUPS and taken.get(group) != option else None
+            if isinstance(section, DictConfig):
+                own = settings(group, option, repo) - set(shared.get(group) or {})
+                config[group] = {key: value for key, value in section.items_ex(resolve=False) if key not in own}
+
+
+def settings(group: str, option: str, repo: IConfigRepository) -> set[str]:
+    """The keys of an option in its group, empty if there is none of this name."""
+    if not (loaded := repo.load_config(f"{group}/{option}")):
+        return set()
+    return set(loaded.config.get(group) or {} if loaded.header["package"] == "_global_" else loaded.config)
+
+
+def choices(path: str, repo: IConfigRepository) -> dict[str, str]:
+    """The options that the defaults list of a file names, and those of the files that it continues."""
+    found, folder = {}, path.rpartition("/")[0]
+    loaded = repo.load_config(path)
+    for entry in loaded.defaults_list or [] if loaded else []:
+        if isinstance(entry, ConfigDefault) and not entry.is_self() and entry.path:
+            found |= choices(entry.path.lstrip("/") if entry.path.startswith("/") else f"{folder}/{entry.path}", repo)
+        elif isinstance(entry, GroupDefault) and entry.value and (not folder or entry.is_override()):
+            found[entry.group.lstrip("/")] = str(entry.value)
+    return found
