@@ -1,9 +1,12 @@
 """Kept checkpoints, and runs that fork from them: equal to the trunk up to there, and different by one key after it."""
 
+import contextlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import mistake, small_run, trained
 from test_distributed import TWO, command
 from test_faults import fault
@@ -13,6 +16,8 @@ import slm
 from slm import verify
 from slm.files import run_folder
 from slm.run import cli
+from slm.run.overrides import parsed
+from slm.run.replay import recorded_overrides, refuse_foreign
 from slm.training.callbacks.checkpoints import kept_steps
 from slm.training.module import Pretraining
 
@@ -99,7 +104,7 @@ def test_a_fork_with_another_setting_equals_a_resume_that_changes_it_there(fork,
         if run_folder.step_of(path) > 4:
             path.unlink()
     set_status(copy, "running")
-    recorded = [word for word in slm.run.fork.recorded_overrides(trunk) if not word.startswith("schedule")]
+    recorded = [word for word in recorded_overrides(trunk) if not word.startswith("schedule")]
     changed = "optimizer.lr=1e-4", "schedule=constant", "allow_changes=[optimizer,schedule]"
     assert trained(monkeypatch, *recorded, *changed, f"run_dir={copy}") == 0
     assert verify.first_difference(copy, folder) is None
@@ -176,6 +181,39 @@ def test_files_of_conf_that_have_changed_since_the_trunk_are_found(trunk, tmp_pa
     with mistake("optimizer.weight_decay was 0.3 and is 0.1; give optimizer.weight_decay=0.3"):
         slm.train(f"fork={copy}@4")
     assert cli.compose([f"fork={copy}@4", "optimizer.weight_decay=0.3"]).plain["optimizer"]["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("callbacks.samples._target_=os.system", "os.system"),
+        ("++callbacks.mine._target_=evil_module.Anything", "evil_module.Anything"),
+        ("callbacks={checkpoints: {_target_: evil_module.Anything}}", "evil_module.Anything"),
+        ("callbacks.samples.sampler._target_=slm.files.atomic.write_text", "slm.files.atomic.write_text"),
+        ("data.corpus._target_=slm.corpora.download.fetch", "slm.corpora.download.fetch"),
+        ("optimizer._target_=torch.optim.adamw.torch.load", "torch.optim.adamw.torch.load"),
+        ("callbacks.samples._target_=lightning.pytorch.callbacks.checkpoint.os.system", "os.system"),
+        ("name=${oc.env:HOME}", None),  # of one run only: it is left out
+        ("+callbacks.samples.prompts=['${oc.env:HOME}']", "${oc.env:HOME}"),
+        ("experiment=../../evil", "../../evil"),
+        ("callbacks=[default,/tmp/evil]", "/tmp/evil"),
+        ("schedule@hydra.launcher=linear", "schedule@hydra.launcher=linear"),
+        ("optimizer.lr=1,2", "optimizer.lr=1,2"),
+        ("++callbacks.timer._target_=lightning.pytorch.callbacks.Timer", None),
+        ("optimizer._target_=torch.optim.RMSprop", None),
+        ("data.corpus.path=${data.path}", None),
+    ],
+)
+def test_the_overrides_of_a_foreign_run_call_nothing_that_conf_does_not_name(word, found, tmp_path):
+    """But for what the command line types again."""
+    (tmp_path / "overrides.yaml").write_text(yaml.safe_dump(["schedule=linear", word]))
+    words, refused = recorded_overrides(tmp_path), mistake() if found else contextlib.nullcontext()
+    with refused as error:
+        refuse_foreign(tmp_path, words, {})
+    if found:
+        assert found in str(error.value)
+        refuse_foreign(tmp_path, words, {override.key_or_group: override for override in parsed(words)})
+    assert "evil_module" not in sys.modules
 
 
 @pytest.mark.slow

@@ -10,30 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
 
 from slm import checkpoint
-from slm.errors import UserError, file_operation
+from slm.errors import UserError
 from slm.files import atomic, jsonl, run_folder
 from slm.run.changes import OPTIMIZER, PATHS, differences
 from slm.run.compose import composed
 from slm.run.config import RunConfig
-from slm.run.overrides import GROUPS, exclusive_budget, flattened, key_of, normalized, parsed, quoted
+from slm.run.overrides import GROUPS, exclusive_budget, flattened, key_of, parsed, quoted
 from slm.run.prepare import Job
-
-OWN = (
-    "name",
-    "tags",
-    "run_dir",
-    "sweep_dir",
-    "fork",
-    "resume",
-    "allow_changes",
-    "verify_resume",
-    "plan",
-)  # of each run
-MAX_BYTES = 10**6  # of overrides.yaml
+from slm.run.replay import OWN, recorded_overrides, refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,9 @@ def with_trunk(overrides: Sequence[str], flags: Namespace | None = None) -> list
     began = (before or {}).get("fork")
     point = find_point(text, overrides, began)
     gone = began and not (point.folder / "run.json").exists()  # deleted since this fork began, which has its settings
-    trunk = recorded_overrides(atomic.expanded(run_dir) if gone else point.folder)
+    source = atomic.expanded(run_dir) if gone else point.folder
+    trunk = recorded_overrides(source)
+    refuse_foreign(source, trunk, given)
     if not began:
         refuse_changed_files(point.folder, trunk, given, flags)
     kept = [word for word in trunk if not is_replaced(word, given)]
@@ -110,20 +99,6 @@ def find_point(text: str, overrides: Sequence[str], began: Mapping[str, Any] | N
             f"callbacks.checkpoints.keep_at=[{step or 'log2'}]"
         )
     return Point(folder, int(step))
-
-
-def recorded_overrides(folder: Path) -> list[str]:
-    """overrides.yaml of a run folder without what is of Hydra or of one run only. Raises UserError if it is damaged."""
-    path = folder / "overrides.yaml"
-    with file_operation("read", path):
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    try:
-        found = yaml.safe_load(text) if len(text) < MAX_BYTES else None
-    except (yaml.YAMLError, RecursionError):
-        found = None
-    if not (isinstance(found, list) and all(isinstance(word, str) for word in found)):
-        raise UserError(f"{path} is missing or damaged, and a fork begins with the overrides of its trunk")
-    return normalized([word for word in found if not key_of(word).startswith("hydra") and key_of(word) not in OWN])
 
 
 def fixed_steps(folder: Path) -> int | None:
