@@ -2,7 +2,7 @@
 
 They are replayed by a fork. Files of others are not executed: a `_target_` in them is taken if conf/ names it, or if it
 is a class of torch.optim or one of Lightning's callbacks and loggers; interpolations refer to keys only, and options to
-files of conf/. Everything else is typed again by whoever trusts it.
+files of conf/. The user types everything else again.
 """
 
 import inspect
