@@ -286,6 +286,30 @@ def test_a_folder_of_runs_is_a_sweep_over_what_differs(tmp_path):
     assert "Lowest val/loss: 0.1 at optimizer.lr=0.1" in text_of(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def seeds_only(tmp_path_factory) -> Path:
+    """The report of a sweep over seeds, whose runs have one validation."""
+    folder = write_sweep(tmp_path_factory.mktemp("report") / "seeds", rates=(0.004,), widths=(32,))
+    for path in folder.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text().splitlines()[-1] + "\n")
+    content = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(content | {"swept": ["seed"]}))
+    report.create(folder)
+    return folder
+
+
+def test_a_sweep_over_seeds_is_a_mean_without_a_place(seeds_only):
+    page, objectives = text_of(seeds_only), [job.objective for job in sweep.read(seeds_only).jobs]
+    assert f"val/loss: {np.mean(objectives):.4g}, mean of 3 seeds." in page
+    assert "against what was swept" not in page
+    assert {path.name for path in (seeds_only / "report").iterdir()} == {"curves.png"}
+
+
+@pytest.mark.slow
+def test_one_validation_is_a_visible_point(seeds_only, tmp_path):
+    assert probed(seeds_only, tmp_path / "profile", 800)["points"] == len(charts(seeds_only)) == 2
+
+
 def test_a_sweep_that_has_just_begun(tmp_path):
     """Jobs without folders; a value that is text."""
     values = [{"model": "tiny<b>", "seed": "1"}, {"model": "small", "seed": "1"}]
@@ -306,6 +330,7 @@ const changed = [...buttons].some(button => { button.click(); return drawn() !==
 const after = drawn(), entry = document.querySelector("button.entry");
 entry?.click();
 document.body.dataset.probe = JSON.stringify({
+  points: document.querySelectorAll("figure circle").length,
   lines: before.length, changed, hidden: drawn() !== after, title: document.title,
   overflow: document.documentElement.scrollWidth - window.innerWidth,
   dark: matchMedia("(prefers-color-scheme: dark)").matches, background: getComputedStyle(document.body).backgroundColor,

@@ -22,7 +22,7 @@ from slm import energy
 from slm.files import atomic, jsonl, run_folder, sweep_folder
 from slm.run.sweep import fixed_keys, swept_values
 from slm.run.sweep_jobs import threads_divided
-from slm.run.sweep_results import pooled_deviation, table
+from slm.run.sweep_results import finished_line, pooled_deviation, table
 from slm.verify import first_difference
 
 KEYS = "optimizer.lr", "model.width", "data.width", "seed", "data.seed", "model"
@@ -84,6 +84,20 @@ def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):
         sweep_folder.read(tmp_path)
     with mistake("is not a sweep folder"):
         sweep_folder.require(tmp_path / "other")
+
+
+def test_a_failure_of_many_jobs_is_printed_once():
+    sweep = sweep_folder.Sweep(objective="val/loss")
+    for seed, failure in enumerate(("too wide", "too wide", "nan", "too wide"), 1):
+        job = sweep.add({"seed": str(seed)})
+        job.status, job.failure = "failed", failure
+    lines = [finished_line(sweep, job, number) for number, job in enumerate(sweep.jobs, 1)]
+    assert [line.split("  ")[-1] for line in lines] == [
+        *("failed: too wide", "failed as [1]", "failed: nan", "failed as [1]")
+    ]
+    assert [line.split("-")[-1].strip() for line in table(sweep).splitlines()[1:]] == [
+        *("failed (1)", "failed (1)", "failed: nan", "failed (1)", "(1) too wide")
+    ]
 
 
 def test_differences_are_in_standard_errors_of_the_pooled_noise():

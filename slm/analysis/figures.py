@@ -75,7 +75,7 @@ def _draw_series(axes, series: Series, x: np.ndarray, color: str, named: bool):
             )
         axes.plot(x[0], series.y[0], "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
     else:
-        marker = "o" if series.style == "line" and len(x) <= 40 else None
+        marker = "o" if len(x) == 1 or (series.style == "line" and len(x) <= 40) else None
         width = 1.1 if series.style == "thin" else 1.7
         axes.plot(
             x,
@@ -87,7 +87,7 @@ def _draw_series(axes, series: Series, x: np.ndarray, color: str, named: bool):
             label=_text(series.name) if named else None,
         )
         if series.low is not None and series.high is not None:
-            axes.fill_between(x, series.low, series.high, color=color, alpha=0.2, linewidth=0)
+            axes.fill_between(x, series.low, series.high, color=color, alpha=0.2, linewidth=0 if len(x) > 1 else 2)
 
 
 def _text(text: str) -> str:

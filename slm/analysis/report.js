@@ -136,7 +136,7 @@ class View {
     const xs = series.flatMap(s => s.style === "optimum" ? s.x[this.axis].slice(0, 1) : s.x[this.axis]);
     let [left, right] = extent(xs, log);
     const distinct = [...new Set(xs.filter(x => x !== null))].sort((a, b) => a - b);
-    const grid = this.chart.grid ? [...new Set(series.filter(s => s.style === "line").flatMap(s => s.x[this.axis]))] : null;
+    const grid = this.chart.grid ? [...new Set(series.filter(s => ["line", "failed"].includes(s.style)).flatMap(s => s.x[this.axis]))] : null;
     if (!log && !this.chart.grid && left > 0 && left < right / 2) left = 0;
     const pad = log ? (right / left) ** 0.03 : (right - left) * 0.03;
     const ends = !this.chart.grid || distinct.length < 2 ? [left, right] : log ? [left / pad, right * pad] : [left - pad, right + pad];
@@ -194,11 +194,12 @@ class View {
     }
     if (series.low) {
       const upper = xs.map((x, i) => [this.x(x), this.y(series.high[i])]), lower = xs.map((x, i) => [this.x(x), this.y(series.low[i])]);
-      group.appendChild(element("path", {d: path([...upper, ...lower.reverse()]) + "Z", fill: color, class: "band"}));
+      group.appendChild(element("path", {d: path([...upper, ...lower.reverse()]) + "Z", fill: color, stroke: color,
+        class: xs.length > 1 ? "band" : "line"}));
     }
     group.appendChild(element("path", {d: path(xs.map((_, i) => at(i))), stroke: color,
       class: `line ${series.style}`}));
-    if (series.style === "line" && xs.length <= 40)
+    if ((series.style === "line" && xs.length <= 40) || xs.length === 1)
       for (let i = 0; i < xs.length; i++)
         if (at(i).every(Number.isFinite)) group.appendChild(element("circle", {cx: at(i)[0], cy: at(i)[1], r: 2.8, fill: color}));
   }

@@ -39,7 +39,7 @@ def write(folder: Path):
             f"{sweep.objective or 'Objective'} against what was swept",
             page.group([objective] if objective else [], wide=True),
             picture(pictures / "objective.png", "objective against the swept keys"),
-            paragraph(seeds, "quiet"),
+            paragraph(seeds if objective else "", "quiet"),
             optimum_table(optima),
         ),
         section("Table", cell_table(sweep), folded(f"all {len(sweep.jobs)} jobs", job_table(sweep))),
@@ -64,9 +64,10 @@ def header(sweep: Sweep, optima: list[Found]) -> str:
     best = next((cell for cell in sweep.cells if cell.objectives), None)
     if best is None:
         return line + paragraph("No job has an objective yet.", "answer")
-    values = ", ".join(f"{key}={value}" for key, value in best.values.items()) or "the only cell"
+    values = ", ".join(f"{key}={value}" for key, value in best.values.items())
     over = f", mean of {len(best.objectives)} seeds" if len(best.objectives) > 1 else ""
-    text = f"Lowest {sweep.objective}: {number(best.mean)} at {values}{over}."
+    place = f" at {values}" if values else ""
+    text = f"{'Lowest ' if values else ''}{sweep.objective}: {number(best.mean)}{place}{over}."
     boxes = {f"lowest {sweep.objective}": number(best.mean), "jobs": f"{states.count('done')} of {len(states)} done"}
     boxes |= {sweep.short[key]: f"{len(sweep.levels(key))} values" for key in sweep.keys}
     if sweep.noise:

@@ -140,7 +140,7 @@ def claimed(folder: Path) -> Iterator[None]:
     own = "multirun.yaml"  # which Hydra writes first
     others = [path for path in atomic.entries(folder) if not path.name.startswith(".") and path.name != own]
     if others and not (folder / "sweep.json").exists():
-        kind = "a run" if (folder / "run.json").exists() else "something else"
+        kind = "a run" if (folder / "run.json").exists() else "something else, or a sweep that has lost it"
         raise UserError(
             f"sweep_dir={folder} holds {others[0].name} but no sweep.json, so it is {kind}; give a new folder"
         )

@@ -34,6 +34,7 @@ from slm.security import refuse_secrets
 def train_main():
     """python train.py: exits with 0, 2, 3, 4, 129, 130, 143, 152, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
+    printed: set[str] = set()  # failures of jobs, each once
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     with one_line_errors():
         overrides, flags, read = read_arguments(sys.argv[1:], expanded)
@@ -51,8 +52,8 @@ def train_main():
             if hydra_config.mode == RunMode.MULTIRUN and is_listed(folder):
                 is_worker = process_name() != launching_process
                 announce = hydra_config.launcher._target_.endswith("BasicLauncher")
-                return recorded_job(folder, is_worker, announce, lambda: run_job(cfg, own_files))
-            outcomes.append(run_job(cfg, own_files))
+                return recorded_job(folder, is_worker, announce, lambda: run_job(cfg, own_files, printed))
+            outcomes.append(run_job(cfg, own_files, printed))
             if outcomes[-1].stopped:
                 sys.exit(outcomes[-1].exit_code)
             return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
@@ -112,10 +113,11 @@ def compose(overrides: Sequence[str] = ()):
     return read_config(*composed("train", overrides))
 
 
-def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
+def run_job(cfg: DictConfig, own_files: Sequence[str], printed: set[str]) -> Outcome:
     """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep.
 
-    `own_files` are the flags that name configuration files of the user, for other processes of the job.
+    `own_files` are the flags that name configuration files of the user, for other processes of the job. A failure that
+    is in `printed` is not printed again.
     """
     hydra_config, arguments, environment = HydraConfig.get(), sys.argv[1:], dict(os.environ)
     sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -144,7 +146,11 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
         return Outcome(name, None, stopped.exit_code, stopped=True)
     except Exception as error:
         if explanation := explain(error):
-            return Outcome(name, None, report(explanation), one_line(explanation))
+            failure = one_line(explanation)
+            code = getattr(explanation, "exit_code", 2) if failure in printed else report(explanation)
+            if sweep:
+                printed.add(failure)
+            return Outcome(name, None, code, failure)
         traceback.print_exc()
         return Outcome(name, None, 1, one_line(f"{type(error).__name__}: {error}"))
     finally:

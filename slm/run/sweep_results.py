@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, variance
@@ -47,11 +48,15 @@ def finished_line(sweep: Sweep, job: SweepJob, number: int) -> str:
     """The end of a job in one line."""
     values = " ".join(f"{key}={job.values.get(full, '-')}" for full, key in short_keys(sweep.swept).items())
     result = f"{sweep.objective} {job.objective:.4f}" if job.objective is not None else ""
-    return printable(f"[{number}/{len(sweep.jobs)}] {values}  {'  '.join(filter(None, (result, state(job))))}", 500)
+    before = [other.failure for other in sweep.jobs[: number - 1]]
+    same = f"{job.status} as [{before.index(job.failure) + 1}]" if job.failure and job.failure in before else state(job)
+    return printable(f"[{number}/{len(sweep.jobs)}] {values}  {'  '.join(filter(None, (result, same)))}", 500)
 
 
-def state(job: SweepJob) -> str:
-    """What is to be said of a job that is not done."""
+def state(job: SweepJob, reasons: Sequence[str] = ()) -> str:
+    """The status of a job that is not done, and its failure or its number, from 1, among `reasons`."""
+    if job.failure in reasons:
+        return f"{job.status} ({reasons.index(job.failure) + 1})"
     return "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status
 
 
@@ -64,17 +69,20 @@ def table(sweep: Sweep) -> str:
 
 def plain_table(sweep: Sweep) -> str:
     short = short_keys(sweep.swept)
+    counts = Counter(job.failure for job in sweep.jobs if job.failure)
+    shared = [failure for failure, count in counts.items() if count > 1]  # below the table, once
     jobs = sorted(sweep.jobs, key=lambda job: (job.objective is None, job.objective or 0))
     rows = [
         [
             *(job.values.get(key, "-") for key in sweep.swept),
             "-" if job.objective is None else f"{job.objective:.4f}",
             "-" if job.seconds is None else f"{job.seconds:.0f}",
-            state(job),
+            state(job, shared),
         ]
         for job in jobs
     ]
-    return aligned([*short.values(), str(sweep.objective), "seconds", ""], rows)
+    notes = [f"({number}) {printable(failure, 500)}" for number, failure in enumerate(shared, 1)]
+    return "\n".join([aligned([*short.values(), str(sweep.objective), "seconds", ""], rows), *notes])
 
 
 def seeds_table(sweep: Sweep, groups: dict[tuple[str, ...], list[SweepJob]], noise: float) -> str:
