@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 CASES = Path(__file__).parent / "fuzz" / "cases.py"
 SCALE = float(os.environ.get("SLM_FUZZ", "1"))  # times as many cases, from another seed
@@ -31,7 +32,7 @@ def test_every_mutation_is_answered(kind, tmp_path, finished):
     cases = int(cases * SCALE)
     arguments = [kind, str(int(SCALE)), str(cases), str(tmp_path / kind), str(finished)]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SECRET": "of the environment"}
-    environment |= {"PYTHONPATH": str(CASES.parents[1]), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    environment |= {"PYTHONPATH": f"{CASES.parents[1]}:{ROOT}", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [sys.executable, CASES, *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     current = tmp_path / kind / "current"

@@ -128,6 +128,10 @@ def without(key: str):
     return lambda saved: saved[key].clear()
 
 
+def best_in(saved: dict) -> dict:
+    return next(state for state in saved["callbacks"].values() if "best" in state and "kept" in state)
+
+
 def groups_in(saved: dict) -> list:
     return saved["optimizer_states"][0]["param_groups"]
 
@@ -139,6 +143,10 @@ def misshaped(saved: dict):
 MALFORMED = {  # by a change of a checkpoint
     "ValueError: .* parameter group.*nothing was changed": lambda saved: groups_in(saved).pop(),
     "holds no optimizer_states, so training cannot go on": without("optimizer_states"),
+    "state is damaged: one belongs to no parameter": lambda saved: saved["optimizer_states"][0]["state"].update(
+        {999: {}}
+    ),
+    "the state of callbacks.checkpoints is damaged: best": lambda saved: best_in(saved).update(best="x"),
     r"state is damaged: exp_avg_sq has not the shape \(\d+, 64\)": misshaped,
     "KeyError: 'fit_loop'.*nothing was changed": without("loops"),
     "KeyError: 'consumed'.*nothing was changed": without("WindowsData"),

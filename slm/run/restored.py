@@ -17,6 +17,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer):
         return
     fresh: dict[tuple, dict[str, tuple[int, ...] | None]] = {}  # by what a state depends on: one step for each
     for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, torch.Tensor):  # torch keeps a state that belongs to no parameter
+            raise UserError("the optimizer's state is damaged: one belongs to no parameter; take another checkpoint")
         kind = parameter.shape, parameter.dtype, parameter.device, tuple(state)
         if state and kind not in fresh:
             fresh[kind] = _fresh_state(optimizer, parameter)

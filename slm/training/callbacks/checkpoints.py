@@ -41,7 +41,12 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "kept": sorted(self.kept)}
 
     def load_state_dict(self, state: dict[str, Any]):
-        self.best, self.kept = state["best"], set(state.get("kept", ()))
+        self.kept = set(state.get("kept", ()))
+        match state["best"]:
+            case None | {"step": int(), "file": str(), "val/loss": float()} as best:
+                self.best = best
+            case _:
+                raise UserError("the state of callbacks.checkpoints is damaged: best; take another checkpoint")
 
     def on_load_checkpoint(self, trainer, module, content: dict[str, Any]):
         """Recomputes Lightning's microbatch counts from the steps done: the microbatch may have changed."""
