@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from slm.errors import UserError, printable
+from slm.errors import UserError
 from slm.files import jsonl, run_folder
 from slm.security import leaves
+from slm.tables import columns
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
 MEASURED = re.compile("val/|sample/|train/loss$")  # the metrics that a run is judged by
@@ -105,9 +106,7 @@ class RunTable(list[Run]):
         return min(finished, key=lambda run: run.objective)
 
     def __repr__(self) -> str:
-        rows = [[printable(" ".join(str(_value(run.info, key)).split()), 80) for key in COLUMNS] for run in self]
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in (COLUMNS, *rows))
+        return columns([COLUMNS, *([_value(run.info, key) for key in COLUMNS] for run in self)], width=80)
 
 
 def runs(*folders: str | Path) -> RunTable:

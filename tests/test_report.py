@@ -14,6 +14,7 @@ from conftest import exit_code, mistake, small_run, trained
 from slm import report
 from slm.analysis import curves, sweep
 from slm.analysis.optimum import optimum
+from slm.analysis.statistics import pooled_deviation
 from slm.files import run_folder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -272,8 +273,8 @@ def test_a_sweep(swept):
 
 def test_noise_is_the_pooled_deviation_of_seeds(swept):
     found = sweep.read(swept)
-    residuals = np.concatenate([np.array(cell.objectives) - np.mean(cell.objectives) for cell in found.cells])
-    assert found.noise == pytest.approx(np.sqrt((residuals**2).sum() / (len(residuals) - 10)))
+    assert found.noise == pooled_deviation([cell.objectives for cell in found.cells])
+    assert 0.003 < found.noise < 0.008  # of 0.005
 
 
 def test_a_folder_of_runs_is_a_sweep_over_what_differs(tmp_path):

@@ -12,6 +12,7 @@ from slm.analysis.statistics import (
     holm,
     paired_difference,
     pairs_needed,
+    pooled_deviation,
     sign_flip_p,
     unpaired_difference,
 )
@@ -48,6 +49,24 @@ def test_equal_and_single_differences():
     assert paired_difference([0.0, 0.0, 0.0]).p == 1
     assert paired_difference([0.1, 0.1]).p == 0
     assert math.isnan(paired_difference([0.1]).p)
+
+
+@pytest.mark.parametrize(("groups", "seeds"), [(1, 2), (2, 3), (5, 2), (6, 3), (12, 2)])
+def test_the_pooled_deviation_is_about_unbiased_and_robust(groups, seeds):
+    """In simulated sweeps with a deviation of 1; then one of the groups explodes."""
+    values = np.random.default_rng(groups).normal(0, 1, (1000, groups, seeds))
+    found = [pooled_deviation(sweep) for sweep in values]
+    assert np.mean(np.square(found)) == pytest.approx(1, abs=0.13)
+    values[:, 0] *= 30
+    if groups > 3:
+        assert np.median([pooled_deviation(sweep) for sweep in values]) < 1.5
+
+
+def test_groups_of_several_sizes_are_pooled():
+    values = np.random.default_rng(3).normal(0, 2, (500, 6, 5))
+    found = [pooled_deviation([sweep[0][:2], sweep[1][:1], *sweep[2:4], sweep[4][:3], sweep[5]]) for sweep in values]
+    assert np.mean(np.square(found)) == pytest.approx(4, rel=0.12)
+    assert pooled_deviation([[1.0], []]) is None
 
 
 def test_unpaired_against_scipy():

@@ -19,10 +19,11 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from slm import energy
+from slm.analysis.statistics import pooled_deviation
 from slm.files import atomic, jsonl, run_folder, sweep_folder
 from slm.run.sweep import fixed_keys, swept_values
 from slm.run.sweep_jobs import threads_divided
-from slm.run.sweep_results import finished_line, pooled_deviation, table
+from slm.run.sweep_results import finished_line, table
 from slm.verify import first_difference
 
 KEYS = "optimizer.lr", "model.width", "data.width", "seed", "data.seed", "model"
@@ -86,7 +87,7 @@ def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):
         sweep_folder.require(tmp_path / "other")
 
 
-def test_a_failure_of_many_jobs_is_printed_once():
+def test_a_failure_of_many_jobs_is_printed_once(tmp_path):
     sweep = sweep_folder.Sweep(objective="val/loss")
     for seed, failure in enumerate(("too wide", "too wide", "nan", "too wide"), 1):
         job = sweep.add({"seed": str(seed)})
@@ -95,12 +96,12 @@ def test_a_failure_of_many_jobs_is_printed_once():
     assert [line.split("  ")[-1] for line in lines] == [
         *("failed: too wide", "failed as [1]", "failed: nan", "failed as [1]")
     ]
-    assert [line.split("-")[-1].strip() for line in table(sweep).splitlines()[1:]] == [
+    assert [line.split("-")[-1].strip() for line in table(tmp_path, sweep).splitlines()[1:]] == [
         *("failed (1)", "failed (1)", "failed: nan", "failed (1)", "(1) too wide")
     ]
 
 
-def test_differences_are_in_standard_errors_of_the_pooled_noise():
+def test_differences_are_in_standard_errors_of_the_pooled_noise(tmp_path):
     """Against NumPy: unequal numbers of seeds, one failed."""
     rng, sweep = np.random.default_rng(0), sweep_folder.Sweep(objective="val/loss")
     losses = {"0.1": rng.normal(1.0, 0.1, 3), "0.2": rng.normal(1.5, 0.1, 5), "0.3": rng.normal(2.0, 0.1, 2)}
@@ -110,10 +111,9 @@ def test_differences_are_in_standard_errors_of_the_pooled_noise():
             job.status, job.objective = "done", float(value)
     job = sweep.add({"optimizer.lr": "9", "seed": "0"})
     job.status, job.failure = "failed", "loss nan"
-    residuals = np.concatenate([values - values.mean() for values in losses.values()])
-    noise = np.sqrt((residuals**2).sum() / (10 - 3))
-    assert pooled_deviation(list(map(list, losses.values()))) == pytest.approx(noise)
-    jobs, lines = (part.splitlines() for part in table(sweep).split("\n\n"))
+    noise = pooled_deviation(list(losses.values()))
+    jobs, lines = (part.splitlines() for part in table(tmp_path, sweep).split("\n\n"))
+    assert lines[-1] == f"noise: a standard deviation of {noise:.4f} between seeds, with 7 degrees of freedom"
     assert [line.split()[:2] for line in jobs[1:]][-1] == ["9", "0"]
     assert "failed: loss nan" in jobs[-1]
     assert lines[0].split() == ["lr", "val/loss", "seeds", "difference", "in", "standard", "errors"]

@@ -8,9 +8,9 @@ import numpy as np
 from slm.analysis.comparison import FACTS, Comparison, Versus
 from slm.analysis.suggestion import command_with_seeds
 from slm.analysis.wording import p_text, rounded, sentence, unit
-from slm.errors import printable
+from slm.tables import columns
 
-WIDTH = 24  # characters of a name or value in a table
+WIDTH = 40  # characters of a name or value in a table
 
 
 def page(comparison: Comparison, conclusions: Sequence[str] | None = None) -> str:
@@ -19,11 +19,11 @@ def page(comparison: Comparison, conclusions: Sequence[str] | None = None) -> st
     head = f"{comparison.metric}, {which} of each run"
     names = [group.name for group in groups]
     lines = [head, *(f"warning: {warning}" for warning in comparison.warnings), ""]
-    settings = [[key, *map(str, row)] for key, row in comparison.settings.items()]
-    lines += [*table(["configuration", *names], settings), ""]
-    counts = [["seeds", *(str(len(group.by_seed)) for group in groups)]]
+    settings = [[key, *row] for key, row in comparison.settings.items()]
+    lines += [columns([["configuration", *names], *settings], width=WIDTH), ""]
+    counts = ["seeds", *(len(group.by_seed) for group in groups)]
     measured = [[name, *(cell(name, values) for values in row)] for name, row in comparison.values.items()]
-    lines += [*table(["mean ± standard deviation", *names], counts + measured), ""]
+    lines += [columns([["mean ± standard deviation", *names], counts, *measured], width=WIDTH), ""]
     for versus in comparison.versus:
         lines += [details(versus, comparison), ""]
     return "\n".join([*lines, *(answers(comparison) if conclusions is None else conclusions)])
@@ -70,11 +70,3 @@ def cell(name: str, values: list[float]) -> str:
     if name in FACTS:
         return f"{mean:,.0f}" if name != "flops" else f"{mean:.3g}"
     return f"{rounded(mean, sd)} ± {rounded(sd, sd)}" if sd else f"{mean:.4f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table whose columns are as wide as their content, cut to WIDTH."""
-    rows = [[printable(" ".join(text.split()), 60 if i == 0 else WIDTH) for i, text in enumerate(row)] for row in rows]
-    head = [head[0], *(printable(name, WIDTH) for name in head[1:])]
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in (head, *rows)]

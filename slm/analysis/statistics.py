@@ -1,11 +1,12 @@
-"""Statistics of few seeds: paired and unpaired differences, what they could have shown, and Holm's correction.
+"""Statistics of few seeds: noise, paired and unpaired differences, what they could have shown, Holm's correction.
 
 Differences are variant minus base, in the unit of the metric. scipy is imported where it is needed: it takes a second.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -101,6 +102,30 @@ def _detectable_in_errors(freedom: float) -> float:
     bound = stats.t.isf(ALPHA / 2, freedom)
     miss = lambda shift: stats.nct.sf(bound, freedom, shift) - POWER  # noqa: E731  (the other tail is negligible)
     return float(optimize.brentq(miss, 0.5, 3 * bound + 5))
+
+
+def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
+    """The standard deviation within groups, by the median of their variances; None if no group has two values.
+
+    A group near divergence, whose variance is many times that of the others, changes a median little.
+    """
+    several = [group for group in groups if len(group) > 1]
+    variances = [np.var(group, ddof=1) / _median_variance(len(several), len(group) - 1) for group in several]
+    return math.sqrt(np.median(variances)) if several else None
+
+
+@lru_cache
+def _median_variance(groups: int, freedom: int) -> float:
+    """What the median of so many sample variances is on average, as a share of the true one.
+
+    By order statistics of chi-squared variables: 1 for a single group, chi2.ppf(0.5, freedom) / freedom for many.
+    """
+    from scipy.stats import beta, chi2
+
+    ranks = (groups + 1) // 2, groups // 2 + 1  # of the middle variance, or the two middle ones
+    shares = (np.arange(2000) + 0.5) / 2000
+    density = sum(beta.pdf(shares, rank, groups + 1 - rank) for rank in ranks)
+    return float(np.average(chi2.ppf(shares, freedom) / freedom, weights=density))
 
 
 def pairs_needed(sd: float, difference: float, limit: int = 1000) -> int:

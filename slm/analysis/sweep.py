@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 
 from slm.analysis.groups import IDENTITY
 from slm.analysis.optimum import Optimum, optimum
+from slm.analysis.statistics import pooled_deviation
 from slm.errors import UserError
 from slm.files import atomic, run_folder, sweep_folder
-from slm.files.sweep_folder import short_keys
+from slm.files.sweep_folder import SweepJob, short_keys
 from slm.security import leaves
 
 RATE = re.compile(r"(^|[._])(lr|rate|learning_rate|weight_decay|eps)$")
@@ -23,22 +24,11 @@ SEED = "seed"  # the key whose values are repetitions
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run of a sweep. `values`: swept key -> value, a number where all of the sweep are. `objective` may be None."""
-
-    folder: Path
-    values: dict[str, Any]
-    status: str
-    objective: float | None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
 class Cell:
     """The jobs that differ in their seed alone."""
 
     values: dict[str, Any]
-    jobs: list[Job]
+    jobs: list[SweepJob]
 
     @cached_property
     def objectives(self) -> list[float]:
@@ -57,8 +47,8 @@ class Sweep:
     folder: Path
     objective: str
     keys: list[str]
-    jobs: list[Job]
-    command: list[str]
+    jobs: list[SweepJob]  # values: as typed, or numbers (`typed_values`)
+    command: list[str] = field(default_factory=list)
     created: str = ""
 
     @property
@@ -74,7 +64,7 @@ class Sweep:
     @cached_property
     def cells(self) -> list[Cell]:
         """The combinations of the factors, those with the lowest mean first."""
-        found: dict[tuple, list[Job]] = {}
+        found: dict[tuple, list[SweepJob]] = {}
         for job in self.jobs:
             found.setdefault(tuple(str(job.values.get(key)) for key in self.factors), []).append(job)
         cells = [Cell({key: jobs[0].values.get(key) for key in self.factors}, jobs) for jobs in found.values()]
@@ -87,10 +77,15 @@ class Sweep:
 
     @cached_property
     def noise(self) -> float | None:
-        """Standard deviation over seeds, pooled over all cells; None without repetitions."""
-        repeated = [cell.objectives for cell in self.cells if len(cell.objectives) > 1]
-        freedom = sum(len(values) - 1 for values in repeated)
-        return math.sqrt(sum(np.var(v) * len(v) for v in repeated) / freedom) if freedom else None
+        """Standard deviation over seeds; None without repetitions."""
+        return pooled_deviation([cell.objectives for cell in self.cells])
+
+    def in_errors(self, cell: Cell) -> float | None:
+        """The difference of a mean to the lowest one in standard errors of such a difference; None if unknown."""
+        if not (self.noise and cell.objectives):
+            return None
+        error = self.noise * math.sqrt(1 / len(cell.objectives) + 1 / len(self.cells[0].objectives))
+        return (cell.mean - self.cells[0].mean) / error
 
     def levels(self, key: str) -> list[Any]:
         """The distinct values of a key, sorted; numbers before texts."""
@@ -126,7 +121,7 @@ def read(folder: Path) -> Sweep:
         return of_runs(folder)
     values = typed_values([job.values for job in recorded.jobs])
     jobs = [
-        Job(folder / job.folder, row, job.status, job.objective if is_number(job.objective) else None, job.failure)
+        replace(job, values=row, objective=job.objective if is_number(job.objective) else None)
         for job, row in zip(recorded.jobs, values)
     ]
     return Sweep(folder, recorded.objective or "", recorded.swept, jobs, recorded.command, recorded.created)
@@ -147,10 +142,17 @@ def of_runs(folder: Path) -> Sweep:
     keys = list(columns.values())[:MAX_KEYS]
     values = typed_values([{key: config.get(key) for key in keys} for config in configs])
     jobs = [
-        Job(path, row, info["status"], info.get("objective"), info.get("failure"))
+        SweepJob(
+            folder=path.name,
+            values=row,
+            status=info["status"],
+            objective=info.get("objective"),
+            failure=info.get("failure"),
+        )
         for path, row, info in zip(found, values, infos)
     ]
-    return Sweep(folder, str(infos[0]["config"].get("optimized_metric", "")), keys, jobs, [], infos[0]["created"])
+    objective = str(infos[0]["config"].get("optimized_metric", ""))
+    return Sweep(folder, objective, keys, jobs, created=infos[0]["created"])
 
 
 def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:

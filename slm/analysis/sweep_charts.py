@@ -1,6 +1,7 @@
 """The charts of a sweep: the objective against each swept number, and the curves of its runs."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def curve_charts(sweep: Sweep) -> list[Chart]:
     """The objective and train/loss of all cells during training, means over seeds with their band."""
     cells = [cell for cell in sweep.cells if cell.objectives][:MAX_LINES] or sweep.cells[:MAX_LINES]
     cells = sorted(cells, key=lambda cell: [_rank(sweep, key, cell.values[key]) for key in sweep.factors])
-    read = [[_read(job.folder) for job in cell.jobs] for cell in cells]
+    read = [[_read(sweep.folder / job.folder) for job in cell.jobs] for cell in cells]
     names = dict.fromkeys((sweep.objective or "val/loss", "train/loss"))
     return [chart for name in names if (chart := _curve_chart(sweep, name, cells, read))]
 
@@ -87,7 +88,7 @@ def _rank(sweep: Sweep, key: str, value: Any) -> int:
     return [str(level) for level in sweep.levels(key)].index(str(value))
 
 
-def _read(folder) -> Curves:
+def _read(folder: Path) -> Curves:
     info = atomic.read_object(folder / "run.json") or {}
     return run_curves.read(folder, info.get("flops_per_token"))
 

@@ -1,7 +1,6 @@
 """report.html and PNGs of a sweep."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,12 +121,11 @@ def cell_table(sweep: Sweep) -> str:
         row = [*cell.values.values(), cell.mean if cell.objectives else "failed" if _failed(cell) else None, difference]
         if several:
             ends = (min(cell.objectives), max(cell.objectives)) if cell.objectives else (None, None)
-            error = noise * math.sqrt(1 / len(cell.objectives) + 1 / len(cells[0].objectives)) if cell.objectives else 0
-            row += [difference / error if error else None, len(cell.objectives), *ends]
+            row += [sweep.in_errors(cell), len(cell.objectives), *ends]
         rows.append(row)
     note = (
-        f"Noise: a standard deviation of {number(noise, 2)} between seeds, pooled over all combinations. Standard "
-        "errors are those of the difference to the first row."
+        f"Noise: a standard deviation of {number(noise, 2)} between seeds, by the median over all combinations. "
+        "Standard errors are those of the difference to the first row."
     )
     return table(heads, rows, sortable=True, best=1) + (paragraph(note, "quiet") if noise else "")
 
@@ -141,17 +139,14 @@ def job_table(sweep: Sweep) -> str:
     jobs = sorted(sweep.jobs, key=lambda job: (job.objective is None, job.objective))[:MAX_ROWS]
     rows = []
     for job in jobs:
-        link = f'<a href="{quote(job.folder.name)}/report.html">{escaped(job.folder.name)}</a>'
+        link = f'<a href="{quote(job.folder)}/report.html">{escaped(job.folder)}</a>'
         rows.append((Markup(link), *(job.values.get(key) for key in sweep.keys), job.objective, job.status))
     return table(("run", *sweep.keys, sweep.objective or "objective", "status"), rows, sortable=True)
 
 
 def failures(sweep: Sweep) -> str:
-    rows = [
-        (job.folder.name, job.status, job.failure)
-        for job in sweep.jobs
-        if job.status in ("failed", "stopped") or job.failure
-    ]
+    jobs = [job for job in sweep.jobs if job.status in ("failed", "stopped") or job.failure]
+    rows = [(job.folder, job.status, job.failure) for job in jobs]
     return table(("run", "status", "why"), rows[:MAX_ROWS]) if rows else ""
 
 

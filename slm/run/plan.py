@@ -17,11 +17,11 @@ from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
-from slm.planning.table import clock
 from slm.run.config import RunConfig
 from slm.run.prepare import Job, TokenizerPlan, choose_hardware, optimizer_of, prepare_job, recipe_warnings, warn
 from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes
 from slm.run.sections import UNKNOWN
+from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
 COUNTED: dict[str, Memory] = {}  # by what determines them

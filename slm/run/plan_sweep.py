@@ -8,10 +8,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.planning.table import clock, columns, gigabytes
 from slm.run import CONF
 from slm.run.compose import one_line_composition, plain
 from slm.run.overrides import key_of
+from slm.tables import clock, columns, gigabytes
 
 
 def is_planned(overrides: Sequence[str]) -> bool:
@@ -72,6 +72,5 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
         "?" if None in costs else f"{sum(costs):.2f}",
     ]
     rate = "measured" if all(plan.measured for plan in plans) else f"{device_table()['utilisation']:.0%} of the peak"
-    return (
-        f"{columns([*rows, total])}\nOn {plans[0].device.name.removeprefix('this one, ')}, one after another; {rate}."
-    )
+    device = plans[0].device.name.removeprefix("this one, ")
+    return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."

@@ -8,8 +8,8 @@ from pathlib import Path
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices
-from slm.planning.table import clock, columns, gigabytes
 from slm.run.plan import Plan, memory_of
+from slm.tables import clock, columns, gigabytes
 
 
 def shown(plan: Plan) -> str:
@@ -90,6 +90,7 @@ def _device_table(plan: Plan) -> str:
     assumed = device_table()
     rate = "ten steps measured on this one; " if plan.measured else ""
     return (
-        f"{columns(rows)}\nTime: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and "
-        f"validation.\nCost: dollars, prices of {assumed['assumed_on']} in conf/devices.yaml (price_per_hour=...)."
+        f"{columns(rows, right=True)}\n"
+        f"Time: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and validation.\n"
+        f"Cost: dollars, prices of {assumed['assumed_on']} in conf/devices.yaml (price_per_hour=...)."
     )

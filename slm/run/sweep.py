@@ -177,7 +177,7 @@ class RecordingLauncher(Launcher):
         """Prints the table of the sweep, and returns the highest exit code of this command's jobs."""
         write_results(self.folder)
         sweep = sweep_folder.require(self.folder)
-        print(f"\n{table(sweep)}\n\n{self.folder / 'results.csv'}")
+        print(f"\n{table(self.folder, sweep)}\n\n{self.folder / 'results.csv'}")
         if self.config.report and (page := report.write(self.folder)):
             print(page)
         return max((job.exit_code or 0 for job in sweep.jobs if job.folder in self.names), default=0)

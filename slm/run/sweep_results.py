@@ -2,17 +2,16 @@
 
 import csv
 import io
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, variance
 from typing import Any
 
 from slm.errors import UserError, printable
 from slm.files import atomic, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob, short_keys
 from slm.results import Run
+from slm.tables import columns
 
 NUMBERS = ("parameters", "tokens", "tokens_per_second", "seconds", "flops", "energy_joules")  # of Run.summary
 
@@ -22,9 +21,9 @@ def write_results(folder: Path):
     with sweep_folder.changed(folder) as sweep:
         rows = [row(folder, sweep, job) for job in sweep.jobs]
     metrics = sorted({name for line in rows for name in line if name.endswith((" final", " best", " best step"))})
-    columns = [*sweep.swept, "status", "objective", *metrics, *NUMBERS, "failure", "folder"]
+    names = [*sweep.swept, "status", "objective", *metrics, *NUMBERS, "failure", "folder"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic.write_text(folder / "results.csv", text.getvalue())
@@ -60,65 +59,36 @@ def state(job: SweepJob, reasons: Sequence[str] = ()) -> str:
     return "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status
 
 
-def table(sweep: Sweep) -> str:
+def table(folder: Path, sweep: Sweep) -> str:
     """The jobs sorted by objective, failed and unfinished ones last; then means over seeds, where some were swept."""
-    groups = by_seed(sweep)
-    noise = pooled_deviation([[job.objective for job in jobs] for jobs in groups.values()])
-    return plain_table(sweep) + ("" if noise is None else f"\n\n{seeds_table(sweep, groups, noise)}")
+    from slm.analysis import sweep as analysis  # imports scipy, which takes a second
 
-
-def plain_table(sweep: Sweep) -> str:
-    short = short_keys(sweep.swept)
     counts = Counter(job.failure for job in sweep.jobs if job.failure)
     shared = [failure for failure, count in counts.items() if count > 1]  # below the table, once
     jobs = sorted(sweep.jobs, key=lambda job: (job.objective is None, job.objective or 0))
-    rows = [
-        [
-            *(job.values.get(key, "-") for key in sweep.swept),
-            "-" if job.objective is None else f"{job.objective:.4f}",
-            "-" if job.seconds is None else f"{job.seconds:.0f}",
-            state(job, shared),
-        ]
-        for job in jobs
-    ]
+    rows = [[*short_keys(sweep.swept).values(), sweep.objective, "seconds", ""]]
+    for job in jobs:
+        numbers = [form(job.objective, ".4f"), form(job.seconds, ".0f")]
+        rows.append([*(job.values.get(key, "-") for key in sweep.swept), *numbers, state(job, shared)])
     notes = [f"({number}) {printable(failure, 500)}" for number, failure in enumerate(shared, 1)]
-    return "\n".join([aligned([*short.values(), str(sweep.objective), "seconds", ""], rows), *notes])
+    means = seeds_table(analysis.Sweep(folder, str(sweep.objective), sweep.swept, jobs))
+    return "\n\n".join(filter(None, ("\n".join([columns(rows), *notes]), means)))
 
 
-def seeds_table(sweep: Sweep, groups: dict[tuple[str, ...], list[SweepJob]], noise: float) -> str:
-    """Means over seeds, and their differences to the lowest in standard errors of a difference."""
-    keys = [key for key in sweep.swept if key != "seed"]
-    means = sorted((fmean(job.objective for job in jobs), values) for values, jobs in groups.items())
-    (best, best_values), rows = means[0], []
-    for mean, values in means:
-        error = noise * math.sqrt(1 / len(groups[values]) + 1 / len(groups[best_values]))
-        in_errors = f"{(mean - best) / error:.1f}" if error else "-"
-        rows.append([*values, f"{mean:.4f}", str(len(groups[values])), f"{mean - best:.4f}", in_errors])
+def seeds_table(sweep) -> str | None:
+    """The means over seeds of a slm.analysis.sweep.Sweep, and their differences to the lowest; None without seeds."""
+    if "seed" not in sweep.keys or sweep.noise is None:
+        return None
+    head = [*(sweep.short[key] for key in sweep.factors), sweep.objective, "seeds", "difference", "in standard errors"]
+    cells, rows = [cell for cell in sweep.cells if cell.objectives], []
+    for cell in cells:
+        difference = form(cell.mean - cells[0].mean, ".4f"), form(sweep.in_errors(cell), ".1f")
+        rows.append([*cell.values.values(), form(cell.mean, ".4f"), len(cell.objectives), *difference])
     rows[0][-2:] = "best", ""
-    names = [short_keys(sweep.swept)[key] for key in keys]
-    text = aligned([*names, str(sweep.objective), "seeds", "difference", "in standard errors"], rows)
-    freedom = sum(len(jobs) - 1 for jobs in groups.values())
-    return f"{text}\nnoise: a standard deviation of {noise:.4f} between seeds, with {freedom} degrees of freedom"
+    freedom = sum(len(cell.objectives) - 1 for cell in cells)
+    noise = f"noise: a standard deviation of {sweep.noise:.4f} between seeds, with {freedom} degrees of freedom"
+    return f"{columns([head, *rows])}\n{noise}"
 
 
-def by_seed(sweep: Sweep) -> dict[tuple[str, ...], list[SweepJob]]:
-    """The jobs with an objective, grouped by their swept values but for the seed."""
-    groups: dict[tuple[str, ...], list[SweepJob]] = {}
-    for job in sweep.jobs if "seed" in sweep.swept else ():
-        if job.objective is not None:
-            values = tuple(job.values.get(key, "-") for key in sweep.swept if key != "seed")
-            groups.setdefault(values, []).append(job)
-    return groups
-
-
-def pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:
-    """The standard deviation within groups, over all of them; None if none has two values."""
-    several = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in several)
-    return math.sqrt(sum((len(group) - 1) * variance(group) for group in several) / freedom) if freedom else None
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[printable(cell, 120) for cell in line] for line in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+def form(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
