@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from conftest import ROOT, small_run
+from faults import override as fault
 from forks import forked
-from test_faults import fault
 from test_resume import final_state, history
 
 from slm import verify
@@ -50,9 +50,10 @@ def test_two_processes_equal_one(small, tmp_path):
     assert list(verify.find_problems(tmp_path / "two")) == []
 
 
-def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path):
+def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path, monkeypatch):
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}")  # of the second process
     stopped = forked(*run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
     diverged = forked(*run, *TWO, fault("nonfinite", step=8))

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import small_run, trained
+from faults import override as fault
 from test_resume import history
 
 from slm import hardware, verify
@@ -23,11 +24,6 @@ from slm.training.loggers import CSVFile
 
 SAVING = "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=3"
 CPU = Hardware("cpu", 1, "32-true", "a small machine")
-
-
-def fault(kind: str, step: int = 7) -> str:
-    """The override that injects a fault at an optimizer step, counted from 1."""
-    return f"+callbacks.fault={{_target_: slm.training.callbacks.fault.Fault, kind: {kind}, step: {step}}}"
 
 
 def steps_saved(folder: Path) -> list[int]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from faults import override as fault
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
-from test_faults import fault
 from test_resume import Killed, assert_same, final_state, resumes_exactly
 
 import slm.run.train

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import mistake, small_run, trained
+from faults import override as fault
 from test_distributed import TWO, command
-from test_faults import fault
 from test_resume import Killed, final_state, history, set_status
 
 import slm

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from faults import override as fault
 from lightning.pytorch.callbacks import Callback
-from test_faults import fault
 from test_resume import assert_same, history, resumes_exactly
 
 from slm import checkpoint

@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from test_faults import SAVING, fault, steps_saved
+from faults import Fault
+from faults import override as fault
+from test_faults import SAVING, steps_saved
 from test_resume import assert_same, history
 
 from slm import checkpoint, verify
 from slm.errors import Diverged
 from slm.files import jsonl, run_folder
-from slm.training.callbacks.fault import Fault
 from slm.training.callbacks.guard import Guard
 
 SPIKE = (*SAVING, fault("spike"), "callbacks.guard.spike_window=4")

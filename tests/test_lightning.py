@@ -6,8 +6,8 @@ import lightning.pytorch as L
 import pytest
 import torch
 from conftest import mistake
+from faults import override as fault
 from lightning.pytorch.callbacks import Callback
-from test_faults import fault
 from test_resume import history, resumes_exactly
 
 from slm import checkpoint
@@ -241,7 +241,7 @@ def test_no_validation_at_all_still_saves(run):
 
 
 def test_clipping_by_value_beside_a_skipped_update(run):
-    spoiled = added("fault", "slm.training.callbacks.fault.Fault", kind="nonfinite", step=3)
+    spoiled = added("fault", "faults.Fault", kind="nonfinite", step=3)
     folder = run(spoiled, "trainer.gradient_clip_algorithm=value", "on_nonfinite=skip", "callbacks.samples=null")
     assert values_of(folder, "train/skipped") == {3: 1}
 

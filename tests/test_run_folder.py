@@ -10,7 +10,8 @@ import sys
 
 import pytest
 from conftest import flip_a_bit, mistake, refused
-from test_faults import SAVING, fault
+from faults import override as fault
+from test_faults import SAVING
 from test_resume import set_status
 
 from slm import checkpoint, verify

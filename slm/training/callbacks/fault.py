@@ -1,81 +1,20 @@
-"""Faults at a chosen step, for tests and for verify_resume=true. No configuration of a user names it."""
+"""A signal to its own process at a chosen step, for verify_resume=true and tests. No file of conf/ names it."""
 
-import errno
 import os
 import signal
-import time
 from typing import Literal
 
-import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from slm.data.windows import InfiniteShuffle
-from slm.errors import UserError
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
-Kind = Literal[
-    *("nonfinite", "spike", "out-of-memory", "kill", "terminate", "interrupt"),
-    *("loader-killed", "loader-raises", "loader-hangs"),
-]
 
 
 class Fault(Callback):
-    """Injects a fault at optimizer step `step`, counted from 1, in every process that reaches it.
+    """Sends a signal at the beginning of optimizer step `step`, counted from 1, in every process that reaches it."""
 
-    `nonfinite` and `spike` change the loss; faults of a loader process need data.workers above 0, except
-    loader-raises. Raises UserError otherwise.
-    """
-
-    def __init__(self, *, kind: Kind, step: int):
+    def __init__(self, *, kind: Literal["kill", "terminate", "interrupt"], step: int):
         self.kind, self.step = kind, step
 
-    def setup(self, trainer, module, stage):
-        if self.kind in ("nonfinite", "spike"):
-            take_step = module.training_step
-
-            def spoiled(*batch) -> Tensor:
-                factor = {"nonfinite": float("nan"), "spike": 10.0}[self.kind] if self._is_now(trainer) else 1.0
-                loss = take_step(*batch) * factor
-                module.nats = module.nats * factor
-                return loss
-
-            module.training_step = spoiled
-        elif self.kind.startswith("loader"):
-            data = trainer.datamodule
-            if not data.workers and self.kind != "loader-raises":
-                raise UserError(f"{self.kind} is a fault of a loader process; give data.workers=1")
-            consumed = data.position_at(self.step - 1)
-            first = next(iter(InfiniteShuffle(len(data.train), data.seed, consumed)))
-            data.train = FaultyWindows(data.train, self.kind, first)
-
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if not self._is_now(trainer) or batch_idx % trainer.accumulate_grad_batches:
-            return
-        if self.kind == "out-of-memory":
-            raise torch.OutOfMemoryError("an injected fault")
-        if self.kind in SIGNALS:
+        if trainer.global_step + 1 == self.step and batch_idx % trainer.accumulate_grad_batches == 0:
             os.kill(os.getpid(), SIGNALS[self.kind])
-
-    def _is_now(self, trainer) -> bool:
-        return trainer.global_step + 1 == self.step
-
-
-class FaultyWindows(Dataset):
-    """Windows of which one index ends, fails or blocks the process that asks for it."""
-
-    def __init__(self, windows: Dataset, kind: Kind, index: int):
-        self.windows, self.kind, self.index = windows, kind, index
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        if self.index in indices:
-            if self.kind == "loader-killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.kind == "loader-raises":
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            time.sleep(3600)
-        return self.windows.__getitems__(indices)
