@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.corpora import Corpus
-from slm.errors import DISK_ERRORS, ResourceError, UserError, explain, file_operation, printable, report
+from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, one_line_errors, printable
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
 
@@ -193,6 +193,7 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
             yield entry, "in use"
 
 
+@one_line_errors()
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
     parser = argparse.ArgumentParser(prog="python -m slm.cache", description=__doc__.splitlines()[0])
@@ -204,21 +205,16 @@ def main() -> int:
     parser.add_argument("--cache-dir", default=default, help="default: SLM_CACHE, else ~/.cache/slm")
     arguments = parser.parse_args()
     days, cache = -math.inf if arguments.all else arguments.older_than_days, atomic.expanded(arguments.cache_dir)
-    try:
-        if arguments.action == "list":
-            found = entries(cache)
-            for entry in found:
-                print(entry.line())
-            print(f"{cache}: {len(found)} folders, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB")
-            return 0
-        if days is None or not (arguments.all or days >= 0):
-            raise UserError("prune needs --older-than-days N, with N at least 0, or --all")
-        for entry, reason in prune(cache, time.time() - days * DAY):
-            print(f"{'kept' if reason else 'deleted'} {entry.line()}" + (f" ({reason})" if reason else ""))
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        return report(explanation)
+    if arguments.action == "list":
+        found = entries(cache)
+        for entry in found:
+            print(entry.line())
+        print(f"{cache}: {len(found)} folders, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB")
+        return 0
+    if days is None or not (arguments.all or days >= 0):
+        raise UserError("prune needs --older-than-days N, with N at least 0, or --all")
+    for entry, reason in prune(cache, time.time() - days * DAY):
+        print(f"{'kept' if reason else 'deleted'} {entry.line()}" + (f" ({reason})" if reason else ""))
     return 0
 
 

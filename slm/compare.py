@@ -21,12 +21,13 @@ from slm.analysis.comparison import FACTS, Comparison, compare
 from slm.analysis.comparison_page import answers, cell, page
 from slm.analysis.groups import read_groups
 from slm.analysis.wording import p_text, rounded
-from slm.errors import explain, printable, report
+from slm.errors import one_line_errors, printable
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
 
 
-def main() -> int:
+@one_line_errors()
+def main():
     """Exit code: 0, 2 for runs that cannot be compared, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.compare", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", help="a run folder, a sweep folder, or a folder that holds runs")
@@ -36,22 +37,16 @@ def main() -> int:
     for kind in WRITERS:
         parser.add_argument(f"--{kind}", metavar="FILE", help=f"also write {kind.upper()} to this file; - for stdout")
     arguments = parser.parse_args()
-    try:
-        groups, left_out = read_groups(arguments.folder)
-        for reason in left_out:
-            print(printable(f"left out: {reason}", 1000), file=sys.stderr)
-        comparison = compare(groups, base=arguments.base, metric=arguments.metric, best=arguments.best)
-        chosen = {kind: file for kind in WRITERS if (file := getattr(arguments, kind))}
-        if "-" not in chosen.values():
-            print(printable(page(comparison)))
-        for kind, file in chosen.items():
-            text = WRITERS[kind](comparison)
-            print(printable(text), end="") if file == "-" else atomic.write_text(Path(file), text)
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        return report(explanation)
-    return 0
+    groups, left_out = read_groups(arguments.folder)
+    for reason in left_out:
+        print(printable(f"left out: {reason}", 1000), file=sys.stderr)
+    comparison = compare(groups, base=arguments.base, metric=arguments.metric, best=arguments.best)
+    chosen = {kind: file for kind in WRITERS if (file := getattr(arguments, kind))}
+    if "-" not in chosen.values():
+        print(printable(page(comparison)))
+    for kind, file in chosen.items():
+        text = WRITERS[kind](comparison)
+        print(printable(text), end="") if file == "-" else atomic.write_text(Path(file), text)
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -111,6 +111,17 @@ def file_operation(name: str, path: Path, instead_of: Path | None = None) -> Ite
         raise
 
 
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line and an exit code for every error that is not a bug of this program."""
+    try:
+        yield
+    except Exception as error:
+        if not (explanation := explain(error)):
+            raise
+        sys.exit(report(explanation))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for out of memory of a GPU or of the machine; only some of these errors have a class of their own."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # the latter torch's

@@ -9,7 +9,6 @@ valid. Writes evaluation.json into the run folder.
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,21 +26,21 @@ from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.grammar import Story
 from slm.corpora.storyworld.world import StoryWorld
 from slm.corpora.text import Text
-from slm.errors import UserError, explain, printable, report
+from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
 from slm.generation.quantize import for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stories import generate_stories
-from slm.generation.text_loss import text_loss
-from slm.loss import token_nats
+from slm.generation.text_loss import padded, text_loss, window_nats
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 
 
+@one_line_errors()
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", help="a run folder, a .ckpt file, latest, last or best")
@@ -51,20 +50,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the generated stories and the intervals")
     parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest, last and best")
     arguments = parser.parse_args()
-    try:
-        if arguments.stories < 2:
-            raise UserError(f"--stories={arguments.stories} must be at least 2")
-        if arguments.seed < 0:
-            raise UserError(f"--seed={arguments.seed} must be at least 0")
-        path = run_folder.find_checkpoint(arguments.run, atomic.expanded(arguments.runs_dir))
-        if arguments.text:
-            print(printable(text_page(path, arguments.text)))
-        else:
-            evaluate_stories(path, arguments)
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        sys.exit(report(explanation))
+    if arguments.stories < 2:
+        raise UserError(f"--stories={arguments.stories} must be at least 2")
+    if arguments.seed < 0:
+        raise UserError(f"--seed={arguments.seed} must be at least 0")
+    path = run_folder.find_checkpoint(arguments.run, atomic.expanded(arguments.runs_dir))
+    if arguments.text:
+        print(printable(text_page(path, arguments.text)))
+    else:
+        evaluate_stories(path, arguments)
 
 
 def text_page(path: Path, files: Sequence[str]) -> str:
@@ -175,7 +169,9 @@ def story_losses(
     if len(texts) < len(stories) / 2:
         raise UserError(f"only {len(texts)} of {len(stories)} stories fit into the model's context of {context} tokens")
     floors = [story_floor(world, text, tokenizer) for text in texts]
-    tallies = np.stack([tally(bits, floor) for bits, floor in zip(story_bits(model, tokenizer, texts), floors)])
+    nats = window_nats(model, padded([[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]))
+    bits = nats.numpy() / math.log(2)
+    tallies = np.stack([tally(row[: len(floor.bits)], floor) for row, floor in zip(bits, floors)])
     floor, bits, tokens = tallies.mean(0)
     differences = tallies[:, 1] - tallies[:, 0]
     return {
@@ -189,22 +185,6 @@ def story_losses(
             for i, part in enumerate(PARTS)
         },
     }
-
-
-@torch.inference_mode()
-def story_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], rows: int = 32) -> list[np.ndarray]:
-    """The bits of each token of each text and of its end, as arrays (T,). `rows` texts are evaluated at a time."""
-    ids = [[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]
-    longest, device = max(map(len, ids)), model.head.weight.device
-    bits = []
-    for first in range(0, len(ids), rows):
-        batch = ids[first : first + rows]
-        window = torch.tensor([row + [tokenizer.eos] * (longest - len(row)) for row in batch], device=device)
-        features, softcap = model.features(window[:, :-1]), model.config.logit_softcap
-        nats = token_nats(features, model.head.weight, window[:, 1:], softcap)
-        padded = nats.double().cpu().numpy() / math.log(2)
-        bits += [row[: len(its) - 1] for row, its in zip(padded, batch)]
-    return bits
 
 
 def page(evaluation: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The machine: device, precision, microbatch, compilation, memory. No Lightning.
+"""The machine: device, precision, processes, compilation, memory. No Lightning.
 
 `auto` values of conf/trainer are resolved here.
 """
@@ -17,16 +17,12 @@ from pathlib import Path
 
 import torch
 
-from slm.errors import ResourceError, UserError, is_out_of_memory
-from slm.loss import cross_entropy
-from slm.model import GPT, GPTConfig
+from slm.errors import ResourceError, UserError
 
-GPU_MICROBATCH, CPU_MICROBATCH = 32, 8  # windows, unless trainer.microbatch says otherwise
 LAUNCHER_VARIABLES = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")  # of torchrun, srun, ...
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-SPARE_COPIES = 3  # of the parameters, kept free for two moments of AdamW and what else a step needs
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,13 @@ def local_rank() -> int:
     return int(rank) if (rank := os.environ.get("LOCAL_RANK", "")).isdecimal() else 0
 
 
+def is_first_process(trainer) -> bool:
+    """True in the one process of a distributed run, with these settings of conf/trainer, that prints and writes."""
+    if trainer.devices == trainer.num_nodes == 1:
+        return True  # whatever the environment contains
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 def first_sentence(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
 
@@ -146,6 +149,21 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
     return kind == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
 
 
+def check_open_files(loaders: int):
+    """Raises the limit of open files to what so many loader processes need. Raises ResourceError if it is too low.
+
+    Without enough of them a loader process hangs, since its errors cannot reach the training process.
+    """
+    needed, (soft, hard) = 64 + 32 * loaders, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if loaders and resource.RLIM_INFINITY != soft < needed:
+        if resource.RLIM_INFINITY != hard < needed:
+            raise ResourceError(
+                f"this process may open {hard} files, and {loaders} loader processes need {needed}; "
+                f"raise the limit (ulimit -n {needed}), or give data.workers=0"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def resident_bytes() -> int:
     """Memory of this process now; where the system does not tell, its highest value so far."""
     try:
@@ -153,80 +171,6 @@ def resident_bytes() -> int:
         return pages * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def choose_microbatch(asked: int | None, accumulation: int | None, batch_windows: int, hardware: Hardware) -> int:
-    """Windows per forward pass and device: `asked`, what `accumulation` implies, or the largest usual divisor.
-
-    Raises UserError unless whole microbatches on all devices make up the batch.
-    """
-    if batch_windows % hardware.devices:
-        raise UserError(
-            f"data.batch_windows={batch_windows} must be a multiple of the {hardware.devices} devices (trainer.devices)"
-        )
-    share = batch_windows // hardware.devices
-    if accumulation is not None:
-        if accumulation < 1 or share % accumulation:
-            raise UserError(
-                f"trainer.accumulate_grad_batches={accumulation} must divide the {share} windows of each device "
-                "(data.batch_windows / devices)"
-            )
-        return share // accumulation
-    if asked is None:
-        return divisors(share, GPU_MICROBATCH if hardware.accelerator == "gpu" else CPU_MICROBATCH)[0]
-    if asked < 1:
-        raise UserError(f"trainer.microbatch={asked} must be at least 1")
-    if share % asked:
-        near = max(share // asked, 1) * asked * hardware.devices
-        raise UserError(
-            f"data.batch_windows={batch_windows} must be a multiple of trainer.microbatch={asked}"
-            + (f" x {hardware.devices} devices" if hardware.devices > 1 else "")
-            + f"; try data.batch_windows={near}"
-        )
-    return asked
-
-
-def smaller_microbatch(size: int, batch_windows: int, hardware: Hardware) -> int:
-    """The next microbatch below `size` that divides the batch."""
-    return divisors(batch_windows // hardware.devices, max(size - 1, 1))[0]
-
-
-def divisors(share: int, limit: int) -> list[int]:
-    """The divisors of a device's share of the batch, from at most `limit` windows down."""
-    return [size for size in range(min(share, limit), 0, -1) if share % size == 0]
-
-
-def largest_microbatch(config: GPTConfig, share: int, hardware: Hardware) -> int:
-    """The largest divisor of a device's `share` of windows that fits beside gradients and optimizer state.
-
-    Each one is tried, since no formula predicts an allocator. Raises ResourceError if a single window does not fit.
-    """
-    model = GPT(config).to(hardware.device)
-    for size in divisors(share, share if hardware.accelerator == "gpu" else CPU_MICROBATCH):
-        try:
-            _train_once(model, size, hardware)
-            return size
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        finally:
-            model.zero_grad(set_to_none=True)
-            if hardware.accelerator == "gpu":
-                torch.cuda.empty_cache()
-    raise ResourceError(
-        f"not even one window of model.context={config.context} fits into the memory of {hardware.name}; use a smaller "
-        "model.width or model.depth, or model.gradient_checkpointing=true"
-    )
-
-
-def _train_once(model: GPT, size: int, hardware: Hardware):
-    spare = [torch.empty_like(p) for p in model.parameters() for _ in range(SPARE_COPIES)]
-    windows = torch.randint(model.config.vocab_size, (size, model.config.context + 1), device=hardware.device)
-    dtype = AUTOCAST.get(hardware.precision)
-    with torch.autocast(hardware.device.type, dtype=dtype, enabled=dtype is not None):
-        features = model.features(windows[:, :-1])
-        cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap).backward()
-    del spare
 
 
 def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:

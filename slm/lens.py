@@ -21,7 +21,7 @@ from typing import Any
 from slm import checkpoint
 from slm.checkpoint import Loaded
 from slm.data.store import TokenStore
-from slm.errors import UserError, explain, printable, report
+from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.step_loss import Reading, step_readings
@@ -35,7 +35,8 @@ SHOWN = 64  # windows in an HTML file
 NAMED = 6  # most surprising tokens of a window that are listed with their loss
 
 
-def main() -> int:
+@one_line_errors()
+def main():
     """Exit code: 0, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", type=Path, help="a run folder")
@@ -47,13 +48,7 @@ def main() -> int:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write windows with tokens coloured by loss")
     parser.add_argument("--cache-dir", type=Path, help="where the token store is; default: the run's")
     arguments = parser.parse_args()
-    try:
-        look(arguments)
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        return report(explanation)
-    return 0
+    look(arguments)
 
 
 def look(arguments: argparse.Namespace):

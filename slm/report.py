@@ -9,22 +9,18 @@ import sys
 import warnings
 from pathlib import Path
 
-from slm.errors import UserError, explain, printable, report
+from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
 
 
+@one_line_errors()
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", help="a run, a sweep, or a folder of runs")
     arguments = parser.parse_args()
-    try:
-        for folder in map(atomic.expanded, arguments.folder):
-            print(create(folder))
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        sys.exit(report(explanation))
+    for folder in map(atomic.expanded, arguments.folder):
+        print(create(folder))
 
 
 def create(folder: Path) -> Path:

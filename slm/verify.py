@@ -16,7 +16,7 @@ import torch
 
 from slm import checkpoint
 from slm.data.windows import InfiniteShuffle
-from slm.errors import UserError, explain, printable, report
+from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
 
@@ -30,22 +30,18 @@ CLOCK = (
 )  # differ from attempt to attempt
 
 
+@one_line_errors()
 def main() -> int:
     """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("other", type=Path, nargs="?", help="a run folder to compare it with, bit for bit")
     arguments = parser.parse_args()
-    try:
-        if arguments.other:
-            difference = first_difference(arguments.run, arguments.other)
-            print(f"first difference: {difference}" if difference else "equal bit for bit")
-            return int(difference is not None)
-        problems = list(find_problems(arguments.run))
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        return report(explanation)
+    if arguments.other:
+        difference = first_difference(arguments.run, arguments.other)
+        print(f"first difference: {difference}" if difference else "equal bit for bit")
+        return int(difference is not None)
+    problems = list(find_problems(arguments.run))
     for problem in problems:
         print(f"problem: {printable(problem, 1000)}")
     if not problems:

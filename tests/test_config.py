@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 from conftest import CONF, mistake
 
-from slm.hardware import choose_microbatch, resolve_hardware
+from slm.hardware import resolve_hardware
+from slm.planning.microbatch import choose_microbatch
 from slm.run import cli
 from slm.run.compose import composed
 from slm.run.config import Budget, RunConfig

@@ -14,10 +14,12 @@ from conftest import small_run, trained
 from faults import override as fault
 from test_resume import history
 
-from slm import hardware, verify
+from slm import verify
 from slm.errors import ResourceError, Stopped
 from slm.files import atomic, run_folder
-from slm.hardware import Hardware, smaller_microbatch
+from slm.hardware import Hardware
+from slm.planning import microbatch
+from slm.planning.microbatch import smaller_microbatch
 from slm.training.callbacks.fault import SIGNALS
 from slm.training.callbacks.signals import SIGNALS as STOPPING
 from slm.training.loggers import CSVFile
@@ -89,7 +91,7 @@ def test_slurm_requeues_a_job_that_names_its_run_folder(run, tmp_path, monkeypat
 
 def limit_memory(monkeypatch, windows: int, error: Exception) -> list[int]:
     """Makes the search for a microbatch raise above so many windows. Returns the list that collects its attempts."""
-    tried, real = [], hardware.cross_entropy
+    tried, real = [], microbatch.cross_entropy
 
     def limited(features, *rest):
         tried.append(len(features))
@@ -97,7 +99,7 @@ def limit_memory(monkeypatch, windows: int, error: Exception) -> list[int]:
             raise error
         return real(features, *rest)
 
-    monkeypatch.setattr(hardware, "cross_entropy", limited)
+    monkeypatch.setattr(microbatch, "cross_entropy", limited)
     return tried
 
 
@@ -122,7 +124,7 @@ def test_auto_microbatch_finds_the_largest_that_fits_and_keeps_it(composed, run,
     assert tried == [6, 4, 3]
     limit_memory(monkeypatch, 0, full)
     with pytest.raises(ResourceError, match=r"not even one window of model.context=64 fits"):
-        hardware.largest_microbatch(replace(composed().model, vocab_size=9), 2, CPU)
+        microbatch.largest_microbatch(replace(composed().model, vocab_size=9), 2, CPU)
 
 
 def test_auto_microbatch_does_not_keep_a_size_that_ran_out_of_memory(run, monkeypatch):

@@ -14,9 +14,10 @@ from slm.files import jsonl, run_folder
 from slm.generation.reader import Reader
 from slm.generation.sampling import Sampler
 from slm.generation.stream import complete
-from slm.hardware import compiled, largest_microbatch, resolve_hardware
+from slm.hardware import compiled, resolve_hardware
 from slm.loss import cross_entropy
 from slm.model import GPT
+from slm.planning.microbatch import largest_microbatch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -45,7 +45,7 @@ def test_the_windows_of_every_step_and_their_loss(composed, tmp_path, monkeypatc
     config, folder = composed(*EVERY_STEP, *EXACT, *settings), tmp_path / "run"
     train_with_kills(config, folder, monkeypatch, killed)
     store = prepare(config.data.corpus, ByteTokenizer(), tmp_path / "cache")
-    windows = split_windows(store, "train", layout=config.data.layout, context=config.model.context, eos=256)
+    windows = split_windows(store, 256, layout=config.data.layout, context=config.model.context).train
     chosen = evenly_spaced(len(windows), config.data.train_windows)
     losses = {
         line["step"]: line["train/loss"] for line in jsonl.lines(folder / "metrics.jsonl") if "train/loss" in line

@@ -13,6 +13,7 @@ from test_resume import history, resumes_exactly
 from slm import checkpoint
 from slm.corpora.text import Text
 from slm.data.store import prepare
+from slm.data.windows import split_windows
 from slm.errors import Stopped
 from slm.files import run_folder
 from slm.model import GPT, GPTConfig
@@ -172,7 +173,8 @@ def test_optimizers_of_torch_learn_and_resume_exactly(composed, tmp_path, monkey
 def data(text_file, tmp_path) -> WindowsData:
     corpus = Text(path=str(text_file), separator="<|endoftext|>", split="contiguous", train_ratio=0.95, seed=0)
     store = prepare(corpus, ByteTokenizer(), tmp_path / "cache")
-    return WindowsData(store, tokenizer=ByteTokenizer(), context=64, microbatch=8, seed=0)
+    tokenizer = ByteTokenizer()
+    return WindowsData(split_windows(store, tokenizer.eos, context=64), tokenizer=tokenizer, microbatch=8, seed=0)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_the_share_of_tokens_that_are_never_read_is_in_a_warning(
     else:
         assert len(lines) == 1
         assert re.search(expected, lines[0])
-    assert job.targets_per_window <= 64
+    assert job.splits.targets_per_window <= 64
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from conftest import mistake
 from omegaconf import OmegaConf
 
-from slm.hardware import choose_microbatch, resolve_hardware
+from slm.hardware import resolve_hardware
+from slm.planning.microbatch import choose_microbatch
 from slm.run import cli
 from slm.run.config import read_config
 from slm.run.trainer import build_callbacks, early_facts

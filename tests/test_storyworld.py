@@ -21,6 +21,7 @@ from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
 from slm.corpora.storyworld.world import PRONOUNS as FORMS
 from slm.errors import UserError, printable
 from slm.files import run_folder
+from slm.generation.text_loss import padded, window_nats
 from slm.plot import entropy
 from slm.run.train import train
 from slm.tokenizers.bytes import ByteTokenizer
@@ -389,13 +390,13 @@ def test_an_epoch_is_every_story_once_also_if_stories_are_truncated(run):
     assert (found["status"], found["steps"]) == ("done", 2 * 24 / 4)
 
 
-def test_story_bits_equal_those_of_single_stories(tiny):
+def test_nats_of_stories_equal_those_of_single_stories(tiny):
     """Without a batch, and so without padding."""
     model = model_of(vocab_size=257, context=900).eval()
     tokenizer = ByteTokenizer()
     texts = [tiny.story("train", i).text for i in range(3)]
-    for text, bits in zip(texts, evaluate.story_bits(model, tokenizer, texts, rows=2)):
-        ids = torch.tensor([tokenizer.eos, *tokenizer.encode(text), tokenizer.eos])
+    windows = [[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]
+    for ids, nats in zip(map(torch.tensor, windows), window_nats(model, padded(windows))):
         with torch.no_grad():
             log = model(ids[None, :-1]).log_softmax(-1)[0].gather(1, ids[1:, None])
-        assert bits == pytest.approx((-log[:, 0] / math.log(2)).numpy(), abs=1e-4)
+        assert nats[: len(ids) - 1].numpy() == pytest.approx(-log[:, 0].numpy(), abs=1e-4)

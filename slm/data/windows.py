@@ -10,6 +10,8 @@ Shapes: B windows of a microbatch, N windows of a split.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -106,11 +108,42 @@ class Documents(Dataset):
         return torch.from_numpy(rows)
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The windows of both splits of a store; those of train that are read are `chosen`."""
+
+    store: TokenStore
+    train: Windows | Documents
+    validation: Windows | Documents
+    chosen: list[int]
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The number of targets in each chosen window."""
+        return self.train.targets[self.chosen]
+
+    @property
+    def targets_per_window(self) -> float:
+        return float(self.targets.mean())
+
+
 def split_windows(
-    store: TokenStore, split: Split, *, layout: Literal["packed", "documents"], context: int, eos: int
-) -> Windows | Documents:
-    """All windows of a split in this layout. Raises: UserError: if there are none."""
-    return Documents(store, split, context, eos) if layout == "documents" else Windows(store, split, context)
+    store: TokenStore,
+    eos: int,
+    *,
+    context: int,
+    layout: Literal["packed", "documents"] = "packed",
+    train_windows: int | None = None,
+) -> Splits:
+    """All windows in this layout; of the train split so many are chosen, evenly spaced (None: all).
+
+    Raises: UserError: if a split has no window.
+    """
+    train, validation = (
+        Documents(store, split, context, eos) if layout == "documents" else Windows(store, split, context)
+        for split in ("train", "validation")
+    )
+    return Splits(store, train, validation, evenly_spaced(len(train), train_windows))
 
 
 class InfiniteShuffle(Sampler[int]):

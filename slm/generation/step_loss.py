@@ -1,7 +1,4 @@
-"""The windows of a training step, from seed and position alone, with the loss of each of their tokens.
-
-Shapes: B windows of a step, T positions.
-"""
+"""The windows of a training step, from seed and position alone, with the loss of each of their tokens."""
 
 import codecs
 import itertools
@@ -10,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced, split_windows
+from slm.data.windows import Documents, InfiniteShuffle, Windows, split_windows
 from slm.errors import UserError
 from slm.files import run_folder
-from slm.loss import IGNORE, token_nats
+from slm.generation.text_loss import window_nats
+from slm.loss import IGNORE
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 MARKED = 0.05, 3  # share of a window's tokens that are the most surprising ones, and the least number of them
-POSITIONS = 2**14  # of one forward pass
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,9 @@ def step_readings(
     Raises: UserError: if the store has another number of windows than the run read.
     """
     data = info["config"]["data"]
-    where = {"layout": data.get("layout"), "context": model.config.context, "eos": tokenizer.eos}
-    windows = split_windows(store, "train", **where)
-    chosen = evenly_spaced(len(windows), data.get("train_windows"))
+    settings = {"layout": data.get("layout"), "train_windows": data.get("train_windows")}
+    splits = split_windows(store, tokenizer.eos, context=model.config.context, **settings)
+    windows, chosen = splits.train, splits.chosen
     if len(chosen) != info["windows"]:
         raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
     order = InfiniteShuffle(len(chosen), info["seed"], run_folder.windows_until(info, step - 1))
@@ -72,17 +67,6 @@ def step_readings(
         kept = [token for token in row if token != IGNORE]
         readings.append(Reading(index, *place, texts(tokenizer, kept), its[: len(kept) - 1]))
     return readings
-
-
-@torch.inference_mode()
-def window_nats(model: GPT, ids: Tensor) -> Tensor:
-    """The nats (B, T) of the targets of windows (B, T + 1), 0 for IGNORE."""
-    device, rows = model.head.weight.device, max(1, POSITIONS // ids.size(1))
-    parts = []
-    for batch in ids.to(device).split(rows):
-        features = model.features(batch[:, :-1].clamp(min=0))
-        parts.append(token_nats(features, model.head.weight, batch[:, 1:], model.config.logit_softcap).cpu())
-    return torch.cat(parts)
 
 
 def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> Iterable[tuple[int, int]]:

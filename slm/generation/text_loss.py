@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from slm.errors import UserError
 from slm.loss import IGNORE, bits_per_byte
@@ -49,28 +51,36 @@ def text_loss(
     return windows_loss(model, tokenizer, windows, lossless)
 
 
+def padded(windows: Sequence[Sequence[int]]) -> Tensor:
+    """Windows of ids as one tensor (B, T), filled with IGNORE."""
+    return pad_sequence([torch.tensor(ids) for ids in windows], batch_first=True, padding_value=IGNORE)
+
+
 @torch.inference_mode()
+def window_nats(model: GPT, windows: Tensor) -> Tensor:
+    """The nats (B, T - 1) of the targets of windows (B, T) in float64 on the CPU, 0 for IGNORE."""
+    device, rows = model.tokens.weight.device, max(1, 2**24 // (windows.size(1) * model.config.vocab_size))
+    parts = []
+    for batch in windows.to(device).split(rows):
+        logits = model(batch[:, :-1].clamp(min=0)).float()
+        parts.append(F.cross_entropy(logits.mT, batch[:, 1:], ignore_index=IGNORE, reduction="none").cpu().double())
+    return torch.cat(parts)
+
+
 def windows_loss(model: GPT, tokenizer: Tokenizer, windows: Sequence[Sequence[int]], lossless: bool) -> TextLoss:
     """The loss on windows of ids. Raises: UserError: if there is none."""
     if not windows:
         raise UserError("the text is empty; give at least one character")
-    device, longest, vocab_size = model.tokens.weight.device, max(map(len, windows)), tokenizer.vocab_size
-    lengths = torch.tensor([*map(len, pieces(tokenizer))], device=device)  # bytes of every id
-    rows, sums = max(1, 2**24 // (longest * vocab_size)), torch.zeros(4, dtype=torch.float64, device="cpu")
-    for first in range(0, len(windows), rows):
-        batch = [[*ids, *[IGNORE] * (longest - len(ids))] for ids in windows[first : first + rows]]
-        window = torch.tensor(batch, device=device)
-        targets, logits = window[:, 1:].flatten(), model(window[:, :-1].clamp(min=0)).float().flatten(0, 1)
-        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-        size = lengths[targets.clamp(min=0)] * (targets != IGNORE)
-        values = nats.sum(), (nats * (size > 0)).sum(), (targets != IGNORE).sum(), size.sum()
-        sums += torch.stack([value.float() for value in values]).cpu()
-    total, of_text, tokens, size = sums.tolist()
+    ids = padded(windows)
+    nats, targets = window_nats(model, ids), ids[:, 1:]
+    lengths = torch.tensor([*map(len, pieces(tokenizer))])  # bytes of every id
+    sizes = lengths[targets.clamp(min=0)] * (targets != IGNORE)
+    total, tokens, size = nats.sum().item(), int((targets != IGNORE).sum()), int(sizes.sum())
     known = lossless and size > 0
     return TextLoss(
         nats=total / tokens,
         bits_per_byte=bits_per_byte(total, size) if known else None,
-        text_bits_per_byte=bits_per_byte(of_text, size) if known else None,
-        tokens=int(tokens),
-        bytes=int(size),
+        text_bits_per_byte=bits_per_byte(nats[sizes > 0].sum().item(), size) if known else None,
+        tokens=tokens,
+        bytes=size,
     )

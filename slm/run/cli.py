@@ -179,10 +179,10 @@ def run(
 
         same = verify_resume([*own_files, *overrides], run_dir.resolve().with_name(f"verify_{run_dir.name}"))
         return math.nan, 0 if same else 1
-    from slm.run.prepare import is_first_process
+    from slm.hardware import is_first_process
     from slm.run.train import train
 
-    temporary = config.trainer.fast_dev_run and is_first_process(config)
+    temporary = config.trainer.fast_dev_run and is_first_process(config.trainer)
     try:
         objective = train(config, run_dir=run_dir, overrides=overrides, again=again)
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slm import errors
 from slm.errors import ResourceError, UserError
-from slm.hardware import smaller_microbatch
+from slm.planning.microbatch import smaller_microbatch
 from slm.run.prepare import Job
 
 SHARED_MEMORY = re.compile(r"bus error|shared memory|/dev/shm|</?torch_\d+", re.IGNORECASE)

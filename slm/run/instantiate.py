@@ -58,6 +58,12 @@ class Node:
             if name not in self.settings and name not in facts:
                 raise UserError(f"{self.where}.{name} is missing: {describe_target(self.target)} needs it")
 
+    @property
+    def averages(self) -> bool:
+        """True for a callback that averages weights, also in a plan, where the target is a name."""
+        kinds = (self.target, *getattr(self.target, "__mro__", ()))
+        return any("WeightAveraging" in getattr(kind, "__name__", str(kind)) for kind in kinds)
+
     def names(self, fact: str) -> bool:
         """True if the signature names this fact and the settings do not give it."""
         return fact in inspect.signature(self.target).parameters and fact not in self.settings

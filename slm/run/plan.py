@@ -10,7 +10,7 @@ from typing import Any
 
 from slm.cache import place
 from slm.data.store import TokenStore, store_identity, tokenizer_identity
-from slm.data.windows import evenly_spaced, split_windows
+from slm.data.windows import Splits
 from slm.estimate import training_flops_per_token
 from slm.hardware import Hardware, resident_bytes
 from slm.model import GPTConfig
@@ -18,7 +18,16 @@ from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
 from slm.run.config import RunConfig
-from slm.run.prepare import Job, TokenizerPlan, choose_hardware, optimizer_of, prepare_job, recipe_warnings, warn
+from slm.run.prepare import (
+    Job,
+    TokenizerPlan,
+    choose_hardware,
+    optimizer_of,
+    prepare_job,
+    recipe_warnings,
+    warn,
+    windows_of,
+)
 from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes
 from slm.run.sections import UNKNOWN
 from slm.tables import clock
@@ -83,7 +92,7 @@ def plan_of(job: Job, rate: Rate | None) -> dict[str, Any]:
     if rate:
         seconds = rate.total(job.steps, config.val_every_n_steps, samples_every(config))
     else:
-        text = text_of(job.store, job.tokenizer, config)
+        text = text_of(job.splits, job.tokenizer)
         work = work_of(config, job.model, text, job.steps, job.microbatch)
         seconds = this_device(job.hardware, config.price_per_hour).seconds(work)
     try:
@@ -95,7 +104,7 @@ def plan_of(job: Job, rate: Rate | None) -> dict[str, Any]:
         "seconds": seconds,
         "measured": rate is not None,
         "utilisation": None if rate else utilisation(),
-        "tokens_per_second": seconds and job.steps * config.data.batch_windows * job.targets_per_window / seconds,
+        "tokens_per_second": seconds and job.tokens / seconds,
         "peak_memory_bytes": peak,
     }
 
@@ -179,20 +188,17 @@ def find_text(config: RunConfig) -> Text:
     if not folder.is_dir():
         return replace(estimate, vocab_size=tokenizer.vocab_size)
     store = TokenStore.open(folder, {**identity, "vocab_size": tokenizer.vocab_size})
-    return text_of(store, tokenizer, config)
+    return text_of(windows_of(config, store, tokenizer), tokenizer)
 
 
-def text_of(store: TokenStore, tokenizer: Tokenizer, config: RunConfig) -> Text:
+def text_of(splits: Splits, tokenizer: Tokenizer) -> Text:
     """What a run reads of prepared tokens."""
-    where = {"layout": config.data.layout, "context": config.model.context, "eos": tokenizer.eos}
-    train, validation = (split_windows(store, split, **where) for split in ("train", "validation"))
-    targets = train.targets[evenly_spaced(len(train), config.data.train_windows)]
     return Text(
         vocab_size=tokenizer.vocab_size,
-        tokens=store.tokens("train"),
-        windows=len(targets),
-        targets_per_window=float(targets.mean()),
-        validation_windows=len(validation),
+        tokens=splits.store.tokens("train"),
+        windows=len(splits.chosen),
+        targets_per_window=splits.targets_per_window,
+        validation_windows=len(splits.validation),
         cached=True,
     )
 
@@ -223,7 +229,7 @@ def work_of(config: RunConfig, model: GPTConfig, text: Text, steps: int, microba
 
 def memory_of(config: RunConfig, model: GPTConfig, hardware: Hardware, microbatch: int) -> Memory:
     """The peak memory of a run on this hardware; counted once for runs that differ in nothing that matters."""
-    averaged = any("WeightAveraging" in str(node.target) for node in config.callbacks.values())
+    averaged = any(node.averages for node in config.callbacks.values())
     key = repr((model, config.plain["optimizer"]["_target_"], hardware, microbatch, averaged))
     if key not in COUNTED:
         COUNTED[key] = training_memory(

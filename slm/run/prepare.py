@@ -1,6 +1,5 @@
 """From a configuration to a job: the tokenizer and token store of its data, and the facts that follow from them."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,12 +12,13 @@ import torch
 
 from slm import tokenizers
 from slm.data.store import TokenStore, prepare, prepare_tokenizer
-from slm.data.windows import evenly_spaced, split_windows
+from slm.data.windows import Splits, split_windows
 from slm.errors import UserError
-from slm.hardware import Hardware, choose_microbatch, keep_freed_memory, resolve_hardware
+from slm.hardware import Hardware, is_first_process, keep_freed_memory, resolve_hardware
 from slm.model import GPT, GPTConfig
 from slm.optim.muon import Muon
 from slm.planning import lint
+from slm.planning.microbatch import choose_microbatch
 from slm.run.config import RunConfig
 from slm.run.instantiate import Node
 from slm.tokenizers import Tokenizer
@@ -35,11 +35,18 @@ class Job:
     hardware: Hardware
     microbatch: int  # windows per forward pass and device
     tokenizer: Tokenizer
-    store: TokenStore
+    splits: Splits
     model: GPTConfig
-    windows: int  # of the train split that are read
-    targets_per_window: float  # mean
     steps: int
+
+    @property
+    def store(self) -> TokenStore:
+        return self.splits.store
+
+    @property
+    def tokens(self) -> int:
+        """Targets of the whole run."""
+        return round(self.steps * self.config.data.batch_windows * self.splits.targets_per_window)
 
     @property
     def accumulation(self) -> int:
@@ -98,29 +105,31 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
 
     tokenizer = prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
     store = prepare(corpus, tokenizer, cache)
-    where = {"layout": config.data.layout, "context": config.model.context, "eos": tokenizer.eos}
-    train, validation = (split_windows(store, split, **where) for split in ("train", "validation"))
-    targets = train.targets[evenly_spaced(len(train), config.data.train_windows)]
-    targets_per_window = float(targets.mean())
+    splits = windows_of(config, store, tokenizer)
+    windows = len(splits.chosen)
     job = Job(
         config=config,
         run_dir=run_dir,
         hardware=hardware,
         microbatch=microbatch,
         tokenizer=tokenizer,
-        store=store,
+        splits=splits,
         model=replace(config.model, vocab_size=tokenizer.vocab_size),
-        windows=len(targets),
-        targets_per_window=targets_per_window,
-        steps=config.budget.total_steps(config.data.batch_windows, len(targets), targets_per_window),
+        steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
     )
     found = [
         lost_text(config, store, chosen.name),
-        lint.unread(store, "train", train, targets),
-        lint.unread(store, "validation", validation, validation.targets),
+        lint.unread(store, "train", splits.train, splits.targets),
+        lint.unread(store, "validation", splits.validation, splits.validation.targets),
     ]
     warn(job, found if config.budget.minutes else [*found, *recipe_warnings(job)])
     return job
+
+
+def windows_of(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> Splits:
+    """The windows that a run reads."""
+    data, context = config.data, config.model.context
+    return split_windows(store, tokenizer.eos, context=context, layout=data.layout, train_windows=data.train_windows)
 
 
 def recipe_warnings(job: Job) -> list[str | None]:
@@ -132,8 +141,8 @@ def recipe_warnings(job: Job) -> list[str | None]:
         found += lint.recipe(
             steps=steps,
             windows_per_step=config.data.batch_windows,
-            targets_per_window=job.targets_per_window,
-            windows=job.windows,
+            targets_per_window=job.splits.targets_per_window,
+            windows=len(job.splits.chosen),
             train_tokens=job.store.tokens("train"),
             model=job.model,
             schedule=config.schedule,
@@ -144,7 +153,7 @@ def recipe_warnings(job: Job) -> list[str | None]:
 
 def warn(job: Job, found: Iterable[str | None]):
     """Prints each warning on a line of its own, in one process of a distributed run."""
-    for warning in filter(None, found if is_first_process(job.config) else ()):
+    for warning in filter(None, found if is_first_process(job.config.trainer) else ()):
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -168,10 +177,3 @@ def lost_text(config: RunConfig, store: TokenStore, name: str) -> str | None:
         if metric in BYTE_METRICS:
             raise UserError(f"{key}={metric} has no meaning: {problem}; {remedy}")
     return f"{problem}, so there are no bits per byte; {remedy}"
-
-
-def is_first_process(config: RunConfig) -> bool:
-    """True in the one process of a distributed run that prints and writes for all."""
-    if config.trainer.devices == config.trainer.num_nodes == 1:
-        return True  # whatever the environment contains
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -88,9 +87,7 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
     for key in ("state_dict", "current_model_state"):  # averaged and current weights, if they differ
         if key in content:
             checkpoint.check_weights(start, job.model, content[key])
-    classes = [kind for node in job.config.callbacks.values() for kind in getattr(node.target, "__mro__", ())]
-    averaging = any(kind.__name__ == "WeightAveraging" for kind in classes)
-    if "current_model_state" in content and not averaging:
+    if "current_model_state" in content and not any(node.averages for node in job.config.callbacks.values()):
         raise UserError(f"{start} holds averaged weights; add callbacks=ema, with which the run was trained")
     if missing := [k for k in TRAINING_STATE if k not in content or (k == "optimizer_states" and not content[k])]:
         raise UserError(f"{start} holds no {missing[0]}, so training cannot go on from it; take a whole checkpoint")
@@ -137,6 +134,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "microbatch": job.microbatch,
         "parameters": parameters(job.model).total,
         "flops_per_token": training_flops_per_token(job.model),
+        "windows": len(job.splits.chosen),
         "steps": job.steps,
         "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
@@ -174,21 +172,6 @@ def check_disk_space(job: Job):
             f"{run_dir} has {free / 1e9:.3f} GB of disk left, and {files} checkpoints take {needed / 1e9:.3f} GB more; "
             "make room, or give another runs_dir"
         )
-
-
-def check_open_files(loaders: int):
-    """Raises the limit of open files to what so many loader processes need. Raises ResourceError if it is too low.
-
-    Without enough of them a loader process hangs, since its errors cannot reach the training process.
-    """
-    needed, (soft, hard) = 64 + 32 * loaders, resource.getrlimit(resource.RLIMIT_NOFILE)
-    if loaders and resource.RLIM_INFINITY != soft < needed:
-        if resource.RLIM_INFINITY != hard < needed:
-            raise ResourceError(
-                f"this process may open {hard} files, and {loaders} loader processes need {needed}; "
-                f"raise the limit (ulimit -n {needed}), or give data.workers=0"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int, trunk: Point | None):

@@ -16,20 +16,20 @@ import torch
 from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
 from slm.files import jsonl, run_folder
-from slm.hardware import Hardware, largest_microbatch
+from slm.hardware import Hardware, check_open_files, is_first_process
+from slm.planning.microbatch import largest_microbatch
 from slm.run.changes import check_unchanged
 from slm.run.compose import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of, shown
 from slm.run.plan import outcome, with_plan
-from slm.run.prepare import Job, choose_hardware, is_first_process, prepare_job
+from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import (
     check_corpus,
     check_disk_space,
-    check_open_files,
     check_start,
     close_run,
     describe_run,
@@ -46,7 +46,7 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str 
     Raises UserError, ResourceError, Diverged, or Stopped after a signal.
     """
     run_folder.check_is_run_folder(run_dir)
-    claim = run_folder.claimed(run_dir) if is_first_process(config) else contextlib.nullcontext()
+    claim = run_folder.claimed(run_dir) if is_first_process(config.trainer) else contextlib.nullcontext()
     with claim, torch_settings_kept():
         return run_once(config, run_dir, overrides, again or f"run_dir={run_dir}")
 
@@ -76,7 +76,7 @@ def torch_settings_kept() -> Iterator[None]:
 
 def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str) -> float | None:
     """One attempt of a run: from its newest checkpoint to its end or an interruption."""
-    first = is_first_process(config)  # read now: the end of a distributed run clears the environment
+    first = is_first_process(config.trainer)  # read now: the end of a distributed run clears the environment
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         if config.resume == "never":
@@ -98,7 +98,6 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     job, plan = with_plan(job, before, step, deadline)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     assembled = assemble(job, run_info, callbacks)
-    run_info["windows"] = len(assembled.data.train)
     if first and config.report:
         run_info |= differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
@@ -190,13 +189,13 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
     """The run in six lines."""
     model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
-    tokens, epochs = round(job.steps * batch * job.targets_per_window), job.steps * batch / run_info["windows"]
+    epochs = job.steps * batch / run_info["windows"]
     print(
         f"run:    {job.run_dir}" + (f", from {start.name}" if start else "") + fork_line(run_info.get("fork")),
         f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {job.steps:,} steps of {batch} windows = {tokens:,} tokens, {epochs:.2f} epochs",
+        f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs",
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),

@@ -191,13 +191,10 @@ def build_data(job: Job) -> WindowsData:
     """The data module. Raises UserError if there are fewer validation windows than devices."""
     config, on_gpu, devices = job.config, job.hardware.accelerator == "gpu", job.hardware.devices
     data = WindowsData(
-        job.store,
+        job.splits,
         tokenizer=job.tokenizer,
         corpus=config.data.corpus,
-        layout=config.data.layout,
-        context=job.model.context,
         microbatch=job.microbatch,
-        train_windows=config.data.train_windows,
         validation_windows=config.data.validation_windows,
         workers=config.data.workers if config.data.workers is not None else 2 if on_gpu else 0,
         timeout=config.data.timeout,

@@ -3,7 +3,6 @@
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable
-from typing import Literal
 
 import lightning.pytorch as L
 import numpy as np
@@ -12,30 +11,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from slm.corpora import Corpus
-from slm.data.store import TokenStore
-from slm.data.windows import InfiniteShuffle, evenly_spaced, split_windows
+from slm.data.windows import InfiniteShuffle, Splits, evenly_spaced
 from slm.errors import ResourceError
 from slm.tokenizers import Tokenizer, pieces
 from slm.training.callbacks.signals import ignore_signals
 
 
 class WindowsData(L.LightningDataModule):
-    """Windows of `context` + 1 ids from a token store. Its state is a position: the windows consumed by all devices.
+    """The windows of `split_windows`. Its state is a position: the windows consumed by all devices.
 
-    `train_windows` and `validation_windows` limit the splits to so many windows, evenly spaced; None: all.
-    `timeout` in seconds is for loader processes. Works in any Trainer.
+    `validation_windows` limits that split to so many windows, evenly spaced; None: all. `timeout` in seconds is for
+    loader processes. Works in any Trainer.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        splits: Splits,
         *,
         tokenizer: Tokenizer,
-        context: int,
         microbatch: int,
         seed: int,
-        layout: Literal["packed", "documents"] = "packed",
-        train_windows: int | None = None,
         validation_windows: int | None = None,
         workers: int = 0,
         timeout: float = 300,
@@ -43,17 +38,13 @@ class WindowsData(L.LightningDataModule):
         corpus: Corpus | None = None,
     ):
         super().__init__()
-        layout_of = {"layout": layout, "context": context, "eos": tokenizer.eos}
-        train, self.validation = (split_windows(store, s, **layout_of) for s in ("train", "validation"))
-        self.longest = max(train.longest, self.validation.longest)  # context that fits every window
-        self.train, self.targets = train, train.targets  # (N,) numbers per window
-        if train_windows is not None:
-            chosen = evenly_spaced(len(train), train_windows)
-            self.train, self.targets = Subset(train, chosen), train.targets[chosen]
-        self.targets_per_window = float(self.targets.mean())
+        self.validation, self.targets, self.context = splits.validation, splits.targets, splits.train.context
+        self.targets_per_window = splits.targets_per_window
+        self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
+        self.train = splits.train if len(self.targets) == len(splits.train) else Subset(splits.train, splits.chosen)
         self.counted: tuple[int, np.ndarray] = -1, np.empty(0)  # an epoch, and the targets before each of its windows
-        self.tokenizer, self.corpus, self.context, self.layout = tokenizer, corpus, context, layout
-        lossless = not store.manifest["splits"]["validation"].get("lost_bytes")
+        self.tokenizer, self.corpus = tokenizer, corpus
+        lossless = not splits.store.manifest["splits"]["validation"].get("lost_bytes")
         self.token_lengths = torch.tensor([*map(len, pieces(tokenizer))]) if lossless else None  # (V,) bytes per id
         self.microbatch, self.seed, self.validation_windows = microbatch, seed, validation_windows
         self.workers, self.timeout, self.pin_memory = workers, timeout if workers else 0, pin_memory
