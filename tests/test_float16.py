@@ -46,7 +46,7 @@ class Scaler(torch.amp.GradScaler):
 @pytest.fixture
 def float16(monkeypatch):
     """A function from the scaler's settings to the list of the scalers that trainings make from then on."""
-    real_hardware, real_precision = slm.run.train.resolve_hardware, _AcceleratorConnector._check_and_init_precision
+    real_hardware, real_precision = slm.run.prepare.resolve_hardware, _AcceleratorConnector._check_and_init_precision
 
     def resolve(accelerator, devices, num_nodes, precision):
         allowed = "32-true" if precision == "16-mixed" else precision
@@ -62,7 +62,7 @@ def float16(monkeypatch):
             scalers.append(Scaler(**settings))
             return MixedPrecision("16-mixed", "cpu", scalers[-1])
 
-        monkeypatch.setattr(slm.run.train, "resolve_hardware", resolve)
+        monkeypatch.setattr(slm.run.prepare, "resolve_hardware", resolve)
         monkeypatch.setattr(_AcceleratorConnector, "_check_and_init_precision", precision)
         return scalers
 

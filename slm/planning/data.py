@@ -20,11 +20,11 @@ class Text:
     """The train split as tokens. None: not known before the data is there."""
 
     vocab_size: int
-    tokens: int | None
-    windows: int | None
-    targets_per_window: float | None  # mean
-    validation_windows: int | None
-    cached: bool  # exact, from the cache; else estimated
+    targets_per_window: float  # mean; the context if it is not known
+    tokens: int | None = None
+    windows: int | None = None
+    validation_windows: int | None = None
+    cached: bool = False  # exact, from the cache; else estimated
     bytes: int | None = None
 
 
@@ -33,27 +33,12 @@ def estimated_text(corpus: Corpus, tokenizer: str, settings: Mapping[str, Any], 
     vocab_size, per_token = FIXED.get(tokenizer, (settings.get("vocab_size") or 16000, None))
     if per_token is None:
         per_token = float(np.interp(vocab_size, list(BYTES_PER_TOKEN), list(BYTES_PER_TOKEN.values())))
-    size = getattr(corpus, "size", lambda: None)()
-    if size is None:
-        return Text(
-            vocab_size=vocab_size,
-            tokens=None,
-            windows=None,
-            targets_per_window=None,
-            validation_windows=None,
-            cached=False,
-        )
+    if (size := getattr(corpus, "size", lambda: None)()) is None:
+        return Text(vocab_size=vocab_size, targets_per_window=context)
     documents, text_bytes = size
     tokens = round(text_bytes / per_token) + documents
     windows, per_window = max((tokens - 1) // context, 1), float(context)
     if layout == "documents":
         windows, per_window = documents, min(tokens / documents, context)
-    return Text(
-        vocab_size=vocab_size,
-        tokens=tokens,
-        windows=windows,
-        targets_per_window=per_window,
-        validation_windows=None,
-        cached=False,
-        bytes=text_bytes,
-    )
+    known = {"tokens": tokens, "windows": windows, "bytes": text_bytes}
+    return Text(vocab_size=vocab_size, targets_per_window=per_window, **known)

@@ -3,7 +3,7 @@
 Each function returns None or one sentence: what was given, what is usual and why, and the setting to change.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,20 @@ def few_steps(steps: int) -> str | None:
 
 def far_learning_rate(optimizer: Mapping[str, Any], width: int) -> str | None:
     """AdamW's best rate falls as 1 / width (the hidden matrices of muP, arXiv:2203.03466), Muon's stays."""
-    preset = _preset(optimizer.get("_target_"))
-    given = optimizer.get("lr")
-    if preset is None or not isinstance(given, int | float):
+    presets = {name: _yaml(CONF / "optimizer" / f"{name}.yaml") for name in ("adamw", "muon")}
+    name = next((name for name, preset in presets.items() if preset["_target_"] == optimizer.get("_target_")), None)
+    given, rule = optimizer.get("lr"), ""
+    if name is None or not isinstance(given, int | float):
         return None
-    expected = preset["lr"]
-    if preset["name"] == "adamw":
-        expected *= _reference_width() / width
+    expected = presets[name]["lr"]
+    if name == "adamw":
+        expected, rule = expected * _yaml(CONF / "model" / "small.yaml")["width"] / width, " (1 / width)"
     if 1 / FAR_RATE <= given / expected <= FAR_RATE:
         return None
     factor = max(given / expected, expected / given)
-    rule = " (1 / width)" if preset["name"] == "adamw" else ""
     return (
         f"optimizer.lr={given:g} is {factor:.0f} times {'above' if given > expected else 'below'} that of "
-        f"optimizer={preset['name']} at width {width}, {expected:.2g}{rule}; sweep it with -m optimizer.lr=..."
+        f"optimizer={name} at width {width}, {expected:.2g}{rule}; sweep it with -m optimizer.lr=..."
     )
 
 
@@ -104,9 +104,9 @@ def far_batch(tokens_per_step: float, steps: int) -> str | None:
     best *= (total / at) ** power
     if 1 / FAR_BATCH <= tokens_per_step / best <= FAR_BATCH:
         return None
-    fix = "fewer" if tokens_per_step > best else "more"
+    fix, best = "fewer" if tokens_per_step > best else "more", float(f"{best:.1e}")
     return (
-        f"{tokens_per_step:,.0f} tokens per step are far from the {_rounded(best):,} that suit {total / 1e6:,.1f}M "
+        f"{tokens_per_step:,.0f} tokens per step are far from the {best:,.0f} that suit {total / 1e6:,.1f}M "
         f"tokens; give {fix} data.batch_windows"
     )
 
@@ -159,23 +159,5 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _presets() -> Iterator[dict[str, Any]]:
-    for name in ("adamw", "muon"):
-        yield {"name": name, **_yaml(CONF / "optimizer" / f"{name}.yaml")}
-
-
-def _preset(target: Any) -> dict[str, Any] | None:
-    return next((preset for preset in _presets() if preset["_target_"] == target), None)
-
-
-def _reference_width() -> int:
-    return _yaml(CONF / "model" / "small.yaml")["width"]
-
-
 def _yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _rounded(tokens: float) -> int:
-    """Two digits."""
-    return int(float(f"{tokens:.1e}"))

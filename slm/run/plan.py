@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
+from slm.results import Run
 from slm.run.config import RunConfig
 from slm.run.prepare import (
     Job,
@@ -33,7 +35,7 @@ from slm.run.sections import UNKNOWN
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
-COUNTED: dict[str, Memory] = {}  # by what determines them
+COUNTED: dict[str, Memory] = {}  # by what determines them: equal for many jobs of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +48,82 @@ class Plan:
     model: GPTConfig
     text: Text
     steps: int | None
-    memory: Memory
-    work: Work | None
-    device: Device
-    seconds: float | None  # on this device
-    tokens_per_second: float | None
-    measured: bool  # the rate, not assumed
+    rate: Rate | None = None  # if it was measured
+
+    @property
+    def windows(self) -> int | None:
+        """Windows of the whole run, repeated ones included."""
+        return self.steps and self.steps * self.config.data.batch_windows
 
     @property
     def tokens(self) -> int | None:
         """Targets of the whole run."""
-        if self.steps is None:
-            return None
-        per_window = self.text.targets_per_window or self.model.context
-        return round(self.steps * self.config.data.batch_windows * per_window)
+        return self.windows and round(self.windows * self.text.targets_per_window)
 
     @property
     def epochs(self) -> float | None:
-        if None in (self.steps, self.text.windows):
-            return None
-        return self.steps * self.config.data.batch_windows / self.text.windows
+        return None if None in (self.windows, self.text.windows) else self.windows / self.text.windows
 
     @property
-    def checkpoint_bytes(self) -> float:
-        return self.memory.weights + self.memory.optimizer
+    def device(self) -> Device:
+        return this_device(self.hardware, self.config.price_per_hour)
+
+    @property
+    def work(self) -> Work | None:
+        """Training, and the validations: a third of a training's work for each window."""
+        if self.steps is None:
+            return None
+        sizes = [size for size in (self.config.data.validation_windows, self.text.validation_windows) if size]
+        validated = -(-self.steps // self.config.val_every_n_steps) * min(sizes, default=0)
+        windows = self.windows * (4 / 3 if self.model.gradient_checkpointing else 1) + validated / 3
+        flops = training_flops_per_token(self.model) * self.text.targets_per_window * windows
+        return Work(flops=flops, passes=self.model.depth * windows / self.microbatch, steps=self.steps)
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """On this device: by the measured rate, or by the assumed utilisation."""
+        config = self.config
+        if not self.rate:
+            return self.work and self.device.seconds(self.work)
+        if self.steps is None:
+            return 60 * config.budget.minutes
+        return self.rate.total(self.steps, config.val_every_n_steps, samples_every(config))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+    @property
+    def memory(self) -> Memory:
+        """At the peak; counted once for runs that differ in nothing that matters."""
+        config, hardware = self.config, self.hardware
+        averaged = any(node.averages for node in config.callbacks.values())
+        key = repr((self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged))
+        if key not in COUNTED:
+            COUNTED[key] = training_memory(
+                self.model,
+                optimizer_of(config, hardware),
+                microbatch=self.microbatch,
+                device=hardware.device,
+                precision=hardware.precision,
+                averaged=averaged,
+                distributed=hardware.devices > 1,
+            )
+        return COUNTED[key]
+
+    def record(self) -> dict[str, Any]:
+        """For run.json. On a CPU the peak is that of the process, with what it holds before the model is built."""
+        try:
+            peak = round(self.memory.peak + (resident_bytes() if self.hardware.accelerator == "cpu" else 0))
+        except (RuntimeError, NotImplementedError):  # of an operator that needs content
+            peak = None
+        return {
+            "seconds": self.seconds,
+            "measured": self.rate is not None,
+            "utilisation": None if self.rate else utilisation(),
+            "tokens_per_second": self.tokens_per_second,
+            "peak_memory_bytes": peak,
+        }
 
 
 def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: float) -> tuple[Job, dict[str, Any] | None]:
@@ -82,40 +136,19 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
         job = replace(job, steps=steps if same else max(step, 0) + steps)
         warn(job, recipe_warnings(job))
-    return job, before.get("plan") if same else plan_of(job, rate)
+    facts = {"config": job.config, "hardware": job.hardware, "microbatch": job.microbatch, "model": job.model}
+    plan = Plan(**facts, text=text_of(job.splits, job.tokenizer), steps=job.steps, rate=rate)
+    return job, before.get("plan") if same else plan.record()
 
 
-def plan_of(job: Job, rate: Rate | None) -> dict[str, Any]:
-    """For run.json: what the job at hand should take. `rate` if it was measured. On a CPU the peak is that of the
-    process, with what it holds now, before the model is built."""
-    config = job.config
-    if rate:
-        seconds = rate.total(job.steps, config.val_every_n_steps, samples_every(config))
-    else:
-        text = text_of(job.splits, job.tokenizer)
-        work = work_of(config, job.model, text, job.steps, job.microbatch)
-        seconds = this_device(job.hardware, config.price_per_hour).seconds(work)
-    try:
-        peak = memory_of(config, job.model, job.hardware, job.microbatch).peak
-        peak = round(peak + (resident_bytes() if job.hardware.accelerator == "cpu" else 0))
-    except (RuntimeError, NotImplementedError):  # of an operator that needs content
-        peak = None
-    return {
-        "seconds": seconds,
-        "measured": rate is not None,
-        "utilisation": None if rate else utilisation(),
-        "tokens_per_second": seconds and job.tokens / seconds,
-        "peak_memory_bytes": peak,
-    }
-
-
-def outcome(plan: dict[str, Any], seconds: float | None, memory_gb: float | None) -> str | None:
-    """A line that sets a plan against what happened; None if one of the two is not known."""
-    found = []
+def outcome(folder: Path) -> str | None:
+    """A line that sets the plan of a run against what happened; None if one of the two is not known."""
+    run, found = Run(folder), []
+    plan, seconds, memory = run.info.get("plan") or {}, run.summary()["seconds"], run.series("device/memory_gb")
     if plan.get("seconds") and seconds:
         found.append(f"planned {clock(plan['seconds'])}, took {clock(seconds)}")
-    if plan.get("peak_memory_bytes") and memory_gb:
-        found.append(f"memory {memory_gb:.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
+    if plan.get("peak_memory_bytes") and memory:
+        found.append(f"memory {max(memory.values()):.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
     return "; ".join(found) or None
 
 
@@ -124,40 +157,12 @@ def make_plan(config: RunConfig) -> Plan:
     hardware, microbatch = choose_hardware(config)
     with offline():
         text = find_text(config)
-    model = replace(config.model, vocab_size=text.vocab_size)
-    steps = steps_of(config, text)
-    work = None if steps is None else work_of(config, model, text, steps, microbatch)
-    device = this_device(hardware, config.price_per_hour)
-    seconds = None if work is None else device.seconds(work)
-    plan = Plan(
-        config=config,
-        hardware=hardware,
-        microbatch=microbatch,
-        model=model,
-        text=text,
-        steps=steps,
-        memory=memory_of(config, model, hardware, microbatch),
-        work=work,
-        device=device,
-        seconds=seconds,
-        tokens_per_second=None,
-        measured=False,
-    )
-    if config.plan == "measure" and text.cached:
-        seconds = measured_seconds(config, hardware, microbatch, steps)
-        plan = replace(plan, seconds=seconds, measured=True)
-    rate = plan.tokens / seconds if seconds and plan.tokens else None
-    return replace(plan, tokens_per_second=rate)
-
-
-def measured_seconds(config: RunConfig, hardware: Hardware, microbatch: int, steps: int | None) -> float:
-    """By ten steps here, with a validation, samples and a checkpoint; with budget.minutes, these."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = prepare_job(config, Path(folder), hardware, microbatch)
-        rate = measured(job, 0, MEASURED_STEPS)
-    if steps is None:
-        return 60 * config.budget.minutes
-    return rate.total(steps, config.val_every_n_steps, samples_every(config))
+    rate = None
+    if config.plan == "measure" and text.cached:  # ten steps here, with a validation, samples and a checkpoint
+        with tempfile.TemporaryDirectory() as folder:
+            rate = measured(prepare_job(config, Path(folder), hardware, microbatch), 0, MEASURED_STEPS)
+    facts = {"config": config, "hardware": hardware, "microbatch": microbatch, "text": text, "rate": rate}
+    return Plan(**facts, model=replace(config.model, vocab_size=text.vocab_size), steps=steps_of(config, text))
 
 
 @contextlib.contextmanager
@@ -206,39 +211,5 @@ def text_of(splits: Splits, tokenizer: Tokenizer) -> Text:
 def steps_of(config: RunConfig, text: Text) -> int | None:
     if text.windows is None and config.budget.steps is None:
         return None
-    per_window = text.targets_per_window or config.model.context
-    steps = config.budget.total_steps(config.data.batch_windows, text.windows or 1, per_window)
+    steps = config.budget.total_steps(config.data.batch_windows, text.windows or 1, text.targets_per_window)
     return None if steps == UNKNOWN else steps
-
-
-def work_of(config: RunConfig, model: GPTConfig, text: Text, steps: int, microbatch: int) -> Work:
-    """Training, and the validations: a third of a training's work for each window."""
-    per_token = training_flops_per_token(model)
-    per_window = text.targets_per_window or model.context
-    trained = steps * config.data.batch_windows
-    validations = -(-steps // config.val_every_n_steps)
-    windows = min(config.data.validation_windows or 10**12, text.validation_windows or 10**12)
-    validated = validations * windows if windows < 10**12 else 0
-    again = 4 / 3 if model.gradient_checkpointing else 1
-    return Work(
-        flops=per_token * per_window * (trained * again + validated / 3),
-        passes=model.depth * (trained * again + validated / 3) / microbatch,
-        steps=steps,
-    )
-
-
-def memory_of(config: RunConfig, model: GPTConfig, hardware: Hardware, microbatch: int) -> Memory:
-    """The peak memory of a run on this hardware; counted once for runs that differ in nothing that matters."""
-    averaged = any(node.averages for node in config.callbacks.values())
-    key = repr((model, config.plain["optimizer"]["_target_"], hardware, microbatch, averaged))
-    if key not in COUNTED:
-        COUNTED[key] = training_memory(
-            model,
-            optimizer_of(config, hardware),
-            microbatch=microbatch,
-            device=hardware.device,
-            precision=hardware.precision,
-            averaged=averaged,
-            distributed=hardware.devices > 1,
-        )
-    return COUNTED[key]

@@ -71,6 +71,6 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
         "?" if None in seconds else clock(sum(seconds)),
         "?" if None in costs else f"{sum(costs):.2f}",
     ]
-    rate = "measured" if all(plan.measured for plan in plans) else f"{device_table()['utilisation']:.0%} of the peak"
+    rate = "measured" if all(plan.rate for plan in plans) else f"{device_table()['utilisation']:.0%} of the peak"
     device = plans[0].device.name.removeprefix("this one, ")
     return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices
-from slm.run.plan import Plan, memory_of
+from slm.run.plan import Plan
 from slm.tables import clock, columns, gigabytes
 
 
@@ -55,14 +55,13 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
         f"{plan.microbatch}, {plan.hardware.precision}: {held}"
     )
     other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
-    less = memory_of(plan.config, other, plan.hardware, plan.microbatch)
+    less = replace(plan, model=other).memory
     switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
     yield f"        {gigabytes(less.peak)} GB with {switched}"
     files = 2 + plan.config.callbacks["checkpoints"].settings.get("keep_last", 2)
     free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
-    yield (
-        f"disk:   {files} checkpoints of {gigabytes(plan.checkpoint_bytes)} GB at most, {gigabytes(free)} GB are free"
-    )
+    size = gigabytes(memory.weights + memory.optimizer)
+    yield f"disk:   {files} checkpoints of {size} GB at most, {gigabytes(free)} GB are free"
 
 
 def _existing(folder: Path) -> Path:
@@ -88,7 +87,7 @@ def _device_table(plan: Plan) -> str:
             ]
         )
     assumed = device_table()
-    rate = "ten steps measured on this one; " if plan.measured else ""
+    rate = "ten steps measured on this one; " if plan.rate else ""
     return (
         f"{columns(rows, right=True)}\n"
         f"Time: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and validation.\n"

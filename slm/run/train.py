@@ -235,15 +235,6 @@ def lowest(run_dir: Path, metric: str) -> float | None:
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 
-def set_against_plan(run_dir: Path) -> str | None:
-    """The plan of a run beside what happened."""
-    found: dict[str, float] = {}
-    for line in jsonl.lines(run_dir / "metrics.jsonl"):
-        found |= {key: line[key] for key in ("seconds", "device/memory_gb") if key in line}
-    plan = (run_folder.read_run_json(run_dir) or {}).get("plan") or {}
-    return outcome(plan, found.get("seconds"), found.get("device/memory_gb"))
-
-
 def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
     from slm.training.callbacks.signals import requeue
@@ -267,7 +258,7 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
     prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
-    if line := set_against_plan(job.run_dir):
+    if line := outcome(job.run_dir):
         print(f"        {line}")
     print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
     print(f"        {generate} ckpt={folder}{prompt}")
