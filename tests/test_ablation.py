@@ -176,6 +176,23 @@ def test_the_command(text_file, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_what_an_ablation_cannot_compare_is_one_line_after_the_table(text_file, tmp_path, monkeypatch, capsys):
+    """A metric that no run has costs one run; a base that diverges leaves its table."""
+    words = ["-m", "hparams_search=ablation", *small_run(text_file, tmp_path), "callbacks.samples=null"]
+    words += ["budget.steps=4", "variants.x=model.mlp=swiglu", "seeds=5"]
+    assert trained(monkeypatch, *words, "hydra.sweeper.metric=val/los", f"sweep_dir={tmp_path}/a") == 2
+    printed = capsys.readouterr()
+    assert "variant-base_seed-1 has no val/los; these runs have" in printed.err.splitlines()[-1]
+    assert printed.out.count("[1/1] variant=base seed=1") == 1
+    assert trained(monkeypatch, *words, "optimizer.lr=1e9", "detect=0.1", f"sweep_dir={tmp_path}/b") == 2
+    printed = capsys.readouterr()
+    assert "no run of the base in" in printed.err.splitlines()[-1]
+    assert printed.out.split("val/loss  seconds")[1].count("failed") == 8
+    assert trained(monkeypatch, *words, "optimizer.lr=1e9", f"sweep_dir={tmp_path}/b") == 3
+    assert "base: no run is finished\nx: no run is finished\nnothing to compare" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_real_runs_that_differ_in_their_seed_only(tmp_path, monkeypatch):
     """20 comparisons of two groups of five runs of quickstart's model and data, out of a pool of ten short runs.

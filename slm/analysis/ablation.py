@@ -15,8 +15,11 @@ from slm.errors import UserError
 
 
 def read_arms(folder: Path, names: Sequence[str]) -> dict[str, Group]:
-    """The groups of a sweep folder by the name of their variant, in the order of `names`."""
-    found, _ = read_groups([str(folder)])
+    """The groups with finished runs of a sweep folder by the name of their variant, in the order of `names`."""
+    try:
+        found, _ = read_groups([str(folder)])
+    except UserError:
+        return {}
     groups = {group.runs[0].settings.get(VARIANT): group for group in found}
     return {name: groups[name] for name in names if name in groups}
 
@@ -31,7 +34,7 @@ def newest_looks(
     """
     arms = read_arms(folder, names)
     if names[0] not in arms:
-        raise UserError(f"no run of the base in {folder} is finished, so nothing can be compared")
+        raise UserError(f"no run of the base in {folder} is finished, so there is nothing to compare with")
     metric = checked_metric([run for group in arms.values() for run in group.runs], metric)
     found: dict[str, Look | None] = {}
     for name in names[1:]:

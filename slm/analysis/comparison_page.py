@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slm.analysis.comparison import FACTS, Comparison, Versus
+from slm.analysis.statistics import ALPHA
 from slm.analysis.suggestion import command_with_seeds
 from slm.analysis.wording import p_text, rounded, sentence, unit
 from slm.tables import columns
@@ -58,7 +59,8 @@ def details(versus: Versus, comparison: Comparison) -> str:
     power = f"would find {rounded(d.detectable, d.detectable)} in 80 % of cases"
     first = f"{title}: {rounded(d.mean, scale)} {unit(comparison.metric)}, {interval}, {pairs}"
     shares = {"tokens": versus.steps_saved, "seconds": versus.seconds_saved}
-    at = ", ".join(f"{1 - share:.1%} of the {name}" for name, share in shares.items() if share is not None)
+    seen = d.p <= ALPHA  # else the better one is so by chance, for all that is known
+    at = ", ".join(f"{1 - share:.1%} of the {name}" for name, share in shares.items() if share is not None and seen)
     busy = " (true if no run had to share its machine)" if versus.seconds_saved is not None else ""
     equal = f"\n  equal value: the better one needs {at}{busy}".replace("%", " %") if at else ""
     return f"{first}\n  {tests}; {power}{equal}"

@@ -33,6 +33,7 @@ def write(folder: Path):
     if curves:
         figures.save(pictures / "curves.png", curves, folder.name)
     page, seeds = Page(folder.name), f"{BAND}." if sweep.seeds > 1 else ""
+    most = f"The {MAX_LINES} lines with the lowest objective." if len(sweep.cells) > MAX_LINES else ""
     sections = [
         section(
             f"{sweep.objective or 'Objective'} against what was swept",
@@ -47,7 +48,7 @@ def write(folder: Path):
             "Curves",
             page.group(curves),
             picture(pictures / "curves.png", "curves of the runs"),
-            paragraph(f"{seeds} At most {MAX_LINES} lines, those with the lowest objective.".strip(), "quiet"),
+            paragraph(f"{seeds} {most}".strip(), "quiet"),
         ),
         section("Failures", failures(sweep)),
         section("Command", f"<pre>{escaped(' '.join(sweep.command), 4000)}</pre>" if sweep.command else ""),

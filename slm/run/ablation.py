@@ -82,6 +82,7 @@ class AblationSweeper(Sweeper):
         self.arguments = arguments
         self._check()
         self.launcher = Plugins.instance().instantiate_launcher(**self.parts)  # opens the sweep folder
+        self.check_metric()
         if self.detect is None:
             self.launch(list(self.variants), range(1, self.seeds + 1))
             looks = {}
@@ -92,6 +93,18 @@ class AblationSweeper(Sweeper):
 
             text = conclusion(self.folder, [BASE, *self.variants], self.metric, self.detect, looks)
             print("\n" + printable(text), flush=True)
+
+    def check_metric(self):
+        """Runs one job alone, to see that there is such a metric, if not every run has it. Raises UserError."""
+        from slm.analysis.ablation import read_arms
+        from slm.analysis.comparison import checked_metric
+        from slm.run.config import METRICS
+
+        if self.metric in (None, *METRICS):
+            return
+        self.launch([], [1])
+        if self._is_kept() and (arms := read_arms(self.folder, [BASE])):
+            checked_metric(arms[BASE].runs, self.metric)
 
     def run_in_sequence(self):
         """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""

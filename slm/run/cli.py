@@ -64,6 +64,10 @@ def train_main():
                     job()
             except SystemExit as end:  # Hydra's own, for a package that does not exist
                 sys.exit(2 if read.cfg and end.code == 1 else end.code)
+            except UserError:  # of a sweeper that cannot go on
+                for launcher in launchers:
+                    launcher.conclude()
+                raise
             codes = [launcher.conclude() for launcher in launchers]
     sys.exit(max((*codes, *(outcome.exit_code for outcome in outcomes)), default=0))
 

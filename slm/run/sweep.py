@@ -174,7 +174,9 @@ class RecordingLauncher(Launcher):
         sys.exit(128 + self.stopped_by)
 
     def conclude(self) -> int:
-        """Prints the table of the sweep, and returns the highest exit code of this command's jobs."""
+        """Prints the table of the sweep, and returns the highest exit code of this command's jobs. Without jobs, 0."""
+        if not self.names:
+            return 0
         write_results(self.folder)
         sweep = sweep_folder.require(self.folder)
         print(f"\n{table(self.folder, sweep)}\n\n{self.folder / 'results.csv'}")
