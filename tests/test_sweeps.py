@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from slm import energy
 from slm.analysis.statistics import pooled_deviation
-from slm.files import atomic, jsonl, run_folder, sweep_folder
-from slm.run.sweep import fixed_keys, swept_values
+from slm.files import jsonl, run_folder, sweep_folder
+from slm.run.sweep import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import threads_divided
 from slm.run.sweep_results import finished_line, table
 from slm.verify import first_difference
@@ -140,21 +140,6 @@ class Leaves(Callback):
         os.environ["PL_SEED_WORKERS"] = "1"
 
 
-def test_a_job_equals_the_run_alone_whatever_the_job_before_it_has_left(text_file, tmp_path, monkeypatch):
-    small = [*small_run(text_file, tmp_path), *QUICK, "+callbacks.leaves._target_=test_sweeps.Leaves"]
-    sweep = "trainer.precision=64-true,32-true", f"sweep_dir={tmp_path / 'a, b'}"
-    monkeypatch.chdir(tmp_path)
-    assert trained(monkeypatch, "-m", *small, *sweep) == 0
-    assert torch.get_default_dtype() == torch.float32
-    assert "PL_GLOBAL_SEED" not in os.environ
-    assert trained(monkeypatch, *small, "trainer.precision=32-true", "run_dir=alone") == 0
-    torch.set_default_dtype(torch.float32)
-    assert first_difference(tmp_path / "a, b" / "precision-32-true", tmp_path / "alone") is None
-    configs = (tmp_path / name / "config.yaml" for name in ("a, b/precision-32-true", "alone"))
-    one, other = (OmegaConf.to_container(OmegaConf.load(path)) for path in configs)
-    assert {key for key in one if one[key] != other[key]} <= {"run_dir"}
-
-
 class Failing(Callback):
     """Fails at the seeds 1 (diverges), 2 (memory) and 3 (a bug)."""
 
@@ -175,48 +160,70 @@ class Failing(Callback):
 def test_failed_jobs_are_rows_and_the_same_command_tries_again_those_that_may_succeed(
     text_file, tmp_path, monkeypatch, capsys
 ):
+    """And a job equals the run alone, whatever the jobs before it have left."""
     monkeypatch.chdir(tmp_path)
-    command = ["-m", *small_run(text_file, tmp_path), *QUICK, "+callbacks.failing._target_=test_sweeps.Failing"]
-    assert trained(monkeypatch, *command, "seed=1,2,3,4", "sweep_dir=s") == 4
-    printed, jobs = capsys.readouterr(), jobs_of(tmp_path / "s")
+    small = [*small_run(text_file, tmp_path), *QUICK, "trainer.precision=32-true"]
+    small += [f"+callbacks.{name.lower()}._target_=test_sweeps.{name}" for name in ("Failing", "Leaves")]
+    command = ["-m", *small, f"sweep_dir={tmp_path / 'a, b'}"]
+    assert trained(monkeypatch, *command, "seed=1,2,3,4") == 4
+    printed, jobs = capsys.readouterr(), jobs_of(tmp_path / "a, b")
     assert [job.status for job in jobs.values()] == ["failed"] * 3 + ["done"]
     for name, failure in (("seed-1", "loss nan"), ("seed-2", "out of memory"), ("seed-3", "RuntimeError: a bug")):
         assert failure in jobs[name].failure
         assert "\n" not in jobs[name].failure
     assert printed.err.count("Traceback") == 1
-    rows = results(tmp_path / "s")
+    rows = results(tmp_path / "a, b")
     assert [row["seed"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[3]["val/loss best"]) == jobs["seed-4"].objective == float(rows[3]["objective"])
     assert rows[3]["val/loss best step"] in ("2", "4")
     assert "a bug" in rows[2]["failure"]
 
     (tmp_path / "repaired").touch()
-    before = (tmp_path / "s" / "seed-1" / "run.json").read_text()
-    assert trained(monkeypatch, *command, "seed=1,2,3,4,5", "sweep_dir=s") == 3  # one more, and a final failure
-    assert [job.status for job in jobs_of(tmp_path / "s").values()] == ["failed"] + ["done"] * 4
-    assert (tmp_path / "s" / "seed-1" / "run.json").read_text() == before
+    before = (tmp_path / "a, b" / "seed-1" / "run.json").read_text()
+    assert trained(monkeypatch, *command, "seed=1,2,3,4,5") == 3  # one more, and a final failure
+    assert [job.status for job in jobs_of(tmp_path / "a, b").values()] == ["failed"] + ["done"] * 4
+    assert (tmp_path / "a, b" / "seed-1" / "run.json").read_text() == before
     printed = capsys.readouterr().out
     assert "2 of 5 jobs are finished already" in printed
     assert printed.count("run:    ") == 3
-    assert trained(monkeypatch, *command, "seed=4", "sweep_dir=s") == 0
-    assert "1 of 1 jobs" in capsys.readouterr().out
 
+    assert torch.get_default_dtype() == torch.float32
+    assert "PL_GLOBAL_SEED" not in os.environ
+    assert trained(monkeypatch, *small, "seed=5", "run_dir=alone") == 0
+    torch.set_default_dtype(torch.float32)
+    assert first_difference(tmp_path / "a, b" / "seed-5", tmp_path / "alone") is None
+    configs = (tmp_path / name / "config.yaml" for name in ("a, b/seed-5", "alone"))
+    one, other = (OmegaConf.to_container(OmegaConf.load(path)) for path in configs)
+    assert {key for key in one if one[key] != other[key]} <= {"run_dir"}
+
+
+def test_only_the_values_of_swept_keys_may_change(tmp_path):
+    command = ["budget.steps=4", "seed=1,2", "sweep_dir=s", "data.workers=0"]
+    sweep = sweep_folder.Sweep(command=command)
+    sweep.add({"seed": "1"})
+    for change in ([], ["seed=7"], ["data.workers=2"], ["hydra/launcher=joblib"]):
+        check_command(tmp_path, sweep, [*command, *change])
     for change, message in (
         ("budget.steps=5", "was started with budget.steps=4, not with budget.steps=5"),
         ("model.width=32,64", "was started without model.width, not with model.width swept"),
     ):
-        assert trained(monkeypatch, *command, "seed=1,2", "sweep_dir=s", change) == 2
-        assert message in capsys.readouterr().err
-    with atomic.locked(tmp_path / "s" / ".lock", wait=False):
-        other = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *command, "seed=1", "sweep_dir=s"], capture_output=True, text=True
-        )
-    assert other.returncode == 2
-    assert f"error: sweep s is in use by process {os.getpid()}" in other.stderr
-    assert trained(monkeypatch, *command, "seed=1", "sweep_dir=s/seed-4") == 2
-    assert "so it is a run; give a new folder" in capsys.readouterr().err
+        with mistake(message):
+            check_command(tmp_path, sweep, [*command, change])
 
 
+def test_a_folder_of_something_else_or_of_another_command_is_refused(tmp_path):
+    claim = (
+        "import pathlib, sys; from slm.files import sweep_folder as s; s.claimed(pathlib.Path(sys.argv[1])).__enter__()"
+    )
+    with sweep_folder.claimed(tmp_path):
+        other = subprocess.run([sys.executable, "-c", claim, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert f"UserError: sweep {tmp_path} is in use by process {os.getpid()}" in other.stderr
+    (tmp_path / "run.json").touch()
+    with mistake("so it is a run; give a new folder"), sweep_folder.claimed(tmp_path):
+        pass
+
+
+@pytest.mark.slow
 def test_optuna_goes_on_with_the_same_trials(text_file, tmp_path, monkeypatch, capsys):
     """And takes the infinity of a job that diverges: its lr is so large for half of the trials."""
     pytest.importorskip("optuna", reason="the extra sweeps is not installed")
@@ -316,7 +323,7 @@ def wait_for_lines(folder: Path, count: int, process: subprocess.Popen):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_path, monkeypatch):
+def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_path, monkeypatch, capsys):
     """kill -9 at random moments, then SIGTERM, then the same command to its end."""
     monkeypatch.chdir(tmp_path)
     sweep = [*small_run(text_file, tmp_path), "callbacks.samples=null", "optimizer.lr=0.01,0.02", "model.width=32,64"]
@@ -334,6 +341,9 @@ def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_
             assert [job.status for job in jobs_of(folder).values()].count("stopped") <= 1
             assert "killed goes on from here" in output or "running" not in output
     assert trained(monkeypatch, "-m", *sweep, "sweep_dir=killed") == 0
+    capsys.readouterr()
+    assert trained(monkeypatch, "-m", *sweep, "sweep_dir=killed") == 0  # finds it done
+    assert "4 of 4 jobs are finished already" in capsys.readouterr().out
     assert results(folder) == results(tmp_path / "undisturbed")
     for name in jobs_of(folder):
         assert first_difference(folder / name, tmp_path / "undisturbed" / name) is None
