@@ -8,7 +8,6 @@ nearest checkpoint before the step.
 """
 
 import argparse
-import html
 import itertools
 import json
 import os
@@ -19,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from slm import checkpoint
+from slm.analysis.html import Page, paragraph, section
+from slm.analysis.html import escaped as html
+from slm.analysis.spikes import largest_jump
 from slm.checkpoint import Loaded
 from slm.data.store import TokenStore
 from slm.errors import UserError, one_line_errors, printable
-from slm.files import atomic, jsonl, run_folder
+from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.step_loss import Reading, step_readings
 from slm.hardware import choose_device
-from slm.spikes import largest_jump
+from slm.results import Run
 from slm.verify import require_facts
 
 WIDTH = 100  # characters of a printed line of text
@@ -132,25 +134,14 @@ def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Se
     """What was read, under which weights, and the mean loss beside the logged one."""
     windows, targets = len(readings), sum(len(reading.nats) for reading in readings)
     position = run_folder.windows_until(info, step - 1)
-    after = (
-        f"the weights after step {of:,}, which has read these windows"
-        if of >= step
-        else (
-            "its own weights"
-            if of == step - 1
-            else f"the weights after step {of:,}, {step - 1 - of:,} update(s) earlier"
-        )
-    )
+    if of == step - 1:
+        after = "its own weights"
+    else:
+        apart = f"{step - 1 - of:,} update(s) earlier" if of < step else "which has read these windows"
+        after = f"the weights after step {of:,}, {apart}"
     mean = sum(sum(reading.nats) for reading in readings) / targets
-    logged = next(
-        (
-            line["train/loss"]
-            for line in jsonl.lines(folder / "metrics.jsonl")
-            if line["step"] == step and isinstance(line.get("train/loss"), int | float)
-        ),
-        None,
-    )
-    beside = f"; train/loss {logged:.4f}" if logged is not None else ""
+    logged = Run(folder).series("train/loss").get(step)
+    beside = f"; train/loss {logged:.4f}" if isinstance(logged, int | float) else ""
     return [
         f"{folder}, step {step:,} of {info['steps']:,}: {windows} windows, {targets:,} targets, "
         f"epoch {position / info['windows']:.2f}",
@@ -161,13 +152,10 @@ def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Se
 def shown(reading: Reading, place: int, colour: bool, every: bool) -> list[str]:
     """The lines of one window: its place among the others, its worst tokens, and its text or `every` token."""
     worst = reading.worst()
-    named = ", ".join(f"{quoted(reading.tokens[t])} {reading.nats[t - 1]:.2f}" for t in worst[:NAMED])
-    lines = [
-        f"{place}. {reading}",
-        f"   most surprising: {named}",
-    ]
+    named = ", ".join(f"'{escaped(reading.tokens[t])}' {reading.nats[t - 1]:.2f}" for t in worst[:NAMED])
+    lines = [f"{place}. {reading}", f"   most surprising: {named}"]
     if every:
-        return lines + [f"   {nats:7.3f}  {quoted(text)}" for text, nats in zip(reading.tokens[1:], reading.nats)]
+        return lines + [f"   {nats:7.3f}  '{escaped(text)}'" for text, nats in zip(reading.tokens[1:], reading.nats)]
     return [*lines, *marked_text(reading, *(("\x1b[1;31m", "\x1b[0m") if colour else ("«", "»")))]
 
 
@@ -196,26 +184,17 @@ def escaped(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def quoted(text: str) -> str:
-    return f"'{escaped(text)}'"
-
-
 def page(title: Sequence[str], readings: Sequence[Reading]) -> str:
     """Windows as one HTML file without network access: the redder a token, the higher its loss."""
-    most = max(max(reading.nats) for reading in readings)
-    span = '<span style="background:rgba(220,60,40,{:.2f})" title="{:.3f} nats">{}</span>'
-    parts = []
+    most, sections = max(max(reading.nats) for reading in readings), []
     for reading in readings:
-        first, *others = (html.escape(printable(text)) for text in reading.tokens)
-        spans = [span.format(nats / most, nats, text) for text, nats in zip(others, reading.nats)]
-        parts.append(f"<h2>{reading}</h2><p>{first}{''.join(spans)}</p>")
-    style = (
-        ":root{color-scheme:light dark}body{font:15px/1.6 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-        "h2{font-size:1em}p{white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace}"
-    )
-    head = f"<meta charset=utf-8><title>{html.escape(title[0])}</title><style>{style}</style>"
-    first = "<br>".join(html.escape(printable(line)) for line in title)
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{first}{''.join(parts)}</body></html>\n"
+        first, *others = map(html, reading.tokens)
+        spans = (
+            f'<span style="background:rgba(220,60,40,{nats / most:.2f})" title="{nats:.3f} nats">{text}</span>'
+            for text, nats in zip(others, reading.nats)
+        )
+        sections.append(section(str(reading), f"<pre>{first}{''.join(spans)}</pre>"))
+    return Page(title[0]).html("".join(map(paragraph, title[1:])), sections, "")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ A run and a sweep write theirs at their end.
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from slm.errors import UserError, one_line_errors, printable
@@ -35,13 +36,33 @@ def create(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def draw(folder: Path) -> Path | None:
+    """loss.png of a run; None without losses."""
+    from slm.analysis import curves, figures, run_charts
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if charts := run_charts.loss_charts(curves.read(folder)):
+            figures.save(folder / "loss.png", charts, folder.name)
+    return folder / "loss.png" if charts else None
+
+
 def write(folder: Path) -> Path | None:
     """Like `create`, at the end of a run or a sweep: prints a warning instead of raising, and returns None."""
+    return _attempted(create, folder, "report.html")
+
+
+def loss_curve(folder: Path) -> Path | None:
+    """Like `draw`, at the end of a run."""
+    return _attempted(draw, folder, "loss.png")
+
+
+def _attempted(make: Callable[[Path], Path | None], folder: Path, file: str) -> Path | None:
     try:
-        return create(folder)
+        return make(folder)
     except Exception as error:  # of a library or a disk: a run does not end with its report
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-        print(f"warning: report.html was not written ({reason})", file=sys.stderr)
+        print(f"warning: {file} was not written ({reason})", file=sys.stderr)
         return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm import plot
+from slm import report
 from slm.errors import UserError
 from slm.run import cli
 from slm.run.config import RunConfig
@@ -21,7 +21,7 @@ CONF = ROOT / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
 torch.set_num_threads(1)  # more threads are 20 times slower on matrices this small and a busy machine
-draw = plot.draw
+draw = report.draw
 
 
 def pytest_collection_finish():
@@ -34,14 +34,14 @@ def pytest_collection_finish():
 def blank_pictures() -> Iterator[None]:
     """loss.png is empty in tests without `drawn`, since drawing takes a quarter of a run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, "draw", lambda folder: (folder / "loss.png").write_bytes(b"") or folder / "loss.png")
+        patch.setattr(report, "draw", lambda folder: (folder / "loss.png").write_bytes(b"") or folder / "loss.png")
         yield
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """Pictures are drawn as ever."""
-    monkeypatch.setattr(plot, "draw", draw)
+    monkeypatch.setattr(report, "draw", draw)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from test_faults import SAVING, steps_saved
 
 from slm import errors, verify
 from slm.errors import ResourceError
-from slm.files import atomic, run_folder
+from slm.files import atomic, claim, run_folder
 from slm.run import resume
 from slm.training.callbacks.fault import Fault
 
@@ -127,7 +127,7 @@ def test_a_new_folder_may_hold_the_files_of_an_operating_system(tmp_path):
     for name in ("lost+found", ".Trash-0"):
         (tmp_path / name).mkdir()
     (tmp_path / "Thumbs.db").touch()
-    run_folder.check_is_run_folder(tmp_path)
+    claim.check_folder(tmp_path, "run")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tokenizer", "metrics.jsonl", "checkpoints/last.json", ".lock"])

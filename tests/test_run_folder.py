@@ -23,8 +23,8 @@ from slm.training.callbacks.fault import Fault
 def test_a_run_folder_in_use_is_refused_until_its_process_ends(run, tmp_path):
     folder = tmp_path / "run"
     code = (
-        "import pathlib, sys, time; from slm.files import run_folder\n"
-        f"with run_folder.claimed(pathlib.Path({str(folder)!r})): print('claimed', flush=True); time.sleep(60)"
+        "import pathlib, sys, time; from slm.files import claim\n"
+        f"with claim.claimed(pathlib.Path({str(folder)!r}), 'run'): print('claimed', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with holder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import small_run, trained
 
-from slm import plot
+from slm import report
 from slm.files import jsonl
 from slm.generation.prompt import opening
 from slm.tokenizers.bytes import ByteTokenizer
@@ -90,16 +90,16 @@ def metrics(tmp_path):
 
 @pytest.mark.parametrize("name", ["a$b$", "$\\frac{$", "a_b^c", "漢字🙂", "x" * 250, "\x1b[31m", "%s {0}"])
 def test_no_name_of_a_run_prevents_its_picture(name, metrics, capsys, drawn):
-    assert plot.loss_curve(metrics(name)).read_bytes().startswith(b"\x89PNG")
+    assert report.loss_curve(metrics(name)).read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_picture_that_fails_is_one_warning(metrics, capsys, monkeypatch, drawn):
     folder = metrics("run")
     (folder / "loss.png").mkdir()
-    assert plot.loss_curve(folder) is None
-    monkeypatch.setattr(plot, "draw", lambda folder: warnings.warn("odd\nthing", stacklevel=1) or 1 / 0)
-    assert plot.loss_curve(folder) is None
+    assert report.loss_curve(folder) is None
+    monkeypatch.setattr(report, "draw", lambda folder: warnings.warn("odd\nthing", stacklevel=1) or 1 / 0)
+    assert report.loss_curve(folder) is None
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(" (")[0] for line in lines] == ["warning: loss.png was not drawn"] * 2
+    assert [line.partition(" (")[0] for line in lines] == ["warning: loss.png was not written"] * 2
     assert "ZeroDivisionError" in lines[1]

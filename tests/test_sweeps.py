@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from slm import energy
 from slm.analysis.statistics import pooled_deviation
-from slm.files import jsonl, run_folder, sweep_folder
+from slm.files import claim, jsonl, run_folder, sweep_folder
 from slm.run.sweep import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import threads_divided
 from slm.run.sweep_results import finished_line, table
@@ -212,15 +212,13 @@ def test_only_the_values_of_swept_keys_may_change(tmp_path):
 
 
 def test_a_folder_of_something_else_or_of_another_command_is_refused(tmp_path):
-    claim = (
-        "import pathlib, sys; from slm.files import sweep_folder as s; s.claimed(pathlib.Path(sys.argv[1])).__enter__()"
-    )
-    with sweep_folder.claimed(tmp_path):
-        other = subprocess.run([sys.executable, "-c", claim, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert f"UserError: sweep {tmp_path} is in use by process {os.getpid()}" in other.stderr
+    code = "import pathlib, sys; from slm.files.claim import claimed; claimed(pathlib.Path(sys.argv[1]), 'sweep').__enter__()"
+    with claim.claimed(tmp_path, "sweep"):
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert f"UserError: sweep folder {tmp_path} is in use by process {os.getpid()}" in other.stderr
     (tmp_path / "run.json").touch()
-    with mistake("so it is a run; give a new folder"), sweep_folder.claimed(tmp_path):
-        pass
+    with mistake("so it is not a sweep; give a new folder"):
+        claim.check_folder(tmp_path, "sweep")
 
 
 @pytest.mark.slow

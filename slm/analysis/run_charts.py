@@ -1,6 +1,7 @@
 """The charts of a run, from its metrics."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,6 +52,18 @@ def main_charts(curves: Curves) -> list[Chart]:
     for title, names in MAIN.items():
         if found := [name for name in names if name in curves]:
             charts.append(_chart(curves, title, UNITS[names[0]], found, floor=floors.get(title)))
+    return charts
+
+
+def loss_charts(curves: Curves) -> list[Chart]:
+    """The losses with their lowest values in the legend, and the share of valid samples; empty without losses."""
+    charts = [chart for chart in main_charts(curves) if chart.title == "Loss"]
+    for chart in charts:
+        for place, line in enumerate(chart.series):
+            at, steps = int(line.y.argmin()), line.x["steps"]
+            chart.series[place] = replace(line, name=f"{line.name} (lowest {line.y[at]:.3f} at step {steps[at]:.0f})")
+    if charts and "sample/valid_share" in curves:
+        charts.append(_chart(curves, "Valid samples", UNITS["sample"], ["sample/valid_share"]))
     return charts
 
 

@@ -1,21 +1,18 @@
-"""Run folders: what lies where, run.json, locks, and how to find a run's checkpoint.
+"""Run folders: what lies where, run.json, and how to find a run's checkpoint.
 
 run.json  config.yaml  overrides.yaml  tokenizer/  metrics.jsonl  samples.jsonl  samples.md  events.jsonl  loss.png
 report.html  report/curves.png
 checkpoints/step-000500.ckpt  step-000500.ckpt.sha256  last.json  best.json
 """
 
-import contextlib
 import json
 import re
 import secrets
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm.errors import DISK_ERRORS, ResourceError, UserError
+from slm.errors import UserError
 from slm.files import archive, atomic, jsonl
 from slm.security import NAME, is_bounded, leaves, refuse_url
 
@@ -35,7 +32,6 @@ OWN_FILES = re.compile(
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
 NO_FORK = {"run": "", "run_id": "", "step": 0, "consumed": 0, "changed": {}}
-SYSTEM_FILES = "lost+found", "Thumbs.db", "desktop.ini", "Icon\r"  # of operating systems; hidden ones likewise
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -46,50 +42,6 @@ def file_name(text: str, length: int = 100) -> str:
 
 def new_folder(root: Path, name: str, time: str) -> Path:
     return root / f"{time}_{file_name(name)}-{secrets.token_hex(2)}"
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Creates and locks a run folder. A folder created here is removed again if no run started in it.
-
-    Raises UserError if another process holds the lock or the path is a file, ResourceError if it cannot be written.
-    """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in created:
-            atomic.flush(path.parent)
-        lock.touch()
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"run_dir={folder} is a file; give a folder") from None
-    except OSError as error:
-        kind = ResourceError if error.errno in DISK_ERRORS else UserError
-        raise kind(f"run folder {folder} cannot be written: {error.strerror}; give another one") from None
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(atomic.locked(lock, wait=False))
-        except BlockingIOError:
-            holder = ""
-            with contextlib.suppress(OSError):
-                holder = f" by process {lock.read_text()}"
-            raise UserError(f"run folder {folder} is in use{holder}; wait for it, or give another run_dir") from None
-        try:
-            yield
-        finally:
-            if created and not (folder / "run.json").exists():
-                with contextlib.suppress(OSError):  # a folder that is not empty stays
-                    lock.unlink(missing_ok=True)
-                    for path in created:
-                        path.rmdir()
-
-
-def lock_inode(folder: Path) -> int | None:
-    """Inode of the folder's lock file, which changes if the folder was replaced; None if it is gone."""
-    try:
-        return (folder / ".lock").stat().st_ino
-    except OSError:
-        return None
 
 
 def read_run_json(folder: Path) -> dict[str, Any] | None:
@@ -134,31 +86,6 @@ def require_run_json(folder: Path) -> dict[str, Any]:
 
 def write_run_json(folder: Path, info: dict[str, Any]):
     atomic.write_text(folder / "run.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n")
-
-
-def check_is_run_folder(folder: Path):
-    """Raises UserError for a folder that has files but no run.json: a run must not write or delete in it."""
-    if folder.is_file():
-        raise UserError(f"run_dir={folder} is a file; give a folder")
-    if (others := _visible(folder)) and not (folder / "run.json").exists():
-        raise UserError(
-            f"run_dir={folder} holds {others[0].name} but no run.json, so it is not a run; give a new folder"
-        )
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, but for hidden files, those of operating systems and partial ones."""
-    return [
-        path
-        for path in atomic.entries(folder)
-        if not (path.name.startswith(".") or path.name in SYSTEM_FILES or PARTIAL_FILE.fullmatch(path.name))
-    ]
-
-
-def discard(folder: Path):
-    """Deletes what this process has written into a new run folder, which `check_is_run_folder` has found empty."""
-    for path in _visible(folder):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else atomic.remove(path)
 
 
 def remove_partial_files(folder: Path):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from slm.errors import UserError, file_operation
+from slm.errors import UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.security import NAME, is_bounded
@@ -123,34 +123,6 @@ def changed(folder: Path) -> Iterator[Sweep]:
         sweep = read(folder) or Sweep()
         yield sweep
         atomic.write_text(folder / "sweep.json", json.dumps(asdict(sweep), indent=1, ensure_ascii=False) + "\n")
-
-
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Creates and locks a sweep folder for one command.
-
-    Raises UserError if another process holds the lock, or if the folder holds something else.
-    """
-    try:
-        with file_operation("write", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".lock").touch()
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"sweep_dir={folder} is a file; give a folder") from None
-    own = "multirun.yaml"  # which Hydra writes first
-    others = [path for path in atomic.entries(folder) if not path.name.startswith(".") and path.name != own]
-    if others and not (folder / "sweep.json").exists():
-        kind = "a run" if (folder / "run.json").exists() else "something else, or a sweep that has lost it"
-        raise UserError(
-            f"sweep_dir={folder} holds {others[0].name} but no sweep.json, so it is {kind}; give a new folder"
-        )
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(atomic.locked(folder / ".lock", wait=False))
-        except BlockingIOError:
-            holder = (folder / ".lock").read_text()
-            raise UserError(f"sweep {folder} is in use by process {holder}; wait for it, or stop it") from None
-        yield
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from slm.cache import changed_files
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
-from slm.plot import loss_curve
 from slm.run.changes import PATHS, check_unchanged
 from slm.run.config import RunConfig
 from slm.run.fork import Point, check_fork, copy_history
@@ -203,7 +202,7 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
 def close_run(run_dir: Path, run_info: dict[str, Any]):
     """Draws loss.png, writes the final run.json and the report. After a failed run, a second disk error is ignored."""
     try:
-        loss_curve(run_dir)
+        report.loss_curve(run_dir)
         run_folder.write_run_json(run_dir, run_info)  # a run that is done is not opened again
         if run_info["config"]["report"]:
             report.write(run_dir)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from slm import report
 from slm.errors import UserError
-from slm.files import sweep_folder
+from slm.files import claim, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
 from slm.run.overrides import key_of, parsed
 from slm.run.sweep_jobs import is_alive, parallel_jobs
@@ -68,7 +68,8 @@ class RecordingLauncher(Launcher):
         self.folder = Path(config.hydra.sweep.dir)
         self.parallel = not config.hydra.launcher._target_.endswith("BasicLauncher")
         check_processes(config, self.parallel)
-        held.enter_context(sweep_folder.claimed(self.folder))
+        claim.check_folder(self.folder, "sweep")
+        held.enter_context(claim.claimed(self.folder, "sweep"))
         self.before = sweep_folder.read(self.folder) or Sweep()
         if not any(self._has_run(job) for job in self.before.jobs):
             self.before = Sweep()  # nothing was trained: it may start again with other settings

@@ -15,7 +15,7 @@ import torch
 
 from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
-from slm.files import jsonl, run_folder
+from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process
 from slm.planning.microbatch import largest_microbatch
 from slm.run.changes import check_unchanged
@@ -45,9 +45,9 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str 
     `again` is the override with which the same command goes on after an interruption; run_dir=... unless given.
     Raises UserError, ResourceError, Diverged, or Stopped after a signal.
     """
-    run_folder.check_is_run_folder(run_dir)
-    claim = run_folder.claimed(run_dir) if is_first_process(config.trainer) else contextlib.nullcontext()
-    with claim, torch_settings_kept():
+    claim.check_folder(run_dir, "run")
+    held = claim.claimed(run_dir, "run") if is_first_process(config.trainer) else contextlib.nullcontext()
+    with held, torch_settings_kept():
         return run_once(config, run_dir, overrides, again or f"run_dir={run_dir}")
 
 
@@ -125,7 +125,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
         stopped, objective = fit_and_close(assembled, start, job, run_info, lambda: first and opening.opened)
     except BaseException:
         if first and not before and not opening.opened:
-            run_folder.discard(run_dir)
+            claim.discard(run_dir)
         raise
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
@@ -153,7 +153,7 @@ def fit_and_close(
     from slm.training.loggers import for_each_logger
 
     config, run_dir, status, stopped, failure = job.config, job.run_dir, "failed", None, None
-    inode = run_folder.lock_inode(run_dir)
+    inode = claim.lock_inode(run_dir)
     try:
         facts = {
             key: run_info[key] for key in ("parameters", "device", "precision", "corpus", "tokenizer", "git_commit")
@@ -167,7 +167,7 @@ def fit_and_close(
     finally:
         objective = lowest(run_dir, config.optimized_metric)
         teardown(assembled.trainer)
-        if opened() and run_folder.lock_inode(run_dir) == inode:
+        if opened() and claim.lock_inode(run_dir) == inode:
             close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure})
     return stopped, objective
 

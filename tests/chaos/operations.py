@@ -97,7 +97,7 @@ def problems_at_end(area: Area, reference: Area, output: str) -> Iterator[str]:
         yield "the run is not done"
     if table(reference.run / "metrics.csv") != table(area.run / "metrics.csv"):
         yield "metrics.csv differs"
-    if "loss.png was not drawn" not in output:
+    if "loss.png was not written" not in output:
         try:
             with Image.open(area.run / "loss.png") as image:
                 image.load()

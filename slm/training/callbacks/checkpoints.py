@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm.errors import ResourceError, Stopped, UserError
-from slm.files import atomic, run_folder
+from slm.files import atomic, claim, run_folder
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.signals import StopSignals
 
@@ -57,7 +57,7 @@ class Checkpoints(Checkpoint):
             counts |= {"ready": done, "started": done, "processed": done, "completed": done - unfinished}
 
     def on_train_start(self, trainer, module):
-        self.lock = run_folder.lock_inode(self.folder.parent)
+        self.lock = claim.lock_inode(self.folder.parent)
         self.steps_to_keep = kept_steps(self.keep_at, trainer.max_steps)
         self.validation_steps = trainer.val_check_interval // trainer.accumulate_grad_batches
         there = self.best is not None and (self.folder / self.best["file"]).exists()
@@ -75,7 +75,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not step_ends(trainer, batch_idx):
             return
-        if trainer.is_global_zero and run_folder.lock_inode(self.folder.parent) != self.lock:
+        if trainer.is_global_zero and claim.lock_inode(self.folder.parent) != self.lock:
             raise ResourceError(
                 f"the run folder {self.folder.parent} or its .lock was removed or moved away during training"
             )
