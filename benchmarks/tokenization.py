@@ -19,7 +19,8 @@ import numpy as np
 from measure import in_turn, machine, one_line_errors, parsed, ratio, seconds, table
 
 from slm.corpora.tinystories import TinyStories
-from slm.data.store import batches, prepare
+from slm.data.encode import batches
+from slm.data.store import prepare
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 

@@ -17,8 +17,8 @@ from slm.errors import UserError, printable
 from slm.generation import chat as module
 from slm.generation import stream
 from slm.generation.chat import COMMANDS, Settings, chat
+from slm.generation.completion import complete
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
 from slm.tokenizers.bytes import ByteTokenizer
 
 SAMPLER, TOKENIZER = Sampler(temperature=0.9, top_k=40), ByteTokenizer()

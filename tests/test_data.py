@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from slm.data import encode
 from slm.data import store as store_module
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
 from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
@@ -51,8 +52,8 @@ def corpus():
 @pytest.fixture
 def store(corpus, tmp_path, monkeypatch) -> TokenStore:
     """Shards of at most 300 ids, batches of about 100 characters."""
-    monkeypatch.setattr(store_module, "SHARD_TOKENS", 300)
-    monkeypatch.setattr(store_module, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(encode, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 100)
     return prepare(corpus, ByteTokenizer(), tmp_path)
 
 
@@ -97,7 +98,7 @@ def test_a_failed_preparation_leaves_no_folder(tmp_path):
 
 def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypatch):
     """kill -9 in the middle of the second batch; the next preparation starts again and is complete."""
-    monkeypatch.setattr(store_module, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 10)
     corpus = Stories(["one two three", "four five six", "seven"])
 
     class Killing(ByteTokenizer):

@@ -11,9 +11,9 @@ from test_resume import assert_same, history, resumes_exactly
 from slm import checkpoint
 from slm.attention import attend
 from slm.files import jsonl, run_folder
+from slm.generation.completion import complete
 from slm.generation.reader import Reader
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
 from slm.hardware import compiled, resolve_hardware
 from slm.loss import cross_entropy
 from slm.model import GPT

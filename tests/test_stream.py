@@ -7,10 +7,11 @@ import torch
 from test_model import model_of
 
 from slm.errors import UserError
-from slm.generation import stream
+from slm.generation import completion
+from slm.generation.completion import Completion, TextStream, complete
 from slm.generation.reader import window_start
 from slm.generation.sampling import Sampler
-from slm.generation.stream import Completion, TextStream, complete, encode_prompt, generate
+from slm.generation.stream import encode_prompt, generate
 from slm.tokenizers.bytes import ByteTokenizer
 
 GREEDY = Sampler(greedy=True)
@@ -247,7 +248,7 @@ def test_completions_have_the_generated_text_without_eos():
 def test_completions_depend_neither_on_later_prompts_nor_on_the_batches(monkeypatch):
     expected = completions(["ab", "c", "def"], num_samples=3)
     assert completions(["ab", "c"], num_samples=3) == expected[:2]
-    monkeypatch.setattr(stream, "MAX_ROWS", 2)
+    monkeypatch.setattr(completion, "MAX_ROWS", 2)
     assert completions(["ab", "c", "def"], num_samples=3) == expected
 
 
@@ -255,7 +256,7 @@ def test_completions_are_generated_on_request():
     """A hundred of 10^9."""
     model, prompts = tiny(vocab_size=TOKENIZER.vocab_size), ["ab", *map(str, range(1000))]
     settings = {"num_samples": 10**6, "sampler": Sampler(), "max_new_tokens": 2, "seed": 0}
-    texts = stream.completions(model, TOKENIZER, prompts, **settings)
+    texts = completion.completions(model, TOKENIZER, prompts, **settings)
     assert [next(texts).prompt for _ in range(100)] == ["ab"] * 100
 
 
@@ -300,7 +301,7 @@ def test_a_prompt_that_ends_in_white_space_is_continued_as_without_it(prompt, wo
 
     def text(prompt):
         *_, [found] = complete(model, tokenizer, ["b"] * (rows - 1) + [prompt], **settings)
-        streamed = "".join(stream.stream_text(model, tokenizer, prompt, **settings))
+        streamed = "".join(completion.stream_text(model, tokenizer, prompt, **settings))
         assert (found.prompt, found.text, found.tokens) == (prompt, streamed, 4)
         return found.prompt + found.text
 

@@ -4,21 +4,18 @@ import contextlib
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from slm import tokenizers
 from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
+from slm.data.encode import write_split
 from slm.errors import UserError, file_operation
 from slm.files import atomic
 from slm.tokenizers import Tokenizer
@@ -26,8 +23,6 @@ from slm.tokenizers import Tokenizer
 FORMAT = 2  # of token stores
 TOKENIZER_FORMAT = 1
 REPEATED = 0.01  # share of the validation documents from which on it is worth a warning that train has them, too
-SHARD_TOKENS = 2**27  # 256 MiB of uint16
-BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
 VERIFIED = "verified.json"  # beside the manifest: the stamps of the shards that were verified
 
 
@@ -152,7 +147,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
                 yield text
 
         splits = {
-            split: _write_split(counted(split), tokenizer, folder, split, dtype) for split in ("validation", "train")
+            split: write_split(counted(split), tokenizer, folder, split, dtype) for split in ("validation", "train")
         }
         manifest = {**expected, "dtype": dtype.name, "repeated": repeated, "splits": splits}
         with file_operation("write", path := folder / "manifest.json"):
@@ -214,52 +209,3 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
     if not valid:
         raise UserError(f"{path} cannot be read or is damaged; {remedy}")
     return manifest
-
-
-def _write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
-    counts = {"documents": 0, "bytes": 0, "tokens": 0, "lost_bytes": 0}
-    shards: list[dict] = []
-    eos, pieces = np.array([tokenizer.eos], dtype=np.int32), tokenizers.pieces(tokenizer)
-    start, line = time.perf_counter(), f"tokenizing {split}"
-    with Live(line, console=Console(stderr=True), transient=True, auto_refresh=False) as live:  # on a terminal
-        for batch in batches(documents):
-            arrays = tokenizer.encode_batch(batch)
-            ids = np.concatenate([part for array in arrays for part in (array, eos)]).astype(dtype)
-            if not shards or shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
-                shards.append({"file": f"{split}-{len(shards):05d}.bin", "tokens": 0})
-            path = folder / shards[-1]["file"]
-            with file_operation("write", path), open(path, "ab") as file:
-                file.write(ids.tobytes())
-            shards[-1]["tokens"] += len(ids)
-            counts["documents"] += len(batch)
-            counts["bytes"] += sum(len(text.encode("utf-8")) for text in batch)
-            counts["tokens"] += len(ids)
-            counts["lost_bytes"] += tokenizers.lost_bytes(pieces, batch, arrays)
-            line = _progress(split, counts, time.perf_counter() - start)
-            live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-    if not shards:
-        raise UserError(f"the {split} split has no documents")
-    print(line, file=sys.stderr)
-    return {**counts, "shards": [{**shard, "sha256": atomic.sha256(folder / shard["file"])} for shard in shards]}
-
-
-def batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents with a total of BATCH_CHARACTERS or a little more."""
-    batch, characters = [], 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _progress(split: Split, counts: dict, seconds: float) -> str:
-    """A line of less than 80 characters."""
-    megabytes = counts["bytes"] / 1e6
-    return (
-        f"tokenizing {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:,.1f} MB, "
-        f"{megabytes / seconds:.1f} MB/s"
-    )

@@ -10,9 +10,10 @@ from itertools import chain
 from typing import Any, Self
 
 from slm.errors import UserError, printable
+from slm.generation.completion import stream_text
 from slm.generation.prompt import typed_text
 from slm.generation.sampling import Sampler
-from slm.generation.stream import check_count, stream_text
+from slm.generation.stream import check_count
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 

@@ -8,11 +8,12 @@ from typing import Literal
 from slm.errors import UserError, printable
 from slm.files import atomic
 from slm.generation.chat import chat, write
+from slm.generation.completion import completions
 from slm.generation.language_model import Device, load
 from slm.generation.prompt import typed_text
 from slm.generation.quantize import Dtype
 from slm.generation.sampling import Sampler
-from slm.generation.stream import check_count, completions
+from slm.generation.stream import check_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from slm import checkpoint
 from slm.files import atomic, run_folder
+from slm.generation.completion import complete, stream_text
 from slm.generation.quantize import Dtype, check_dtype, for_decoding
 from slm.generation.sampling import Sampler
-from slm.generation.stream import check_count, complete, stream_text
+from slm.generation.stream import check_count
 from slm.generation.text_loss import TextLoss, slices, windows_loss
 from slm.hardware import choose_device
 from slm.model import GPT

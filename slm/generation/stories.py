@@ -2,8 +2,8 @@
 
 from slm.corpora.storyworld.checker import Verdict, judge
 from slm.corpora.storyworld.world import StoryWorld
+from slm.generation.completion import complete
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 

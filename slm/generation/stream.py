@@ -9,26 +9,19 @@ A text may be longer than the context: when the cache is full, the newest half o
 position 0, and decoding continues. Long prompts are truncated at the same positions.
 """
 
-import codecs
-import contextlib
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 
 import torch
 from torch import Tensor
 
 from slm.errors import UserError
-from slm.generation.prompt import Prompt, encode_prompt, spells
+from slm.generation.prompt import Prompt, spells
 from slm.generation.reader import GraphReader, Reader
 from slm.generation.sampling import Sampler
 from slm.model import GPT
-from slm.tokenizers import Tokenizer
-
-MAX_ROWS = 64  # rows that `completions` decodes at once; each needs a key-value cache
 
 
 @dataclass(kw_only=True)
@@ -157,115 +150,3 @@ def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | Non
             row.stopped = token == eos or not row.remaining
             new.append((row.index, token))
     return new
-
-
-class TextStream:
-    """Decodes token by token, as soon as the bytes form complete characters. Invalid bytes become U+FFFD.
-
-    The first `skip` bytes are left out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip: int = 0):
-        self.token_bytes, self.skip = tokenizer.token_bytes, skip
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def add(self, token: int) -> str:
-        """The characters that this token completes; may be empty."""
-        content, skip = self.token_bytes(token), self.skip
-        self.skip = max(0, skip - len(content))
-        return self.decoder.decode(content[skip:])
-
-    def flush(self) -> str:
-        """U+FFFD for an incomplete last character, otherwise empty."""
-        return self.decoder.decode(b"", final=True)
-
-
-def stream_text(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    stop_at_eos: bool = True,
-    interrupted: Callable[[], bool] = lambda: False,
-    eos_first: bool = True,
-    **settings,
-) -> Iterator[str]:
-    """The continuation of a prompt: a piece of complete characters for every token, and a last piece, often empty.
-
-    Ends early as soon as `interrupted` returns true. Settings and errors as in `generate`.
-    """
-    start = encode_prompt(tokenizer, prompt, eos_first)
-    steps = generate(model, [start], eos=tokenizer.eos if stop_at_eos else None, **settings)
-    text = TextStream(tokenizer, skip=len(start.rest))
-
-    def pieces() -> Iterator[str]:
-        with contextlib.closing(steps):
-            for [(_, token)] in steps:
-                yield text.add(token)
-                if interrupted():
-                    break
-            yield text.flush()
-
-    return pieces()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    prompt: str
-    text: str  # without the prompt
-    tokens: int  # of the text, without eos
-    finished: bool  # the text ended with eos
-
-
-def complete(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], *, num_samples: int = 1, **settings
-) -> list[list[Completion]]:
-    """The `completions` of every prompt. Raises: UserError: for num_samples below 1, and as `generate`."""
-    check_count("num_samples", num_samples)
-    stream = completions(model, tokenizer, prompts, num_samples=num_samples, **settings)
-    return [list(islice(stream, num_samples)) for _ in prompts]
-
-
-def completions(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    sampler: Sampler,
-    max_new_tokens: int,
-    seed: int,
-    num_samples: int = 1,
-    stop_at_eos: bool = True,
-    eos_first: bool = True,
-) -> Iterator[Completion]:
-    """Yields num_samples completions of each prompt in turn; decodes MAX_ROWS at a time.
-
-    The completions of a prompt do not depend on later prompts. Raises: UserError: as `generate`.
-    """
-    eos = tokenizer.eos if stop_at_eos else None
-    settings = {"sampler": sampler, "max_new_tokens": max_new_tokens, "eos": eos, "seed": seed}
-    total = len(prompts) * num_samples
-    for first in range(0, total, MAX_ROWS):
-        batch = [prompts[row // num_samples] for row in range(first, min(first + MAX_ROWS, total))]
-        starts = {prompt: encode_prompt(tokenizer, prompt, eos_first) for prompt in set(batch)}
-        texts = _texts(generate(model, [starts[prompt] for prompt in batch], first_row=first, **settings))
-        for row, prompt in enumerate(batch, first):
-            text = texts.pop(row)
-            finished = text[-1] == eos
-            text = text[:-1] if finished else text
-            new = tokenizer.decode(text)[len(starts[prompt].rest) :]
-            yield Completion(prompt=prompt, text=new, tokens=len(text), finished=finished)
-
-
-def _texts(steps: Iterator[list[tuple[int, int]]]) -> dict[int, list[int]]:
-    """Row -> its tokens."""
-    texts = defaultdict(list)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # CUDA has no deterministic cumsum
-    try:
-        for step in steps:
-            for row, token in step:
-                texts[row].append(token)
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-    return texts

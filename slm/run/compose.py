@@ -5,8 +5,9 @@ A mistake in a file is one line: a parser's errors are caught where a file is re
 
 import contextlib
 import io
+import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,21 +27,24 @@ from slm.errors import ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
+from slm.run.names import REFUSED_TRAINER_KEYS, did_you_mean, hint_for
 from slm.run.overrides import (
     GROUPS,
     check_data_keys,
     check_left_out_callbacks,
-    explained,
     flattened,
     key_of,
     normalized,
-    one_line,
     own_nodes,
 )
 from slm.security import refuse_secrets
 
 GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
 PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
+EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
+    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),
+    "ray": "ray",
+}
 PATH_VARIABLES = ("SLM_CACHE",)  # the environment variables whose values a run may write
 
 
@@ -113,6 +117,43 @@ def recorded(cfg: DictConfig | ListConfig) -> Any:
         elif isinstance(value, dict | list):
             plain[key] = recorded(cfg[key])
     return plain
+
+
+def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> UserError:
+    """A composition error of Hydra as one line, with the nearest name where it is about a key or an option.
+
+    `known_keys` composes conf/ once more for the names.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, option = re.fullmatch("(hydra/[^/]*|[^/]*)/?(.*)", str(error.missing_cfg_file)).groups()
+        if not (options := sorted(error.options)):
+            return UserError(f"{group}={option}: there is no group {group}")
+        hint = did_you_mean(option, options, cutoff=0.7)
+        if extra := EXTRAS.get(option) if group in ("hydra/launcher", "hydra/sweeper") else None:
+            hint = f'; for {option}, pip install -e ".[{extra}]"'
+        return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
+    if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
+        if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
+            return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
+        known, group = known_keys(), match[2].partition(".")[0]
+        is_known = any(f"{key}.".startswith(f"{match[2]}.") for key in known)  # a key or a section
+        if match[1] == "delete from config" and is_known:
+            return UserError(f"~{match[2]} has no effect: its value is null, or {group} has another option")
+        other = f", since {group} is left out or has another option"
+        to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
+        reason = to_add or (other if is_known else hint_for(match[2], known))
+        return UserError(f"there is no key {match[2]}{reason}")
+    return UserError(one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of Hydra or OmegaConf without a list of folders, with the key in front."""
+    while not str(error) and (error.__cause__ or error.__context__):  # Hydra wraps its errors in empty ones
+        error = error.__cause__ or error.__context__
+    text = str(error).partition("Config search path:")[0]
+    key = re.search(r"\n\s*full_key: (\S.*)", text)  # OmegaConf appends the key and the type of its section
+    text = re.sub(r"\n\s*(full_key|object_type).*", "", text)
+    return " ".join(f"{key[1]}: {text}".split() if key else text.split())
 
 
 @contextlib.contextmanager

@@ -21,17 +21,10 @@ from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
 
-METRICS = (
-    *("val/loss", "val/perplexity", "val/bits_per_byte", "val/text_bits_per_byte"),
-    *("val/excess_bits_per_story", "train/loss"),
-)
-ORDER = (
-    "seed.",
-    "data.batch_windows.",
-    "data.train_windows.",
-    "data.layout.",
-    "data.corpus.",
-    "tokenizer.",
+VALIDATED = "loss", "perplexity", "bits_per_byte", "text_bits_per_byte", "excess_bits_per_story"
+METRICS = (*(f"val/{name}" for name in VALIDATED), "train/loss")
+ORDER = (  # prefixes of the keys that decide which windows a run reads
+    *("seed.", "data.batch_windows.", "data.train_windows.", "data.layout.", "data.corpus.", "tokenizer."),
     "model.context.",
 )
 EARLY_FACTS = ("folder", "config", "corpus", "layout")
@@ -240,9 +233,7 @@ def read_nodes(group: str, values: Any, *, imported: bool) -> dict[str, Node]:
 
     If they are not `imported`, their settings are not checked and their target is the name.
     """
-    if values is None:
-        return {}
-    if not isinstance(values, Mapping):
+    if not isinstance(values := {} if values is None else values, Mapping):
         raise UserError(f"{group} must hold nodes by name, not be {values!r}; {{}} is none")
     nodes = {}
     for name, value in values.items():

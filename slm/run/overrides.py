@@ -14,11 +14,11 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 
 from slm.errors import UserError
 from slm.run import CONF
-from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, SAME_KEY, did_you_mean, hint_for
+from slm.run.names import DEFAULT_CALLBACKS, SAME_KEY, hint_for
 from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
@@ -29,10 +29,6 @@ SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs", "budget.minutes")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
-    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),
-    "ray": "ray",
-}
 SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
 
 
@@ -193,43 +189,6 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         except (HydraException, ValueError, RecursionError):  # the latter for very long numbers, very deep lists
             raise UserError(f"cannot read {key_of(override)}; write key=value, and quote special characters") from None
     return found
-
-
-def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> UserError:
-    """A composition error of Hydra as one line, with the nearest name where it is about a key or an option.
-
-    `known_keys` composes conf/ once more for the names.
-    """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, option = re.fullmatch("(hydra/[^/]*|[^/]*)/?(.*)", str(error.missing_cfg_file)).groups()
-        if not (options := sorted(error.options)):
-            return UserError(f"{group}={option}: there is no group {group}")
-        hint = did_you_mean(option, options, cutoff=0.7)
-        if extra := EXTRAS.get(option) if group in ("hydra/launcher", "hydra/sweeper") else None:
-            hint = f'; for {option}, pip install -e ".[{extra}]"'
-        return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")
-    if match := re.match(r"Could not (override|append to config|delete from config)[^']*'([^']+)'", str(error)):
-        if refusal := REFUSED_TRAINER_KEYS.get(match[2].removeprefix("trainer.")):
-            return UserError(f"{match[2]} is not passed on to Lightning: {refusal}")
-        known, group = known_keys(), match[2].partition(".")[0]
-        is_known = any(f"{key}.".startswith(f"{match[2]}.") for key in known)  # a key or a section
-        if match[1] == "delete from config" and is_known:
-            return UserError(f"~{match[2]} has no effect: its value is null, or {group} has another option")
-        other = f", since {group} is left out or has another option"
-        to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
-        reason = to_add or (other if is_known else hint_for(match[2], known))
-        return UserError(f"there is no key {match[2]}{reason}")
-    return UserError(one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error of Hydra or OmegaConf without a list of folders, with the key in front."""
-    while not str(error) and (error.__cause__ or error.__context__):  # Hydra wraps its errors in empty ones
-        error = error.__cause__ or error.__context__
-    text = str(error).partition("Config search path:")[0]
-    key = re.search(r"\n\s*full_key: (\S.*)", text)  # OmegaConf appends the key and the type of its section
-    text = re.sub(r"\n\s*(full_key|object_type).*", "", text)
-    return " ".join(f"{key[1]}: {text}".split() if key else text.split())
 
 
 def check_data_keys(overrides: Sequence[str], unresolved: Any):

@@ -5,13 +5,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from slm.errors import Stopped, UserError, printable
 from slm.estimate import parameters
@@ -46,32 +44,11 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str 
     Raises UserError, ResourceError, Diverged, or Stopped after a signal.
     """
     claim.check_folder(run_dir, "run")
+    from slm.training.process import torch_settings_kept  # imports Lightning
+
     held = claim.claimed(run_dir, "run") if is_first_process(config.trainer) else contextlib.nullcontext()
     with held, torch_settings_kept():
         return run_once(config, run_dir, overrides, again or f"run_dir={run_dir}")
-
-
-@contextlib.contextmanager
-def torch_settings_kept() -> Iterator[None]:
-    """Restores the process-wide settings of torch that a Trainer changes, for the next job of a sweep or notebook."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
-    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
-    dtype, threads, state = torch.get_default_dtype(), torch.get_num_threads(), torch.get_rng_state()
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str) -> float | None:
@@ -149,8 +126,8 @@ def fit_and_close(
     assembled, start: Path | None, job: Job, run_info: dict[str, Any], opened: Callable[[], bool]
 ) -> tuple[Stopped | None, float | None]:
     """Trains, and closes the run folder if it was opened. Returns the requested stop, if any, and the objective."""
-    from slm.run.trainer import teardown
     from slm.training.loggers import for_each_logger
+    from slm.training.process import teardown
 
     config, run_dir, status, stopped, failure = job.config, job.run_dir, "failed", None, None
     inode = claim.lock_inode(run_dir)

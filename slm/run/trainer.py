@@ -1,9 +1,6 @@
 """The Lightning Trainer, module, data, callbacks and loggers of a run."""
 
-import contextlib
-import logging
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +31,7 @@ from slm.training.checkpoint_io import DurableCheckpointIO
 from slm.training.datamodule import WindowsData
 from slm.training.loggers import MetricsFile, adapt, why_offline
 from slm.training.module import Pretraining
+from slm.training.process import quiet_lightning
 
 REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a training with epochs
     lightning_callbacks.StochasticWeightAveraging: (
@@ -229,36 +227,3 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
         if not isinstance(loggers[-1], Logger):
             raise UserError(f"{node.where}._target_ must be a Lightning Logger, not {type(loggers[-1]).__name__}")
     return loggers
-
-
-def teardown(trainer: L.Trainer):
-    """Releases process-global state, so that the next job of a sweep starts clean."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            with contextlib.suppress(Exception):  # the service may have failed
-                logger.experiment.finish()
-            if os.environ.get("WANDB_MODE") == "dryrun":  # set by Lightning for this run
-                del os.environ["WANDB_MODE"]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
-
-
-def quiet_lightning():
-    """Silences Lightning's banners and tips, whose facts a run prints itself. Its callbacks still print."""
-    talkative = "utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"
-    for name in (*(f"lightning.pytorch.{name}" for name in talkative), "lightning.fabric.utilities.distributed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "The '.*_dataloader' does not have many workers",
-        "Checkpoint directory .* exists",
-        "Precision .* is not supported by the model summary",
-        "GPU available but not used",
-        "MPS available but not used",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        "It is recommended to use .*sync_dist=True",  # the values are equal on all devices
-        "`broadcast_buffers` is deprecated",  # its successor is new in torch 2.13
-        r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's
-    ):
-        warnings.filterwarnings("ignore", message=message)

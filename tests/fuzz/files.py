@@ -28,8 +28,8 @@ from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
 from slm.files import atomic, run_folder
+from slm.generation.completion import complete
 from slm.generation.sampling import Sampler
-from slm.generation.stream import complete
 from slm.run import cli
 from slm.run.train import train
 from slm.tokenizers.characters import CharacterTokenizer

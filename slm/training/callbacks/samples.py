@@ -12,9 +12,10 @@ from slm.corpora.storyworld.checker import judge, marked
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.errors import UserError, printable
 from slm.files import atomic, jsonl
+from slm.generation.completion import complete
 from slm.generation.prompt import opening
 from slm.generation.sampling import Sampler
-from slm.generation.stream import check_count, complete
+from slm.generation.stream import check_count
 from slm.tokenizers import Tokenizer
 from slm.training.averaging import evaluating
 from slm.training.callbacks import step_ends
