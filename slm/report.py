@@ -40,11 +40,11 @@ def draw(folder: Path) -> Path | None:
     """loss.png of a run; None without losses."""
     from slm.analysis import curves, figures, run_charts
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if charts := run_charts.loss_charts(curves.read(folder)):
-            figures.save(folder / "loss.png", charts, folder.name)
-    return folder / "loss.png" if charts else None
+    charts = run_charts.loss_charts(curves.read(folder))
+    if not charts:
+        return None
+    figures.save(folder / "loss.png", charts, folder.name)
+    return folder / "loss.png"
 
 
 def write(folder: Path) -> Path | None:
@@ -59,7 +59,9 @@ def loss_curve(folder: Path) -> Path | None:
 
 def _attempted(make: Callable[[Path], Path | None], folder: Path, file: str) -> Path | None:
     try:
-        return make(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(folder)
     except Exception as error:  # of a library or a disk: a run does not end with its report
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
         print(f"warning: {file} was not written ({reason})", file=sys.stderr)

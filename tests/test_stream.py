@@ -9,9 +9,10 @@ from test_model import model_of
 from slm.errors import UserError
 from slm.generation import completion
 from slm.generation.completion import Completion, TextStream, complete
+from slm.generation.prompt import encode_prompt
 from slm.generation.reader import window_start
 from slm.generation.sampling import Sampler
-from slm.generation.stream import encode_prompt, generate
+from slm.generation.stream import generate
 from slm.tokenizers.bytes import ByteTokenizer
 
 GREEDY = Sampler(greedy=True)
