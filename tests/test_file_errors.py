@@ -14,10 +14,9 @@ import pytest
 from conftest import exit_code, small_run, trained
 from test_faults import SAVING, steps_saved
 
-from slm import errors, verify
+from slm import errors, hardware, verify
 from slm.errors import ResourceError
 from slm.files import atomic, claim, run_folder
-from slm.run import resume
 from slm.training.callbacks.fault import Fault
 
 UNREADABLE = Path("/proc/self/mem")  # opens, and fails at the first byte, for every user
@@ -93,14 +92,14 @@ def test_bugs_keep_their_traceback(error):
 
 
 def test_too_few_open_files_for_loader_processes_are_refused_before_training(monkeypatch):
-    monkeypatch.setattr(resume.resource, "getrlimit", lambda _: (20, 20))
+    monkeypatch.setattr(hardware.resource, "getrlimit", lambda _: (20, 20))
     with pytest.raises(ResourceError, match=r"may open 20 files, and 2 loader processes need 128.*data.workers=0"):
-        resume.check_open_files(2)
-    resume.check_open_files(0)
-    monkeypatch.setattr(resume.resource, "getrlimit", lambda _: (20, 4096))
+        hardware.check_open_files(2)
+    hardware.check_open_files(0)
+    monkeypatch.setattr(hardware.resource, "getrlimit", lambda _: (20, 4096))
     limits = []
-    monkeypatch.setattr(resume.resource, "setrlimit", lambda _, pair: limits.append(pair))
-    resume.check_open_files(1)
+    monkeypatch.setattr(hardware.resource, "setrlimit", lambda _, pair: limits.append(pair))
+    hardware.check_open_files(1)
     assert limits == [(96, 4096)]
 
 
