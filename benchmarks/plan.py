@@ -64,7 +64,7 @@ def elsewhere(changes: dict, device: str) -> tuple[float, float]:
 def planned_and_measured(changes: dict, device: str) -> tuple[float, float]:
     """Bytes of the peak by plan, and as measured, of this process."""
     from slm.run import trainer  # imports Lightning: belongs to the memory before the model
-    from slm.run.plan import memory_of
+    from slm.run.plan import plan_of
 
     settings = {"model": "tiny", "trainer.precision": "32-true"} | SMALL | changes
     settings = {"data.batch_windows": settings["trainer.microbatch"]} | settings
@@ -77,7 +77,7 @@ def planned_and_measured(changes: dict, device: str) -> tuple[float, float]:
         before = resident("VmRSS")
         train_seconds(job)
         measured = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before
-        return memory_of(job.config, job.model, job.hardware, job.microbatch).peak, measured
+        return plan_of(job).memory.peak, measured
 
 
 def resident(kind: str) -> int:

@@ -13,7 +13,7 @@ from measure import synchronize
 
 from slm.data.store import TokenStore
 from slm.run import cli
-from slm.run.prepare import Job, choose_hardware
+from slm.run.prepare import Job, choose_hardware, windows_of
 from slm.run.resume import describe_run, open_run
 
 
@@ -61,10 +61,8 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         hardware=hardware,
         microbatch=microbatch,
         tokenizer=ids,
-        store=TokenStore(folder, manifest),
+        splits=windows_of(config, TokenStore(folder, manifest), ids),
         model=model,
-        windows=(tokens - 1) // model.context,
-        targets_per_window=model.context,
         steps=steps,
     )
 

@@ -136,9 +136,13 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
         job = replace(job, steps=steps if same else max(step, 0) + steps)
         warn(job, recipe_warnings(job))
+    return job, before.get("plan") if same else plan_of(job, rate).record()
+
+
+def plan_of(job: Job, rate: Rate | None = None) -> Plan:
+    """The plan of a job whose data is prepared."""
     facts = {"config": job.config, "hardware": job.hardware, "microbatch": job.microbatch, "model": job.model}
-    plan = Plan(**facts, text=text_of(job.splits, job.tokenizer), steps=job.steps, rate=rate)
-    return job, before.get("plan") if same else plan.record()
+    return Plan(**facts, text=text_of(job.splits, job.tokenizer), steps=job.steps, rate=rate)
 
 
 def outcome(folder: Path) -> str | None:
