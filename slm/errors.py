@@ -17,11 +17,7 @@ DISK_ERRORS = (  # full, over quota or file size limit, read-only, no permission
 WRITING = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # errors that reading cannot have
 PATH_ERRORS = errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR
 NO_MEMORY = (
-    "out of memory",
-    "allocate memory",
-    "bad_alloc",
-    "unable to mmap",
-    "failed to map segment",
+    *("out of memory", "allocate memory", "bad_alloc", "unable to mmap", "failed to map segment"),
     "cublas_status_alloc_failed",
 )
 SECRET_VARIABLE = re.compile(

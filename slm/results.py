@@ -123,10 +123,5 @@ def runs(*folders: str | Path) -> RunTable:
 
 def _value(info: dict[str, Any], key: str) -> Any:
     """A field of run.json, or a value of its configuration by dotted key; None if there is none."""
-    if key in info:
-        value = info[key]
-        return round(value, 4) if isinstance(value, float) else value
-    value: Any = info["config"]
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    value = info[key] if key in info else dict(leaves(info["config"])).get(key)
+    return round(value, 4) if isinstance(value, float) and key in info else value

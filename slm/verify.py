@@ -20,14 +20,9 @@ from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
 
-CLOCK = (
-    "tokens_per_second",
-    "seconds",
-    "energy_joules",
-    "mfu",
-    "device/memory_gb",
-    "device/utilization",
-)  # differ from attempt to attempt
+CLOCK = (  # differ from attempt to attempt
+    *("tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"),
+)
 
 
 @one_line_errors()

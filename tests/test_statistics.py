@@ -11,7 +11,6 @@ from slm.analysis.statistics import (
     detectable,
     holm,
     paired_difference,
-    pairs_needed,
     pooled_deviation,
     sign_flip_p,
     unpaired_difference,
@@ -90,12 +89,6 @@ def test_a_difference_of_the_detectable_size_is_found_in_80_percent(n):
     differences = np.random.default_rng(n).normal(detectable(1.0, n), 1.0, (20000, n))
     found = stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(0.80, abs=0.01)  # 3.5 standard deviations
-
-
-def test_pairs_needed_is_the_smallest_number():
-    n = pairs_needed(0.01, 0.005)
-    assert detectable(0.01, n) <= 0.005 < detectable(0.01, n - 1)
-    assert pairs_needed(0.01, 0.2) == 2
 
 
 # O'Brien and Fleming's constants for K equal groups: Jennison and Turnbull (2000), table 2.3

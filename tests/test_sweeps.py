@@ -212,7 +212,7 @@ def test_only_the_values_of_swept_keys_may_change(tmp_path):
 
 
 def test_a_folder_of_something_else_or_of_another_command_is_refused(tmp_path):
-    code = "import pathlib, sys; from slm.files.claim import claimed; claimed(pathlib.Path(sys.argv[1]), 'sweep').__enter__()"
+    code = "import sys; from slm.files.claim import Path, claimed; claimed(Path(sys.argv[1]), 'sweep').__enter__()"
     with claim.claimed(tmp_path, "sweep"):
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert f"UserError: sweep folder {tmp_path} is in use by process {os.getpid()}" in other.stderr

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.analysis.comparison import checked_metric, compare, paired, value_of
+from slm.analysis.comparison import checked_metric, compare, paired
 from slm.analysis.comparison_page import answers, page
 from slm.analysis.groups import VARIANT, Group, read_groups
 from slm.analysis.sequential import FUTILE, Look, looks
 from slm.analysis.statistics import ALPHA, detectable
 from slm.analysis.wording import rounded, unit
 from slm.errors import UserError
+from slm.tables import clock
 
 
 def read_arms(folder: Path, names: Sequence[str]) -> dict[str, Group]:
@@ -38,7 +39,7 @@ def newest_looks(
     metric = checked_metric([run for group in arms.values() for run in group.runs], metric)
     found: dict[str, Look | None] = {}
     for name in names[1:]:
-        pairs = paired(arms[names[0]], arms[name], metric, value_of(best=False)) if name in arms else {}
+        pairs = paired(arms[names[0]], arms[name], metric, best=False) if name in arms else {}
         differences = [difference for seed, difference in sorted(pairs.items()) if seed <= seeds]
         all_looks = looks(differences, detect, most=most, alpha=ALPHA / (len(names) - 1))
         found[name] = all_looks[-1] if all_looks else None
@@ -58,7 +59,7 @@ def progress(name: str, look: Look, detect: float, most: int, metric: str, secon
         within = detectable(look.sd, most)
         return f"{so_far}; {needs}, and seeds={most}, which would find {rounded(within, within)} {unit(metric)}"
     left = look.needed - look.n
-    return f"{so_far}; {needs}: {left} more, {minutes(left * seconds)} of training"
+    return f"{so_far}; {needs}: {left} more, {clock(left * seconds)} of training"
 
 
 def seconds_of_a_pair(folder: Path) -> float:
@@ -66,13 +67,6 @@ def seconds_of_a_pair(folder: Path) -> float:
     groups, _ = read_groups([str(folder)])
     seconds = [run.summary["seconds"] or 0 for group in groups for run in group.runs]
     return 2 * float(np.mean(seconds))
-
-
-def minutes(seconds: float) -> str:
-    for unit_seconds, name in ((3600, "h"), (60, "min")):
-        if seconds > 1.5 * unit_seconds:
-            return f"{seconds / unit_seconds:.1f} {name}"
-    return f"{seconds:.0f} s"
 
 
 ENDS = {

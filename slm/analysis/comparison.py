@@ -1,8 +1,8 @@
 """Comparisons of groups of runs with a baseline: what may be compared, the differences, and what they save."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,19 +65,18 @@ def compare(groups: Sequence[Group], *, base: str | None = None, metric: str | N
     metric = checked_metric(runs, metric)
     same_tokenizer = have_one_tokenizer(runs)
     shown = [name for name in dict.fromkeys((metric, *SHOWN)) if everywhere(runs, name)]
-    pick = value_of(best)
     values = {
-        name: [[pick(run, name) for run in group.by_seed.values()] for group in groups]
+        name: [[run.value(name, best) for run in group.by_seed.values()] for group in groups]
         for name in shown
         if same_tokenizer or name not in BY_TOKEN
     }
     for fact in FACTS:
         if all(isinstance(run.summary[fact], int | float) for run in runs):
             values[fact] = [[float(run.summary[fact]) for run in group.by_seed.values()] for group in groups]
-    versus = [against(groups[0], group, metric, pick) for group in groups[1:]]
+    versus = [against(groups[0], group, metric, best) for group in groups[1:]]
     known = [index for index, each in enumerate(versus) if not math.isnan(each.difference.p)]
     for index, p in zip(known, holm([versus[index].difference.p for index in known])):
-        versus[index] = Versus(**{**vars(versus[index]), "p_holm": p})
+        versus[index] = replace(versus[index], p_holm=p)
     settings = differing_settings(groups)
     return Comparison(metric, best, groups, settings, values, versus, warnings(groups))
 
@@ -136,34 +135,22 @@ def everywhere(runs: Sequence[FinishedRun], metric: str) -> bool:
     return all(run.series(metric) for run in runs)
 
 
-def value_of(best: bool) -> Callable[[FinishedRun, str], float]:
-    """A function from run and metric to the value that counts: the last one, or the best one."""
-
-    def last(run: FinishedRun, metric: str) -> float:
-        return list(run.series(metric).values())[-1]
-
-    def lowest_or_highest(run: FinishedRun, metric: str) -> float:
-        return (max if metric.startswith("sample/") else min)(run.series(metric).values())
-
-    return lowest_or_highest if best else last
-
-
-def paired(base: Group, variant: Group, metric: str, pick: Callable[[FinishedRun, str], float]) -> dict[int, float]:
+def paired(base: Group, variant: Group, metric: str, best: bool) -> dict[int, float]:
     """Seed -> difference, for the seeds that both groups have."""
     seeds = [seed for seed in base.by_seed if seed in variant.by_seed]
-    return {seed: pick(variant.by_seed[seed], metric) - pick(base.by_seed[seed], metric) for seed in seeds}
+    return {seed: variant.by_seed[seed].value(metric, best) - base.by_seed[seed].value(metric, best) for seed in seeds}
 
 
-def against(base: Group, variant: Group, metric: str, pick: Callable[[FinishedRun, str], float]) -> Versus:
+def against(base: Group, variant: Group, metric: str, best: bool) -> Versus:
     """The difference between two groups: by pairs of equal seed, or by Welch's test if no seed is shared."""
-    pairs = paired(base, variant, metric, pick)
+    pairs = paired(base, variant, metric, best)
     seeds = list(pairs)
     if seeds:
         difference = paired_difference(list(pairs.values()))
         arms = [[group.by_seed[seed] for seed in seeds] for group in (base, variant)]
     else:
         arms = [list(group.by_seed.values()) for group in (base, variant)]
-        difference = unpaired_difference(*([pick(run, metric) for run in runs] for runs in arms))
+        difference = unpaired_difference(*([run.value(metric, best) for run in runs] for runs in arms))
     steps, seconds = (None, None) if metric.startswith("sample/") else saved(*arms, metric)
     return Versus(variant.name, base.name, difference, difference.p, seeds, steps, seconds)
 

@@ -10,6 +10,7 @@ from slm.analysis.charts import Axis, Chart, colors
 from slm.analysis.curves import AXES
 from slm.analysis.html import Markup, escaped, number, table
 from slm.analysis.run_charts import UNITS, run_series
+from slm.errors import printable
 from slm.files import atomic
 from slm.security import is_bounded, leaves
 
@@ -97,18 +98,14 @@ def _svg(rows: Rows, run_id: str) -> str:
         start = f"M{x:.0f},{ROW * parent + 20}V{y - 8}q0,8 8,8" if row else f"M{x:.0f},{y}"
         parts.append(f'<path d="{start}H{max(x_end, x + 10):.0f}" style="stroke:var(--{names[row]})"/>')
         weight = ' font-weight="700"' if node.info["run_id"] == run_id else ""
-        label = f"{_short(node.folder)}, {number(node.info.get('objective'))}"
-        parts.append(f'<text x="{max(x_end, x + 10) + 8:.0f}" y="{y + 4}"{weight}>{escaped(label, 60)}</text>')
+        label = f"{printable(node.folder, 34)}, {number(node.info.get('objective'))}"
+        parts.append(f'<text x="{max(x_end, x + 10) + 8:.0f}" y="{y + 4}"{weight}>{escaped(label)}</text>')
     size = f'viewBox="0 0 {WIDTH} {ROW * len(rows) + 14}" width="{WIDTH}"'
     return f'<svg class="tree" {size} role="img" aria-label="tree of forks">{"".join(parts)}</svg>'
 
 
 def _place(step: int, end: int) -> float:
     return 10 + (WIDTH - LABEL - 10) * min(max(step, 0), end) / end
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
 
 
 def _table(rows: Rows, info: dict[str, Any]) -> str:

@@ -41,6 +41,11 @@ class FinishedRun:
         found = {line["step"]: line[name] for line in self.lines if is_finite(line.get(name))}
         return dict(sorted(found.items()))
 
+    def value(self, name: str, best: bool = False) -> float:
+        """The last value of a metric, or the best one: the highest of sample/, the lowest of any other."""
+        values = list(self.series(name).values())
+        return values[-1] if not best else max(values) if name.startswith("sample/") else min(values)
+
     def ends_finite(self, name: str) -> bool:
         """True if the newest value of a metric is a finite number."""
         return is_finite(next((line[name] for line in reversed(self.lines) if name in line), None))
@@ -115,11 +120,8 @@ def read_runs(folder: Path, left_out: list[str]) -> list[FinishedRun]:
 
 def is_identity(key: str, value: Any, info: dict[str, Any]) -> bool:
     """True for the seed, for values that follow it, and for the keys of IDENTITY."""
-    if key == "seed" or (
-        key.endswith(".seed") and key.startswith("callbacks.") and value == info["config"].get("seed")
-    ):
-        return True
-    return f"{key}.".startswith(tuple(f"{name}." for name in IDENTITY))
+    follows = re.fullmatch(r"callbacks\..*\.seed", key) and value == info["config"].get("seed")
+    return key == "seed" or bool(follows) or f"{key}.".startswith(tuple(f"{name}." for name in IDENTITY))
 
 
 def check_complete(run: FinishedRun):
@@ -155,7 +157,7 @@ def split(folder: Path, runs: Iterable[FinishedRun]) -> list[Group]:
 
 def names(groups: Sequence[Group]) -> list[str]:
     """Short names: the variant of an ablation, the value of one key with words for values, else key=value."""
-    identities = [group.identity or configured(group) for group in groups]
+    identities = [group.identity or {k: str(v) for k, v in group.runs[0].settings.items()} for group in groups]
     keys = [key for key in dict.fromkeys(k for i in identities for k in i) if len({i.get(key) for i in identities}) > 1]
     if not keys or len(keys) > 4:
         return [group.runs[0].folder.name for group in groups]
@@ -165,12 +167,6 @@ def names(groups: Sequence[Group]) -> list[str]:
     if len(keys) == 1 and all(WORD.fullmatch(str(i.get(keys[0]))) for i in identities):
         return [str(i.get(keys[0])) for i in identities]
     return [" ".join(f"{short[key]}={i[key]}" for key in keys if key in i) for i in identities]
-
-
-def configured(group: Group) -> dict[str, str]:
-    """The options of groups such as model=tiny, and the values of the configuration, that may name a group of runs."""
-    run = group.runs[0]
-    return {key: str(value) for key, value in run.settings.items()}
 
 
 def merged(groups: Sequence[Group]) -> list[Group]:

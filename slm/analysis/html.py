@@ -32,16 +32,6 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:,.0f}" if abs(value) < 10**9 else re.sub(r"e\+0*", "e", f"{value:.{digits}g}")
 
 
-def duration(seconds: Any) -> str:
-    """Seconds as 1 h 2 min, 3 min 4 s or 5.6 s."""
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 10**9:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, sortable: bool = False, best: int = 0) -> str:
     """A table; numbers are aligned to the right. The first `best` rows are emphasized."""
     body, rows = [], list(rows)

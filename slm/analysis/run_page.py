@@ -6,11 +6,12 @@ from typing import Any
 from slm.analysis import curves as run_curves
 from slm.analysis import figures, forks
 from slm.analysis.curves import Curves
-from slm.analysis.html import Markup, Page, duration, escaped, facts, folded, number, paragraph, picture, section, table
+from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
 from slm.analysis.run_charts import POINTS, dynamics_charts, last, main_charts, other_charts
 from slm.files import atomic, jsonl
 from slm.results import Run
 from slm.security import leaves
+from slm.tables import clock
 
 MAX_PROMPTS, MAX_SAMPLES, MAX_EVENTS, MAX_KEYS = 4, 10, 200, 600
 IDENTITY = ("run_id", "created", "git_commit", "config_hash", "corpus", "tokenizer", "device", "devices", "precision")
@@ -68,7 +69,7 @@ def header(folder: Path, info: dict[str, Any], summary: dict[str, Any], curves: 
         "parameters": number(summary.get("parameters")),
         "tokens": number(summary.get("tokens")),
         "FLOPs": number(summary.get("flops"), 3),
-        "time": duration(summary.get("seconds")),
+        "time": "–" if summary.get("seconds") is None else clock(summary["seconds"]),
         "tokens per second": number(summary.get("tokens_per_second")),
     }
     if summary.get("energy_joules"):

@@ -128,15 +128,6 @@ def _median_variance(groups: int, freedom: int) -> float:
     return float(np.average(chi2.ppf(shares, freedom) / freedom, weights=density))
 
 
-def pairs_needed(sd: float, difference: float, limit: int = 1000) -> int:
-    """The number of pairs, at least 2 and at most `limit`, whose t-test finds such a real mean in 80 % of cases."""
-    low, high = 2, limit
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if detectable(sd, middle) <= difference else (middle + 1, high)
-    return low
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's (1979) adjusted p-values: below 0.05 the family of tests keeps a false alarm rate of 5 %."""
     p = np.asarray(p_values, dtype=float)

@@ -42,6 +42,12 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def numbers(path: Path, name: str) -> Iterator[float]:
+    """The values of one metric, in the order of the lines."""
+    found = (line.get(name) for line in lines(path))
+    return (value for value in found if isinstance(value, int | float))
+
+
 def truncate_after(path: Path, step: float):
     """Removes the records after `step` and invalid lines: training from that checkpoint writes them again."""
     copy_until(path, path, step)

@@ -21,8 +21,7 @@ def time_limit(job: Job) -> tuple[float | None, str]:
             f"budget.max_cost={budget.max_cost:g} needs a price, and conf/devices.yaml has none for "
             f"{job.hardware.name}; give price_per_hour=<of this machine>"
         )
-    logged = (line.get("seconds") for line in jsonl.lines(job.run_dir / "metrics.jsonl"))
-    spent = max((value for value in logged if isinstance(value, int | float)), default=0.0)
+    spent = max(jsonl.numbers(job.run_dir / "metrics.jsonl", "seconds"), default=0.0)
     left = 3600 * budget.max_cost / price - spent
     if left <= 0:
         raise UserError(

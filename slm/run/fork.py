@@ -180,7 +180,7 @@ def describe_fork(
     if not point or (before and "fork" in before):
         return {"fork": before["fork"]} if point else {}
     trunk = run_folder.require_run_json(point.folder)
-    changed = differences(earlier, job.config.plain, (*PATHS, *OWN, "name", "tags"))
+    changed = differences(earlier, job.config.plain, (*PATHS, *OWN))
     if trunk["corpus"] != (corpus := job.store.manifest["corpus"]):
         changed["data.corpus"] = [trunk["corpus"], corpus]
     consumed = run_folder.windows_until(trunk, point.step)

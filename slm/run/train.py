@@ -207,8 +207,7 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
 
 def lowest(run_dir: Path, metric: str) -> float | None:
     """The lowest value of a val/ metric in metrics.jsonl, the last value of any other."""
-    found = (line.get(metric) for line in jsonl.lines(run_dir / "metrics.jsonl"))
-    values = [value for value in found if isinstance(value, int | float)]
+    values = list(jsonl.numbers(run_dir / "metrics.jsonl", metric))
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
 
 

@@ -24,8 +24,7 @@ class TrainingMetrics(Callback):
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
     that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds`, and
     `energy_joules` where the device counts it, include these, over all attempts of which metrics.jsonl in `folder` has
-    lines. Raises UserError if every_n_steps is
-    below 1.
+    lines. Raises UserError if every_n_steps is below 1.
     """
 
     def __init__(self, *, every_n_steps: int, folder: Path | None = None):
@@ -46,8 +45,7 @@ class TrainingMetrics(Callback):
 
     def _earlier(self, name: str) -> float:
         """The highest value in metrics.jsonl, that of all attempts before this one."""
-        logged = jsonl.lines(self.folder / "metrics.jsonl") if self.folder else ()
-        return max((line[name] for line in logged if isinstance(line.get(name), int | float)), default=0)
+        return max(jsonl.numbers(self.folder / "metrics.jsonl", name), default=0) if self.folder else 0
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.start is None:

@@ -6,6 +6,7 @@ import time
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from slm.tables import clock
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.metrics import TrainingMetrics
 
@@ -93,5 +94,4 @@ class ProgressBar(Callback):
             return ""
         step, start = self.started
         seconds = (time.monotonic() - start) / (trainer.global_step - step)
-        minutes, seconds = divmod(int(seconds * (trainer.max_steps - trainer.global_step)), 60)
-        return f"  ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        return f"  ETA {clock(seconds * (trainer.max_steps - trainer.global_step))}"
