@@ -64,7 +64,7 @@ def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:
     """FLOP/s that the device can reach: from the table for a GPU, measured for a CPU, None where unknown."""
     if device.type == "cpu":
         return measured_peak(torch.bfloat16 if sixteen_bit else torch.float32, torch.get_num_threads())
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None
     tf32 = torch.get_float32_matmul_precision() != "highest"
     return known_peak(torch.cuda.get_device_name(device), 0 if sixteen_bit else 2 if tf32 else 1)

@@ -43,20 +43,33 @@ class Hardware:
         return "16" in self.precision
 
 
-def resolve_hardware(accelerator: str, devices: int | str, num_nodes: int, precision: str | int) -> Hardware:
-    """Resolves `auto`. Raises UserError for a device, precision or count that this machine does not have."""
-    device = choose_device(accelerator, "trainer.accelerator")
-    accelerator = {"cuda": "gpu"}.get(device.type, device.type)
+def resolve_hardware(
+    accelerator: str, devices: int | str, num_nodes: int, precision: str | int, *, planned: bool = False
+) -> Hardware:
+    """Resolves `auto`. Raises UserError for a device, precision or count that this machine does not have; of a plan
+    (`planned`) GPUs and nodes may be elsewhere."""
+    if not (planned and accelerator in ("gpu", "cuda", "mps")):
+        device = choose_device(accelerator, "trainer.accelerator")
+        accelerator = {"cuda": "gpu"}.get(device.type, device.type)
+    accelerator = {"cuda": "gpu"}.get(accelerator, accelerator)
+    here = is_here(accelerator)
     precision = SHORT_PRECISIONS.get(str(precision), precision)
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision} is not one of {', '.join(PRECISIONS)}")
     if precision == "auto":
-        precision = best_precision(accelerator)
+        precision = best_precision(accelerator) if here or accelerator == "mps" else "bf16-mixed"
     if accelerator == "cpu" and precision.startswith("16"):
         raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
-    count = count_devices(accelerator, devices, num_nodes)
-    name = torch.cuda.get_device_name() if accelerator == "gpu" else f"{accelerator} ({platform.machine()})"
+    count = count_devices(accelerator, devices, num_nodes, planned)
+    name = f"{accelerator} ({platform.machine()})" if here else f"{accelerator} elsewhere"
+    if accelerator == "gpu" and here:
+        name = torch.cuda.get_device_name()
     return Hardware(accelerator, count, precision, name)
+
+
+def is_here(accelerator: str) -> bool:
+    """True if torch finds a device of this kind, in Lightning's terms; a plan may be for another machine."""
+    return {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(accelerator, lambda: True)()
 
 
 def choose_device(given: str, key: str) -> torch.device:
@@ -114,8 +127,9 @@ def why_no_cuda() -> str:
     return "no reason given"
 
 
-def count_devices(accelerator: str, devices: int | str, num_nodes: int) -> int:
-    """Devices over all nodes. Raises UserError for more than there are, or nodes that no launcher connects."""
+def count_devices(accelerator: str, devices: int | str, num_nodes: int, planned: bool = False) -> int:
+    """Devices over all nodes. Raises UserError for more than there are, or nodes that no launcher connects, unless
+    they are only `planned`."""
     automatic = devices in ("auto", -1, "-1")
     if not (automatic or (str(devices).isdigit() and int(devices) > 0)):
         raise UserError(
@@ -124,11 +138,11 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int) -> int:
         )
     if num_nodes < 1:
         raise UserError(f"trainer.num_nodes={num_nodes} must be at least 1")
-    if num_nodes > 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):
+    if num_nodes > 1 and not planned and not any(name in os.environ for name in LAUNCHER_VARIABLES):
         raise UserError(f"trainer.num_nodes={num_nodes} would wait for the other nodes forever; use torchrun or srun")
     present = torch.cuda.device_count() if accelerator == "gpu" else 1
-    count = present if automatic else int(devices)
-    if accelerator != "cpu" and count > present:
+    count = max(present, planned) if automatic else int(devices)
+    if accelerator != "cpu" and not planned and count > present:
         raise UserError(f"trainer.devices={count}, but this machine has {present} GPU(s)")
     return count * num_nodes
 

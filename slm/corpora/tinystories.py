@@ -22,6 +22,7 @@ from slm.errors import UserError
 from slm.files import atomic
 
 PROBE_SECONDS = 3.0
+PUBLISHED = {"roneneldan/TinyStories": (2_119_719, 1_911_420_483)}  # rows and bytes of the train split, on its card
 BATCH_STORIES = 1000
 TEXT_TYPES = ("string", "large_string", "string_view", "dictionary<values=string", "null")  # of pyarrow
 LAYOUT = "data/train-*.parquet and data/validation-*.parquet with a column `text`"
@@ -55,6 +56,10 @@ class TinyStories:
         """False if reading it would download it: no commit is known yet."""
         key = f"{self.repository}@{self.revision}"
         return self.path is not None or key in (atomic.read_object(Path(self.cache) / "hub_commits.json") or {})
+
+    def size(self) -> tuple[int, int] | None:
+        """Train stories and their bytes, as the Hub states them; None for another repository or folder."""
+        return PUBLISHED.get(self.repository) if self.path is None else None
 
     def fingerprint(self) -> str:
         """Digest of the commit (at most one short request) or of the folder's files (about 1 s per GB).

@@ -41,7 +41,7 @@ def recipe(
     return [
         rising(schedule, steps),
         many_epochs(steps * windows_per_step / windows),
-        few_steps(steps),
+        few_steps(steps, steps * windows_per_step / windows),
         far_learning_rate(optimizer, model.width),
         far_batch(windows_per_step * targets_per_window, steps) if steps >= FEW_STEPS else None,
         large_vocabulary(model.vocab_size, train_tokens),
@@ -72,10 +72,17 @@ def many_epochs(epochs: float) -> str | None:
     )
 
 
-def few_steps(steps: int) -> str | None:
+def few_steps(steps: int, epochs: float) -> str | None:
+    """More steps are the remedy, unless the text is used up by then: smaller ones are."""
     if steps >= FEW_STEPS:
         return None
-    return f"{steps} steps are few to learn from; give at least {FEW_STEPS}, with a smaller data.batch_windows"
+    used_up = epochs * FEW_STEPS / steps > MANY_EPOCHS
+    fix = (
+        "more of them would repeat the text, so give a smaller data.batch_windows"
+        if used_up
+        else f"give budget.steps={FEW_STEPS}"
+    )
+    return f"{steps} steps are few to learn from: less than about {FEW_STEPS} show only how training begins; {fix}"
 
 
 def far_learning_rate(optimizer: Mapping[str, Any], width: int) -> str | None:

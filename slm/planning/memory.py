@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slm.hardware import AUTOCAST
+from slm.hardware import AUTOCAST, is_here
 from slm.loss import cross_entropy
 from slm.model import GPT, GPTConfig
 
@@ -95,8 +95,10 @@ def training_memory(
     torch.compile, which needs less. `averaged`: a callback averages weights. `saves`: a checkpoint is written while
     training goes on.
     """
+    here = is_here({"cuda": "gpu"}.get(device.type, device.type))
+    counted = device if here else torch.device("cpu")
     parts = _parts(
-        config, partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=device, precision=precision)
+        config, partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)
     )
     copies = (averaged + distributed) * parts["weights"]
     if device.type == "cuda":

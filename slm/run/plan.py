@@ -30,7 +30,7 @@ from slm.run.prepare import (
     warn,
     windows_of,
 )
-from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes
+from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes, steps_in
 from slm.run.sections import UNKNOWN
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
@@ -64,7 +64,7 @@ class Plan:
     def epochs(self) -> float | None:
         return None if None in (self.windows, self.text.windows) else self.windows / self.text.windows
 
-    @property
+    @cached_property
     def device(self) -> Device:
         return this_device(self.hardware, self.config.price_per_hour)
 
@@ -77,16 +77,18 @@ class Plan:
         validated = -(-self.steps // self.config.val_every_n_steps) * min(sizes, default=0)
         windows = self.windows * (4 / 3 if self.model.gradient_checkpointing else 1) + validated / 3
         flops = training_flops_per_token(self.model) * self.text.targets_per_window * windows
-        return Work(flops=flops, passes=self.model.depth * windows / self.microbatch, steps=self.steps)
+        return Work(
+            flops=flops, passes=self.model.depth * windows / self.microbatch, width=self.model.width, steps=self.steps
+        )
 
     @cached_property
     def seconds(self) -> float | None:
-        """On this device: by the measured rate, or by the assumed utilisation."""
+        """On this device: by the measured rate, or by the assumed utilisation; as asked for, if that is minutes."""
         config = self.config
-        if not self.rate:
-            return self.work and self.device.seconds(self.work)
         if self.steps is None:
-            return 60 * config.budget.minutes
+            return config.budget.minutes and 60 * config.budget.minutes
+        if not self.rate:
+            return self.device.seconds(self.work)
         return self.rate.total(self.steps, config.val_every_n_steps, samples_every(config))
 
     @property
@@ -166,7 +168,10 @@ def make_plan(config: RunConfig) -> Plan:
         with tempfile.TemporaryDirectory() as folder:
             rate = measured(prepare_job(config, Path(folder), hardware, microbatch), 0, MEASURED_STEPS)
     facts = {"config": config, "hardware": hardware, "microbatch": microbatch, "text": text, "rate": rate}
-    return Plan(**facts, model=replace(config.model, vocab_size=text.vocab_size), steps=steps_of(config, text))
+    steps = steps_of(config, text)
+    if rate and config.budget.minutes:
+        steps = steps_in(rate, 60 * config.budget.minutes, config.val_every_n_steps, samples_every(config))
+    return Plan(**facts, model=replace(config.model, vocab_size=text.vocab_size), steps=steps)
 
 
 @contextlib.contextmanager

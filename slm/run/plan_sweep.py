@@ -44,6 +44,7 @@ def plan_sweep():
 def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F821 (imports torch)
     """The swept keys, sizes, time and cost of each job, and the sums."""
     from slm.estimate import device_table, parameters
+    from slm.planning.devices import money
 
     values = [dict(override.partition("=")[::2] for override in overrides) for overrides, _ in jobs]
     swept = [key for key in values[0] if len({str(value.get(key)) for value in values}) > 1]
@@ -58,7 +59,7 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
                 "?" if plan.tokens is None else f"{plan.tokens:,}",
                 gigabytes(plan.memory.peak),
                 "?" if plan.seconds is None else clock(plan.seconds),
-                "?" if cost is None else f"{cost:.2f}",
+                money(cost),
             ]
         )
     plans = [plan for _, plan in jobs]
@@ -69,8 +70,9 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
         "?" if None in tokens else f"{sum(tokens):,}",
         gigabytes(max(plan.memory.peak for plan in plans)),
         "?" if None in seconds else clock(sum(seconds)),
-        "?" if None in costs else f"{sum(costs):.2f}",
+        "?" if None in costs else money(sum(costs)),
     ]
-    rate = "measured" if all(plan.rate for plan in plans) else f"{device_table()['utilisation']:.0%} of the peak"
+    assumed = f"{device_table()['utilisation']:.0%} of the peak assumed; plan=measure measures"
+    rate = "measured" if all(plan.rate for plan in plans) else assumed
     device = plans[0].device.name.removeprefix("this one, ")
     return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."

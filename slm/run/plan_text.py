@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
+from slm.hardware import is_here
 from slm.planning.data import PREPARATION
-from slm.planning.devices import known_devices
+from slm.planning.devices import known_devices, money
 from slm.run.plan import Plan
 from slm.tables import clock, columns, gigabytes
+from slm.training.callbacks.checkpoints import kept_steps
 
 
 def shown(plan: Plan) -> str:
@@ -40,7 +42,12 @@ def _data_lines(plan: Plan) -> Iterator[str]:
             f"{PREPARATION / 1e6:.0f} MB/s for tokenizer and encoding together"
         )
     if plan.steps is None:
-        yield "budget: steps unknown; give budget.steps for time and cost"
+        minutes = config.budget.minutes
+        yield (
+            f"budget: {minutes:g} minutes; the steps follow from the rate, which plan=measure measures"
+            if minutes
+            else "budget: steps unknown; give budget.steps for time and cost"
+        )
         return
     epochs = f", {plan.epochs:.2f} epochs" if plan.epochs is not None else ""
     windows = config.data.batch_windows
@@ -50,15 +57,18 @@ def _data_lines(plan: Plan) -> Iterator[str]:
 def _memory_lines(plan: Plan) -> Iterator[str]:
     memory, model = plan.memory, plan.model
     held = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(memory).items() if size >= 5e5)
+    there = f" of {gigabytes(plan.device.memory)}" if plan.device.memory else ""
     yield (
-        f"memory: {gigabytes(memory.peak)} of {gigabytes(plan.device.memory)} GB at the peak, microbatch "
+        f"memory: {gigabytes(memory.peak)}{there} GB at the peak, microbatch "
         f"{plan.microbatch}, {plan.hardware.precision}: {held}"
     )
     other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
     less = replace(plan, model=other).memory
     switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
     yield f"        {gigabytes(less.peak)} GB with {switched}"
-    files = 2 + plan.config.callbacks["checkpoints"].settings.get("keep_last", 2)
+    settings = plan.config.callbacks["checkpoints"].settings
+    kept = kept_steps(settings.get("keep_at") or [], plan.steps or 0)
+    files = 2 + settings.get("keep_last", 2) + len(kept)
     free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
     size = gigabytes(memory.weights + memory.optimizer)
     yield f"disk:   {files} checkpoints of {size} GB at most, {gigabytes(free)} GB are free"
@@ -73,8 +83,11 @@ def _existing(folder: Path) -> Path:
 def _device_table(plan: Plan) -> str:
     """A line per device: peak, memory, time and cost."""
     rows = [["device", "TFLOP/s", "memory", "time", "cost"]]
-    for device in (plan.device, *known_devices()):
-        seconds = plan.seconds if device is plan.device else plan.work and device.seconds(plan.work)
+    minutes = plan.config.budget.minutes
+    count = 1 if plan.hardware.accelerator == "cpu" else plan.hardware.devices
+    this = [plan.device] if is_here(plan.hardware.accelerator) else []
+    for device in (*this, *known_devices(count)):
+        seconds = plan.seconds if device is plan.device or minutes else plan.work and device.seconds(plan.work)
         cost = device.cost(seconds)
         fits = device.memory is None or plan.memory.peak < device.memory
         rows.append(
@@ -83,13 +96,18 @@ def _device_table(plan: Plan) -> str:
                 f"{device.flops / 1e12:.3g}" if device.flops else "?",
                 f"{device.memory / 1e9:.0f} GB" if device.memory else "?",
                 (clock(seconds) if seconds else "?") if fits else "too small",
-                "?" if cost is None or not fits else f"{cost:.2f}",
+                money(cost) if fits else "?",
             ]
         )
     assumed = device_table()
-    rate = "ten steps measured on this one; " if plan.rate else ""
+    rate = "ten steps measured on this one; elsewhere " if plan.rate else "not measured (plan=measure does): "
+    block, step = 1e3 * assumed["block_seconds"], 1e3 * assumed["step_seconds"]
+    share = f"{assumed['utilisation']:.0%} of the peak assumed, on GPUs in 16 bits"
     return (
         f"{columns(rows, right=True)}\n"
-        f"Time: {rate}{assumed['utilisation']:.0%} of the peak assumed, 16 bits on GPUs, training and validation.\n"
-        f"Cost: dollars, prices of {assumed['assumed_on']} in conf/devices.yaml (price_per_hour=...)."
+        f"Time: {rate}{share} and in proportion less below width {assumed['full_width']},\n"
+        f"      at least {block:g} ms per block and {step:g} ms per step; training and validation, without start and "
+        "compilation.\n"
+        f"Cost: dollars, prices assumed on {assumed['assumed_on']} in conf/devices.yaml; price_per_hour=... is this "
+        "machine's."
     )

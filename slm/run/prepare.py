@@ -73,10 +73,11 @@ class TokenizerPlan:
 
 
 def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
-    """The device and the microbatch. Raises UserError for what this machine cannot do."""
+    """The device and the microbatch. Raises UserError for what this machine cannot do, unless it is only planned."""
     keep_freed_memory()
     asked = config.trainer
-    hardware = resolve_hardware(asked.accelerator, asked.devices, asked.num_nodes, asked.precision)
+    planned = config.plan is True
+    hardware = resolve_hardware(asked.accelerator, asked.devices, asked.num_nodes, asked.precision, planned=planned)
     batch = config.data.batch_windows
     return hardware, choose_microbatch(asked.microbatch, asked.accumulate_grad_batches, batch, hardware)
 
