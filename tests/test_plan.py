@@ -73,7 +73,8 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     assert trained(monkeypatch, *small, "plan=true", "price_per_hour=2") == 0
     assert trained(monkeypatch, *small, "-m", "plan=true", "model.width=32,64") == 0
     elsewhere = f"cache_dir={tmp_path / 'cache'}", "plan=true"
-    assert trained(monkeypatch, "experiment=shakespeare", "trainer=t4", "trainer.microbatch=12", "trainer.num_nodes=2", *elsewhere) == 0
+    nodes = "trainer=t4", "trainer.microbatch=12", "trainer.num_nodes=2"
+    assert trained(monkeypatch, "experiment=shakespeare", *nodes, *elsewhere) == 0
     small_model = "model.depth=1", "model.width=64", "model.head_dim=32", "data.corpus.repository=me/mine"
     assert trained(monkeypatch, *small_model, "budget.minutes=5", *elsewhere) == 0
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ from slm.errors import UserError
 from slm.files import atomic
 
 PROBE_SECONDS = 3.0
-PUBLISHED = {"roneneldan/TinyStories": (2_119_719, 1_911_420_483)}  # rows and bytes of the train split, on its card
+PUBLISHED = {"roneneldan/TinyStories": (2_119_719, 1_911_420_483)}  # rows and bytes of its train split, by its README
 BATCH_STORIES = 1000
 TEXT_TYPES = ("string", "large_string", "string_view", "dictionary<values=string", "null")  # of pyarrow
 LAYOUT = "data/train-*.parquet and data/validation-*.parquet with a column `text`"
