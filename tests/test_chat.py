@@ -15,7 +15,6 @@ from test_model import model_of
 
 from slm.errors import UserError, printable
 from slm.generation import chat as module
-from slm.generation import stream
 from slm.generation.chat import COMMANDS, Settings, chat
 from slm.generation.completion import complete
 from slm.generation.sampling import Sampler
@@ -184,7 +183,7 @@ def test_an_incomplete_character_ends_an_interrupted_text(talk, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         yield [(0, 0x1B)]
 
-    monkeypatch.setattr(stream, "generate", half_a_character)
+    monkeypatch.setattr("slm.generation.completion.generate", half_a_character)
     assert "Once\\x9b�\\x1b [stopped]" in talk("Once\x9b")
 
 

@@ -35,7 +35,9 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
     """Deletes from the loaded experiments what they set for an option that is not among `defaults`."""
     paths = [default.config_path for default in defaults if default.config_path]
     taken = dict(path.split("/", 1) for path in paths if "/" in path)
-    first = next(default.config_path for default in defaults if default.primary)
+    first = next((default.config_path for default in defaults if default.primary), None)
+    if first is None:  # Hydra's own help
+        return
     shared = repo.load_config(first).config
     for path in paths:
         if not path.startswith(EXPERIMENTS):
