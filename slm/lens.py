@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -41,13 +42,14 @@ NAMED = 6  # most surprising tokens of a window that are listed with their loss
 def main():
     """Exit code: 0, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("step", type=int, nargs="?", help="an optimizer step, from 1 on")
+    parser.add_argument("run", help="a run folder, one of its .ckpt files, or latest")
+    parser.add_argument("step", nargs="?", help="an optimizer step, from 1 on")
     parser.add_argument("--spike", action="store_true", help="the step of the largest jump of the loss")
     parser.add_argument("--windows", type=int, default=3, metavar="N", help="show N windows (default: 3)")
     parser.add_argument("--tokens", action="store_true", help="print every token with its loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all windows and losses as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write windows with tokens coloured by loss")
+    parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest")
     parser.add_argument("--cache-dir", type=Path, help="where the token store is; default: the run's")
     arguments = parser.parse_args()
     look(arguments)
@@ -55,13 +57,13 @@ def main():
 
 def look(arguments: argparse.Namespace):
     """Prints the page and writes the files that are asked for. Raises UserError."""
-    folder = arguments.run
+    folder = run_named(arguments.run, atomic.expanded(arguments.runs_dir))
     if (arguments.step is None) != arguments.spike:
         raise UserError("give a step, such as slm.lens RUN 100, or --spike")
     if arguments.windows < 1:
         raise UserError(f"--windows={arguments.windows} must be at least 1")
     info = facts(folder)
-    step, why = largest_jump(folder) if arguments.spike else (arguments.step, None)
+    step, why = largest_jump(folder) if arguments.spike else (step_named(arguments.step), None)
     check_step(step, info, folder)
     path = weights_before(folder, info, step)
     loaded = checkpoint.load(path, choose_device("auto", "device"))
@@ -78,6 +80,20 @@ def look(arguments: argparse.Namespace):
         atomic.write_text(arguments.json, json.dumps(found, ensure_ascii=False) + "\n")
     if arguments.html:
         atomic.write_text(arguments.html, page(title, readings[:SHOWN]))
+
+
+def run_named(text: str, runs_dir: Path) -> Path:
+    """The run folder that the argument means. Raises UserError if there is no newest run."""
+    if text in ("latest", "last", "best") or text.endswith(".ckpt"):
+        return run_folder.find_checkpoint(text, runs_dir, key="RUN").parents[1]
+    return Path(text)
+
+
+def step_named(text: str) -> int:
+    """The step of a number, or of a checkpoint's name, step-000100 or step-000100.ckpt. Raises UserError."""
+    if not (match := re.fullmatch(r"(?:step-)?(\d{1,12})(?:\.ckpt)?", text)):
+        raise UserError(f"STEP={text} must be the number of an optimizer step, such as 100, or --spike")
+    return int(match[1])
 
 
 def facts(folder: Path) -> dict[str, Any]:

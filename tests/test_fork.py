@@ -232,6 +232,7 @@ def test_the_overrides_of_a_foreign_run_call_nothing_that_conf_does_not_name(wor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three commands of two processes, each with a limit of its own
 def test_two_processes_fork(text_file, tmp_path):
     """The fork of a run of two processes equals it; and it resumes after a kill."""
     small = [*small_run(text_file, tmp_path), *TRUNK, "trainer.microbatch=1", *TWO]

@@ -15,7 +15,6 @@ from slm import lens
 from slm.data.store import prepare
 from slm.data.windows import evenly_spaced, split_windows
 from slm.files import jsonl, run_folder
-from slm.run.train import train
 from slm.tokenizers.bytes import ByteTokenizer
 
 EVERY_STEP = "callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep_last=99", "callbacks.samples=null"
@@ -69,10 +68,9 @@ def test_the_windows_of_every_step_and_their_loss(composed, tmp_path, monkeypatc
     assert looked(folder, 1)[1].count("which has read these windows") == 1
 
 
-def test_documents_and_places_of_packed_windows(composed, tmp_path, text_file, looked):
-    train(composed("budget.steps=1", "callbacks.samples=null"), run_dir=tmp_path / "run", overrides=[])
+def test_documents_and_places_of_packed_windows(finished, tmp_path, text_file, looked):
     documents = text_file.read_text(encoding="utf-8").split("\n<|endoftext|>\n")
-    assert looked(tmp_path / "run", 1, "--json", tmp_path / "found.json")[0] == 0
+    assert looked(finished, 1, "--json", tmp_path / "found.json")[0] == 0
     for window in json.loads((tmp_path / "found.json").read_text())["windows"]:
         text = "".join(window["tokens"])
         stream = "<eos>".join(documents[window["document"] :])
@@ -159,7 +157,10 @@ def test_mistakes_are_one_line(finished, planted, tmp_path, looked):
     )
     empty = tmp_path / "empty"
     shutil.copytree(planted, empty, ignore=shutil.ignore_patterns("*.ckpt*"))
+    assert looked("latest", 3, "--runs-dir", finished.parent)[1] == looked(finished, "step-000003.ckpt")[1]
     for arguments, message in {
+        ("latest", 3, "--runs-dir", tmp_path / "nothing"): "RUN=latest: no run in",
+        (finished, "last"): "STEP=last must be the number of an optimizer step, such as 100, or --spike",
         ("nothing", 1): "nothing does not exist; give a run folder",
         (tmp_path, 1): f"{tmp_path} is not a run folder but holds some; give one of them, such as {empty}",
         (finished,): "give a step, such as slm.lens RUN 100, or --spike",
