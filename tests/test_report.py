@@ -12,10 +12,11 @@ import pytest
 from conftest import exit_code, mistake, small_run, trained
 
 from slm import report
-from slm.analysis import curves, sweep
+from slm.analysis import curves, sweep, sweep_charts, sweep_page
 from slm.analysis.optimum import optimum
 from slm.analysis.statistics import pooled_deviation
 from slm.files import run_folder
+from slm.files.sweep_folder import SweepJob
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">\x1b[31m"
@@ -269,6 +270,20 @@ def test_a_sweep(swept):
     assert (line["y"][at], line["low"][at], line["high"][at]) == pytest.approx((np.mean(cell), min(cell), max(cell)))
     pictures = {path.name for path in (swept / "report").iterdir()}
     assert pictures == {"objective.png", "heatmap.png", "curves.png"}
+
+
+def test_seeds_that_failed_are_counted_and_bound_the_optimum(swept):
+    """A mean without them looks better than it is, and beyond failed jobs there is nothing to find."""
+    found = sweep.read(swept)
+    assert [cell.count for cell in found.cells].count("2 of 3") == 1
+    cells = dict(found.lines("optimizer.lr"))["width 64"]
+    values = {"optimizer.lr": 0.032, "model.width": 64, "seed": 1}
+    beyond = sweep.Cell(values, [SweepJob(folder="beyond", values=values, status="failed")])
+    problems = [sweep.line_optimum("optimizer.lr", line, True).problem for line in (cells, [*cells, beyond])]
+    assert problems == ["at the edge of the grid", "beside failed jobs"]
+    assert "beside failed jobs: no interval; refine the grid" in sweep_page.describe(
+        sweep_charts.Found("optimizer.lr", "width 64", sweep.line_optimum("optimizer.lr", [*cells, beyond], True))
+    )
 
 
 def test_noise_is_the_pooled_deviation_of_seeds(swept):

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95  # of the interval
+AT_THE_EDGE = "at the edge of the grid"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def optimum(x: Sequence[float], y: Sequence[float], seeds: Sequence | None = Non
     means = np.array([y[x == place].mean() for place in grid])
     best = int(means.argmin())
     if best in (0, len(grid) - 1):
-        return Optimum(float(grid[best]), float(means[best]), problem="at the edge of the grid")
+        return Optimum(float(grid[best]), float(means[best]), problem=AT_THE_EDGE)
     near = (x >= grid[best - 1]) & (x <= grid[best + 1])
     scale = np.log if log else np.asarray
     center = scale(grid[best])

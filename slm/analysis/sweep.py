@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slm.analysis.groups import IDENTITY
-from slm.analysis.optimum import Optimum, optimum
+from slm.analysis.optimum import AT_THE_EDGE, Optimum, optimum
 from slm.analysis.statistics import pooled_deviation
 from slm.errors import UserError
 from slm.files import atomic, run_folder, sweep_folder
@@ -20,6 +20,7 @@ from slm.security import leaves
 
 RATE = re.compile(r"(^|[._])(lr|rate|learning_rate|weight_decay|eps)$")
 MAX_RUNS, MAX_KEYS = 2000, 8  # of a folder of runs
+BESIDE_FAILURES = "beside failed jobs"  # why a line has no interval
 SEED = "seed"  # the key whose values are repetitions
 
 
@@ -33,6 +34,17 @@ class Cell:
     @cached_property
     def objectives(self) -> list[float]:
         return [job.objective for job in self.jobs if job.objective is not None]
+
+    @property
+    def failed(self) -> bool:
+        """True if any seed has failed."""
+        return any(job.status == "failed" for job in self.jobs)
+
+    @property
+    def count(self) -> int | str:
+        """The number of seeds with an objective; `2 of 3` if some lack it, without which the mean looks better."""
+        found, whole = len(self.objectives), len(self.jobs)
+        return found if found == whole else f"{found} of {whole}"
 
     @property
     def mean(self) -> float:
@@ -165,7 +177,12 @@ def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:
     ]
     if len({x for x, _, _ in points}) < 3:
         return None
-    return optimum(*zip(*points), log=log or all(x > 0 for x, _, _ in points))
+    found = optimum(*zip(*points), log=log or all(x > 0 for x, _, _ in points))
+    failed = [cell.values[key] for cell in cells if cell.failed and not cell.objectives]
+    lowest, highest = min(x for x, _, _ in points), max(x for x, _, _ in points)
+    beyond = found.x == lowest and min(failed, default=found.x) < lowest
+    beyond |= found.x == highest and max(failed, default=found.x) > highest
+    return replace(found, problem=BESIDE_FAILURES) if found.problem == AT_THE_EDGE and beyond else found
 
 
 def is_number(value: Any) -> bool:

@@ -60,7 +60,7 @@ def _other(sweep: Sweep, key: str) -> str:
 def _line(key: str, name: str, cells: list[Cell], color: str) -> list[Series]:
     """The means of a line with their band, and the places of failed jobs, but for those that would stretch the axis."""
     known = [cell for cell in cells if cell.objectives]
-    failed = [cell.values[key] for cell in cells if any(job.status == "failed" for job in cell.jobs)]
+    failed = [cell.values[key] for cell in cells if cell.failed]
     found = []
     if known:
         ends = [np.array([end(cell.objectives) for cell in known]) for end in (min, max)]

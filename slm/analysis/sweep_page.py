@@ -10,7 +10,8 @@ import numpy as np
 
 from slm.analysis import figures
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
-from slm.analysis.sweep import Cell, Sweep, read
+from slm.analysis.optimum import AT_THE_EDGE
+from slm.analysis.sweep import BESIDE_FAILURES, Sweep, read
 from slm.analysis.sweep_charts import BAND, MAX_LINES, Found, curve_charts, objective_chart
 from slm.files import atomic
 
@@ -65,7 +66,7 @@ def header(sweep: Sweep, optima: list[Found]) -> str:
     if best is None:
         return line + paragraph("No job has an objective yet.", "answer")
     values = ", ".join(f"{key}={value}" for key, value in best.values.items())
-    over = f", mean of {len(best.objectives)} seeds" if len(best.objectives) > 1 else ""
+    over = f", mean of {best.count} seeds" if len(best.jobs) > 1 else ""
     place = f" at {values}" if values else ""
     text = f"{'Lowest ' if values else ''}{sweep.objective}: {number(best.mean)}{place}{over}."
     boxes = {f"lowest {sweep.objective}": number(best.mean), "jobs": f"{states.count('done')} of {len(states)} done"}
@@ -87,7 +88,9 @@ def describe(found: Found) -> str:
     coarse = f"; coarse grid, a neighbour is {best.rise:.0%} higher: refine it" if best.rise > COARSE else ""
     if best.low is not None:
         return f"best {found.key} {best.x:.3g} [{best.low:.3g}, {best.high:.3g}], there {number(best.y)}{coarse}."
-    if best.problem == "at the edge of the grid":
+    if best.problem == BESIDE_FAILURES:
+        return f"lowest at {found.key} {best.x:.3g}, beside failed jobs: no interval; refine the grid between them."
+    if best.problem == AT_THE_EDGE:
         return f"lowest at {found.key} {best.x:.3g}, the edge of the grid: no interval; widen the grid."
     return f"best {found.key} {best.x:.3g}, there {number(best.y)} ({best.problem}{coarse})."
 
@@ -119,20 +122,16 @@ def cell_table(sweep: Sweep) -> str:
     rows = []
     for cell in cells:
         difference = cell.mean - best if cell.objectives else None
-        row = [*cell.values.values(), cell.mean if cell.objectives else "failed" if _failed(cell) else None, difference]
+        row = [*cell.values.values(), cell.mean if cell.objectives else "failed" if cell.failed else None, difference]
         if several:
             ends = (min(cell.objectives), max(cell.objectives)) if cell.objectives else (None, None)
-            row += [sweep.in_errors(cell), len(cell.objectives), *ends]
+            row += [sweep.in_errors(cell), cell.count, *ends]
         rows.append(row)
     note = (
         f"Noise: a standard deviation of {number(noise, 2)} between seeds, by the median over all combinations. "
         "Standard errors are those of the difference to the first row."
     )
     return table(heads, rows, sortable=True, best=1) + (paragraph(note, "quiet") if noise else "")
-
-
-def _failed(cell: Cell) -> bool:
-    return any(job.status == "failed" for job in cell.jobs)
 
 
 def job_table(sweep: Sweep) -> str:

@@ -83,7 +83,7 @@ def seeds_table(sweep) -> str | None:
     cells, rows = [cell for cell in sweep.cells if cell.objectives], []
     for cell in cells:
         difference = form(cell.mean - cells[0].mean, ".4f"), form(sweep.in_errors(cell), ".1f")
-        rows.append([*cell.values.values(), form(cell.mean, ".4f"), len(cell.objectives), *difference])
+        rows.append([*cell.values.values(), form(cell.mean, ".4f"), cell.count, *difference])
     rows[0][-2:] = "best", ""
     freedom = sum(len(cell.objectives) - 1 for cell in cells)
     noise = f"noise: a standard deviation of {sweep.noise:.4f} between seeds, with {freedom} degrees of freedom"
