@@ -158,6 +158,11 @@ def test_a_run_writes_its_report(text_file, tmp_path, monkeypatch, capsys):
     assert list(loss["axes"]) == ["steps", "tokens", "flops", "seconds"]
     assert loss["series"][0]["x"]["steps"][-1] == 10
     assert picture.startswith(b"\x89PNG")
+    (tmp_path / "run" / "report.html").unlink()  # as if killed before its last file
+    (tmp_path / "run" / "report" / "curves.png.1.partial").touch()
+    assert trained(monkeypatch, *arguments, "report=true", f"run_dir={tmp_path / 'run'}", "model.width=32") == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "report" / "curves.png.1.partial").exists()
 
 
 def test_axes_agree_with_the_metrics(run):

@@ -211,6 +211,13 @@ def close_run(run_dir: Path, run_info: dict[str, Any]):
             raise
 
 
+def complete_report(run_dir: Path):
+    """Writes the report of a run that was killed after it was done."""
+    if not (run_dir / "report.html").exists():
+        run_folder.remove_partial_files(run_dir)
+        report.write(run_dir)
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """Equal for equal configurations, wherever their files lie."""
     values = flattened(config, without=PATHS)

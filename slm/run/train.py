@@ -30,6 +30,7 @@ from slm.run.resume import (
     check_disk_space,
     check_start,
     close_run,
+    complete_report,
     describe_run,
     find_start,
     note_machine_changes,
@@ -60,6 +61,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
             raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
         check_unchanged(run_dir, before["config"], config, "another run_dir")
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
+            if first and config.report:
+                complete_report(run_dir)
             print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
             return lowest(run_dir, config.optimized_metric)
         check_corpus(run_dir, before, config)

@@ -27,6 +27,7 @@ SMALL = (  # a run of a second with everything that writes a file
     *("model.width=16", "model.depth=1", "model.head_dim=8", "model.kv_heads=null", "model.mlp_width=16"),
     *("model.context=32", "log_every_n_steps=1", "val_every_n_steps=3", "callbacks.checkpoints.every_n_steps=2"),
     *("callbacks.samples.every_n_steps=3", "callbacks.samples.max_new_tokens=3", "callbacks.progress=null"),
+    "report=false",
 )
 SCENARIOS = {"new": None, "resumed": 0.6}  # the share of the operations after which an earlier attempt was killed
 
@@ -95,7 +96,9 @@ def problems_at_end(area: Area, reference: Area, output: str) -> Iterator[str]:
             yield f"{name} differs"
     if run_folder.require_run_json(area.run)["status"] != "done":
         yield "the run is not done"
-    if table(reference.run / "metrics.csv") != table(area.run / "metrics.csv"):
+    if "metrics.csv was not written" not in output and table(reference.run / "metrics.csv") != table(
+        area.run / "metrics.csv"
+    ):
         yield "metrics.csv differs"
     if "loss.png was not written" not in output:
         try:
