@@ -8,6 +8,7 @@ from urllib.parse import quote
 from slm.analysis import curves
 from slm.analysis.charts import Axis, Chart, colors
 from slm.analysis.curves import AXES
+from slm.analysis.groups import IDENTITY
 from slm.analysis.html import Markup, escaped, number, table
 from slm.analysis.run_charts import UNITS, run_series
 from slm.errors import printable
@@ -122,8 +123,9 @@ def _table(rows: Rows, info: dict[str, Any]) -> str:
 
 def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
     """The keys in which a fork differs from its trunk."""
-    own = {"run_dir", "runs_dir", "name", "tags", "fork", "resume", "cache_dir"}
     before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
-    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
-    found = [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if key.split(".")[0] not in own]
+    keys = [key for key in dict.fromkeys([*before, *after]) if key.split(".")[0] not in (*IDENTITY, "fork")]
+    found = [
+        f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if key.split(".")[0] not in (*IDENTITY, "fork")
+    ]
     return "; ".join(found[:8])

@@ -63,7 +63,8 @@ def loss_charts(curves: Curves) -> list[Chart]:
             at, steps = int(line.y.argmin()), line.x["steps"]
             chart.series[place] = replace(line, name=f"{line.name} (lowest {line.y[at]:.3f} at step {steps[at]:.0f})")
     if charts and "sample/valid_share" in curves:
-        charts.append(_chart(curves, "Valid samples", UNITS["sample"], ["sample/valid_share"]))
+        valid = _chart(curves, "Valid samples", UNITS["sample"], ["sample/valid_share"])
+        charts.append(replace(valid, limits=(-0.02, 1.02)))
     return charts
 
 
