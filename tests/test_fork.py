@@ -16,6 +16,7 @@ import slm
 from slm import verify
 from slm.files import run_folder
 from slm.run import cli
+from slm.run.fork import is_replaced
 from slm.run.overrides import parsed
 from slm.run.replay import recorded_overrides, refuse_foreign
 from slm.training.callbacks.checkpoints import kept_steps
@@ -246,3 +247,24 @@ def test_two_processes_fork(text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert verify.first_difference(tmp_path / "trunk", tmp_path / "fork") is None
     assert list(verify.find_problems(tmp_path / "fork")) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "option", "expected"),
+    [
+        ("schedule.min_lr_ratio=0", "schedule=constant", True),
+        ("logger.wandb.project=mine", "logger=tensorboard", True),
+        ("data.level=tiny", "data=text", True),
+        ("data.batch_windows=8", "data=text", False),
+        ("callbacks.samples=null", "callbacks=ema", False),
+        ("callbacks.samples.every_n_steps=4", "callbacks=none", True),
+        ("trainer.microbatch=8", "trainer=cpu", False),
+        ("callbacks=ema", "callbacks=dynamics", True),
+        ("optimizer.lr=1", "optimizer.lr=2", True),
+        ("optimizer.lr=1", "optimizer={lr: 2}", False),
+    ],
+)
+def test_what_an_option_replaces_of_the_trunks_command(word, option, expected):
+    """Settings of another option; not those that every option has."""
+    given = {override.key_or_group: override for override in parsed([option])}
+    assert is_replaced(word, given) is expected

@@ -164,3 +164,9 @@ def test_shipped_experiments_give_no_warning(experiment, tmp_path):
         optimizer=config.plain["optimizer"],
     )
     assert [warning for warning in found if warning] == []
+
+
+def test_a_sweep_warns_once(monkeypatch, text_file, tmp_path, capsys):
+    small = [*small_run(text_file, tmp_path), "lint=true", "callbacks=none", "budget.steps=1", "report=false"]
+    assert trained(monkeypatch, *small, "-m", "seed=1,2", f"sweep_dir={tmp_path / 'sweep'}") == 0
+    assert capsys.readouterr().err.count("1 steps are few") == 1

@@ -26,6 +26,7 @@ from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.plan_sweep import is_planned, plan_sweep
+from slm.run.process import warnings_once
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
 from slm.security import refuse_secrets
@@ -58,7 +59,7 @@ def train_main():
                 sys.exit(outcomes[-1].exit_code)
             return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
 
-        with recording(overrides) as launchers:
+        with recording(overrides) as launchers, warnings_once():
             try:
                 with one_line_composition():
                     job()

@@ -18,7 +18,7 @@ from slm.files import atomic, jsonl, run_folder
 from slm.run.changes import OPTIMIZER, PATHS, differences
 from slm.run.compose import composed
 from slm.run.config import RunConfig
-from slm.run.overrides import GROUPS, exclusive_budget, flattened, key_of, parsed, quoted
+from slm.run.overrides import GROUPS, SHARED_KEYS, exclusive_budget, flattened, key_of, parsed, quoted
 from slm.run.prepare import Job
 from slm.run.replay import OWN, recorded_overrides, refuse_foreign
 
@@ -108,12 +108,17 @@ def fixed_steps(folder: Path) -> int | None:
 
 
 def is_replaced(word: str, given: Mapping[str, Override]) -> bool:
-    """True for an override of the trunk whose key, or the option of whose group, the command line gives."""
+    """True for an override of the trunk whose key the command line gives, or a setting of an option that it replaces.
+
+    Settings that every option of the group has stay: of models, trainers and callbacks, and those of all data."""
     key = key_of(word)
-    group = given.get(key.partition(".")[0])
-    return (key in given and not word.startswith("+")) or (
-        group is not None and group.key_or_group in GROUPS and not isinstance(group.value(), dict)
-    )
+    group, *names = key.split(".")
+    option = given[group].value() if group in given and group in GROUPS else None
+    if key in given and not word.startswith("+"):
+        return True
+    if option is None or isinstance(option, dict) or (group == "data" and names[0] in SHARED_KEYS[:-1]):
+        return False
+    return group not in ("model", "trainer", "callbacks") or option == "none"
 
 
 def refuse_changed_files(folder: Path, trunk: list[str], given: Mapping[str, Override], flags: Namespace | None):

@@ -21,6 +21,7 @@ from slm.planning import lint
 from slm.planning.microbatch import choose_microbatch
 from slm.run.config import RunConfig
 from slm.run.instantiate import Node
+from slm.run.process import is_new
 from slm.tokenizers import Tokenizer
 
 BYTE_METRICS = ("val/bits_per_byte", "val/text_bits_per_byte")  # without a meaning where text is lost
@@ -155,7 +156,8 @@ def recipe_warnings(job: Job) -> list[str | None]:
 def warn(job: Job, found: Iterable[str | None]):
     """Prints each warning on a line of its own, in one process of a distributed run."""
     for warning in filter(None, found if is_first_process(job.config.trainer) else ()):
-        print(f"warning: {warning}", file=sys.stderr)
+        if is_new(warning):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def lost_text(config: RunConfig, store: TokenStore, name: str) -> str | None:

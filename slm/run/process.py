@@ -1,8 +1,11 @@
-"""When the command of this process began, for limits on its time."""
+"""What the command of this process remembers: when it began, and what it has warned of."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 _began: float | None = None
+_warned: set[str] | None = None  # by the jobs so far; None outside of a command, where nothing is remembered
 
 
 def begin():
@@ -17,3 +20,23 @@ def command_start() -> float:
     global _began
     start, _began = _began, None
     return time.monotonic() if start is None else start
+
+
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """The jobs of a sweep in this process print a warning once."""
+    global _warned
+    _warned = set()
+    try:
+        yield
+    finally:
+        _warned = None
+
+
+def is_new(warning: str) -> bool:
+    """False for a warning that an earlier job has printed."""
+    if _warned is None:
+        return True
+    new = warning not in _warned
+    _warned.add(warning)
+    return new
