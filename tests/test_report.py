@@ -291,6 +291,14 @@ def test_seeds_that_failed_are_counted_and_bound_the_optimum(swept):
     )
 
 
+def test_a_seed_that_failed_early_does_not_cut_the_curve_of_the_others(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", rates=(0.001,), widths=(32,))  # its first seed has failed
+    write_run(folder / "lr-0.001_width-32_seed-1", lr=0.001, width=32, seed=1, loss=9.0, steps=2)
+    report.create(folder)
+    assert [chart["series"][0]["x"]["steps"] for chart in charts(folder)[-2:]] == [list(range(1, 9))] * 2
+    assert ", mean of 2 of 3 seeds." in text_of(folder)
+
+
 def test_noise_is_the_pooled_deviation_of_seeds(swept):
     found = sweep.read(swept)
     assert found.noise == pooled_deviation([cell.objectives for cell in found.cells])

@@ -22,7 +22,7 @@ from slm import energy
 from slm.analysis.statistics import pooled_deviation
 from slm.files import claim, jsonl, run_folder, sweep_folder
 from slm.run.sweep import check_command, fixed_keys, swept_values
-from slm.run.sweep_jobs import threads_divided
+from slm.run.sweep_jobs import Outcome, note, threads_divided
 from slm.run.sweep_results import finished_line, table
 from slm.verify import first_difference
 
@@ -99,6 +99,13 @@ def test_a_failure_of_many_jobs_is_printed_once(tmp_path):
     assert [line.split("-")[-1].strip() for line in table(tmp_path, sweep).splitlines()[1:]] == [
         *("failed (1)", "failed (1)", "failed: nan", "failed (1)", "(1) too wide")
     ]
+
+
+def test_a_failure_names_no_folder_that_would_tell_jobs_apart(tmp_path):
+    jobs = [sweep_folder.SweepJob(folder=name, values={}) for name in "ab"]
+    for job in jobs:
+        note(job, tmp_path / job.folder, Outcome(job.folder, None, 4, f"{tmp_path / job.folder} has no disk left"))
+    assert [(job.status, job.failure) for job in jobs] == [("failed", "the run folder has no disk left")] * 2
 
 
 def test_differences_are_in_standard_errors_of_the_pooled_noise(tmp_path):

@@ -13,6 +13,7 @@ from slm.analysis.optimum import Optimum
 from slm.analysis.run_charts import UNITS
 from slm.analysis.sweep import Cell, Sweep, is_number, line_optimum
 from slm.files import atomic
+from slm.files.sweep_folder import SweepJob
 
 MAX_LINES = 48  # of a chart
 POINTS = 12_000  # of a chart
@@ -79,9 +80,14 @@ def curve_charts(sweep: Sweep) -> list[Chart]:
     """The objective and train/loss of all cells during training, means over seeds with their band."""
     cells = [cell for cell in sweep.cells if cell.objectives][:MAX_LINES] or sweep.cells[:MAX_LINES]
     cells = sorted(cells, key=lambda cell: [_rank(sweep, key, cell.values[key]) for key in sweep.factors])
-    read = [[_read(sweep.folder / job.folder) for job in cell.jobs] for cell in cells]
+    read = [[_read(sweep.folder / job.folder) for job in shown_jobs(cell)] for cell in cells]
     names = dict.fromkeys((sweep.objective or "val/loss", "train/loss"))
     return [chart for name in names if (chart := _curve_chart(sweep, name, cells, read))]
+
+
+def shown_jobs(cell: Cell) -> list[SweepJob]:
+    """Those with an objective if there are any: a run that has failed early would cut the mean of the others."""
+    return [job for job in cell.jobs if job.objective is not None] or cell.jobs
 
 
 def _rank(sweep: Sweep, key: str, value: Any) -> int:

@@ -66,7 +66,7 @@ def header(sweep: Sweep, optima: list[Found]) -> str:
     if best is None:
         return line + paragraph("No job has an objective yet.", "answer")
     values = ", ".join(f"{key}={value}" for key, value in best.values.items())
-    over = f", mean of {best.count} seeds" if len(best.jobs) > 1 else ""
+    over = f", {'mean of ' if len(best.objectives) > 1 else ''}{best.count} seeds" if len(best.jobs) > 1 else ""
     place = f" at {values}" if values else ""
     text = f"{'Lowest ' if values else ''}{sweep.objective}: {number(best.mean)}{place}{over}."
     boxes = {f"lowest {sweep.objective}": number(best.mean), "jobs": f"{states.count('done')} of {len(states)} done"}

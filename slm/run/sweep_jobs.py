@@ -88,7 +88,8 @@ def note(job: SweepJob, folder: Path, outcome: Outcome):
     job.status = "stopped" if interrupted else "failed" if outcome.exit_code else "done"
     known = outcome.objective is not None and math.isfinite(outcome.objective) and not outcome.exit_code
     job.objective = outcome.objective if known else None
-    job.failure, job.exit_code, job.process = outcome.failure, outcome.exit_code, None
+    failure = outcome.failure and outcome.failure.replace(str(folder), "the run folder")  # the same in all jobs
+    job.failure, job.exit_code, job.process = failure, outcome.exit_code, None
 
 
 @contextlib.contextmanager
