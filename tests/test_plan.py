@@ -14,7 +14,7 @@ from slm.optim.schedule import cosine, linear
 from slm.planning import lint
 from slm.planning.devices import Work, known_devices, money
 from slm.planning.memory import _one_step, _parts, training_memory
-from slm.run import cli
+from slm.run import cli, process
 from slm.run.plan import find_text, offline, steps_of
 
 SMALL = GPTConfig(
@@ -166,6 +166,13 @@ def test_shipped_experiments_give_no_warning(experiment, tmp_path):
     assert [warning for warning in found if warning] == []
 
 
+def test_a_warning_is_new_once_in_a_command():
+    with process.warnings_once():
+        assert [process.is_new(text) for text in ("a", "b", "a")] == [True, True, False]
+    assert [process.is_new("a"), process.is_new("a")] == [True, True]
+
+
+@pytest.mark.slow
 def test_a_sweep_warns_once(monkeypatch, text_file, tmp_path, capsys):
     small = [*small_run(text_file, tmp_path), "lint=true", "callbacks=none", "budget.steps=1", "report=false"]
     assert trained(monkeypatch, *small, "-m", "seed=1,2", f"sweep_dir={tmp_path / 'sweep'}") == 0
