@@ -48,10 +48,13 @@ def bits_per_byte(nats: float, text_bytes: float) -> float:
     return nats / math.log(2) / text_bytes
 
 
+def chunk_rows(vocab_size: int, device: str) -> int:
+    """Rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
+    return max(64, (2**23 if device == "cpu" else 2**27) // vocab_size)
+
+
 def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Slices of rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
-    logits = 2**23 if rows.device.type == "cpu" else 2**27
-    size = max(64, logits // weight.size(0))
+    size = chunk_rows(weight.size(0), rows.device.type)
     if rows.dtype == torch.float16:  # whose sums over many rows overflow before the loss scale can shrink them
         size = min(size, 4096)
     return (slice(start, start + size) for start in range(0, rows.size(0), size))

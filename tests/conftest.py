@@ -91,6 +91,15 @@ def finished(text_file, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture
+def planned_and_measured(monkeypatch) -> Callable[[dict, str], tuple[float, float]]:
+    """Bytes of the peak by plan, and as measured, of a training in a process of its own: benchmarks/plan.py."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from plan import elsewhere
+
+    return elsewhere
+
+
 def exit_code(monkeypatch, main: Callable, *arguments: str) -> int:
     """The exit code of a command with these arguments, run in this process."""
     monkeypatch.setattr(sys, "argv", ["command", *arguments])

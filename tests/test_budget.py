@@ -5,22 +5,24 @@ import json
 import pytest
 from conftest import mistake, small_run, trained
 
-from slm.run.rate import Rate, steps_in
+from slm.run.rate import Intervals, Rate, steps_in
 from slm.verify import first_difference
 
-RATE = Rate(begin=3.0, step=0.5, samples=2.0, validation=10.0, end=4.0)
+RATE = Rate(begin=3.0, step=0.5, samples=2.0, validation=10.0, checkpoint=1.0, end=4.0)
+EVERY = Intervals(validation=40, samples=50, checkpoint=40)
 
 
 def test_the_seconds_of_a_run_are_those_of_its_parts():
-    assert RATE.total(100, 40, 50) == 3 + 100 * 0.5 + 3 * 10 + 2 * 2 + 4
-    assert RATE.total(100, 1000, None) == 3 + 50 + 10 + 2 + 4
+    assert RATE.total(100, EVERY) == 3 + 100 * 0.5 + 3 * 10 + 2 * 2 + 4
+    rare = Intervals(validation=1000, samples=None, checkpoint=20)  # the fifth checkpoint is that of the validation
+    assert RATE.total(100, rare) == 3 + 50 + 10 + 2 + 4 * 1 + 4
 
 
 @pytest.mark.parametrize("seconds", [1, 30, 69, 300, 3600])
 def test_the_steps_are_the_most_that_fit(seconds):
-    steps = steps_in(RATE, seconds, 40, 50)
-    assert steps == 1 or RATE.total(steps, 40, 50) <= seconds
-    assert RATE.total(steps + 1, 40, 50) > seconds
+    steps = steps_in(RATE, seconds, EVERY)
+    assert steps == 1 or RATE.total(steps, EVERY) <= seconds
+    assert RATE.total(steps + 1, EVERY) > seconds
 
 
 def test_a_run_of_minutes_is_bit_for_bit_the_run_of_its_steps(monkeypatch, text_file, tmp_path, capsys):

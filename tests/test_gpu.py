@@ -205,3 +205,20 @@ def test_cuda_graphs_generate_the_same_texts(run, monkeypatch):
     plain = complete(loaded.model, loaded.tokenizer, ["the", "a red dog", ""], **settings)
     same = [a.text == b.text for one, other in zip(graphs, plain) for a, b in zip(one, other)]
     assert sum(same) >= len(same) - 1  # other kernels round differently, which may change one sampled id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trainer.precision": "bf16-mixed"},
+        {"trainer.precision": "bf16-mixed", "model.gradient_checkpointing": "true"},
+        {"trainer.precision": "bf16-mixed", "optimizer": "muon"},
+        {"trainer.precision": "16-mixed", "vocab": 50257, "model.tied": "false"},
+        {"trainer.precision": "bf16-mixed", "model.context": 1024, "model.mlp": "swiglu", "model.norm": "rmsnorm"},
+    ],
+)
+def test_the_planned_peak_is_that_of_torchs_allocator(planned_and_measured, changes):
+    large = {"vocab": 16000, "model.width": 384, "model.depth": 6, "model.context": 512, "trainer.microbatch": 8}
+    planned, measured = planned_and_measured(large | changes, "cuda")
+    assert planned == pytest.approx(measured, rel=0.15)

@@ -13,7 +13,7 @@ from slm.model import GPTConfig
 from slm.optim.schedule import cosine, linear
 from slm.planning import lint
 from slm.planning.devices import Work, known_devices, money
-from slm.planning.memory import _one_step, _parts, training_memory
+from slm.planning.memory import _moments, _one_step, training_memory
 from slm.run import cli, process
 from slm.run.plan import find_text, offline, steps_of
 
@@ -61,9 +61,24 @@ def test_weights_gradients_and_state_are_counted_to_the_byte():
 def test_a_deep_model_is_a_line_through_two_shallow_ones():
     settings = {"optimizer": adamw, "microbatch": 2, "device": torch.device("cpu"), "precision": "bf16-mixed"}
     deep = replace(SMALL, depth=9, window=[16, None])
-    counted = _one_step(deep, **settings)
-    for name, size in _parts(deep, lambda config: _one_step(config, **settings)).items():
-        assert size == pytest.approx(counted[name], rel=1e-6, abs=1), name
+    moments = _moments(deep, lambda config: _one_step(config, **settings))
+    for counted, found in zip(_one_step(deep, **settings), moments, strict=True):
+        assert found == pytest.approx({name: counted[name] for name in found}, rel=1e-6, abs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab": 257, "model.width": 192, "model.depth": 6, "optimizer": "muon"},
+        {"vocab": 8000, "model.width": 192, "trainer.microbatch": 4, "trainer.precision": "bf16-mixed"},
+        {"vocab": 257, "model.depth": 12, "model.gradient_checkpointing": "true"},
+        {"vocab": 16000, "model.width": 256, "model.depth": 2, "trainer.microbatch": 4, "optimizer": "sgd"},
+    ],
+)
+def test_the_planned_peak_is_that_of_a_training(planned_and_measured, changes):
+    planned, measured = planned_and_measured(changes, "cpu")
+    assert planned == pytest.approx(measured, rel=0.15)
 
 
 def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, capsys):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from math import lcm
+from math import ceil, lcm
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -17,15 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from slm.hardware import AUTOCAST, is_here
-from slm.loss import cross_entropy
+from slm.loss import chunk_rows, cross_entropy
 from slm.model import GPT, GPTConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
-# Fitted to 20 trainings on a CPU (docs/plan.md). The heap keeps what is freed (slm.hardware.keep_freed_memory), so it
-# has holes; a checkpoint is a copy of the state until it is written, for a part of the time.
-CPU_PAGES = 53e6  # bytes: of libraries, touched by the first step
-CPU_HOLES = {"activations": 0.27, "loss": 0.52}  # bytes per byte
-CPU_CHECKPOINT = 0.64  # bytes per byte of weights and optimizer
+# The constants of a CPU are fitted to 26 trainings and tested on others (docs/plan.md). The heap keeps what is freed
+# (slm.hardware.keep_freed_memory) and has holes: glibc cuts an aligned tensor out of a larger piece, small objects take
+# the rest, and no tensor of this size fits into the hole again. So holes grow with the number of chunks of logits, and with
+# that of blocks whose activations are computed again.
+CPU_PAGES = 39e6  # bytes: of libraries, touched by the first step
+CPU_HOLES = {"activations": 0.36, "loss": 0.90}  # bytes per byte; half of the loss's if its logits are one chunk
+CPU_RECOMPUTED = 0.44  # bytes per block, and per byte that the backward pass of a block computes again
+CPU_CHECKPOINT = 0.46  # bytes per byte of weights and optimizer: their copy, until it is written
 CUDA_WORKSPACE = 35e6  # bytes: of the matrix library, within torch's own count
 
 
@@ -97,34 +100,37 @@ def training_memory(
     """
     here = is_here({"cuda": "gpu"}.get(device.type, device.type))
     counted = device if here else torch.device("cpu")
-    parts = _parts(
-        config, partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)
-    )
-    copies = (averaged + distributed) * parts["weights"]
-    if device.type == "cuda":
-        return Memory(**parts, copies=copies, overhead=CUDA_WORKSPACE)
-    copies += saves * CPU_CHECKPOINT * (parts["weights"] + parts["optimizer"])
-    overhead = CPU_PAGES + sum(share * parts[name] for name, share in CPU_HOLES.items())
-    return Memory(**parts, copies=copies, overhead=overhead)
+    one_step = partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)
+    forward, backward = _moments(config, one_step)
+    copies, overheads = (averaged + distributed) * forward["weights"], (CUDA_WORKSPACE, CUDA_WORKSPACE)
+    if device.type == "cpu":
+        copies += saves * CPU_CHECKPOINT * (forward["weights"] + forward["optimizer"])
+        chunks = ceil(microbatch * config.context / chunk_rows(config.vocab_size, "cpu"))
+        holes = CPU_HOLES["activations"] * forward["activations"]
+        holes += CPU_HOLES["loss"] * (1 - 0.5 / chunks) * forward["loss"]
+        recomputed = CPU_RECOMPUTED * config.depth * backward["working"] if config.gradient_checkpointing else 0.0
+        overheads = CPU_PAGES + holes, CPU_PAGES + recomputed
+    moments = zip((forward, backward), overheads, strict=True)
+    return max((Memory(**parts, copies=copies, overhead=more) for parts, more in moments), key=lambda m: m.peak)
 
 
-def _parts(config: GPTConfig, one_step: Callable[[GPTConfig], Counter[str]]) -> dict[str, float]:
-    """Bytes by part. A deep model is counted as a line through two shallow ones with the same pattern of blocks."""
+def _moments(config: GPTConfig, one_step: Callable[[GPTConfig], list[Counter[str]]]) -> list[dict[str, float]]:
+    """Bytes by part at each moment. A deep model is counted as a line through two shallow ones with the same pattern
+    of blocks."""
     period = lcm(len(config.window) if isinstance(config.window, list | tuple) else 1, 1 + config.value_embeddings)
     shallow = 3 * period + config.depth % period
     if config.depth <= shallow + period:
-        counted = one_step(config)
-        return {name: float(counted[name]) for name in PARTS}
+        return [{name: float(moment[name]) for name in PARTS} for moment in one_step(config)]
     low, high = (one_step(replace(config, depth=depth)) for depth in (shallow, shallow + period))
     more = (config.depth - shallow) / period
-    return {name: low[name] + more * (high[name] - low[name]) for name in PARTS}
+    return [{name: a[name] + more * (b[name] - a[name]) for name in PARTS} for a, b in zip(low, high, strict=True)]
 
 
 def _one_step(
     config: GPTConfig, *, optimizer: Callable, microbatch: int, device: torch.device, precision: str
-) -> Counter[str]:
-    """The live bytes by part at their highest total, with the gradients of the step before (as in Lightning, which
-    frees them between forward and backward pass)."""
+) -> list[Counter[str]]:
+    """The live bytes by part at their highest total up to the loss, with the gradients of the step before (which
+    Lightning frees then), and after it."""
     with FakeTensorMode(), _Allocations() as memory, torch.device(device), _precision(precision, device):
         model = GPT(config)
         windows = torch.randint(config.vocab_size, (microbatch, config.context + 1))
@@ -139,6 +145,7 @@ def _one_step(
         features = model.features(windows[:, :-1])
         memory.part = "loss"
         loss = cross_entropy(features, model.head.weight, windows[:, 1:], config.logit_softcap)
+        forward, memory.highest = memory.highest, Counter()
         model.zero_grad(set_to_none=True)
         memory.part = "working"
         del features
@@ -146,7 +153,7 @@ def _one_step(
             loss.backward()
         del loss
         _step(made)
-    return memory.highest
+    return [forward, memory.highest]
 
 
 def _step(optimizer: torch.optim.Optimizer):

@@ -30,7 +30,7 @@ from slm.run.prepare import (
     warn,
     windows_of,
 )
-from slm.run.rate import MEASURED_STEPS, Rate, measured, samples_every, steps_for_minutes, steps_in
+from slm.run.rate import MEASURED_STEPS, Intervals, Rate, measured, steps_for_minutes, steps_in
 from slm.run.sections import UNKNOWN
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
@@ -89,7 +89,7 @@ class Plan:
             return config.budget.minutes and 60 * config.budget.minutes
         if not self.rate:
             return self.device.seconds(self.work)
-        return self.rate.total(self.steps, config.val_every_n_steps, samples_every(config))
+        return self.rate.total(self.steps, Intervals.of(config))
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -135,6 +135,7 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
     """
     same, rate = before and before["budget"] == job.config.plain["budget"], None
     if job.config.budget.minutes:
+        plan_of(job).record()  # counts the memory before the time that is left is known
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
         job = replace(job, steps=steps if same else max(step, 0) + steps)
         warn(job, recipe_warnings(job))
@@ -170,7 +171,7 @@ def make_plan(config: RunConfig) -> Plan:
     facts = {"config": config, "hardware": hardware, "microbatch": microbatch, "text": text, "rate": rate}
     steps = steps_of(config, text)
     if rate and config.budget.minutes:
-        steps = steps_in(rate, 60 * config.budget.minutes, config.val_every_n_steps, samples_every(config))
+        steps = steps_in(rate, 60 * config.budget.minutes, Intervals.of(config))
     return Plan(**facts, model=replace(config.model, vocab_size=text.vocab_size), steps=steps)
 
 

@@ -16,24 +16,44 @@ from slm.run.prepare import Job
 from slm.run.sections import UNKNOWN
 
 MEASURED_STEPS = 10  # for a plan
-SHARE = 0.02  # of the minutes, for the measured steps
+SHARE = 0.03  # of the minutes, for the measured steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Steps between two of them."""
+
+    validation: int
+    samples: int | None  # None: no samples
+    checkpoint: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Intervals":
+        every = {name: node.settings.get("every_n_steps") for name, node in config.callbacks.items()}
+        return cls(
+            validation=config.val_every_n_steps,
+            samples=every.get("samples"),
+            checkpoint=every["checkpoints"] or UNKNOWN,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
     """Seconds of the parts of a run."""
 
-    begin: float  # before the first step: restored state, first samples
+    begin: float  # before the first step: the model, restored state, first samples
     step: float
     samples: float  # once
     validation: float  # once, with what follows it: samples of stories, a checkpoint
-    end: float  # after the last step: loss.png, the final files
+    checkpoint: float  # once
+    end: float  # after the last step: loss.png, the report, the final files
 
-    def total(self, steps: int, val_every: int, samples_every: int | None) -> float:
+    def total(self, steps: int, every: Intervals) -> float:
         """Seconds of a run of so many steps; the last one is always validated and sampled."""
-        validations = -(-steps // val_every)
-        samples = -(-steps // samples_every) if samples_every else 1
-        return self.begin + steps * self.step + validations * self.validation + samples * self.samples + self.end
+        validations, samples = -(-steps // every.validation), -(-steps // (every.samples or steps))
+        saved_alone = max(steps // every.checkpoint - validations, 0)
+        often = steps * self.step + validations * self.validation + samples * self.samples
+        return self.begin + often + saved_alone * self.checkpoint + self.end
 
 
 def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable[[], float] = time.monotonic) -> Rate:
@@ -55,10 +75,10 @@ def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable
     try:
         folder.mkdir(parents=True)
         with contextlib.redirect_stdout(io.StringIO()):
+            watch = Stopwatch(seconds, clock, steps)
             run_info = describe_run(short, None, -1)
             assembled = assemble(short, run_info, {})
             open_run(short, run_info, [], -1, None)
-            watch = Stopwatch(seconds, clock, steps)
             assembled.trainer.callbacks.insert(0, watch)
             try:
                 assembled.trainer.fit(assembled.module, assembled.data)
@@ -74,8 +94,8 @@ def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    validation = watch.validation + fitted - watch.validated
-    return Rate(begin=watch.begin, step=watch.step, samples=watch.samples, validation=validation, end=end)
+    parts = {"begin": watch.begin, "step": watch.step, "samples": watch.samples, "end": end}
+    return Rate(**parts, validation=watch.validation + fitted - watch.validated, checkpoint=fitted - watch.saved)
 
 
 def _without_observers(config: RunConfig) -> RunConfig:
@@ -88,30 +108,23 @@ def _without_observers(config: RunConfig) -> RunConfig:
     return replace(config, callbacks=callbacks, logger={}, val_every_n_steps=UNKNOWN)
 
 
-def steps_in(rate: Rate, seconds: float, val_every: int, samples_every: int | None) -> int:
+def steps_in(rate: Rate, seconds: float, every: Intervals) -> int:
     """The most steps whose training ends within so many seconds; at least 1."""
     low, high = 1, max(2, int(seconds / rate.step) + 2)
     while high - low > 1:
         middle = (low + high) // 2
-        fits = rate.total(middle, val_every, samples_every) <= seconds
+        fits = rate.total(middle, every) <= seconds
         low, high = (middle, high) if fits else (low, middle)
     return low
 
 
-def samples_every(config: RunConfig) -> int | None:
-    """The interval of samples; None without them."""
-    node = config.callbacks.get("samples")
-    return node and node.settings.get("every_n_steps")
-
-
 def steps_for_minutes(job: Job, deadline: float, clock: Callable[[], float] = time.monotonic) -> tuple[int, Rate]:
     """The steps of a run that ends at `deadline`, on the clock, and the rate. Prints them."""
-    config = job.config
-    rate = measured(job, SHARE * 60 * config.budget.minutes, clock=clock)
-    left = deadline - clock()
-    steps = steps_in(rate, left, config.val_every_n_steps, samples_every(config))
+    minutes = job.config.budget.minutes
+    rate = measured(job, SHARE * 60 * minutes, clock=clock)
+    steps = steps_in(rate, deadline - clock(), Intervals.of(job.config))
     print(
-        f"budget.minutes={config.budget.minutes:g}: {steps:,} steps of {rate.step:.3g} s, validations of "
+        f"budget.minutes={minutes:g}: {steps:,} steps of {rate.step:.3g} s, validations of "
         f"{rate.validation:.2g} s, samples of {rate.samples:.2g} s"
     )
     return steps, rate

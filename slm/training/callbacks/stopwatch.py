@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from slm.training.callbacks import step_ends
 
 LEAST_STEPS, WARM_STEPS = 5, 2  # steps after the warm ones, of which the first may compile
+STRETCHES = 5  # of equally many steps
 
 
 class Stopwatch(Callback):
     """The first of the callbacks. Ends the training after `seconds`, or LEAST_STEPS if they take longer.
 
-    `clock` gives seconds. After the training: `step`, the mean seconds of a step; `begin`, those before the first
-    step; `samples`, those between the last step and its validation; `validation`, those of the validation itself.
+    `clock` gives seconds. After the training: `step`, the seconds of a step; `begin`, those from the making of this
+    object to the first step; `samples`, those between the last step and its validation; `validation`, those of the
+    validation itself; `saved`, when the last checkpoint began.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float], steps: int | None = None):
@@ -42,10 +45,14 @@ class Stopwatch(Callback):
         self.validated = self._now(module)
         self.validation = self.validated - self.marks[-1] - self.samples
 
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self.saved = self._now(module)
+
     @property
     def step(self) -> float:
-        later = self.marks[WARM_STEPS - 1 :]
-        return (later[-1] - later[0]) / (len(later) - 1)
+        """The median over stretches of their mean, which one pause of the machine does not change."""
+        stretches = np.array_split(np.diff(self.marks[WARM_STEPS - 1 :]), STRETCHES)
+        return float(np.median([stretch.mean() for stretch in stretches]))
 
     def _now(self, module) -> float:
         if module.device.type == "cuda":
