@@ -21,10 +21,10 @@ from slm.loss import chunk_rows, cross_entropy
 from slm.model import GPT, GPTConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
-# The constants of a CPU are fitted to 26 trainings and tested on others (docs/plan.md). The heap keeps what is freed
+# The constants of a CPU are fitted to 26 trainings and tested on 20 others (docs/plan.md). The heap keeps what is freed
 # (slm.hardware.keep_freed_memory) and has holes: glibc cuts an aligned tensor out of a larger piece, small objects take
-# the rest, and no tensor of this size fits into the hole again. So holes grow with the number of chunks of logits, and with
-# that of blocks whose activations are computed again.
+# the rest, and no tensor of this size fits into the hole again. So each chunk of logits leaves holes, and each block
+# whose activations are computed again.
 CPU_PAGES = 39e6  # bytes: of libraries, touched by the first step
 CPU_HOLES = {"activations": 0.36, "loss": 0.90}  # bytes per byte; half of the loss's if its logits are one chunk
 CPU_RECOMPUTED = 0.44  # bytes per block, and per byte that the backward pass of a block computes again
