@@ -78,6 +78,13 @@ def test_the_command_line_is_read_without_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_plan_needs_no_lightning():
+    heavy = "[name for name in ('lightning', 'matplotlib', 'datasets') if name in sys.modules]"
+    code = f"import sys, slm.run.plan_text, slm.run.plan_sweep; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes_and_names(path):
     assert path.stem not in NAMELESS

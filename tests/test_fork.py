@@ -15,11 +15,11 @@ from test_resume import Killed, final_state, history, set_status
 import slm
 from slm import verify
 from slm.files import run_folder
+from slm.files.run_folder import kept_steps
 from slm.run import cli
 from slm.run.fork import is_replaced
 from slm.run.overrides import parsed
 from slm.run.replay import recorded_overrides, refuse_foreign
-from slm.training.callbacks.checkpoints import kept_steps
 from slm.training.module import Pretraining
 
 TRUNK = (

@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,24 @@ def signs_of_training(folder: Path, info: dict[str, Any]) -> str | None:
     if isinstance(every, int) and step - info.get("first_step", 0) > 2 * every:  # the second save waits for the first
         return f"step {step} in metrics.jsonl"
     return None
+
+
+def kept_steps(keep_at: Sequence[int | str], steps: int) -> set[int]:
+    """The steps up to `steps` that `keep_at` names: numbers, log2 (1, 2, 4, 8, ...), every:500 (500, 1000, ...).
+
+    Raises UserError for any other entry.
+    """
+    found: set[int] = set()
+    for entry in keep_at:
+        every = re.fullmatch(r"every:([1-9]\d*)", str(entry))
+        if entry == "log2":
+            found |= {2**power for power in range(steps.bit_length())}
+        elif every:
+            found |= set(range(int(every[1]), steps + 1, int(every[1])))
+        elif type(entry) is int and entry > 0:
+            found.add(entry)
+        else:
+            raise UserError(
+                f"callbacks.checkpoints.keep_at={entry} must be a step from 1 on, log2 (1, 2, 4, 8, ...) or every:N"
+            )
+    return {step for step in found if step <= steps}

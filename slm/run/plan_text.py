@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
+from slm.files.run_folder import kept_steps
 from slm.hardware import is_here
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
 from slm.run.plan import Plan
 from slm.tables import clock, columns, gigabytes
-from slm.training.callbacks.checkpoints import kept_steps
 
 
 def shown(plan: Plan) -> str:

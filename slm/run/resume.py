@@ -159,10 +159,8 @@ def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
 def check_disk_space(job: Job):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
     run_dir, size = job.run_dir, parameters(job.model).total
-    from slm.training.callbacks.checkpoints import kept_steps  # imports Lightning
-
     settings = job.config.callbacks["checkpoints"].settings
-    kept = len(kept_steps(settings.get("keep_at") or (), job.steps))
+    kept = len(run_folder.kept_steps(settings.get("keep_at") or (), job.steps))
     files = settings.get("keep_last", 2) + 2 + kept  # the best, and the one being written
     present = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
     needed = files * 12 * size - present

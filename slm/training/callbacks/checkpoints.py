@@ -2,8 +2,7 @@
 
 import json
 import math
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from slm.errors import ResourceError, Stopped, UserError
 from slm.files import atomic, claim, run_folder
+from slm.files.run_folder import kept_steps
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.signals import StopSignals
 
@@ -145,24 +145,3 @@ class Checkpoints(Checkpoint):
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
-
-
-def kept_steps(keep_at: Sequence[int | str], steps: int) -> set[int]:
-    """The steps up to `steps` that `keep_at` names: numbers, log2 (1, 2, 4, 8, ...), every:500 (500, 1000, ...).
-
-    Raises UserError for any other entry.
-    """
-    found: set[int] = set()
-    for entry in keep_at:
-        every = re.fullmatch(r"every:([1-9]\d*)", str(entry))
-        if entry == "log2":
-            found |= {2**power for power in range(steps.bit_length())}
-        elif every:
-            found |= set(range(int(every[1]), steps + 1, int(every[1])))
-        elif type(entry) is int and entry > 0:
-            found.add(entry)
-        else:
-            raise UserError(
-                f"callbacks.checkpoints.keep_at={entry} must be a step from 1 on, log2 (1, 2, 4, 8, ...) or every:N"
-            )
-    return {step for step in found if step <= steps}
