@@ -24,7 +24,7 @@ def test_a_run_on_one_document_generates_without_eos(run, monkeypatch, data, eos
     assert checkpoint.load(path).eos_first is eos_first
     prompts = []
     monkeypatch.setattr(
-        "slm.generation.stream.encode_prompt", lambda *a: prompts.append(encode_prompt(*a)) or prompts[-1]
+        "slm.generation.completion.encode_prompt", lambda *a: prompts.append(encode_prompt(*a)) or prompts[-1]
     )
     model = slm.load(path)
     model.generate("ab", max_new_tokens=1)

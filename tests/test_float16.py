@@ -48,9 +48,9 @@ def float16(monkeypatch):
     """A function from the scaler's settings to the list of the scalers that trainings make from then on."""
     real_hardware, real_precision = slm.run.prepare.resolve_hardware, _AcceleratorConnector._check_and_init_precision
 
-    def resolve(accelerator, devices, num_nodes, precision):
+    def resolve(accelerator, devices, num_nodes, precision, **options):
         allowed = "32-true" if precision == "16-mixed" else precision
-        hardware = real_hardware(accelerator, devices, num_nodes, allowed)
+        hardware = real_hardware(accelerator, devices, num_nodes, allowed, **options)
         return replace(hardware, precision=precision if precision == "16-mixed" else hardware.precision)
 
     def install(**settings) -> list[Scaler]:
