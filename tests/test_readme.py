@@ -30,9 +30,15 @@ GENERATION = [command for command in COMMANDS if command.startswith("python gene
 EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
-REPORT = "python -m slm.report runs/text"
+REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.report")]
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 CACHE = "python -m slm.cache"
+LONG = {
+    "sweep_dir": "test_sweeps.py",
+    "fork": "test_fork.py",
+    "detect": "test_ablation.py",
+    "budget.minutes": "test_budget.py",
+}
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
 STORIES = ["data.stories=400", "data.validation_stories=4", "callbacks.stories.count=1"]
@@ -43,7 +49,7 @@ def test_the_readme_has_commands():
     assert len(GENERATION) >= 2
     assert len(EVALUATION) >= 1
     assert len(TABLE) >= 4
-    known = {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, *COMPARISON, REPORT, CACHE, QUICKSTART}
+    known = {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, *COMPARISON, *REPORTS, CACHE, QUICKSTART}
     assert known == set(COMMANDS)
 
 
@@ -70,11 +76,11 @@ def check(arguments: list[str]):
 
 @pytest.mark.parametrize("command", TRAINING)
 def test_training(command, monkeypatch):
-    arguments = shlex.split(command)[2:]
+    arguments = shlex.split(command.replace("RUN@1000", "runs/text@10"))[2:]
     check(arguments)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    if "sweep_dir=" in command:
-        pytest.skip("many runs; tests/test_sweeps.py has small ones")
+    if long := [key for key in LONG if f"{key}=" in command]:
+        pytest.skip(f"a short one with {long[0]} is in tests/{LONG[long[0]]}")
     data = STORIES if "data=storyworld" in arguments else [*TEXT, "tokenizer.vocab_size=300"]
     debug = [] if "debug=fdr" in arguments else ["debug=default"]
     assert trained(monkeypatch, *arguments, *SMALL, *data, *debug) == 0
@@ -107,9 +113,12 @@ def test_verification(command, monkeypatch, capsys):
     assert expected in capsys.readouterr().out
 
 
-def test_report(monkeypatch, capsys):
-    assert exit_code(monkeypatch, report.main, *shlex.split(REPORT)[3:]) == 0
-    assert capsys.readouterr().out == "runs/text/report.html\n"
+@pytest.mark.parametrize("command", REPORTS)
+def test_report(command, folder, monkeypatch, capsys):
+    shutil.copytree(folder / "runs" / "text", folder / "sweeps" / "mine" / "one", dirs_exist_ok=True)
+    name = shlex.split(command)[3]
+    assert exit_code(monkeypatch, report.main, name) == 0
+    assert capsys.readouterr().out == f"{name}/report.html\n"
 
 
 @pytest.mark.parametrize("command", LENS)
@@ -130,7 +139,7 @@ def test_comparison(command, folder, monkeypatch, capsys):
     info = json.loads((folder / "compared" / "two" / "run.json").read_text())
     info["config"]["optimizer"]["lr"] = 0.5
     (folder / "compared" / "two" / "run.json").write_text(json.dumps(info))
-    names = {"SWEEP": "compared", "RUN": "compared/one"}
+    names = {"SWEEP": "compared", "sweeps/mine": "compared", "RUN": "compared/one"}
     words = command.replace("RUN RUN", "RUN compared/two").split()[3:]
     assert exit_code(monkeypatch, compare.main, *(names.get(word, word) for word in words)) == 0
     assert "optimizer.lr" in capsys.readouterr().out
