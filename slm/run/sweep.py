@@ -113,10 +113,7 @@ class RecordingLauncher(Launcher):
 
     def _add(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
         """The names of a batch's jobs, which sweep.json lists from now on."""
-        swept = {key_of(override.input_line): override.is_sweep_override() for override in parsed(self.command)}
-        fixed = {key for key, is_swept in swept.items() if not is_swept} - set(
-            self.before.swept
-        )  # the last word counts
+        fixed = fixed_keys(self.command) - set(self.before.swept)
         with sweep_folder.changed(self.folder) as sweep:
             if not self.is_open:
                 sweep.jobs, sweep.swept, sweep.created = self.before.jobs, self.before.swept, self.before.created
