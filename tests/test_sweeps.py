@@ -337,8 +337,14 @@ def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_
     folder, rng = tmp_path / "killed", random.Random(time.time_ns())
     moments = sorted(rng.sample(range(1, 90), 2))
     print("killed after", moments, "lines")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in this process: their number changes last digits
     for moment, number in (*((moment, signal.SIGKILL) for moment in moments), (moments[1] + 3, signal.SIGTERM)):
-        process = subprocess.Popen(command(*sweep, "sweep_dir=killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command(*sweep, "sweep_dir=killed"),
+            env={**os.environ, **threads},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         wait_for_lines(folder, moment, process)
         process.send_signal(number)
         output = process.communicate()[0].decode()
