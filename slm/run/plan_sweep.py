@@ -49,8 +49,10 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
     values = [dict(override.partition("=")[::2] for override in overrides) for overrides, _ in jobs]
     swept = [key for key in values[0] if len({str(value.get(key)) for value in values}) > 1]
     rows = [[*swept, "parameters", "steps", "tokens", "memory GB", "time", "cost"]]
-    for value, (_, plan) in zip(values, jobs, strict=True):
-        cost = plan.device.cost(plan.seconds)
+    plans = [plan for _, plan in jobs]
+    seconds, tokens = [plan.seconds for plan in plans], [plan.tokens for plan in plans]
+    costs = [plan.device.cost(plan.seconds) for plan in plans]
+    for value, plan, cost in zip(values, plans, costs, strict=True):
         rows.append(
             [
                 *(value.get(key, "") for key in swept),
@@ -62,9 +64,6 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
                 money(cost),
             ]
         )
-    plans = [plan for _, plan in jobs]
-    seconds, tokens = [plan.seconds for plan in plans], [plan.tokens for plan in plans]
-    costs = [plan.device.cost(plan.seconds) for plan in plans]
     total = [f"{len(jobs)} jobs", *[""] * (len(swept) + 1)] if swept else [f"{len(jobs)} jobs", ""]
     total += [
         "?" if None in tokens else f"{sum(tokens):,}",

@@ -57,14 +57,13 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     first = is_first_process(config.trainer)  # read now: the end of a distributed run clears the environment
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
-        if config.resume == "never":
-            raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-        check_unchanged(run_dir, before["config"], config, "another run_dir")
+        check_again(config, run_dir, before)
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
             if first and config.report:
                 complete_report(run_dir)
-            print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
-            return lowest(run_dir, config.optimized_metric)
+            objective = lowest(run_dir, config.optimized_metric)
+            print(f"{run_dir} is done: {config.optimized_metric} {objective}")
+            return objective
         check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
@@ -110,6 +109,13 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
     return objective
+
+
+def check_again(config: RunConfig, run_dir: Path, before: dict[str, Any]):
+    """Raises UserError if the run in run_dir, of which `before` is run.json, must not go on with this configuration."""
+    if config.resume == "never":
+        raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
+    check_unchanged(run_dir, before["config"], config, "another run_dir")
 
 
 def prepared_in_time(
