@@ -77,8 +77,7 @@ class Run:
             "tokens": tokens,
             "flops": tokens * flops_per_token if tokens and flops_per_token else None,
             "tokens_per_second": median(rates) if rates else None,
-            "seconds": last.get("seconds"),
-            "energy_joules": last.get("energy_joules"),
+            **{name: info.get(name, last.get(name)) for name in ("seconds", "energy_joules")},
             "metrics": metrics,
         }
 

@@ -1,11 +1,13 @@
 """budget.minutes and budget.max_cost: the measuring leaves a run as it was, and the steps fit into the time."""
 
+import itertools
 import json
 
 import pytest
 from conftest import mistake, small_run, trained
 
 from slm.run.rate import Intervals, Rate, steps_in
+from slm.training.callbacks.stopwatch import LEAST_STEPS, WARM_STEPS, Stopwatch
 from slm.verify import first_difference
 
 RATE = Rate(begin=3.0, step=0.5, samples=2.0, validation=10.0, checkpoint=1.0, end=4.0)
@@ -23,6 +25,17 @@ def test_the_steps_are_the_most_that_fit(seconds):
     steps = steps_in(RATE, seconds, EVERY)
     assert steps == 1 or RATE.total(steps, EVERY) <= seconds
     assert RATE.total(steps + 1, EVERY) > seconds
+
+
+@pytest.mark.parametrize("steps", [LEAST_STEPS, 50])
+def test_a_step_takes_what_most_later_ones_take(steps):
+    """The first half is slow, unless there are too few steps, and one pause is left out."""
+    watch = Stopwatch(0, lambda: 0.0)
+    slow = max(0, steps // 2 - LEAST_STEPS)
+    times = [9.0] * WARM_STEPS + [2.0] * slow + [1.0] * (steps - slow)
+    times[-1] = 30.0
+    watch.marks = list(itertools.accumulate(times))
+    assert watch.step == 1.0
 
 
 def test_a_run_of_minutes_is_bit_for_bit_the_run_of_its_steps(monkeypatch, text_file, tmp_path, capsys):

@@ -236,11 +236,14 @@ def test_documents_are_windows_of_their_own(corpus, store):
         assert documents[index].tolist() == again[index].tolist() == [eos, *ByteTokenizer().encode(text), eos]
     rows = documents.__getitems__([0, 50])
     short, long = (len(corpus.splits["train"][index]) for index in (0, 50))
-    assert rows.shape == (2, long + 2)
-    assert rows[0, short + 2 :].tolist() == [IGNORE] * (long - short)
+    targets = min(-(-(long + 1) // 16) * 16, 64)
+    assert rows.shape == (2, targets + 1)  # their number rounded up
+    assert rows[0].tolist() == [*documents[0].tolist(), *[IGNORE] * (targets - short - 1)]
+    assert rows[1].tolist() == [*documents[50].tolist(), *[IGNORE] * (targets - long - 1)]
     truncated, text = Documents(store, "train", 10, eos), corpus.splits["train"][3]
     assert truncated.longest == documents.longest
     assert truncated[3].tolist() == [eos, *ByteTokenizer().encode(text)[:10]]
+    assert truncated.__getitems__([3, 4]).shape == (2, 11)  # never above the context
 
 
 def test_evenly_spaced():

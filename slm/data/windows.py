@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,10 @@ from slm.corpora import Split
 from slm.data.store import TokenStore
 from slm.errors import UserError
 from slm.loss import IGNORE
+
+# Lengths of batches of documents are multiples of it: with each new length, a CPU keeps memory for its products in
+# bfloat16, and a GPU prepares kernels.
+ROUNDED = 16
 
 
 class Windows(Dataset):
@@ -70,7 +75,7 @@ class Windows(Dataset):
 
 
 class Documents(Dataset):
-    """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch.
+    """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch and a little more.
 
     A document longer than the context is truncated; `longest` is the smallest context that truncates none.
     Raises: UserError: if a shard contains no eos.
@@ -96,12 +101,13 @@ class Documents(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         """Ids (length + 2,), int64."""
-        return self.__getitems__([index])[0]
+        return self.__getitems__([index])[0, : self.targets[index] + 1]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, longest of the batch + 2), int64."""
+        """Ids (B, T + 1), int64, where T is the number of targets of the longest, rounded up (ROUNDED)."""
         lengths = self.targets[indices]
-        rows = np.full((len(indices), 1 + lengths.max()), IGNORE, dtype=np.int64)
+        targets = min(ceil(lengths.max() / ROUNDED) * ROUNDED, self.context)
+        rows = np.full((len(indices), 1 + targets), IGNORE, dtype=np.int64)
         rows[:, 0] = self.eos
         for row, index, length in zip(rows, indices, lengths):
             row[1 : 1 + length] = self.shards[self.shard[index]][self.starts[index] :][:length]

@@ -29,7 +29,7 @@ CPU_PAGES = 39e6  # bytes: of libraries, touched by the first step
 CPU_HOLES = {"activations": 0.36, "loss": 0.90}  # bytes per byte; half of the loss's if its logits are one chunk
 CPU_RECOMPUTED = 0.44  # bytes per block, and per byte that the backward pass of a block computes again
 CPU_CHECKPOINT = 0.46  # bytes per byte of weights and optimizer: their copy, until it is written
-CUDA_WORKSPACE = 35e6  # bytes: of the matrix library, within torch's own count
+CUDA_SMALL = 1.5e6  # bytes within torch's own count, measured on an H100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def training_memory(
     counted = device if here else torch.device("cpu")
     one_step = partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)
     forward, backward = _moments(config, one_step)
-    copies, overheads = (averaged + distributed) * forward["weights"], (CUDA_WORKSPACE, CUDA_WORKSPACE)
+    copies, overheads = (averaged + distributed) * forward["weights"], [_cuda_overhead()] * 2
     if device.type == "cpu":
         copies += saves * CPU_CHECKPOINT * (forward["weights"] + forward["optimizer"])
         chunks = ceil(microbatch * config.context / chunk_rows(config.vocab_size, "cpu"))
@@ -112,6 +112,12 @@ def training_memory(
         overheads = CPU_PAGES + holes, CPU_PAGES + recomputed
     moments = zip((forward, backward), overheads, strict=True)
     return max((Memory(**parts, copies=copies, overhead=more) for parts, more in moments), key=lambda m: m.peak)
+
+
+def _cuda_overhead() -> float:
+    """Bytes of torch's two workspaces for products of matrices, of the forward and of the backward thread."""
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    return 2 * (2**25 if hopper else 8_519_680) + CUDA_SMALL
 
 
 def _moments(config: GPTConfig, one_step: Callable[[GPTConfig], list[Counter[str]]]) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from slm.run.prepare import Job
 from slm.run.sections import UNKNOWN
 
 MEASURED_STEPS = 10  # for a plan
-SHARE = 0.03  # of the minutes, for the measured steps
+SHARE = 0.05  # of the minutes, for the measured steps
 
 
 @dataclass(frozen=True, kw_only=True)

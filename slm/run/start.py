@@ -1,6 +1,8 @@
 """Entry points, which import nothing heavy before signals and standard streams are prepared."""
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from slm.run import process
 @contextlib.contextmanager
 def one_line_limits() -> Iterator[None]:
     """Ends the program with one line where no command can work: no POSIX, working folder, home folder or memory."""
+    atexit.register(gc.freeze)  # the interpreter would search all of torch for garbage at the end: a second
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:

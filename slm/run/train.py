@@ -135,6 +135,7 @@ def fit_and_close(
     assembled, start: Path | None, job: Job, run_info: dict[str, Any], opened: Callable[[], bool]
 ) -> tuple[Stopped | None, float | None]:
     """Trains, and closes the run folder if it was opened. Returns the requested stop, if any, and the objective."""
+    from slm.training.callbacks.metrics import TrainingMetrics
     from slm.training.loggers import for_each_logger
     from slm.training.process import teardown
 
@@ -154,7 +155,8 @@ def fit_and_close(
         objective = lowest(run_dir, config.optimized_metric)
         teardown(assembled.trainer)
         if opened() and claim.lock_inode(run_dir) == inode:
-            close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure})
+            spent = next((c.spent() for c in assembled.trainer.callbacks if isinstance(c, TrainingMetrics)), {})
+            close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure, **spent})
     return stopped, objective
 
 

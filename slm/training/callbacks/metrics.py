@@ -31,6 +31,7 @@ class TrainingMetrics(Callback):
         if every_n_steps < 1:
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps, self.folder = every_n_steps, folder
+        self.begin: float | None = None  # of the training, on time.perf_counter, as if all attempts were one
         self.start: tuple[float, int] | None = None  # time and targets before the steps since the previous line
         self.latest: dict[str, float] = {}  # the newest line
 
@@ -62,6 +63,15 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer, module):
         self.start = None
 
+    def spent(self) -> dict[str, float]:
+        """`seconds`, and `energy_joules` if it is known, until now; nothing before a training."""
+        if self.begin is None:
+            return {}
+        spent = {"seconds": round(time.perf_counter() - self.begin, 3)}
+        if (joules := self.energy.joules()) is not None:
+            spent["energy_joules"] = round(self.joules + joules, 1)
+        return spent
+
     def _publish(self, trainer, module):
         flush_checks(trainer)
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
@@ -74,10 +84,8 @@ class TrainingMetrics(Callback):
             "train/grad_norm": module.grad_norm.item(),
             "train/tokens": tokens,
             "tokens_per_second": round(rate, 1),
-            "seconds": round(time.perf_counter() - self.begin, 3),
+            **self.spent(),
         }
-        if (joules := self.energy.joules()) is not None:
-            values["energy_joules"] = round(self.joules + joules, 1)
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for callbacks that monitor them

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from slm.training.callbacks import step_ends
 
 LEAST_STEPS, WARM_STEPS = 5, 2  # steps after the warm ones, of which the first may compile
-STRETCHES = 5  # of equally many steps
+STRETCHES = 5  # of equally many steps; not above LEAST_STEPS
 
 
 class Stopwatch(Callback):
@@ -50,8 +50,10 @@ class Stopwatch(Callback):
 
     @property
     def step(self) -> float:
-        """The median over stretches of their mean, which one pause of the machine does not change."""
-        stretches = np.array_split(np.diff(self.marks[WARM_STEPS - 1 :]), STRETCHES)
+        """The median over stretches of their mean, which one pause of the machine does not change. Of the second half
+        of the steps: a process becomes faster in its first second or two."""
+        steps = np.diff(self.marks[WARM_STEPS - 1 :])[-max(STRETCHES, (len(self.marks) - WARM_STEPS) // 2) :]
+        stretches = np.array_split(steps, STRETCHES)
         return float(np.median([stretch.mean() for stretch in stretches]))
 
     def _now(self, module) -> float:
