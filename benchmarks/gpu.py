@@ -1,11 +1,13 @@
 """All that only a CUDA device can tell, in one command: does it work, is it exact, how fast is it, what does it need.
 
     python benchmarks/gpu.py                      # about ten minutes on one H100; --quick: about three, --steps 10
+    python benchmarks/gpu.py --nanogpt nanoGPT --part peers          # a clone of github.com/karpathy/nanoGPT
     python benchmarks/gpu.py | tee gpu.md
 
 It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures training in each precision, eager and
-compiled, without a data path, with its peak of memory; attention over many lengths, as documents have them, by each of
-torch's kernels. Each part is a process of its own: one that fails or hangs is printed as such, and the others go on.
+compiled, without a data path, with its peak of memory; compiled training beside nanoGPT, in turns; attention over many
+lengths, as documents have them, by each of torch's kernels. Each part is a process of its own: one that fails or hangs
+is printed as such, and the others go on.
 """
 
 import subprocess
@@ -14,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import measure
+import peers
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import make_job, train_seconds
@@ -38,6 +41,7 @@ def main():
     parser.set_defaults(device="cuda")
     parser.add_argument("--steps", type=int, default=30, help="per measurement, after a first step that is left out")
     parser.add_argument("--quick", action="store_true", help="without the tests and verify_resume")
+    parser.add_argument("--nanogpt", help="a clone of nanoGPT, for the part peers")
     parser.add_argument("--part", choices=list(PARTS), help="only this one")
     arguments = measure.parsed(parser)
     if arguments.part:
@@ -45,6 +49,8 @@ def main():
         return
     print(measure.machine("cuda"), f"capability {torch.cuda.get_device_capability()}", sep="; ", flush=True)
     for part in list(PARTS)[2 if arguments.quick else 0 :]:
+        if part == "peers" and not arguments.nanogpt:
+            continue
         print(f"\n## {part}\n", flush=True)
         print(ended(str(Path(__file__).resolve()), *sys.argv[1:], "--part", part, minutes=40), flush=True)
 
@@ -101,6 +107,32 @@ def speed_and_memory(arguments, precision: str, settings: str) -> tuple[str, str
     return f"{rate:,.0f}", share, f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
 
 
+def beside_nanogpt(arguments):
+    """Tokens per second of training in bfloat16, both compiled, in turns in one process; the best of the rounds."""
+    rows = []
+    for model, windows, vocab_size in (("small", 64, 16_000), ("gpt2_124m", 32, 50_257)):
+        overrides = [f"model={model}", f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
+        sizes = {"vocab_size": vocab_size, "steps": arguments.steps + 1, "device": arguments.device}
+        with tempfile.TemporaryDirectory() as folder:
+            job = make_job(Path(folder), overrides, **sizes)
+            what = job.model, arguments.nanogpt, windows, torch.bfloat16, True, arguments.device
+            ways = {
+                "slm": lambda job=job: train_seconds(job) / arguments.steps,
+                "nanoGPT": lambda what=what: measure.seconds(
+                    peers.train_step("nanoGPT", *what), arguments.device, arguments.steps
+                ),
+            }
+            seconds = {way: min(values) for way, values in measure.in_turn(ways, arguments.rounds).items()}
+        peers.train_step.cache_clear()
+        tokens, flops = windows * job.model.context, training_flops_per_token(job.model)
+        peak = device_peak(torch.device(arguments.device), True) or float("nan")
+        for way, its in seconds.items():
+            rate = tokens / its
+            share = f"{rate * flops / peak:.0%}"
+            rows.append([f"{model}, {windows} windows: {way}", f"{rate:,.0f}", share, f"{its / seconds['slm']:.2f}"])
+    print(measure.table(["", "tokens/s", "MFU", "slm is faster by"], rows))
+
+
 def attention(arguments):
     """Milliseconds a length, forward and backward, of 32 documents of 64 lengths: at first, and again."""
     rows = []
@@ -120,7 +152,7 @@ def attention(arguments):
     print(measure.table(["kernel", "first, ms", "again, ms"], rows))
 
 
-PARTS = {"tests": tests, "resume": resume, "training": training, "attention": attention}
+PARTS = {"tests": tests, "resume": resume, "training": training, "peers": beside_nanogpt, "attention": attention}
 
 if __name__ == "__main__":
     with measure.one_line_errors():
