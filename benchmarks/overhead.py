@@ -18,7 +18,6 @@ import torch
 from measure import argument_parser, in_turn, one_line_errors, parsed, sixteen_bits, synchronize
 from training import make_job, train_seconds
 
-from slm.data.windows import InfiniteShuffle
 from slm.loss import cross_entropy
 from slm.run.prepare import Job
 from slm.run.resume import describe_run
@@ -73,7 +72,7 @@ def bare_loop(job: Job) -> float:
     model = run.module.model.to(device).train()
     optimizer = config.optimizer(model)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    order = iter(InfiniteShuffle(len(run.data.train), config.seed))
+    order = run.data.order.indices(0)
     dtype = sixteen_bits(hardware.precision)
     for step in range(job.steps):
         if step == 1:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from slm import checkpoint
-from slm.data.windows import InfiniteShuffle
+from slm.data.order import InfiniteShuffle
 from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -145,11 +146,12 @@ def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) 
         return
     last = last if info["config"].get("log_windows") else lines[-1]["step"]
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
-    batch, seed = info["config"]["data"]["batch_windows"], info["config"]["seed"]
+    batch, ones = info["config"]["data"]["batch_windows"], np.broadcast_to(1, info["windows"])
+    order = InfiniteShuffle(ones, info["config"]["seed"])
     first = info.get("fork", run_folder.NO_FORK)["step"]  # the lines until there are those of the trunk
     for line in (line for line in lines if line["step"] > first):
-        order = InfiniteShuffle(info["windows"], seed, run_folder.windows_until(info, line["step"] - 1))
-        if line["windows"] != list(itertools.islice(order, batch)):
+        indices = order.indices(run_folder.windows_until(info, line["step"] - 1))
+        if line["windows"] != list(itertools.islice(indices, batch)):
             yield f"step {line['step']} consumed other windows than the endless order has there"
             return
 

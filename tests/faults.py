@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from slm.data.windows import InfiniteShuffle
 from slm.errors import UserError
 from slm.training.callbacks import fault
 
@@ -50,7 +49,7 @@ class Fault(Callback):
             if not data.workers and self.kind != "loader-raises":
                 raise UserError(f"{self.kind} is a fault of a loader process; give data.workers=1")
             consumed = data.position_at(self.step - 1)
-            first = next(iter(InfiniteShuffle(len(data.train), data.seed, consumed)))
+            first = next(data.order.indices(consumed))
             data.train = FaultyWindows(data.train, self.kind, first)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):

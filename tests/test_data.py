@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Subset
 
 from slm.data import encode
 from slm.data import store as store_module
+from slm.data.order import InfiniteShuffle
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
-from slm.data.windows import Documents, InfiniteShuffle, Windows, evenly_spaced
+from slm.data.windows import Documents, Windows, evenly_spaced
 from slm.errors import UserError
 from slm.loss import IGNORE
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import ASCII, CharacterTokenizer
-from slm.training.datamodule import identity_collate
+from slm.training.datamodule import Positions, identity_collate
 
 
 class Stories:
@@ -254,23 +255,27 @@ def test_evenly_spaced():
 # The order
 
 
-def first(order, count):
-    return list(itertools.islice(order, count))
+def shuffle(windows, seed):
+    return InfiniteShuffle(np.broadcast_to(1, windows), seed)
+
+
+def first(order, count, *place):
+    return list(itertools.islice(order.indices(*(place or [0])), count))
 
 
 def test_the_order_is_a_sequence_of_permutations_that_continues_from_any_position():
-    order = first(InfiniteShuffle(10, seed=7), 35)
+    order = first(shuffle(10, 7), 35)
     for epoch in range(3):
         assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert order[:10] != order[10:20]
-    assert order != first(InfiniteShuffle(10, seed=8), 35)
+    assert order != first(shuffle(10, 8), 35)
     for start in (0, 3, 10, 27):
-        assert first(InfiniteShuffle(10, seed=7, start=start), 8) == order[start : start + 8]
+        assert first(shuffle(10, 7), 8, start) == order[start : start + 8]
 
 
 def test_ranks_divide_the_order():
-    complete = first(InfiniteShuffle(10, seed=7, start=4), 24)
-    ranks = [first(InfiniteShuffle(10, seed=7, start=4, rank=rank, world=3), 8) for rank in range(3)]
+    complete = first(shuffle(10, 7), 24, 4)
+    ranks = [first(shuffle(10, 7), 8, 4, rank, 3) for rank in range(3)]
     assert [index for step in zip(*ranks, strict=True) for index in step] == complete
 
 
@@ -281,8 +286,8 @@ def test_a_subset_of_windows_is_read_in_batches(store, monkeypatch, layout, work
     windows = layout(store, "train", 16, *([ByteTokenizer.eos] if layout is Documents else []))
     chosen, batches, read = evenly_spaced(len(windows), 7), [], layout.__getitems__
     monkeypatch.setattr(layout, "__getitems__", lambda self, ids: batches.append(ids) or read(self, ids))
-    few, order = Subset(windows, chosen), first(InfiniteShuffle(7, seed=1), 12)
-    loader = DataLoader(few, 3, sampler=InfiniteShuffle(7, 1), collate_fn=identity_collate, num_workers=workers)
+    few, order = Subset(windows, chosen), first(shuffle(7, 1), 12)
+    loader = DataLoader(few, 3, sampler=Positions(shuffle(7, 1), 0), collate_fn=identity_collate, num_workers=workers)
     for batch, start in zip(loader, (0, 3, 6, 9), strict=False):
         assert torch.equal(batch, read(windows, [chosen[index] for index in order[start : start + 3]]))
     assert [index for ids in batches for index in ids][:12] == ([] if workers else [chosen[index] for index in order])

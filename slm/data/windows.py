@@ -1,15 +1,10 @@
-"""Windows over a token store, and their infinite order in training.
+"""Windows over a token store.
 
 A window is up to context + 1 consecutive ids: inputs, and targets shifted by one. `Windows` divides a split into
 pieces of equal length; `Documents` has one document per window. Both have `targets` (N,): their number in each window.
-The order is an infinite sequence of seeded permutations, a pure function of (seed, position), so the state of the data
-in a checkpoint is one integer.
-
 Shapes: B windows of a microbatch, N windows of a split.
 """
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -18,9 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from slm.corpora import Split
+from slm.data.order import InfiniteShuffle, Order
 from slm.data.store import TokenStore
 from slm.errors import UserError
 from slm.loss import IGNORE
@@ -132,6 +128,10 @@ class Splits:
     def targets_per_window(self) -> float:
         return float(self.targets.mean())
 
+    def order(self, seed: int) -> Order:
+        """Which of the chosen windows each position of a training reads."""
+        return InfiniteShuffle(self.targets, seed)
+
 
 def split_windows(
     store: TokenStore,
@@ -150,31 +150,6 @@ def split_windows(
         for split in ("train", "validation")
     )
     return Splits(store, train, validation, evenly_spaced(len(train), train_windows))
-
-
-class InfiniteShuffle(Sampler[int]):
-    """An infinite sequence of window indices from global position `start` on.
-
-    Rank r of `world` takes positions start + r, start + r + world, ..., so that the windows of a step do not depend on
-    the number of ranks.
-    """
-
-    def __init__(self, windows: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
-        self.windows, self.seed, self.start, self.rank, self.world = windows, seed, start, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._positions(), self.rank, None, self.world)
-
-    def _positions(self) -> Iterator[int]:
-        epoch, offset = divmod(self.start, self.windows)
-        while True:
-            yield from self.permutation(epoch)[offset:].tolist()
-            epoch, offset = epoch + 1, 0
-
-    def permutation(self, epoch: int) -> Tensor:
-        """The window indices (N,) of an epoch in their order."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.windows, generator=generator)
 
 
 def evenly_spaced(total: int, limit: int | None) -> list[int]:

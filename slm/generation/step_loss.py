@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, InfiniteShuffle, Windows, split_windows
+from slm.data.windows import Documents, Windows, split_windows
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.generation.text_loss import window_nats
@@ -58,7 +58,7 @@ def step_readings(
     windows, chosen = splits.train, splits.chosen
     if len(chosen) != info["windows"]:
         raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
-    order = InfiniteShuffle(len(chosen), info["seed"], run_folder.windows_until(info, step - 1))
+    order = splits.order(info["seed"]).indices(run_folder.windows_until(info, step - 1))
     indices = [chosen[index] for index in itertools.islice(order, data["batch_windows"])]
     ids = windows.__getitems__(indices)  # (B, T + 1)
     nats = window_nats(model, ids)

@@ -2,16 +2,16 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from slm.corpora import Corpus
-from slm.data.windows import InfiniteShuffle, Splits, evenly_spaced
+from slm.data.order import Order
+from slm.data.windows import Splits, evenly_spaced
 from slm.errors import ResourceError
 from slm.tokenizers import Tokenizer, pieces
 from slm.training.callbacks.signals import ignore_signals
@@ -38,11 +38,12 @@ class WindowsData(L.LightningDataModule):
         corpus: Corpus | None = None,
     ):
         super().__init__()
-        self.validation, self.targets, self.context = splits.validation, splits.targets, splits.train.context
+        self.validation, self.context = splits.validation, splits.train.context
         self.targets_per_window = splits.targets_per_window
         self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
-        self.train = splits.train if len(self.targets) == len(splits.train) else Subset(splits.train, splits.chosen)
-        self.counted: tuple[int, np.ndarray] = -1, np.empty(0)  # an epoch, and the targets before each of its windows
+        whole = len(splits.chosen) == len(splits.train)
+        self.train = splits.train if whole else Subset(splits.train, splits.chosen)
+        self.order = splits.order(seed)
         self.tokenizer, self.corpus = tokenizer, corpus
         lossless = not splits.store.manifest["splits"]["validation"].get("lost_bytes")
         self.token_lengths = torch.tensor([*map(len, pieces(tokenizer))]) if lossless else None  # (V,) bytes per id
@@ -63,21 +64,12 @@ class WindowsData(L.LightningDataModule):
 
     def targets_at(self, step: int) -> int:
         """All targets of that many steps, also of those before a fork that changed the data or its order."""
-        return self.earlier_targets + self.targets_before(self.position_at(step))
-
-    def targets_before(self, position: int) -> int:
-        """All targets of the windows before a position in the order: exact, as the order is a pure function."""
-        epoch, offset = divmod(position, len(self.train))
-        if self.counted[0] != epoch:
-            order = InfiniteShuffle(len(self.train), self.seed).permutation(epoch)
-            self.counted = epoch, np.append(0, self.targets[order.numpy()].cumsum())
-        return int(epoch * self.counted[1][-1] + self.counted[1][offset])
+        return self.earlier_targets + self.order.targets_before(self.position_at(step))
 
     def train_dataloader(self) -> DataLoader:
         self.indices = deque(maxlen=self.trainer.accumulate_grad_batches)
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        order = InfiniteShuffle(len(self.train), self.seed, self.start[1], rank, world)
-        return self._loader(WithIndices(self.train), sampler=order)
+        return self._loader(WithIndices(self.train), sampler=Positions(self.order, self.start[1], rank, world))
 
     def val_dataloader(self) -> DataLoader:
         """The same evenly spaced windows at every validation."""
@@ -132,8 +124,18 @@ class WindowsData(L.LightningDataModule):
     def load_state_dict(self, state: dict[str, int]):
         consumed = state["consumed"]
         self.start = state.get("step", consumed // self.windows_per_step), consumed
-        expected = self.targets_before(consumed)
+        expected = self.order.targets_before(consumed)
         self.earlier_targets = state.get("targets", expected) - expected
+
+
+class Positions(Sampler[int]):
+    """The indices of an order from a position on, for one rank."""
+
+    def __init__(self, order: Order, start: int, rank: int = 0, world: int = 1):
+        self.order, self.arguments = order, (start, rank, world)
+
+    def __iter__(self) -> Iterator[int]:
+        return self.order.indices(*self.arguments)
 
 
 class WithIndices(Dataset):
