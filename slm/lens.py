@@ -157,7 +157,7 @@ def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Se
         after = f"the weights after step {of:,}, {apart}"
     mean = sum(sum(reading.nats) for reading in readings) / targets
     logged = Run(folder).series("train/loss").get(step)
-    beside = f"; train/loss {logged:.4f}" if isinstance(logged, int | float) else ""
+    beside = f"; train/loss {logged:.4f}" if logged is not None else ""
     return [
         f"{folder}, step {step:,} of {info['steps']:,}: {windows} windows, {targets:,} targets, "
         f"epoch {position / info['windows']:.2f}",

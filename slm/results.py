@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -10,7 +11,7 @@ from typing import Any
 
 from slm.errors import UserError
 from slm.files import jsonl, run_folder
-from slm.security import leaves
+from slm.security import is_number, leaves
 from slm.tables import columns
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
@@ -19,11 +20,11 @@ MEASURED = re.compile("val/|sample/|train/loss$")  # the metrics that a run is j
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """A run folder. Each of its files is read once, when it is needed first: take another Run for what came later."""
 
     folder: Path
 
-    @property
+    @cached_property
     def info(self) -> dict[str, Any]:
         """run.json: id, status, objective, configuration, versions, device. Raises UserError if it is damaged."""
         return run_folder.require_run_json(self.folder)
@@ -38,20 +39,22 @@ class Run:
         """The lowest value of optimized_metric; the last for train/loss."""
         return self.info.get("objective")
 
-    @property
+    @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return list(jsonl.lines(self.folder / "metrics.jsonl"))
 
     def series(self, name: str) -> dict[int, float]:
-        """Step -> value of one metric, such as train/loss."""
-        return {line["step"]: line[name] for line in self.metrics if line.get(name) is not None}
+        """Step -> finite value of one metric, such as train/loss."""
+        found = {line["step"]: line[name] for line in self.metrics if is_number(line.get(name))}
+        return dict(sorted(found.items()))
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration by dotted keys, such as optimizer.lr."""
         return dict(leaves(self.info["config"]))
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """The run in numbers, from its files alone, also of a run that was killed.
 
@@ -59,11 +62,10 @@ class Run:
         attempts), energy_joules; and under metrics, by name, final, best (the highest of sample/, the lowest of any
         other) and best_step. None for what is not known.
         """
-        info, lines = self.info, self.metrics
-        series: dict[str, list[tuple[float, int]]] = {}
-        for line in lines:
+        info, series = self.info, dict[str, list[tuple[float, int]]]()
+        for line in self.metrics:
             for name, value in line.items():
-                if isinstance(value, int | float):
+                if is_number(value):
                     series.setdefault(name, []).append((value, line["step"]))
         metrics = {}
         for name in filter(MEASURED.match, series):

@@ -82,6 +82,11 @@ def is_bounded(tree: Any) -> bool:
     return False
 
 
+def is_number(value: Any) -> bool:
+    """True for a finite number that a float can hold; False for true and false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def is_file_name(name: str) -> bool:
     """True for a name that is one file, not hidden, on every system."""
     return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256

@@ -65,7 +65,7 @@ def test_a_run_folder_is_complete(run_dir):
 
 def test_a_run_sums_itself_up(run_dir):
     run = Run(run_dir)
-    summary, seconds = run.summary(), list(run.series("seconds").values())
+    summary, seconds = run.summary, list(run.series("seconds").values())
     assert (summary["status"], summary["failure"], summary["energy_joules"]) == ("done", None, None)
     losses = run.series("val/loss")
     best = min(losses, key=losses.get)
@@ -73,7 +73,7 @@ def test_a_run_sums_itself_up(run_dir):
     assert summary["objective"] == losses[best]
     assert summary["flops"] == run.series("train/tokens")[10] * run.info["flops_per_token"]
     assert seconds == sorted(seconds)
-    assert summary["seconds"] == seconds[-1] > 0
+    assert summary["seconds"] == run.info["seconds"] >= seconds[-1] > 0
     assert run.config["optimizer.lr"] == run.info["config"]["optimizer"]["lr"]
 
 

@@ -193,13 +193,14 @@ def test_a_run_that_was_killed(finished, tmp_path, monkeypatch, capsys):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "train/lo')
     fork = {"run": str(folder), "run_id": info["run_id"], "step": 5, "consumed": 20, "changed": {}}
-    write_run(tmp_path / "child", lr=0.1, width=64, seed=1, loss=2.5, steps=9, fork=fork)
+    child = {"fork": fork, "config": {**info["config"], "seed": 1}}
+    write_run(tmp_path / "child", lr=0.1, width=64, seed=1, loss=2.5, steps=9, **child)
     assert exit_code(monkeypatch, report.main, str(folder), str(tmp_path / "child")) == 0
     assert capsys.readouterr().out.split() == [str(folder / "report.html"), str(tmp_path / "child" / "report.html")]
     page = text_of(folder)
     for part in ("running, or killed", "resumed 1 times", "3 skipped loss nan", "seconds 60", "step 5 of killed"):
         assert part in page, part
-    assert "step 5 of killed" in text_of(tmp_path / "child")
+    assert "step 5 of killed seed: 42 → 1 2.5" in text_of(tmp_path / "child")  # the one key that differs
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):

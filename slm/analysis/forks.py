@@ -1,5 +1,6 @@
 """The tree of forks of a run: the run that it was forked from, and those that were forked from it."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,5 @@ def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
     """The keys in which a fork differs from its trunk."""
     before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
     keys = [key for key in dict.fromkeys([*before, *after]) if key.split(".")[0] not in (*IDENTITY, "fork")]
-    found = [
-        f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if key.split(".")[0] not in (*IDENTITY, "fork")
-    ]
-    return "; ".join(found[:8])
+    changed = (key for key in keys if before.get(key) != after.get(key))
+    return "; ".join(f"{key}: {before.get(key)} → {after.get(key)}" for key in itertools.islice(changed, 8))

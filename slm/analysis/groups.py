@@ -1,6 +1,5 @@
 """Groups of runs that differ in their seed only, from run folders, sweep folders and folders that hold runs."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from slm.errors import UserError
 from slm.files import atomic, run_folder, sweep_folder
 from slm.results import Run
+from slm.security import is_number
 
 IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
     *("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "allow_changes", "logger", "plan"),
@@ -23,23 +23,18 @@ WORD = re.compile(r"[A-Za-z_][\w.+-]*")
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A finished run, read once."""
-
-    folder: Path
-    info: dict[str, Any]  # run.json
-    settings: dict[str, Any]  # configuration by dotted keys, without null, the seed and IDENTITY
-    lines: list[dict[str, Any]]  # metrics.jsonl
-    summary: dict[str, Any]  # Run.summary()
+class FinishedRun(Run):
+    """A run to be compared."""
 
     @property
     def seed(self) -> int:
         return self.info["config"].get("seed", 0)
 
-    def series(self, name: str) -> dict[int, float]:
-        """Step -> finite value of a metric."""
-        found = {line["step"]: line[name] for line in self.lines if is_finite(line.get(name))}
-        return dict(sorted(found.items()))
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted keys, without null, the seed and IDENTITY."""
+        kept = {key: value for key, value in self.config.items() if value is not None}  # a later version may add keys
+        return {key: value for key, value in kept.items() if not is_identity(key, value, self.info)}
 
     def value(self, name: str, best: bool = False) -> float:
         """The last value of a metric, or the best one: the highest of sample/, the lowest of any other."""
@@ -48,7 +43,7 @@ class FinishedRun:
 
     def ends_finite(self, name: str) -> bool:
         """True if the newest value of a metric is a finite number."""
-        return is_finite(next((line[name] for line in reversed(self.lines) if name in line), None))
+        return is_number(next((line[name] for line in reversed(self.metrics) if name in line), None))
 
 
 @dataclass
@@ -62,10 +57,6 @@ class Group:
     @cached_property
     def by_seed(self) -> dict[int, FinishedRun]:
         return {run.seed: run for run in sorted(self.runs, key=lambda run: run.seed)}
-
-
-def is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_groups(folders: Sequence[str]) -> tuple[list[Group], list[str]]:
@@ -97,24 +88,13 @@ def read_groups(folders: Sequence[str]) -> tuple[list[Group], list[str]]:
 def read_runs(folder: Path, left_out: list[str]) -> list[FinishedRun]:
     """The finished runs in a folder; the reasons why others are left out are appended to `left_out`."""
     files = [folder / "run.json"] if (folder / "run.json").exists() else sorted(folder.rglob("run.json"))
-    found: list[FinishedRun] = []
-    for file in files:
+    found = []
+    for run in (FinishedRun(file.parent) for file in files):
         try:
-            run = Run(file.parent)
-            info = run.info
-            if info["status"] != "done":
-                raise UserError(f"{file.parent} is not finished: status {info['status']}")
-            settings = {
-                key: value
-                for key, value in run.config.items()
-                if value is not None and not is_identity(key, value, info)  # a later version may have added keys
-            }
-            read = FinishedRun(file.parent, info, settings, run.metrics, run.summary())
-            check_complete(read)
+            check_complete(run)
+            found.append(run)
         except UserError as error:
             left_out.append(str(error))
-        else:
-            found.append(read)
     return found
 
 
@@ -125,8 +105,11 @@ def is_identity(key: str, value: Any, info: dict[str, Any]) -> bool:
 
 
 def check_complete(run: FinishedRun):
-    """Raises UserError if the last validation is missing in metrics.jsonl or not finite: an earlier one would count."""
-    validations = [line for line in run.lines if any(name.startswith("val/") for name in line)]
+    """Raises UserError for a run that is not finished, or whose last validation is missing in metrics.jsonl or not
+    finite: an earlier one would count."""
+    if run.status != "done":
+        raise UserError(f"{run.folder} is not finished: status {run.status}")
+    validations = [line for line in run.metrics if any(name.startswith("val/") for name in line)]
     steps = [line["step"] for line in validations]
     newest = atomic.read_object(run.folder / "checkpoints" / "last.json") or {}
     name = run_folder.STEP_FILE.fullmatch(str(newest.get("file")))
@@ -134,7 +117,7 @@ def check_complete(run: FinishedRun):
     if not steps or steps[-1] != end:
         at = f"its last validation is that of step {steps[-1]}" if steps else "it has no validation"
         raise UserError(f"{run.folder}: metrics.jsonl is damaged: {at}, and the run ended at step {end}")
-    if not is_finite(validations[-1].get("val/loss", 0)):
+    if not is_number(validations[-1].get("val/loss", 0)):
         raise UserError(f"{run.folder} has diverged: its last val/loss is not finite")
 
 

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 
 from slm.analysis.charts import Chart, palette
 from slm.errors import printable
+from slm.security import is_number
 
 MAX_PICTURE = 3 * 10**6  # bytes of one PNG in a page
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'"
@@ -25,7 +25,7 @@ def escaped(value: Any, limit: int = 300) -> str:
 
 def number(value: Any, digits: int = 4) -> str:
     """A number in so many significant digits, with separators of thousands; a dash for anything else."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         return "–"
     if abs(value) < 10**4:
         return f"{value:.{digits}g}"
@@ -44,10 +44,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], *, sortable: bool
     kind = ' class="sortable"' if sortable else ""
     whole = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="scroll"><table{kind}>{whole}</table></div>'
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Markup(str):

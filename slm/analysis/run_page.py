@@ -20,7 +20,7 @@ IDENTITY = ("run_id", "created", "git_commit", "config_hash", "corpus", "tokeniz
 def write(folder: Path):
     """Writes report.html, and curves.png (dynamics.png) in report/. Raises UserError if run.json is damaged."""
     run = Run(folder)
-    info, summary = run.info, run.summary()
+    info, summary = run.info, run.summary
     curves = run_curves.read(folder, info.get("flops_per_token"))
     charts, dynamics = main_charts(curves), dynamics_charts(curves)
     pictures = folder / "report"

@@ -14,9 +14,10 @@ from slm.analysis.groups import IDENTITY
 from slm.analysis.optimum import AT_THE_EDGE, Optimum, optimum
 from slm.analysis.statistics import pooled_deviation
 from slm.errors import UserError
-from slm.files import atomic, run_folder, sweep_folder
+from slm.files import atomic, sweep_folder
 from slm.files.sweep_folder import SweepJob, short_keys
-from slm.security import leaves
+from slm.results import Run
+from slm.security import is_number
 
 RATE = re.compile(r"(^|[._])(lr|rate|learning_rate|weight_decay|eps)$")
 MAX_RUNS, MAX_KEYS = 2000, 8  # of a folder of runs
@@ -141,30 +142,29 @@ def read(folder: Path) -> Sweep:
 
 def of_runs(folder: Path) -> Sweep:
     """The runs in a folder as a sweep over the keys in which they differ."""
-    found = [path for path in atomic.entries(folder) if (path / "run.json").is_file()]
-    if not found:
+    runs = [Run(path) for path in atomic.entries(folder) if (path / "run.json").is_file()][:MAX_RUNS]
+    if not runs:
         raise UserError(f"{folder} is neither a run nor a sweep: it has no run.json, sweep.json or folders of runs")
-    infos = [run_folder.require_run_json(path) for path in found[:MAX_RUNS]]
-    configs = [dict(leaves(info["config"])) for info in infos]
     columns: dict[tuple, str] = {}  # values in all runs -> key; a key that repeats another one's is left out
-    for key in dict.fromkeys(key for config in configs for key in config):
-        column = tuple(str(config.get(key)) for config in configs)
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        column = tuple(str(run.config.get(key)) for run in runs)
         if key.split(".")[0] not in IDENTITY and len(set(column)) > 1:
             columns.setdefault(column, key)
     keys = list(columns.values())[:MAX_KEYS]
-    values = typed_values([{key: config.get(key) for key in keys} for config in configs])
+    values = typed_values([{key: run.config.get(key) for key in keys} for run in runs])
     jobs = [
         SweepJob(
-            folder=path.name,
+            folder=run.folder.name,
             values=row,
-            status=info["status"],
-            objective=info.get("objective"),
-            failure=info.get("failure"),
+            status=run.status,
+            objective=run.objective,
+            failure=run.info.get("failure"),
         )
-        for path, row, info in zip(found, values, infos)
+        for run, row in zip(runs, values)
     ]
-    objective = str(infos[0]["config"].get("optimized_metric", ""))
-    return Sweep(folder, objective, keys, jobs, created=infos[0]["created"])
+    first = runs[0].info
+    objective = str(first["config"].get("optimized_metric", ""))
+    return Sweep(folder, objective, keys, jobs, created=first["created"])
 
 
 def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:
@@ -183,10 +183,6 @@ def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:
     beyond = found.x == lowest and min(failed, default=found.x) < lowest
     beyond |= found.x == highest and max(failed, default=found.x) > highest
     return replace(found, problem=BESIDE_FAILURES) if found.problem == AT_THE_EDGE and beyond else found
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def typed_values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

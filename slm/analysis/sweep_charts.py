@@ -11,9 +11,10 @@ from slm.analysis.charts import Axis, Chart, Series, colors
 from slm.analysis.curves import AXES, Curves, thinned
 from slm.analysis.optimum import Optimum
 from slm.analysis.run_charts import UNITS
-from slm.analysis.sweep import Cell, Sweep, is_number, line_optimum
+from slm.analysis.sweep import Cell, Sweep, line_optimum
 from slm.files import atomic
 from slm.files.sweep_folder import SweepJob
+from slm.security import is_number
 
 MAX_LINES = 48  # of a chart
 POINTS = 12_000  # of a chart

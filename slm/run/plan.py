@@ -151,7 +151,7 @@ def plan_of(job: Job, rate: Rate | None = None) -> Plan:
 def outcome(folder: Path) -> str | None:
     """A line that sets the plan of a run against what happened; None if one of the two is not known."""
     run, found = Run(folder), []
-    plan, seconds, memory = run.info.get("plan") or {}, run.summary()["seconds"], run.series("device/memory_gb")
+    plan, seconds, memory = run.info.get("plan") or {}, run.summary["seconds"], run.series("device/memory_gb")
     if plan.get("seconds") and seconds:
         found.append(f"planned {clock(plan['seconds'])}, took {clock(seconds)}")
     if plan.get("peak_memory_bytes") and memory:

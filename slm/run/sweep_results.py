@@ -34,7 +34,7 @@ def row(folder: Path, sweep: Sweep, job: SweepJob) -> dict[str, Any]:
     found = {**job.values, "status": job.status, "objective": job.objective, "failure": job.failure or ""}
     found["folder"] = job.folder
     try:
-        summary = Run(folder / job.folder).summary()
+        summary = Run(folder / job.folder).summary
     except UserError:  # no run was started, or run.json is damaged
         return found
     job.seconds = summary["seconds"]
