@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,13 @@ import pytest
 from conftest import refused, small_run, trained
 from scipy import stats
 from test_compare import write_run
+from test_report import text_of
 
+from slm import report
 from slm.analysis.ablation import conclusion
+from slm.analysis.comparison import compare
+from slm.analysis.comparison_page import answers
+from slm.analysis.groups import read_groups
 from slm.analysis.sequential import looks
 from slm.analysis.statistics import detectable, paired_difference
 from slm.files import sweep_folder
@@ -74,6 +80,29 @@ def test_variants_end_when_their_pairs_answer(values, tmp_path, capsys):
     assert written == sum(counts.values())
     assert "detect=0.04 needs about" in capsys.readouterr().out
     assert {job.folder for job in sweep.jobs} >= {"variant-good_seed-1", "variant-base_seed-4"}
+
+
+def test_the_page_has_the_answers(values, tmp_path):
+    """Those of the rule for stopping early, which are kept; of a killed one, those of compare."""
+    folder = tmp_path / "sweep"
+    text, _ = ablation(folder, values, detect=0.04, seeds=20)
+    report.create(folder)
+    page, kept = text_of(folder), sweep_folder.require(folder).answers
+    assert len(kept) == 3
+    assert text.endswith("\n".join(kept))
+    assert all(" ".join(line.split()) in page for line in kept)
+    with sweep_folder.changed(folder) as sweep:
+        sweep.answers, words = [], ["++hydra.sweeper.variants.x='a=1 b=2'", "hydra.sweeper.seeds=20"]
+        sweep.command = [*words, "name=a b", "budget.tokens=null"]
+    report.create(folder)
+    page, found = text_of(folder), compare(read_groups([str(folder)])[0])
+    assert found.groups[0].name == "base"
+    assert all(line in page for line in answers(found))
+    for each in found.versus:
+        low, high = (f"{value:.3f}" for value in (each.difference.low, each.difference.high))
+        cells = rf"{each.name} -?[\d.]+ \[{low}\d?, {high}\d?\] {each.difference.n} "
+        assert float(re.search(cells + r"\S+ (\S+)", page)[1]) == pytest.approx(each.p_holm, rel=0.06)
+    assert page.endswith("python train.py -m variants.x='a=1 b=2' seeds=20 'name=a b'")
 
 
 def test_an_interrupted_ablation_decides_the_same(values, tmp_path):
@@ -166,6 +195,8 @@ def test_the_command(text_file, tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert "slow - base" in first
     assert "2 pairs (seed 1, 2)" in first
+    report.create(tmp_path / "sweep")
+    assert "Answers slow" in text_of(tmp_path / "sweep")
     folders = [tmp_path / "sweep" / f"variant-{name}_seed-{seed}" for name in ("base", "slow") for seed in (1, 2)]
     losses = [json.loads((folder / "run.json").read_text())["objective"] for folder in folders]
     assert len(set(losses)) == 4
@@ -204,8 +235,6 @@ def test_real_runs_that_differ_in_their_seed_only(tmp_path, monkeypatch):
     words += ["data.batch_windows=8", "trainer.microbatch=8", "data.validation_windows=32", "trainer=cpu"]
     words += ["callbacks.samples=null", "callbacks.stories.count=0"]
     assert trained(monkeypatch, "-m", *words, f"sweep_dir={tmp_path}/sweep") == 0
-    from slm.analysis.groups import read_groups
-
     (group,), _ = read_groups([str(tmp_path / "sweep")])
     values = np.array([run.series("val/bits_per_byte")[8] for run in group.runs])
     assert len(set(values)) == 10

@@ -12,6 +12,7 @@ from slm.analysis.sequential import FUTILE, Look, looks
 from slm.analysis.statistics import ALPHA, detectable
 from slm.analysis.wording import rounded, unit
 from slm.errors import UserError
+from slm.files import sweep_folder
 from slm.tables import clock
 
 
@@ -85,7 +86,7 @@ def conclusion(
 ) -> str:
     """The comparison of all finished runs; with `detect`, its sentences follow from the newest looks `found`.
 
-    `names`: of the base and the variants.
+    `names`: of the base and the variants. The sentences are kept in sweep.json for the report.
     """
     arms = read_arms(folder, names)
     missing = [f"left out: {reason}" for reason in read_groups([str(folder)])[1]] if arms else []
@@ -93,14 +94,15 @@ def conclusion(
     if len(arms) < 2 or names[0] not in arms:
         return "\n".join([*missing, "nothing to compare"])
     comparison = compare(list(arms.values()), metric=metric)
-    if detect is None:
-        return page(comparison, [*answers(comparison), *missing])
-    note = (
-        "the intervals and p above hold for a number of seeds that was fixed before; by the rule for stopping early, "
-    )
-    note += f"with {ALPHA * 100:.0f} % false alarms over {len(found)} variant(s):"
-    verdicts = [verdict(name, found[name], detect, comparison.metric, names[0]) for name in names[1:] if name in arms]
-    return page(comparison, [note, *verdicts, *missing])
+    lines = [*answers(comparison), *missing]
+    if detect is not None:
+        note = "the intervals and p hold for a number of seeds that was fixed before; by the rule for stopping early, "
+        note += f"with {ALPHA * 100:.0f} % false alarms over {len(found)} variant(s):"
+        known = [name for name in names[1:] if name in arms]
+        lines = [note, *(verdict(name, found[name], detect, comparison.metric, names[0]) for name in known), *missing]
+    with sweep_folder.changed(folder) as sweep:
+        sweep.answers, sweep.metric = lines, comparison.metric
+    return page(comparison, lines)
 
 
 def verdict(name: str, look: Look | None, detect: float, metric: str, base: str) -> str:

@@ -125,8 +125,9 @@ def split(folder: Path, runs: Iterable[FinishedRun]) -> list[Group]:
     """The runs of a folder as groups: by the swept keys other than the seed, else by their configurations."""
     sweep = sweep_folder.read(folder)
     values = {job.folder: job.values for job in sweep.jobs} if sweep else {}
+    place = {name: number for number, name in enumerate(values)}  # as typed, so the base of an ablation is the first
     groups: dict[Any, Group] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: place.get(run.folder.name, len(place))):
         swept = values.get(run.folder.name)
         identity = {k: v for k, v in swept.items() if k != "seed"} if swept is not None else {}
         key = tuple(identity.items()) if swept is not None else repr(sorted(run.settings.items()))

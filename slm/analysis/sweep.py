@@ -63,6 +63,8 @@ class Sweep:
     jobs: list[SweepJob]  # values: as typed, or numbers (`typed_values`)
     command: list[str] = field(default_factory=list)
     created: str = ""
+    answers: list[str] = field(default_factory=list)  # of an ablation
+    metric: str | None = None  # of the answers
 
     @property
     def factors(self) -> list[str]:
@@ -137,7 +139,8 @@ def read(folder: Path) -> Sweep:
         replace(job, values=row, objective=job.objective if is_number(job.objective) else None)
         for job, row in zip(recorded.jobs, values)
     ]
-    return Sweep(folder, recorded.objective or "", recorded.swept, jobs, recorded.command, recorded.created)
+    facts = recorded.command, recorded.created, recorded.answers, recorded.metric
+    return Sweep(folder, recorded.objective or "", recorded.swept, jobs, *facts)
 
 
 def of_runs(folder: Path) -> Sweep:

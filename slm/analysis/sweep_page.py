@@ -1,7 +1,9 @@
 """report.html and PNGs of a sweep."""
 
 import itertools
-from collections.abc import Iterator
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from slm.analysis import figures
+from slm.analysis.answers import answers_section
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
 from slm.analysis.optimum import AT_THE_EDGE
 from slm.analysis.sweep import BESIDE_FAILURES, Sweep, read
@@ -17,6 +20,8 @@ from slm.files import atomic
 
 COARSE = 0.1  # rise to the neighbours of an optimum from which on its interval comes with a warning
 MAX_ROWS, MAX_MAPS, MAX_CELLS = 2000, 4, 900
+INTERNAL = re.compile(r"^(\+\+)?hydra\.sweeper\.(?=variants\.|seeds=|detect=)")  # keys of an ablation
+SAFE = re.compile(r"[\w.+/@:,=-]+|[\w.+/@-]+='[^']*'")  # as it is in a shell
 
 
 def write(folder: Path):
@@ -36,6 +41,7 @@ def write(folder: Path):
     page, seeds = Page(folder.name), f"{BAND}." if sweep.seeds > 1 else ""
     most = f"The {MAX_LINES} lines with the lowest objective." if len(sweep.cells) > MAX_LINES else ""
     sections = [
+        answers_section(sweep),
         section(
             f"{sweep.objective or 'Objective'} against what was swept",
             page.group([objective] if objective else [], wide=True),
@@ -52,9 +58,15 @@ def write(folder: Path):
             paragraph(f"{seeds} {most}".strip(), "quiet"),
         ),
         section("Failures", failures(sweep)),
-        section("Command", f"<pre>{escaped(' '.join(sweep.command), 4000)}</pre>" if sweep.command else ""),
+        section("Command", f"<pre>{escaped(typed(sweep.command), 4000)}</pre>" if sweep.command else ""),
     ]
     atomic.write_text(folder / "report.html", page.html(header(sweep, optima), sections, ""))
+
+
+def typed(command: Sequence[str]) -> str:
+    """A sweep's command for a shell, without what this program adds to the words that were typed."""
+    words = (INTERNAL.sub("", word) for word in command if not re.fullmatch(r"budget\.\w+=null", word))
+    return " ".join(["python train.py -m", *(word if SAFE.fullmatch(word) else shlex.quote(word) for word in words)])
 
 
 def header(sweep: Sweep, optima: list[Found]) -> str:

@@ -56,6 +56,8 @@ class Sweep:
     swept: list[str] = field(default_factory=list)  # keys, in the order of their columns
     jobs: list[SweepJob] = field(default_factory=list)
     stopping: bool = False  # a signal has ended the sweep: waiting jobs do not start
+    answers: list[str] = field(default_factory=list)  # of an ablation, so far
+    metric: str | None = None  # of the answers
 
     def job(self, folder: str) -> SweepJob:
         """The job of a run folder. Raises KeyError."""
@@ -87,6 +89,7 @@ def read(folder: Path) -> Sweep | None:
     try:
         jobs = [_read_job(job) for job in content["jobs"]]
         texts = content["created"], *content["command"], *content["swept"], content["objective"] or ""
+        texts += *content.get("answers", ()), content.get("metric") or ""
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a text is something else")
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -117,9 +117,11 @@ class AblationSweeper(Sweeper):
                 self.folder, names, self.detect, most=self.seeds, seeds=seeds, metric=self.metric
             )
             seconds = seconds_of_a_pair(self.folder)
-            for name in active:
-                if found[name]:
-                    print(printable(progress(name, found[name], self.detect, self.seeds, metric, seconds)), flush=True)
+            known = [name for name in active if found[name]]
+            lines = [progress(name, found[name], self.detect, self.seeds, metric, seconds) for name in known]
+            print(printable("\n".join(lines)), flush=True)
+            with sweep_folder.changed(self.folder) as sweep:
+                sweep.answers, sweep.metric = lines, metric
             active = [name for name in active if found[name] is None or found[name].verdict is None]
             if not active or seeds == self.seeds:
                 break

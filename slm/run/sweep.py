@@ -118,6 +118,7 @@ class RecordingLauncher(Launcher):
             if not self.is_open:
                 sweep.jobs, sweep.swept, sweep.created = self.before.jobs, self.before.swept, self.before.created
                 sweep.command, sweep.objective, sweep.stopping = self.command, self.config.optimized_metric, False
+                sweep.answers, sweep.metric = [], None
                 for job in sweep.jobs:
                     if not job.is_final or not self._has_run(job):  # of a killed sweep, or deleted
                         job.status, job.process = "stopped" if self._has_run(job) else "waiting", None
