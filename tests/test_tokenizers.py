@@ -23,10 +23,12 @@ from slm.errors import UserError
 from slm.tokenizers import gpt2 as gpt2_module
 from slm.tokenizers import sentencepiece as sentencepiece_module
 from slm.tokenizers import words
+from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.gpt2 import GPT2Tokenizer
-from slm.tokenizers.sentencepiece import SentencePieceTokenizer, reservoir
+from slm.tokenizers.sample import reservoir
+from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2"
 
@@ -84,9 +86,16 @@ def fill(cache: Path) -> None:
         shutil.copyfile(GPT2_FILES / file, cache / hashlib.sha1(url.encode()).hexdigest())
 
 
+def bpe_tokenizer(documents=None, **changes) -> BPETokenizer:
+    settings = {"vocab_size": 320, "pattern": "gpt4", "sample_documents": 100, "seed": 0} | changes
+    return BPETokenizer.build(seeded_documents(200) if documents is None else documents, **settings)
+
+
 LOSSLESS = {  # the tokenizers that must restore every text
     "bpe": sentencepiece_tokenizer,
     "unigram": lambda: sentencepiece_tokenizer(algorithm="unigram"),
+    "our bpe": bpe_tokenizer,
+    "our bpe with GPT-2's words": lambda: bpe_tokenizer(pattern="gpt2"),
     "bytes": lambda: ByteTokenizer.build(()),
     "corpus characters": lambda: CharacterTokenizer.build(TEXTS, alphabet="corpus"),
     "gpt2": lambda: GPT2Tokenizer.build(()),

@@ -22,6 +22,7 @@ KINDS = {  # the "kind" in tokenizer.json -> module:class
     "sentencepiece": "slm.tokenizers.sentencepiece:SentencePieceTokenizer",
     "characters": "slm.tokenizers.characters:CharacterTokenizer",
     "bytes": "slm.tokenizers.bytes:ByteTokenizer",
+    "bpe": "slm.tokenizers.bpe:BPETokenizer",
     "gpt2": "slm.tokenizers.gpt2:GPT2Tokenizer",
 }
 
@@ -40,6 +41,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     eos: int  # the id that ends a document
+    in_processes: bool = False  # `encode_batch` uses one core, and is safe to call in forked processes
 
     def encode(self, text: str) -> list[int]: ...
 

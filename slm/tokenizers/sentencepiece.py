@@ -7,10 +7,9 @@ The model is a pure function of documents and settings: the documents are sample
 import hashlib
 import io
 import os
-import random
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -20,6 +19,7 @@ import sentencepiece
 from slm.errors import UserError, printable
 from slm.files import atomic
 from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers.sample import sample
 from slm.tokenizers.words import WordEncoder
 
 Algorithm = Literal["bpe", "unigram"]
@@ -74,16 +74,13 @@ class SentencePieceTokenizer(Tokenizer):
         """
         if algorithm not in get_args(Algorithm):
             raise UserError(f"tokenizer.algorithm={algorithm}: must be bpe or unigram")
-        if sample_documents < 1:
-            raise UserError(f"tokenizer.sample_documents={sample_documents}: must be at least 1")
         settings = {
             "vocab_size": vocab_size,
             "algorithm": algorithm,
             "sample_documents": sample_documents,
             "seed": seed,
         }
-        sample = reservoir(islice(documents, 4 * sample_documents), sample_documents, random.Random(seed))
-        documents = [document.replace(RESERVED, " ") for document in sample]
+        documents = [text.replace(RESERVED, " ") for text in sample(documents, sample_documents, seed)]
         parts = [part for text in documents for part in SOLID.sub(rf"\g<0>{RESERVED}", text).split(RESERVED)]
         return cls(train(parts, vocab_size, algorithm), settings)
 
@@ -154,17 +151,6 @@ def chunks(text: str) -> list[str]:
         parts.append(text[start:cut])
         start = cut
     return [*parts, text[start:]]
-
-
-def reservoir(stream: Iterable[str], size: int, rng: random.Random) -> list[str]:
-    """A uniform sample of `size` items without replacement (Vitter 1985, algorithm R)."""
-    sample = []
-    for seen, item in enumerate(stream):
-        if seen < size:
-            sample.append(item)
-        elif (slot := rng.randrange(seen + 1)) < size:
-            sample[slot] = item
-    return sample
 
 
 def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:

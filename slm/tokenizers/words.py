@@ -1,12 +1,12 @@
 """Encodes a text word by word and each distinct word only once, because most words of a text are repeated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 
 import numpy as np
 
 MAX_WORDS = 2**17  # kept between calls: bounds memory
-MAX_CHARACTERS = 64  # of a word that is kept
+MAX_TOKENS = 64  # of a word that is kept
 
 
 class WordEncoder:
@@ -17,12 +17,11 @@ class WordEncoder:
     """
 
     def __init__(self, encode: Callable[[str], Sequence[int]]):
-        self.cache = _WordCache(encode)
+        self.cache = WordCache(lambda word: encode(" " + word if isinstance(word, str) else word[0]))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array per text, equal to `encode` of the complete text."""
-        if len(self.cache) > MAX_WORDS:
-            self.cache.clear()
+        self.cache.limit()
         return [self._encoded(text) for text in texts]
 
     def _encoded(self, text: str) -> np.ndarray:
@@ -31,15 +30,19 @@ class WordEncoder:
         return np.fromiter(chain.from_iterable(map(self.cache.__getitem__, words)), dtype=np.int32)
 
 
-class _WordCache(dict):
+class WordCache(dict):
     """Word -> its ids."""
 
-    def __init__(self, encode: Callable[[str], Sequence[int]]):
+    def __init__(self, encode: Callable[[Hashable], Sequence[int]]):
         self.encode = encode
 
-    def __missing__(self, word: str | tuple[str]) -> Sequence[int]:
-        text = " " + word if isinstance(word, str) else word[0]
-        ids = self.encode(text)
-        if len(text) <= MAX_CHARACTERS:
+    def __missing__(self, word: Hashable) -> Sequence[int]:
+        ids = self.encode(word)
+        if len(ids) <= MAX_TOKENS:
             self[word] = ids
         return ids
+
+    def limit(self):
+        """Empties a cache of more than MAX_WORDS words."""
+        if len(self) > MAX_WORDS:
+            self.clear()
