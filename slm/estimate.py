@@ -20,6 +20,7 @@ PARTS = {  # of a model -> names of parameters, of which the first that fits cou
     "MLP": r"\.mlp\.",
     "head": r"^head\.",
 }
+NEWEST: dict[str, GPT] = {}  # the model that was counted last: a run counts one several times
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def training_flops_per_token(config: GPTConfig) -> int:
 
 
 def _without_memory(config: GPTConfig) -> GPT:
-    with torch.device("meta"):
-        return GPT(config)
+    if (key := repr(config)) not in NEWEST:
+        NEWEST.clear()
+        with torch.device("meta"):
+            NEWEST[key] = GPT(config)
+    return NEWEST[key]
 
 
 def device_peak(device: torch.device, sixteen_bit: bool) -> float | None:

@@ -56,7 +56,7 @@ def draw(axes, chart: Chart):
     axes.set_xlabel(_text(chart.axes[name].label), parse_math=False)
     axes.set_ylabel(_text(chart.unit), parse_math=False)
     if chart.title:
-        axes.set_title(_text(chart.title), fontsize=10, parse_math=False)
+        axes.set_title(_text(chart.title), fontsize=10, parse_math=False, y=1)
     axes.grid(alpha=0.3)
     _plain_numbers(axes, chart.log)
     entries = axes.get_legend_handles_labels()[1]

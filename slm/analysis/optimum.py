@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL = 0.95  # of the interval
 AT_THE_EDGE = "at the edge of the grid"
@@ -74,7 +74,7 @@ def _vertex(x: np.ndarray, y: np.ndarray, seeds: np.ndarray):
         return place, value, None, "no interval: one seed"
     variance = ((y - design @ fit) ** 2).sum() / freedom * np.linalg.inv(design.T @ design)[-2:, -2:]
     # all v for which a slope of zero, b + 2 c v, is within the noise: a quadratic inequality in v
-    t2 = stats.t.ppf((1 + LEVEL) / 2, freedom) ** 2
+    t2 = stdtrit(freedom, (1 + LEVEL) / 2) ** 2
     square, linear = c**2 - t2 * variance[1, 1], b * c - t2 * variance[0, 1]
     discriminant = linear**2 - square * (b**2 - t2 * variance[0, 0])
     if square <= 0:

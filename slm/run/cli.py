@@ -52,8 +52,7 @@ def train_main():
             folder = Path(hydra_config.runtime.output_dir)
             if hydra_config.mode == RunMode.MULTIRUN and is_listed(folder):
                 is_worker = process_name() != launching_process
-                announce = hydra_config.launcher._target_.endswith("BasicLauncher")
-                return recorded_job(folder, is_worker, announce, lambda: run_job(cfg, own_files, printed))
+                return recorded_job(folder, is_worker, lambda: run_job(cfg, own_files, printed))
             outcomes.append(run_job(cfg, own_files, printed))
             if outcomes[-1].stopped:
                 sys.exit(outcomes[-1].exit_code)

@@ -101,8 +101,7 @@ class RecordingLauncher(Launcher):
         while todo and not self.stopped_by:
             batch = [[*overrides[name], *self._place(name)] for name in todo]
             try:
-                with parallel_jobs(self, len(batch)) if self.parallel else contextlib.nullcontext():
-                    self.inner.launch(batch, initial_job_idx)
+                self._launch(batch, initial_job_idx)
                 todo = []
             except Exception as error:
                 if not self.parallel or not (todo := self.stopped_by or self._without_answer(todo)):
@@ -110,6 +109,18 @@ class RecordingLauncher(Launcher):
                 print(f"warning: {type(error).__name__}: {error}"[:300], file=sys.stderr)
         if self.stopped_by:
             self._end()
+
+    def _launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int):
+        """Launches jobs side by side, or one after another, and announces each that ends."""
+        if self.parallel:
+            with parallel_jobs(self, len(batch)):
+                self.inner.launch(batch, initial_job_idx)
+            return
+        for number, overrides in enumerate(batch, initial_job_idx):
+            try:
+                self.inner.launch([overrides], number)
+            finally:
+                self.announce()
 
     def _add(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
         """The names of a batch's jobs, which sweep.json lists from now on."""

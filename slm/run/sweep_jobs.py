@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from slm.errors import Stopped
 from slm.files import atomic, sweep_folder
 from slm.files.sweep_folder import SweepJob
-from slm.run.sweep_results import finished_line, write_results
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ def is_listed(folder: Path) -> bool:
     return sweep is not None and any(job.folder == folder.name for job in sweep.jobs)
 
 
-def recorded_job(folder: Path, is_worker: bool, announce: bool, run: Callable[[], Outcome]) -> float:
+def recorded_job(folder: Path, is_worker: bool, run: Callable[[], Outcome]) -> float:
     """Runs the job of a run folder, with its state in sweep.json. Returns the objective, or infinity.
 
     In a worker, another process than that of the sweep, a job prints into a file beside its folder. Elsewhere a signal
-    to the job ends the sweep. With `announce` its result is printed and entered into results.csv at once.
+    to the job ends the sweep.
     """
     with sweep_folder.changed(folder.parent) as sweep:
         if sweep.stopping:
@@ -72,10 +71,6 @@ def recorded_job(folder: Path, is_worker: bool, announce: bool, run: Callable[[]
         outcome = replace(outcome, failure=f"{outcome.failure}; traceback in {log.name}")
     with sweep_folder.changed(folder.parent) as sweep:
         note(sweep.job(folder.name), folder, outcome)
-    if announce:
-        job = sweep.job(folder.name)
-        write_results(folder.parent)
-        print(finished_line(sweep, job, sweep.jobs.index(job) + 1), flush=True)
     if outcome.stopped and not is_worker:
         sys.exit(outcome.exit_code)
     return math.inf if sweep.job(folder.name).objective is None else outcome.objective

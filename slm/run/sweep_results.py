@@ -61,7 +61,7 @@ def state(job: SweepJob, reasons: Sequence[str] = ()) -> str:
 
 def table(folder: Path, sweep: Sweep) -> str:
     """The jobs sorted by objective, failed and unfinished ones last; then means over seeds, where some were swept."""
-    from slm.analysis import sweep as analysis  # imports scipy, which takes a second
+    from slm.analysis import sweep as analysis  # imports numpy and scipy
 
     counts = Counter(job.failure for job in sweep.jobs if job.failure)
     shared = [failure for failure, count in counts.items() if count > 1]  # below the table, once
