@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from slm import tokenizers
-from slm.errors import UserError, file_operation, is_out_of_memory, printable
+from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
 from slm.security import is_bounded, is_file_name, leaves
@@ -155,7 +155,7 @@ def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
         types |= {int} if float in types else set()
         fitting = all(type(item) in types and (type(item) is not int or item < MAX_NUMBER) for _, item in leaves(value))
         if name in hints and not fitting:
-            shown = printable(" ".join(repr(value).split()), 100)
+            shown = one_line(repr(value), 100)
             raise UserError(f"{path} is damaged: model.{name}={shown} has the wrong type or is too large")
     try:
         return GPTConfig(**values)

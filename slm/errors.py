@@ -82,6 +82,11 @@ def printable(text: str, limit: int | None = None) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
+def one_line(text: object, limit: int = 500) -> str:
+    """The text as one printable line."""
+    return printable(" ".join(str(text).split()), limit)
+
+
 def report(error: Exception) -> int:
     """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 also the traceback."""
     if os.environ.get("SLM_DEBUG"):
@@ -89,7 +94,7 @@ def report(error: Exception) -> int:
     code, source = getattr(error, "exit_code", 2), error
     while not str(source) and (source.__cause__ or source.__context__):  # Hydra wraps its errors in empty ones
         source = source.__cause__ or source.__context__
-    print("error: " + printable(" ".join(str(source).split()), 1000), file=sys.stderr)
+    print("error: " + one_line(source, 1000), file=sys.stderr)
     return code
 
 
@@ -112,10 +117,25 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line and an exit code for every error that is not a bug of this program."""
     try:
         yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+        discard_output()
     except Exception as error:
         if not (explanation := explain(error)):
             raise
-        sys.exit(report(explanation))
+        code = report(explanation)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_output()
+        sys.exit(code)
+
+
+def discard_output():
+    """Sends what stdout still holds to /dev/null, since Python writes it at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from slm.errors import UserError, one_line_errors, printable
+from slm.errors import UserError, one_line, one_line_errors
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
 
@@ -63,7 +63,7 @@ def _attempted(make: Callable[[Path], Path | None], folder: Path, file: str) -> 
             warnings.simplefilter("ignore")
             return make(folder)
     except Exception as error:  # of a library or a disk: a run does not end with its report
-        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
         print(f"warning: {file} was not written ({reason})", file=sys.stderr)
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from slm.errors import printable
+from slm.errors import one_line
 
 
 def columns(rows: Sequence[Sequence[Any]], *, right: bool = False, width: int = 120) -> str:
@@ -11,7 +11,7 @@ def columns(rows: Sequence[Sequence[Any]], *, right: bool = False, width: int = 
 
     `right` aligns all columns but the first one to the right. Control characters are escaped.
     """
-    lines = [[printable(" ".join(str(cell).split()), width) for cell in row] for row in rows]
+    lines = [[one_line(cell, width) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     kinds = ["<", *(">" if right else "<" for _ in widths[1:])]
     return "\n".join(

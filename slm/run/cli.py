@@ -1,6 +1,5 @@
 """The commands: arguments to a configuration through Hydra, mistakes to one line, outcomes to exit codes."""
 
-import contextlib
 import gc
 import math
 import os
@@ -11,7 +10,7 @@ import tempfile
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -19,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slm.errors import Stopped, UserError, explain, printable, report
+from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
 from slm.files import atomic
 from slm.files.run_folder import new_folder
 from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
@@ -164,10 +163,6 @@ def run_job(cfg: DictConfig, own_files: Sequence[str], printed: set[str]) -> Out
         gc.collect()  # a Trainer is full of cycles, which would keep the memory of a GPU from the next job of a sweep
 
 
-def one_line(failure: object) -> str:
-    return printable(" ".join(str(failure).split()), 500)
-
-
 def run(
     config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
 ) -> tuple[float, int]:
@@ -207,29 +202,3 @@ def choose_folder(config) -> Path:
         raise UserError("several processes need to know one folder; give run_dir=<folder>")
     folder = new_folder(Path(config.runs_dir), config.name, time.strftime("%Y-%m-%d_%H%M%S"))
     return Path(os.environ.setdefault("SLM_RUN_DIR", str(folder)))
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line and an exit code for every error that is not a bug of this program."""
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        discard_output()
-    except Exception as error:
-        if not (explanation := explain(error)):
-            raise
-        code = report(explanation)
-        try:
-            sys.stdout.flush()
-        except OSError:
-            discard_output()
-        sys.exit(code)
-
-
-def discard_output():
-    """Sends what stdout still holds to /dev/null, since Python writes it at the end of the program."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slm.errors import Stopped, UserError, printable
+from slm.errors import Stopped, UserError, one_line
 from slm.estimate import parameters
 from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process
@@ -149,7 +149,7 @@ def fit_and_close(
         stopped = fit(assembled, start, job)
         status = "stopped" if stopped else "done"
     except BaseException as error:
-        failure = printable(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        failure = one_line(f"{type(error).__name__}: {error}")
         raise
     finally:
         objective = lowest(run_dir, config.optimized_metric)

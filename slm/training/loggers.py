@@ -13,7 +13,7 @@ import lightning.pytorch as L
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from slm.errors import printable
+from slm.errors import one_line
 from slm.files import atomic, jsonl
 
 
@@ -31,7 +31,7 @@ def for_each_logger(trainer: L.Trainer, call: Callable[[Logger], None]):
             if type(logger) is MetricsFile:
                 raise
             trainer.loggers = [other for other in trainer.loggers if other is not logger]
-            name, reason = type(logger).__name__, printable(" ".join(str(error).split()), 300)
+            name, reason = type(logger).__name__, one_line(error, 300)
             print(f"warning: {name} failed ({reason}); going on without it, metrics.jsonl has all", file=sys.stderr)
 
 
@@ -116,7 +116,7 @@ def why_offline() -> str | None:
             return "no key"
         requests.get(address, timeout=3, stream=True).close()  # any answer will do
     except (requests.RequestException, ValueError) as error:
-        return printable(f"no answer from {address} ({' '.join(str(error).split())})", 300)
+        return one_line(f"no answer from {address} ({error})", 300)
     return None
 
 
