@@ -19,13 +19,12 @@ import torch
 
 from slm import checkpoint
 from slm.checkpoint import Loaded
-from slm.corpora.jsonl import JsonLines
+from slm.corpora.files import Files
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.grammar import Story
 from slm.corpora.storyworld.world import StoryWorld
-from slm.corpora.text import Text
 from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -91,15 +90,12 @@ def text_page(path: Path, files: Sequence[str]) -> str:
 
 def read_documents(file: str, data: dict[str, Any]) -> Iterator[str]:
     """The documents of a file, folder or glob, by the settings of the run's `data`. Raises UserError."""
-    unused: dict[str, Any] = {"split": "contiguous", "train_ratio": 0.5, "seed": 0}
-    if file.endswith((".jsonl", ".ndjson")):
-        key = data.get("key")
-        corpus: Text = JsonLines(path=file, key=key if isinstance(key, str) else "text", **unused)
-    else:
-        separator = data.get("separator")
-        corpus = Text(path=file, separator=separator if isinstance(separator, str) else None, **unused)
-    for path in corpus.files():
-        yield from corpus.read(path)
+    names = "template", "separator", "encoding"
+    settings = {name: data[name] for name in names if isinstance(data.get(name), str)}
+    column = data.get("column", data.get("key"))
+    column = column if isinstance(column, str) else "text"
+    corpus = Files(path=file, column=column, **settings, split="contiguous", train_ratio=0.5, seed=0)
+    yield from corpus.all_documents()
 
 
 def evaluate_stories(path: Path, arguments: argparse.Namespace):

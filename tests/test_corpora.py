@@ -25,8 +25,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from slm.corpora.jsonl import JsonLines
+from slm.corpora.rows import split_stream
 from slm.corpora.shakespeare import Shakespeare
-from slm.corpora.text import Text, split_stream
+from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 
 PROJECT = Path(__file__).parents[1]
@@ -396,21 +397,28 @@ def tarred(content: bytes) -> bytes:
 
 STORY = "One day, a cat sat on a mat.\n" * 40
 FOREIGN = {  # name of a file -> (its content, the remedy)
-    "stories.jsonl": (b'{"text": "a"}\n', r"is a \.jsonl file, not plain text: give data=jsonl data\.path="),
-    "stories.NDJSON": (b'{"text": "a"}\n', r"give data=jsonl data\.path="),
-    "stories.json": (b'[{"text": "a"}]', r"load_dataset\('json', .*then data=jsonl .*data\.key=<column>"),
-    "stories.csv": (b"text\na\n", r"convert it with datasets\.load_dataset\('csv', .*to_json"),
-    "stories.parquet": (b"PAR1", r"load_dataset\('parquet', "),
+    "stories.jsonl": (
+        b'{"text": "a"}\n',
+        r"is a \.jsonl file, not plain text: give data=files data\.path=.*; or rename it to \.txt",
+    ),
+    "stories.NDJSON": (b'{"text": "a"}\n', r"give data=files data\.path="),
+    "stories.json": (b'[{"text": "a"}]', r"give data=files data\.path="),
+    "stories.csv": (b"text\na\n", r"give data=files data\.path="),
+    "stories.parquet": (b"PAR1", r"give data=files data\.path="),
     "page.HTML": (b"<html><p>One day.</html>", "is a .html file, not plain text: save it .* or rename it to .txt"),
     "notes.ipynb": (b'{"cells": []}', "is a .ipynb file, not plain text"),
-    "parquet": (b"PAR1" + bytes(100), "is a parquet file, not plain text"),
-    "a.txt": (gzipped(STORY.encode()), "is compressed, not plain text: unpack it first"),
+    "parquet": (
+        b"PAR1" + bytes(100),
+        r"is a parquet file, not plain text: give it the suffix \.parquet",
+    ),
+    "a.txt": (gzipped(zipped(STORY.encode())), "archive or office document"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c", "is an archive, not plain text: unpack it first"),
+    "h.txt": (gzipped(STORY.encode())[:-9], "is damaged or cut off, copy it again: Compressed file ended before"),
     "b.docx": (zipped(STORY.encode()), "archive or office document .*save it as plain text in UTF-8"),
-    "c.txt": (tarred(STORY.encode()), "binary or UTF-16, by its NUL bytes"),
+    "c.txt": (tarred(STORY.encode()), "binary or UTF-16 without a byte order mark, by its NUL bytes"),
     "d.pdf": (b"%PDF-1.4\n1 0 obj\n", "is a PDF document, not plain text: extract its text"),
     "e.rtf": (rb"{\rtf1 One day}", "is an RTF document"),
-    "f.txt": (STORY.encode("utf-16"), "is UTF-16, not plain text: convert it with iconv"),
-    "g.txt": (STORY.encode("utf-16-le"), "binary or UTF-16, by its NUL bytes"),
+    "g.txt": (STORY.encode("utf-16-le"), "by its NUL bytes: .*give data=files data.encoding=utf-16-le"),
 }
 
 
@@ -527,26 +535,27 @@ def test_json_lines_are_documents(tmp_path):
     assert len({corpus.fingerprint(), json_lines(tmp_path, "other").fingerprint(), text(tmp_path).fingerprint()}) == 3
 
 
-JSON_LINES = {  # a line -> what the message adds
-    "{": ": each line must be a complete object",
-    '["text"]': ": each line must be a complete object .for a JSON array: jq",
-    "[" * 2000: ": each line must be a complete object",
-    '{"text":' * 100_000: ": each line must be a complete object",
-    "7": ", but 7",
-    '"text"': ', but "text"',
-    "One day.": ", but One day",
-    '{"txt": "a", "id": NaN}': ": its keys are txt, id",
-    "{}": ": its keys are none",
-    '{"text": null}': ', but {"text": null}',
-    '{"text": ["a"]}': ', but {"text": ',
-    '{"text": "\\ud800"}': ": the text has half of a surrogate pair",
+OBJECT = "is not a JSON object, but "
+JSON_LINES = {  # a line -> the message
+    "{": OBJECT + "{; each line must be a complete object, or the file one array of objects",
+    '["text"]': OBJECT + '.*"text".*; each line must',
+    "[" * 2000: OBJECT + r"\[+; each line must be a complete object",
+    '{"text":' * 100_000: "; each line must be a complete object",
+    "7": OBJECT + "7",
+    '"text"': OBJECT + '"text"',
+    "One day.": OBJECT + "One day",
+    '{"txt": "a", "id": NaN}': "has no column 'text': its columns are txt, id; give data.key=txt",
+    "{}": "its columns are none; give data.key=<one of them>",
+    '{"text": 7}': "has a value of type int in column 'text': data.key needs text",
+    '{"text": ["a"]}': "has a value of type list in column 'text'",
+    '{"text": "\\ud800"}': "has half of a surrogate pair in its text",
 }
 
 
 @pytest.mark.parametrize("line", JSON_LINES, ids=lambda line: line[:12])
 def test_a_wrong_json_line_is_named(tmp_path, line):
     (tmp_path / "a.jsonl").write_text(f'\ufeff{{"text": "one"}}\n\n{line}\n')
-    with mistake(rf"a\.jsonl line 3 is not a JSON object with a text under data\.key=text{JSON_LINES[line]}"):
+    with mistake(rf"a\.jsonl line 3 .*{JSON_LINES[line]}"):
         next(json_lines(tmp_path).documents("train"))
 
 
@@ -556,7 +565,7 @@ def test_json_lines_under_other_names_are_read_and_other_files_refused(tmp_path)
         assert both(json_lines(tmp_path / name)) == (["one"], ["two"])
     for name in ("d.csv", "e.parquet"):
         (tmp_path / name).write_text("text\none\n")
-        with mistake(r"datasets\.load_dataset.*data=jsonl .*data\.key=<column>"):
+        with mistake(r"not JSON Lines: give data=files data\.path=.*(csv|parquet)$"):
             json_lines(tmp_path / name).fingerprint()
 
 

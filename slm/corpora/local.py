@@ -1,41 +1,58 @@
-"""Local files of text: those that a path, folder or pattern names, opened as UTF-8 after a check of their content."""
+"""Local files: those that a path, folder or pattern names, and their formats by their suffixes."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from io import TextIOWrapper
 from pathlib import Path
 
-from slm.errors import DISK_ERRORS, ResourceError, UserError
+from slm.corpora.decoded import readable
+from slm.errors import UserError
 from slm.files import atomic
 
 WILDCARDS = set("*?[")
-UNPACK, CONVERT = "unpack it first", "save it as plain text in UTF-8"
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
-SIGNATURES = {  # first bytes of a file that is not plain text -> its content, and what to do
-    **dict.fromkeys(COMPRESSED, ("compressed", UNPACK)),
-    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), ("UTF-16", "convert it with iconv -f UTF-16 -t UTF-8")),
-    b"PK\x03\x04": ("an archive or office document (zip, docx, odt, xlsx, epub)", f"{UNPACK}, or {CONVERT}"),
-    b"\xd0\xcf\x11\xe0": ("an office document (doc, xls)", CONVERT),
-    b"{\\rtf": ("an RTF document", CONVERT),
-    b"%PDF": ("a PDF document", "extract its text, for example with pdftotext"),
-    b"PAR1": ("a parquet file", "convert it to JSON Lines and give data=jsonl"),
+FORMATS = {  # suffix -> format
+    **dict.fromkeys((".txt", ".md"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
 }
-TABLES = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-TO_JSONL = (
-    "convert it with datasets.load_dataset('LOADER', data_files='PATH')['train'].to_json('texts.jsonl'), "
-    "then data=jsonl data.path=texts.jsonl data.key=<column>"
-)
-FORMATS = {  # suffix of a file of which `Text` would make one document with markup -> what to do
-    **dict.fromkeys((".jsonl", ".ndjson"), "give data=jsonl data.path=PATH"),
-    **{suffix: TO_JSONL.replace("LOADER", loader) for suffix, loader in TABLES.items()},
-    **dict.fromkeys((".html", ".htm", ".ipynb"), CONVERT),
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # suffixes after that of the format
+NOT_READ = {  # suffix of a file that would be read with its markup -> what to do
+    **dict.fromkeys((".html", ".htm", ".ipynb"), "save it as plain text in UTF-8"),
+    **dict.fromkeys(
+        (".arrow", ".feather"),
+        "convert it with datasets.load_dataset('arrow', data_files='PATH')['train'].to_parquet('texts.parquet')",
+    ),
 }
 
 
-def named(path: str | None, suffix: str) -> list[Path]:
-    """The files at a path: the file, the files with the suffix below a folder, or those that match a pattern; sorted.
+def suffix_of(path: Path) -> str:
+    """The suffix of a file in small letters, without that of a compression."""
+    name = path.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def format_of(path: Path, given: str | None) -> str:
+    """The format of a file by its suffix, plain text for an unknown one; `given` is that of the corpus, if it has one.
+
+    Raises: UserError: for a suffix of another format than the given one, or of one that is not read.
+    """
+    suffix, plain = suffix_of(path), "; or rename it to .txt to train on it as it is" if given != "json" else ""
+    found = FORMATS.get(suffix, "text")
+    if given and found not in ("text", given):
+        expected = {"text": "plain text", "json": "JSON Lines"}[given]
+        raise UserError(f"{path} is a {suffix} file, not {expected}: give data=files data.path={path}{plain}")
+    if found == "parquet" and path.suffix.lower() != suffix:
+        raise UserError(f"{path} is compressed twice: unpack it first")
+    if remedy := NOT_READ.get(suffix):
+        raise UserError(f"{path} is a {suffix} file, not plain text: {remedy.replace('PATH', str(path))}{plain}")
+    return given or found
+
+
+def named(path: str | None, suffixes: Collection[str]) -> list[Path]:
+    """The files at a path: the file, those with one of the suffixes below a folder, or that match a pattern; sorted.
 
     Hidden files and folders are left out unless the path names them; links are followed.
     Raises: UserError: if there is none, or if a folder or link below the path cannot be read.
@@ -45,8 +62,8 @@ def named(path: str | None, suffix: str) -> list[Path]:
     place = atomic.expanded(path)
     with readable(place):
         if place.is_dir():
-            any_case = "*" + "".join(f"[{letter}{letter.upper()}]" for letter in suffix)
-            files, problem = matching(place, ("**", any_case)), f"no *{suffix} file in the folder"
+            files = [file for file in matching(place, ("**", "*")) if file.name.lower().endswith(tuple(suffixes))]
+            problem = f"no {', '.join(f'*{suffix}' for suffix in suffixes)} file in the folder"
         elif place.exists():
             files, problem = [place], "neither a file nor a folder"
         elif WILDCARDS & set(path):
@@ -101,45 +118,3 @@ def is_folder(path: Path) -> bool:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a link to {path.readlink()}, which does not exist: mend it, or leave it out")
     return False
-
-
-def refuse_format(path: Path):
-    """Raises: UserError: for a file that is not plain text by its suffix."""
-    if remedy := FORMATS.get(path.suffix.lower()):
-        raise UserError(
-            f"{path} is a {path.suffix.lower()} file, not plain text: {remedy.replace('PATH', str(path))}; "
-            "or rename it to .txt to train on it as it is"
-        )
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Raises: UserError: with the name of the file, for an OSError in the block."""
-    try:
-        yield
-    except OSError as error:
-        kind = ResourceError if error.errno in DISK_ERRORS else UserError
-        raise kind(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[TextIOWrapper]:
-    """The file as UTF-8 text; every line end becomes \\n, and a byte order mark at its start is dropped.
-
-    Raises: UserError: if the file cannot be read, is not plain text by its first bytes, or not UTF-8.
-    """
-    with readable(path), path.open(encoding="utf-8-sig") as file:  # "sig" drops a leading byte order mark
-        head = file.buffer.peek(512)[:512]
-        for signature, (content, remedy) in SIGNATURES.items():
-            if head.startswith(signature):
-                raise UserError(f"{path} is {content}, not plain text: {remedy}")
-        if head.count(0) > len(head) / 4:
-            raise UserError(f"{path} is not plain text but binary or UTF-16, by its NUL bytes: {CONVERT}")
-        try:
-            yield file
-        except UnicodeDecodeError as error:
-            offset = file.buffer.tell() - len(error.object) + error.start
-            raise UserError(
-                f"{path} is not UTF-8 at byte {offset} ({error.object[error.start]:#04x}): "
-                "convert it, for example with iconv -f LATIN1 -t UTF-8, or leave it out"
-            ) from None

@@ -16,8 +16,9 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from slm.corpora import Split
+from slm.corpora.decoded import readable
 from slm.corpora.download import fetch
-from slm.corpora.local import matching, readable
+from slm.corpora.local import matching
 from slm.errors import UserError
 from slm.files import atomic
 

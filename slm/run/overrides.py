@@ -23,7 +23,7 @@ from slm.security import refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
     *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "fork", "hydra.sweep.dir"),
-    *("data.path", "data.separator"),
+    *("data.path", "data.separator", "data.template", "data.validation_files"),
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
