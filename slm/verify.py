@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from slm import checkpoint
+from slm.data.mixture import recorded_order
 from slm.data.order import InfiniteShuffle
 from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
@@ -148,6 +149,8 @@ def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) 
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
     batch, ones = info["config"]["data"]["batch_windows"], np.broadcast_to(1, info["windows"])
     order = InfiniteShuffle(ones, info["config"]["seed"])
+    if "sources" in info:
+        order = recorded_order(info["sources"], info["config"]["seed"])
     first = info.get("fork", run_folder.NO_FORK)["step"]  # the lines until there are those of the trunk
     for line in (line for line in lines if line["step"] > first):
         indices = order.indices(run_folder.windows_until(info, line["step"] - 1))

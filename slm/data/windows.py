@@ -8,7 +8,7 @@ Shapes: B windows of a microbatch, N windows of a split.
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -127,6 +127,14 @@ class Splits:
     @property
     def targets_per_window(self) -> float:
         return float(self.targets.mean())
+
+    def by_source(self) -> dict[str, "Splits"]:
+        """The splits of each source of a mixture by name; these by "" for any other data."""
+        return {"": self}
+
+    def over(self, positions: int) -> Self:
+        """The splits for a run of so many windows, on which the order of a mixture may depend."""
+        return self
 
     def order(self, seed: int) -> Order:
         """Which of the chosen windows each position of a training reads."""

@@ -37,6 +37,7 @@ from slm.run.overrides import (
     normalized,
     own_nodes,
 )
+from slm.run.sources import with_sources
 from slm.security import refuse_secrets
 
 GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
@@ -233,7 +234,9 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> tup
     with one_line_composition():
         cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
         check_data_keys(overrides, OmegaConf.to_container(cfg))
-        config, written = OmegaConf.to_container(cfg, resolve=True), recorded(cfg)
+        config, written = (
+            with_sources(cfg, kind) for kind in (partial(OmegaConf.to_container, resolve=True), recorded)
+        )
     refuse_secrets(written)
     refuse_secrets({key: config.get(key) for key in ("name", "run_dir", "runs_dir", "cache_dir")})  # names of folders
     for values in (config, written):

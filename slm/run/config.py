@@ -24,7 +24,15 @@ from slm.security import NAME, refuse_url
 VALIDATED = "loss", "perplexity", "bits_per_byte", "text_bits_per_byte", "excess_bits_per_story"
 METRICS = (*(f"val/{name}" for name in VALIDATED), "train/loss")
 ORDER = (  # prefixes of the keys that decide which windows a run reads
-    *("seed.", "data.batch_windows.", "data.train_windows.", "data.layout.", "data.corpus.", "tokenizer."),
+    *(
+        "seed.",
+        "data.batch_windows.",
+        "data.train_windows.",
+        "data.layout.",
+        "data.corpus.",
+        "data.sources.",
+        "tokenizer.",
+    ),
     "model.context.",
 )
 EARLY_FACTS = ("folder", "config", "corpus", "layout")
@@ -86,8 +94,10 @@ class RunConfig:
             refuse_url(key, getattr(self, key))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
-        if self.optimized_metric not in METRICS:
-            known = ", ".join(METRICS)
+        sources = getattr(self.data.corpus, "sources", ())
+        metrics = (*METRICS, *(f"val/{source}/{name}" for source in sources for name in VALIDATED[:4]))
+        if self.optimized_metric not in metrics:
+            known = ", ".join(metrics)
             raise UserError(f"optimized_metric={self.optimized_metric} is not one of {known}")
         for key in ("log_every_n_steps", "val_every_n_steps"):
             if getattr(self, key) < 1:
@@ -182,7 +192,10 @@ def read_data(values: Any) -> DataConfig:
     if not isinstance(values, Mapping):
         raise UserError(f"data must hold keys and values, not be {values!r}")
     refuse_url("data.path", values.get("path"))
-    corpus = Node.read("data.corpus", values.get("corpus")).build()
+    try:
+        corpus = Node.read("data.corpus", values.get("corpus")).build()
+    except UserError as error:  # with the keys that a user has typed
+        raise type(error)(str(error).replace("data.corpus.sources.", "data.sources.")) from None
     names = {entry.name for entry in fields(DataConfig)}
     return typed(DataConfig, {k: v for k, v in values.items() if k in names} | {"corpus": corpus}, "data")
 

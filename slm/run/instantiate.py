@@ -28,14 +28,19 @@ class Node:
         """The node from plain types. Raises UserError for a missing target, an unknown key or a wrong type."""
         if not is_node(value):
             raise UserError(f"{where} must have a _target_, the class to build, not be {value!r}")
-        settings = {
-            key: cls.read(f"{where}.{key}", item) if is_node(item) else item
-            for key, item in value.items()
-            if key != "_target_"
-        }
+        settings = {key: cls.nested(f"{where}.{key}", item) for key, item in value.items() if key != "_target_"}
         target = locate(value["_target_"], where)
         check(target, settings, where)
         return cls(where, target, settings)
+
+    @classmethod
+    def nested(cls, where: str, value: Any) -> Any:
+        """A setting: a node, a mapping of nodes by name, or any other value as it is."""
+        if is_node(value):
+            return cls.read(where, value)
+        if isinstance(value, Mapping) and value and all(map(is_node, value.values())):
+            return {name: cls.read(f"{where}.{name}", node) for name, node in value.items()}
+        return value
 
     def build(self, *positional, **facts) -> Any:
         """Calls the target with its settings, and with those facts that its signature names and the settings do not.
@@ -44,7 +49,7 @@ class Node:
         """
         self.check_complete(facts, len(positional))
         parameters = inspect.signature(self.target).parameters
-        values = {k: v.build(**facts) if isinstance(v, Node) else v for k, v in self.settings.items()}
+        values = {k: built(v, facts) for k, v in self.settings.items()}
         values |= {k: fact for k, fact in facts.items() if k in parameters and k not in values}
         try:
             return self.target(*positional, **values)
@@ -67,6 +72,13 @@ class Node:
     def names(self, fact: str) -> bool:
         """True if the signature names this fact and the settings do not give it."""
         return fact in inspect.signature(self.target).parameters and fact not in self.settings
+
+
+def built(value: Any, facts: Mapping[str, Any]) -> Any:
+    """A setting with its nodes built."""
+    if isinstance(value, Mapping):
+        return {name: built(item, facts) for name, item in value.items()}
+    return value.build(**facts) if isinstance(value, Node) else value
 
 
 def required(target: Callable) -> list[str]:

@@ -147,6 +147,9 @@ def translated(override: str, overrides: Sequence[str]) -> str:
     """The override with our name for a key of Lightning; + becomes ++ for values, so that it may name a known key."""
     sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", override, re.DOTALL).groups()
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
+    if source := re.fullmatch(r"data\.sources\.[^.]+(\..+)?", key) if sign != "~" else None:
+        option = "" if source[1] or value.startswith(("={", "=null")) else ".data"  # data.sources.NAME=OPTION
+        return f"++{key}{option}{value}"
     if key.startswith("variants.") and sign in ("", "+"):
         return f"++hydra.sweeper.{key}{value}"
     if key in SAME_KEY and not (key.startswith("hydra") and launched_by_lightning):
@@ -163,7 +166,8 @@ def quoted(override: str) -> str:
     """
     key, equals, value = override.partition("=")
     is_option = key.lstrip("+") in GROUPS and re.fullmatch(r"[\d.]+|true|false", value)
-    is_literal = key.lstrip("+") in LITERAL or key.startswith("++hydra.sweeper.variants.")
+    source = re.sub(r"^data\.sources\.[^.]+\.", "data.", key.lstrip("+"))  # a key of a source is one of data
+    is_literal = source in LITERAL or key.startswith("++hydra.sweeper.variants.")
     if not (is_literal or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
     escaped = value.replace("'", "\\'")

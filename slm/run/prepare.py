@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from slm import tokenizers
+from slm.corpora.mixture import Mixture, named
+from slm.data.mixture import MixedSplits, mixed
 from slm.data.store import TokenStore, prepare, prepare_tokenizer
 from slm.data.windows import Splits, split_windows
 from slm.errors import UserError
@@ -106,8 +108,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         return built
 
     tokenizer = prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
-    store = prepare(corpus, tokenizer, cache)
-    splits = windows_of(config, store, tokenizer)
+    splits = prepare_splits(config, tokenizer)
     windows = len(splits.chosen)
     job = Job(
         config=config,
@@ -119,19 +120,43 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         model=replace(config.model, vocab_size=tokenizer.vocab_size),
         steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
     )
-    found = [
-        lost_text(config, store, chosen.name),
-        lint.unread(store, "train", splits.train, splits.targets),
-        lint.unread(store, "validation", splits.validation, splits.validation.targets),
-    ]
+    found = [lost_text(config, splits.store, chosen.name)]
+    for source, part in splits.by_source().items():
+        unread = [
+            lint.unread(part.store, "train", part.train, part.targets),
+            lint.unread(part.store, "validation", part.validation, part.validation.targets),
+        ]
+        found += [f"{source}: {line}" if source and line else line for line in unread]
     warn(job, found if config.budget.minutes else [*found, *recipe_warnings(job)])
     return job
 
 
-def windows_of(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> Splits:
-    """The windows that a run reads."""
+def prepare_splits(config: RunConfig, tokenizer: Tokenizer) -> Splits:
+    """The windows that a run reads, from the cache or tokenized now; each source of a mixture has its own store."""
+    corpus, cache = config.data.corpus, Path(config.cache_dir)
+    if not isinstance(corpus, Mixture):
+        return windows_of(config, prepare(corpus, tokenizer, cache), tokenizer)
+    stores = {}
+    for name, source in corpus.sources.items():
+        with named(name):
+            stores[name] = prepare(source.corpus, tokenizer, cache)
+    return mixed_windows(config, stores, tokenizer)
+
+
+def windows_of(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, layout: str | None = None) -> Splits:
+    """The windows that a run reads of a store."""
     data, context = config.data, config.model.context
-    return split_windows(store, tokenizer.eos, context=context, layout=data.layout, train_windows=data.train_windows)
+    layout = layout or data.layout
+    return split_windows(store, tokenizer.eos, context=context, layout=layout, train_windows=data.train_windows)
+
+
+def mixed_windows(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> MixedSplits:
+    """The windows that a run reads of the stores of its sources. Raises: UserError: if a source has none."""
+    parts, corpus = {}, config.data.corpus
+    for name, source in corpus.sources.items():
+        with named(name):
+            parts[name] = windows_of(config, stores[name], tokenizer, source.layout)
+    return mixed(corpus, parts)
 
 
 def recipe_warnings(job: Job) -> list[str | None]:

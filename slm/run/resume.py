@@ -17,6 +17,7 @@ import yaml
 
 from slm import checkpoint, report
 from slm.cache import changed_files
+from slm.data.mixture import MixedSplits
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
@@ -36,7 +37,11 @@ def check_corpus(run_dir: Path, before: dict[str, Any], config: RunConfig):
     """Raises UserError if the documents are others than those of run.json, with the files as far as the cache knows."""
     corpus = config.data.corpus
     if corpus.fingerprint() != before["corpus"]:
-        files = changed_files(Path(config.cache_dir), before["corpus"], corpus)
+        cache, sources = Path(config.cache_dir), before.get("sources", {})
+        files = changed_files(cache, before["corpus"], corpus)
+        for name, source in getattr(corpus, "sources", {}).items():
+            if name in sources and source.corpus.fingerprint() != (old := sources[name].get("corpus")):
+                files = f"{name}: {changed_files(cache, old, source.corpus) or 'changed'}"
         shown = f" ({files})" if files else ""
         raise UserError(f"the corpus of {run_dir} is another one{shown}; give the same data, or another run_dir")
 
@@ -134,6 +139,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "parameters": parameters(job.model).total,
         "flops_per_token": training_flops_per_token(job.model),
         "windows": len(job.splits.chosen),
+        **sources_of(job, before),
         "steps": job.steps,
         "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
@@ -144,6 +150,21 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "failure": None,
         "config": config.plain,
     }
+
+
+def sources_of(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The sources of a mixture, for run.json. Raises UserError if their order is another one than before."""
+    if not isinstance(job.splits, MixedSplits):
+        return {}
+    found = job.splits.over(job.steps * job.config.data.batch_windows).record()
+    if before and {name: its.get("shares") for name, its in before["sources"].items()} != {
+        name: its["shares"] for name, its in found.items()
+    }:
+        raise UserError(
+            f"the weights of {job.run_dir} change over its {before['steps']:,} steps, so another length has another "
+            f"order; give budget.steps={before['steps']}, or another run_dir"
+        )
+    return {"sources": found}
 
 
 def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):

@@ -189,7 +189,7 @@ def build_data(job: Job) -> WindowsData:
     """The data module. Raises UserError if there are fewer validation windows than devices."""
     config, on_gpu, devices = job.config, job.hardware.accelerator == "gpu", job.hardware.devices
     data = WindowsData(
-        job.splits,
+        job.splits.over(job.steps * config.data.batch_windows),
         tokenizer=job.tokenizer,
         corpus=config.data.corpus,
         microbatch=job.microbatch,
@@ -199,9 +199,10 @@ def build_data(job: Job) -> WindowsData:
         pin_memory=on_gpu,
         seed=config.seed,
     )
-    if min(len(data.validation), config.data.validation_windows or devices) < devices:
+    fewest = min(map(len, data.validations.values()))
+    if min(fewest, config.data.validation_windows or devices) < devices:
         raise UserError(
-            f"data.validation_windows={config.data.validation_windows} (of {len(data.validation)}) must be at least "
+            f"data.validation_windows={config.data.validation_windows} (of {fewest}) must be at least "
             f"the {devices} devices"
         )
     return data

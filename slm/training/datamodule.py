@@ -20,8 +20,8 @@ from slm.training.callbacks.signals import ignore_signals
 class WindowsData(L.LightningDataModule):
     """The windows of `split_windows`. Its state is a position: the windows consumed by all devices.
 
-    `validation_windows` limits that split to so many windows, evenly spaced; None: all. `timeout` in seconds is for
-    loader processes. Works in any Trainer.
+    `validation_windows` limits that split of each source to so many windows, evenly spaced; None: all.
+    `timeout` in seconds is for loader processes. Works in any Trainer.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class WindowsData(L.LightningDataModule):
     ):
         super().__init__()
         self.validation, self.context = splits.validation, splits.train.context
+        self.validations = {source: part.validation for source, part in splits.by_source().items()}
         self.targets_per_window = splits.targets_per_window
         self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
         whole = len(splits.chosen) == len(splits.train)
@@ -71,10 +72,13 @@ class WindowsData(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return self._loader(WithIndices(self.train), sampler=Positions(self.order, self.start[1], rank, world))
 
-    def val_dataloader(self) -> DataLoader:
-        """The same evenly spaced windows at every validation."""
-        chosen = evenly_spaced(len(self.validation), self.validation_windows)
-        return self._loader(Subset(self.validation, chosen[self.trainer.global_rank :: self.trainer.world_size]))
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The same evenly spaced windows at every validation; of each source of a mixture in a loader of its own."""
+        rank, world, loaders = self.trainer.global_rank, self.trainer.world_size, []
+        for windows in self.validations.values():
+            chosen = evenly_spaced(len(windows), self.validation_windows)
+            loaders.append(self._loader(Subset(windows, chosen[rank::world])))
+        return loaders if len(loaders) > 1 else loaders[0]
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int) -> Tensor:
         if torch.is_tensor(batch):  # of the validation

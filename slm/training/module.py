@@ -36,6 +36,8 @@ class Pretraining(L.LightningModule):
         self.model, self.make_optimizer, self.schedule, self.features = model, optimizer, schedule, features
         self.description = description
         self.validation = LanguageModelMetrics()
+        self.sources: list[str] = []  # of a mixture
+        self.by_source = torch.nn.ModuleList()  # the metrics of each
         self.targets_per_window: float = model.config.context  # mean, over the training split
         self.token_lengths: Tensor | None = None  # (V,) bytes per id; no buffer, which averaging would change
         self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
@@ -55,6 +57,8 @@ class Pretraining(L.LightningModule):
         data = self.trainer.datamodule
         self.targets_per_window = getattr(data, "targets_per_window", self.targets_per_window)
         self.token_lengths = getattr(data, "token_lengths", None)
+        self.sources = [*filter(None, getattr(data, "validations", ()))]
+        self.by_source = torch.nn.ModuleList(LanguageModelMetrics() for _ in self.sources)
 
     def on_train_start(self):
         optimizer = self.trainer.optimizers[0]
@@ -81,19 +85,22 @@ class Pretraining(L.LightningModule):
         if (index + 1) % self.trainer.accumulate_grad_batches == 0:
             self._set_learning_rate()
 
-    def validation_step(self, windows: Tensor, index: int) -> Tensor:
+    def validation_step(self, windows: Tensor, index: int, dataloader_idx: int = 0) -> Tensor:
         """Nats of each target (B, T), 0 for IGNORE."""
         inputs, targets = split(windows)
         features, softcap = self.model.features(inputs), self.model.config.logit_softcap
         nats = token_nats(features, self.model.head.weight, targets, softcap)
         if self.token_lengths is not None:
             self.token_lengths = self.token_lengths.to(nats.device)
-        self.validation.update(nats, targets, self.token_lengths)
+        for metrics in (self.validation, *self.by_source[dataloader_idx : dataloader_idx + 1]):
+            metrics.update(nats, targets, self.token_lengths)
         return nats
 
     def on_validation_epoch_end(self):
-        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()})
-        self.validation.reset()
+        names = ["val", *(f"val/{source}" for source in self.sources)]
+        for prefix, metrics in zip(names, (self.validation, *self.by_source)):
+            self.log_dict({f"{prefix}/{name}": value for name, value in metrics.compute().items()})
+            metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer(self.model)

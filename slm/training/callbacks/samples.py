@@ -64,7 +64,8 @@ class Samples(Callback):
             return
         data, step = trainer.datamodule, trainer.global_step
         if self.prompts is None:
-            self.prompts = validation_prompts(data.validation.shards[0], data.tokenizer)
+            texts = (windows.shards[0] for windows in data.validations.values())  # of each source of a mixture
+            self.prompts = [prompt for ids in texts for prompt in validation_prompts(ids, data.tokenizer)]
         if not self.prompts:
             return
         settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}

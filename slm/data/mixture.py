@@ -1,0 +1,206 @@
+"""Windows of several sources in one order.
+
+Shapes: B windows of a microbatch, S sources.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from slm.corpora import Split
+from slm.corpora.mixture import Mixture
+from slm.data.order import InfiniteShuffle, Order
+from slm.data.quotas import Quotas
+from slm.data.store import TokenStore
+from slm.data.windows import Splits
+from slm.errors import UserError
+from slm.loss import IGNORE
+
+
+class MixtureOrder:
+    """The positions of a training divided among the orders of S sources: index i * S + s is index i of source s."""
+
+    def __init__(self, orders: Sequence[Order], quotas: Quotas):
+        self.orders, self.quotas = orders, quotas
+
+    def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
+        return itertools.islice(self._from(start), rank, None, world)
+
+    def _from(self, start: int) -> Iterator[int]:
+        counts = self.quotas.counts(start)
+        own = [order.indices(count) for order, count in zip(self.orders, counts)]
+        for source in self.quotas.sources(counts):
+            yield next(own[source]) * len(own) + source
+
+    def targets_before(self, position: int) -> int:
+        counts = self.quotas.counts(position)
+        return sum(order.targets_before(count) for order, count in zip(self.orders, counts))
+
+
+class Joined(Dataset):
+    """The windows of S sources: index i * S + s is index i of source s. Shorter rows of a batch end in IGNORE."""
+
+    def __init__(self, parts: Sequence[Dataset]):
+        self.parts = parts
+        self.context, self.longest = parts[0].context, max(part.longest for part in parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Ids (B, T + 1), int64, where T is the number of targets of the longest."""
+        found = []
+        for source, part in enumerate(self.parts):
+            rows = [row for row, index in enumerate(indices) if index % len(self.parts) == source]
+            if rows:
+                found.append((rows, part.__getitems__([indices[row] // len(self.parts) for row in rows])))
+        ids = torch.full((len(indices), max(part.shape[1] for _, part in found)), IGNORE)
+        for rows, part in found:
+            ids[rows, : part.shape[1]] = part
+        return ids
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The token stores of several sources as one."""
+
+    parts: Mapping[str, TokenStore]
+    corpus: str  # the fingerprint of the mixture
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The counts of all sources together."""
+        manifests = [store.manifest for store in self.parts.values()]
+        counted = ("documents", "bytes", "tokens", "lost_bytes")
+        splits = {
+            split: {key: sum(its["splits"][split][key] for its in manifests) for key in counted}
+            for split in ("train", "validation")
+        }
+        return {"corpus": self.corpus, "tokenizer": manifests[0]["tokenizer"], "splits": splits}
+
+    def tokens(self, split: Split) -> int:
+        return sum(store.tokens(split) for store in self.parts.values())
+
+    def eos_is_trained(self, context: int) -> bool:
+        return any(store.eos_is_trained(context) for store in self.parts.values())
+
+
+@dataclass(frozen=True)
+class MixedSplits(Splits):
+    """The windows of all sources. `shares` of the windows at shares of the run; `limits`: the most windows of each."""
+
+    parts: Mapping[str, Splits] = field(default_factory=dict)
+    knots: Sequence[tuple[float, Sequence[float]]] = ()
+    limits: Sequence[float] = ()
+    positions: int = 1  # windows of the whole run
+
+    @property
+    def targets_per_window(self) -> float:
+        """The mean over a run that reaches no limit."""
+        times, shares = [time for time, _ in self.knots], np.array([shares for _, shares in self.knots])
+        means = np.array([part.targets_per_window for part in self.parts.values()])
+        return float(np.trapezoid([*shares @ means, shares[-1] @ means], [*times, 1.0]))
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        return Quotas([(time * self.positions, shares) for time, shares in self.knots], self.limits)
+
+    def by_source(self) -> dict[str, Splits]:
+        return dict(self.parts)
+
+    def over(self, positions: int) -> Self:
+        return replace(self, positions=positions)
+
+    def order(self, seed: int) -> Order:
+        return MixtureOrder([part.order(seed_of(seed, name)) for name, part in self.parts.items()], self.quotas)
+
+    def passes(self) -> dict[str, float]:
+        """How often each source is read in the whole run."""
+        counts = self.quotas.counts(self.positions)
+        return {name: count / len(part.chosen) for (name, part), count in zip(self.parts.items(), counts)}
+
+    def record(self) -> dict[str, Any]:
+        """What decides the order, for run.json, and how often each source is read."""
+        limits = [None if limit == math.inf else limit for limit in self.limits]
+        return {
+            name: {
+                "corpus": part.store.manifest["corpus"],
+                "windows": len(part.chosen),
+                "shares": [[time * self.positions, shares[number]] for time, shares in self.knots],
+                "limit": limits[number],
+                "passes": self.passes()[name],
+            }
+            for number, (name, part) in enumerate(self.parts.items())
+        }
+
+
+def recorded_order(sources: Mapping[str, Any], seed: int) -> MixtureOrder:
+    """The order of a run from `sources` of its run.json. Raises: UserError: if they are damaged."""
+    try:
+        orders = [
+            InfiniteShuffle(np.broadcast_to(1, its["windows"]), seed_of(seed, name)) for name, its in sources.items()
+        ]
+        knots = [
+            (places[0][0], [share for _, share in places])
+            for places in zip(*(its["shares"] for its in sources.values()))
+        ]
+        limits = [math.inf if its["limit"] is None else its["limit"] for its in sources.values()]
+        return MixtureOrder(orders, Quotas(knots, limits))
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError):
+        raise UserError("run.json is damaged: its sources are not valid") from None
+
+
+def mixed(mixture: Mixture, parts: Mapping[str, Splits]) -> MixedSplits:
+    """The windows of the sources of a mixture, `parts`, with its weights."""
+    whole = [
+        part.train if len(part.chosen) == len(part.train) else Chosen(part.train, part.chosen)
+        for part in parts.values()
+    ]
+    train = Joined(whole)
+    return MixedSplits(
+        store=Stores({name: part.store for name, part in parts.items()}, mixture.fingerprint()),
+        train=train,
+        validation=Joined([part.validation for part in parts.values()]),
+        chosen=list(range(len(train))),
+        parts=parts,
+        knots=[(share, window_shares(mixture, parts, share)) for share in mixture.shares_of_steps],
+        limits=[
+            math.inf if source.epochs is None else max(1, round(source.epochs * len(parts[name].chosen)))
+            for name, source in mixture.sources.items()
+        ],
+    )
+
+
+class Chosen(Subset):
+    """Some of the windows of a source."""
+
+    @property
+    def context(self) -> int:
+        return self.dataset.context
+
+    @property
+    def longest(self) -> int:
+        return self.dataset.longest
+
+
+def window_shares(mixture: Mixture, parts: Mapping[str, Splits], share: float) -> list[float]:
+    """Of each source in the windows, at a share of the steps: weights are of targets."""
+    found = []
+    for name, part in parts.items():
+        source = mixture.sources[name]
+        found.append(len(part.chosen) if source.weight is None else source.weight_at(share) / part.targets_per_window)
+    return [value / sum(found) for value in found]
+
+
+def seed_of(seed: int, source: str) -> int:
+    """Of the order of a source: another for each name, whatever the other sources are."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{source}".encode()).digest()[:4])
