@@ -84,8 +84,8 @@ class Mixture:
         without = [name for name, source in sources.items() if source.weight is None]
         if without and len(without) < len(sources):
             raise UserError(f"data.sources.{without[0]}.weight is missing: all sources have weights, or none has")
-        for share in self.shares_of_steps:
-            if not without and not any(source.weight_at(share) for source in sources.values()):
+        for share in () if without or not sources else self.shares_of_steps:
+            if not any(source.weight_at(share) for source in sources.values()):
                 raise UserError(f"data.sources: all weights are 0 at {share:g} of the steps")
         if tokenizer_weights is not None:
             check_tokenizer_weights(tokenizer_weights, sources)

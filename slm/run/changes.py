@@ -5,6 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from slm.data.mixture import MixedSplits
+from slm.data.windows import Splits
 from slm.errors import UserError
 from slm.model import GPTConfig
 from slm.run.config import ORDER, RunConfig
@@ -49,3 +51,20 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
     if changed:
         give = " or ".join(filter(None, (", ".join(("the same one", *remedies[:-1])), *remedies[-1:])))
         raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
+
+
+def recorded_sources(splits: Splits, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The sources of a mixture, for run.json. `before` is that of the previous attempt.
+
+    Raises: UserError: if the order is another one than before: weights change over the number of steps.
+    """
+    if not isinstance(splits, MixedSplits):
+        return {}
+    found = splits.record()
+    if before and any(before["sources"][name]["shares"] != its["shares"] for name, its in found.items()):
+        steps = before["steps"]
+        raise UserError(
+            f"the weights of data.sources change over {steps:,} steps, with which the run has begun, so another length "
+            f"has another order; give budget.steps={steps}, or another run_dir"
+        )
+    return {"sources": found}

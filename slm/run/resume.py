@@ -17,11 +17,10 @@ import yaml
 
 from slm import checkpoint, report
 from slm.cache import changed_files
-from slm.data.mixture import MixedSplits
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
-from slm.run.changes import PATHS, check_unchanged
+from slm.run.changes import PATHS, check_unchanged, recorded_sources
 from slm.run.config import RunConfig
 from slm.run.fork import Point, check_fork, copy_history
 from slm.run.overrides import flattened
@@ -139,7 +138,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "parameters": parameters(job.model).total,
         "flops_per_token": training_flops_per_token(job.model),
         "windows": len(job.splits.chosen),
-        **sources_of(job, before),
+        **recorded_sources(job.splits.over(job.steps * config.data.batch_windows), before),
         "steps": job.steps,
         "budget": config.plain["budget"],
         "first_step": before.get("first_step", 0) if before else max(step, 0),
@@ -150,21 +149,6 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "failure": None,
         "config": config.plain,
     }
-
-
-def sources_of(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
-    """The sources of a mixture, for run.json. Raises UserError if their order is another one than before."""
-    if not isinstance(job.splits, MixedSplits):
-        return {}
-    found = job.splits.over(job.steps * job.config.data.batch_windows).record()
-    if before and {name: its.get("shares") for name, its in before["sources"].items()} != {
-        name: its["shares"] for name, its in found.items()
-    }:
-        raise UserError(
-            f"the weights of {job.run_dir} change over its {before['steps']:,} steps, so another length has another "
-            f"order; give budget.steps={before['steps']}, or another run_dir"
-        )
-    return {"sources": found}
 
 
 def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
