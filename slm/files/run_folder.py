@@ -29,7 +29,7 @@ LATER = {  # those that a run has found out, or that a later version has added
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 OWN_FILES = re.compile(
     r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
-    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|merges\.txt|ranks\.tiktoken"
+    r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|merges\.txt|huggingface\.json|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
 NO_FORK = {"run": "", "run_id": "", "step": 0, "consumed": 0, "changed": {}}

@@ -72,7 +72,8 @@ class TokenizerPlan:
         owner = getattr(config.tokenizer.target, "__self__", config.tokenizer.target)  # the class of `build`
         own = f"{owner.__module__}:{owner.__qualname__}" not in tokenizers.KINDS.values()
         load = getattr(owner, "load", tokenizers.load) if own else tokenizers.load
-        return cls(node["_target_"].removesuffix(".build").split(".")[-2], node, load)
+        name = node["_target_"].removesuffix(".build").removesuffix(".train").split(".")[-2]
+        return cls(name, tokenizers.identity(node), load)
 
 
 def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
@@ -100,7 +101,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     corpus, cache, chosen = config.data.corpus, Path(config.cache_dir), TokenizerPlan.of(config)
 
     def build(documents: Iterable[str]) -> Tokenizer:
-        settings = ", ".join(str(value) for key, value in chosen.settings.items() if key not in ("_target_", "seed"))
+        hidden = ("_target_", "seed", "sha256")
+        settings = ", ".join(str(v) for key, v in chosen.settings.items() if key not in hidden and v is not None)
         print(f"building the tokenizer: {chosen.name}" + (f" ({settings})" if settings else ""))
         begin = time.perf_counter()
         built = config.tokenizer.build(documents=documents)

@@ -7,10 +7,10 @@ from the documents, and `load(folder)`, the inverse of `save`.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ KINDS = {  # the "kind" in tokenizer.json -> module:class
     "characters": "slm.tokenizers.characters:CharacterTokenizer",
     "bytes": "slm.tokenizers.bytes:ByteTokenizer",
     "bpe": "slm.tokenizers.bpe:BPETokenizer",
+    "huggingface": "slm.tokenizers.huggingface:HuggingFaceTokenizer",
     "gpt2": "slm.tokenizers.gpt2:GPT2Tokenizer",
 }
 
@@ -60,6 +61,15 @@ class Tokenizer(Protocol):
         """Writes all files that `load` needs; the KINDS write their kind into tokenizer.json. Deterministic."""
 
 
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a tokenizer in the cache: its settings, with the digest of a local file, without a `path` of null."""
+    if not isinstance(path := settings.get("path"), str):
+        return {key: value for key, value in settings.items() if key != "path" or value is not None}
+    local, names = atomic.expanded(path), ("tokenizer.json", "tokenizer_config.json")
+    files = [local, *(local / name for name in names), local.with_name(names[1])]
+    return {**settings, "sha256": [atomic.sha256(file) for file in files if file.is_file()]}
+
+
 def pieces(tokenizer: Tokenizer) -> np.ndarray:
     """The UTF-8 bytes of every id, as objects (V,)."""
     table = np.empty(tokenizer.vocab_size, dtype=object)
@@ -70,12 +80,13 @@ def pieces(tokenizer: Tokenizer) -> np.ndarray:
 def lost_bytes(pieces: np.ndarray, texts: Sequence[str], arrays: Sequence[np.ndarray]) -> int:
     """UTF-8 bytes of the characters of the texts that their ids do not contain: replaced, changed or left out.
 
-    At least 1 for each text that its ids do not restore exactly, so 0 means that the ids contain all texts.
+    At least 1 for each text that its ids do not restore exactly, so 0 means that the ids contain all texts. A space
+    that a tokenizer puts before or after each text is no loss.
     """
     lost = 0
     for text, ids in zip(texts, arrays, strict=True):
-        restored = b"".join(pieces[ids])
-        if restored != text.encode():
+        restored, exact = b"".join(pieces[ids]), text.encode()
+        if restored != exact and restored not in (b" " + exact, exact + b" "):
             missing = Counter(text) - Counter(restored.decode("utf-8", errors="replace"))
             lost += max(1, sum(len(character.encode()) * count for character, count in missing.items()))
     return lost
