@@ -120,3 +120,127 @@ def test_a_wrong_column_or_template_is_named(column, template, row, message):
     with pytest.raises(UserError) as error:
         Template(column, template).text(row, "a row 3")
     assert message in str(error.value)
+
+
+MALFORMED = {  # name -> (content, settings, message)
+    "cut.json": (b'[{"text": "one"}, {"text": "tw', {}, "cut.json object 2 of the array .*Unterminated string"),
+    "open.json": (b'[{"text": "one"}', {}, "object 2 of the array .*the array has no end"),
+    "comma.json": (
+        b'[{"text": "one"} {"text": "two"}]' + b" " * 100,
+        {},
+        'object 2 of the array .*{"text": "two"}.* follows',
+    ),
+    "after.json": (b'[{"text": "one"}] 7', {}, "object 2 of the array .*7 follows"),
+    "list.json": (b'[{"text": "one"}, ["two"]]', {}, r"object 2 of the array .*\["),
+    "quote.json": (
+        b'[{"text": "one"}, {"text" "two"}, {"text": "three"}]',
+        {},
+        "object 2 of the array .*Expecting ':'",
+    ),
+    "deep.json": (b'[{"text": "one"}, {"text": ' + b"[" * 10**5, {}, "object 2 of the array .*recursion"),
+    "whole.json": (b'{\n"data": []\n}', {}, "line 1 is not a JSON object, but {; each line .* or the file one array"),
+    "half.jsonl": (b'{"text": "one"}\n{"text": "\\udc00"}', {}, "half.jsonl line 2 has half of a surrogate pair"),
+    "few.csv": (b'id,text\n1,"a\nb"\n\n2\n', {}, "few.csv line 5 has 1 fields instead of 2"),
+    "quote.csv": (b'id,text\n1,a\n2,"b\n3,c\n', {}, "quote.csv line 3 is not CSV: unexpected end of data"),
+    "names.csv": (b"One day,a cat\n", {}, "names.csv line 1 has no column 'text': its columns are One day, a cat"),
+    "empty.csv": (b"", {}, "empty.csv line 1 has no column 'text': its columns are none"),
+    "no.parquet": (b"PAR1 and no table", {}, "no.parquet after row 0 is not parquet, or damaged"),
+    "column.parquet": (parquet({"txt": ["a"]}), {}, "column.parquet has no column 'text': .*give data.column=txt"),
+    "nested.parquet": (parquet({"text": [["a"], ["b"]]}), {}, "nested.parquet row 1 has a value of type list"),
+    "number.parquet": (parquet({"text": [1, 2]}), {}, "nu.* row 1 has a value of type int in column 'text'"),
+    "bytes.parquet": (parquet({"text": [b"a"]}), {"template": "{text}"}, "row 1 has a value of type bytes"),
+    "latin.txt": (
+        "größer".encode("latin-1"),
+        {},
+        r"is not UTF-8 at byte 2 \(0xf6\): .*give data=files data.encoding=latin-1",
+    ),
+    "cp.csv": ("text\ngrö\x81".encode("latin-1"), {"encoding": "cp1252"}, r"is not CP1252 at byte 8 \(0x81\)"),
+    "odd.txt": ("größer".encode("utf-16")[:-1], {}, "odd.txt is not UTF-16 at byte"),
+    "cut.txt.gz": (gzip.compress(bytes(range(65, 91)) * 9999)[:-20], {}, "is damaged or cut off, copy it again"),
+    "cut.txt.zst": (pyarrow.compress(b"abc" * 9999, "zstd", asbytes=True)[:-2], {}, "cannot be read: Truncated"),
+    "crc.txt.gz": (gzip.compress(b"abc" * 9999)[:-8] + bytes(8), {}, "cannot be read: CRC check failed"),
+    "cut.txt.xz": (lzma.compress(b"abc" * 9999)[:-9], {}, "is damaged or cut off, copy it again"),
+    "a.arrow": (b"ARROW1", {}, "a.arrow is a .arrow file, not plain text: convert it with datasets.load_dataset"),
+    "c.txt": (b"a b", {"encoding": "latin-0"}, "data.encoding=latin-0 is not known"),
+    "d.txt": (b"a b", {"encoding": "hex"}, "data.encoding=hex is not known"),
+    "e.csv": (b"text\na\nb", {"template": "{a"}, "data.template='{a': expected '}'"),
+    "f.csv": (b"text\na\nb", {"column": None}, "data.column and data.template are null"),
+    "g.txt": (b"a b", {"split": "files"}, "data.split=files needs at least two files, and there is only g.txt"),
+    "h.txt": (
+        b"a b",
+        {"validation_files": "dev*"},
+        "data.validation_files=dev.* needs data.split=files, not contiguous",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_file_is_named_with_line_or_row_before_the_first_document(tmp_path, name):
+    content, choices, message = MALFORMED[name]
+    (tmp_path / name).write_bytes(content)
+    with mistake(message):
+        next(files(tmp_path / name, **choices).documents("train"))
+
+
+def test_what_is_skipped_and_changed_is_counted_and_said_once(tmp_path, capsys):
+    (tmp_path / "a.csv").write_bytes(b'id,text\r\n1,one\r\n2,\r\n3,"two\r\n2"\r\n')
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": null}\r\n\r\n{"text": "three\\r\\n"}\n{"text": " "}')
+    (tmp_path / "c.parquet").write_bytes(parquet({"text": ["four", None, ""], "id": [None, 1, 2]}))
+    corpus = files(tmp_path)
+    assert both(corpus) == (["one", "two\n2"], ["three\r\n", "four"])
+    expected = "4 documents: skipped 2 null rows and 3 blank documents; 5 line ends \\r\\n or \\r became \\n\n"
+    assert capsys.readouterr().err == f"data.path={tmp_path}, {expected}"
+    assert list(
+        files(tmp_path / "c.parquet", template="{id}: {text}", train_ratio=0.1).read(tmp_path / "c.parquet")
+    ) == ["2: "]
+
+
+def test_blank_parts_between_separators_are_counted_and_a_table_beside_prose_is_noticed(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one\n---\n\n---\ntwo\n---\n")
+    (tmp_path / "b.tsv").write_text("text\tid\nthree\t1\n")
+    assert both(files(tmp_path, separator="---")) == (["one", "two"], ["three"])
+    warning, notes = capsys.readouterr().err.splitlines()
+    assert "holds plain text (1 of 2 files) and rows, and all are read" in warning
+    assert notes.endswith("3 documents: skipped 1 blank document")
+
+
+def test_a_split_by_files_is_drawn_or_named(tmp_path):
+    for name in ("train/a.txt", "train/b.txt", "dev/c.txt", "dev/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name} 1|{name} 2")
+    train, validation = both(files(tmp_path, separator="|", split="files", validation_files="dev/*"))
+    assert {name[:3] for name in train} == {"tra"}
+    assert len(train) == 4
+    assert {name[:3] for name in validation} == {"dev"}
+
+    drawn = [files(tmp_path, separator="|", split="files", train_ratio=0.9, seed=seed) for seed in range(20)]
+    for corpus in drawn:
+        train, validation = both(corpus)
+        assert (len(train), len(validation)) == (6, 2)
+        assert len({document[:-2] for document in validation}) == 1, "a file is in one split"
+    assert len({tuple(corpus.documents("validation")) for corpus in drawn}) == 4, "the seed draws"
+    for pattern, count in (("*", "all"), ("x*", "none")):
+        with mistake(f"data.validation_files=.* matches {count} of the 4 files, such as dev/c.txt"):
+            next(files(tmp_path, split="files", validation_files=pattern).documents("train"))
+    named = [files(tmp_path, split="files", validation_files=pattern) for pattern in ("dev/*", "*a.txt", "[d]*")]
+    first, second, third = (corpus.fingerprint() for corpus in named)
+    assert first == third != second
+
+
+def test_presets_keep_the_names_of_their_caches(tmp_path):
+    """The digests are those of version 0.2."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo|three|four|five")
+    (tmp_path / "sub" / "b.txt").write_text("six|seven|acht \u00e9|nine")
+    (tmp_path / "c.jsonl").write_text('{"text":"one","x":"y"}\n\n{"text":"two","x":"z"}\n')
+    place = {"path": str(tmp_path), "train_ratio": 0.5}
+    text = Text(**place, separator="|", split="seeded", seed=3)
+    assert text.fingerprint() == "793bba50ea529e7ec9d8d52fc198e4ccc07757b9c6d6483f356d85644e2702c0"
+    lines = JsonLines(**place, key="x", split="seeded", seed=3)
+    assert lines.fingerprint() == "997431b0e27e76861c77c2009a4def161e6817bc12e366b7943280e0452c70e4"
+    same = files(tmp_path / "**" / "*.txt", separator="|", split="seeded", seed=3)
+    assert same.fingerprint() == text.fingerprint(), "data=files of plain text finds the store of data=text"
+    choices = [{}, {"column": "id"}, {"template": "{text}"}, {"encoding": "latin-1"}, {"split": "files"}]
+    assert len({files(tmp_path, **choice).fingerprint() for choice in choices}) == 5
+    (tmp_path / "c.jsonl").rename(tmp_path / "c.csv")
+    assert files(tmp_path).fingerprint() != files(tmp_path / "*.txt").fingerprint()

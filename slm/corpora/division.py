@@ -27,9 +27,7 @@ class Division:
         if not 0 < train_ratio < 1:
             raise UserError(f"data.train_ratio={train_ratio} must be between 0 and 1")
         if validation_files and method != "files":
-            raise UserError(
-                f"data.validation_files={validation_files} has no effect with data.split={method}: give files"
-            )
+            raise UserError(f"data.validation_files={validation_files} needs data.split=files, not {method}")
         self.method, self.train_ratio, self.seed, self.pattern = method, train_ratio, seed, validation_files
 
     def validation_files(self, names: Sequence[str]) -> set[int]:

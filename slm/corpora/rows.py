@@ -30,13 +30,16 @@ def json_rows(path: Path, chunks: Iterator[str]) -> Iterator[Row]:
 def line_rows(path: Path, chunks: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(split_stream(chunks, "\n"), start=1):
         if line and not line.isspace():
+            problem = ""
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
+            except json.JSONDecodeError as error:
+                row, problem = None, f" (column {error.colno}: {error.msg})"
+            except (ValueError, RecursionError) as error:
+                row, problem = None, f" ({error})"
             if not isinstance(row, dict):
                 remedy = f"; {COMPLETE}" if line[:1] in "[{" else ""
-                raise UserError(f"{path} line {number} is not a JSON object, but {line[:40].strip()}{remedy}")
+                raise UserError(f"{path} line {number} is not a JSON object, but {line[:40].strip()}{problem}{remedy}")
             yield f"{path} line {number}", row
 
 
