@@ -1,4 +1,4 @@
-"""Local servers: one that gives fixed answers, and one like the Hugging Face Hub for a folder as TinyStories."""
+"""Local servers: one that gives fixed answers, and one like the Hugging Face Hub for a folder as a dataset."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "roneneldan/TinyStories"
 README = b"---\nlicense: cdla-sharing-1.0\n---\nTinyStories\n"
@@ -36,36 +36,53 @@ class Server(ThreadingHTTPServer):
 
 
 class Hub(Server):
-    """`commit` is a hash of the folder's contents, as on the real Hub."""
+    """A dataset with the files of a folder. `commit` is a hash of them, as on the real Hub.
 
-    def __init__(self, folder: Path):
+    `gated`: its files are refused, as for somebody who has not accepted the terms.
+    `broken`: names of files that are answered with HTTP 500.
+    """
+
+    def __init__(self, folder: Path, repository: str = REPOSITORY, *, gated: bool = False):
         super().__init__()
         files = (file for file in sorted(folder.rglob("*")) if file.is_file())
         self.files = {"README.md": README, **{f.relative_to(folder).as_posix(): f.read_bytes() for f in files}}
         self.commit = hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        self.repository, self.gated, self.broken = repository, gated, set()
 
     def answer(self, path: str, span: str) -> tuple[int, dict[str, str], Iterable[bytes]]:
         status, body, headers = self.find(path, span)
         return status, {**headers, "X-Repo-Commit": self.commit, "Content-Length": str(len(body))}, [body]
 
     def find(self, path: str, span: str) -> Found:
+        path, _, query = path.partition("?")
         revision = f"(?:main|{self.commit})"
-        if re.fullmatch(f"/api/datasets/{REPOSITORY}(/revision/{revision})?", path):
+        if path.startswith("/api/datasets/") and not path.startswith(f"/api/datasets/{self.repository}"):
+            return 401, b"", {"X-Error-Code": "RepoNotFound"}
+        if re.fullmatch(f"/api/datasets/{self.repository}(/revision/{revision})?", path):
             siblings = [{"rfilename": name} for name in self.files]
-            info = {"id": REPOSITORY, "sha": self.commit, "private": False, "tags": [], "siblings": siblings}
+            info = {"id": self.repository, "sha": self.commit, "private": False, "tags": [], "siblings": siblings}
             return 200, json.dumps(info).encode(), JSON
-        if tree := re.fullmatch(f"/api/datasets/{REPOSITORY}/tree/{revision}/?(.*)", path):
-            return self.tree(tree[1])
-        file = re.fullmatch(f"/datasets/{REPOSITORY}/resolve/{revision}/(.+)", path)
-        return part(self.files[file[1]], span) if file and file[1] in self.files else NOT_FOUND
+        if path.startswith(f"/api/datasets/{self.repository}/revision/"):
+            return 404, b"", {"X-Error-Code": "RevisionNotFound"}
+        if tree := re.fullmatch(f"/api/datasets/{self.repository}/tree/{revision}/?(.*)", path):
+            return self.tree(tree[1], recursive="recursive=true" in query.lower())
+        file = re.fullmatch(f"/datasets/{self.repository}/resolve/{revision}/(.+)", path)
+        if not file or file[1] not in self.files:
+            return NOT_FOUND
+        if self.gated and file[1] != "README.md":
+            return 403, b"", {"X-Error-Code": "GatedRepo"}
+        return (500, b"", {}) if file[1] in self.broken else part(self.files[file[1]], span)
 
-    def tree(self, folder: str) -> Found:
-        entries = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}] if not folder else []
-        for name, data in self.files.items():
-            if name.startswith(folder):
-                lfs = {"oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130, "size": len(data)}
-                entry = {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
-                entries.append({**entry, "lfs": lfs})
+    def tree(self, folder: str, recursive: bool) -> Found:
+        below = {name: data for name, data in self.files.items() if not folder or name.startswith(f"{folder}/")}
+        depth = folder.count("/") + 1 if folder else 0
+        parents = ["/".join(name.split("/")[:end]) for name in below for end in range(depth + 1, name.count("/") + 1)]
+        entries = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in dict.fromkeys(parents)]
+        for name, data in below.items():
+            lfs = {"oid": hashlib.sha256(data).hexdigest(), "pointerSize": 130, "size": len(data)}
+            entry = {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
+            entries.append({**entry, "lfs": lfs})
+        entries = [entry for entry in entries if recursive or entry["path"].count("/") == depth]
         return (200, json.dumps(entries).encode(), JSON) if entries else NOT_FOUND
 
 
@@ -81,9 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        self.server.requests.append(f"{self.command} {path}")
-        status, headers, parts = self.server.answer(path, self.headers.get("Range", ""))
+        self.server.requests.append(f"{self.command} {urlsplit(self.path).path}")
+        status, headers, parts = self.server.answer(unquote(self.path), self.headers.get("Range", ""))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -4,6 +4,7 @@ A corpus is a class whose constructor takes the settings of `conf/data/*.yaml` a
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Split = Literal["train", "validation"]
@@ -20,3 +21,12 @@ class Corpus(Protocol):
 
     def fingerprint(self) -> str:
         """Hex digest of content and split, but not of paths or times: different if any document is."""
+
+
+@dataclass
+class Place:
+    """A place in a split that is read part by part, as by `Hub.parts`: behind `file` of its `files`."""
+
+    file: int = 0
+    files: int = 0
+    taken: list[int] = field(default_factory=lambda: [0, 0])  # documents of train and their bytes before it

@@ -1,11 +1,12 @@
 """HTTP GET with a limit on the total time, by the HTTP library of the Hugging Face Hub: its certificates and proxies
 are those of the downloads that follow."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from threading import Thread
 
 
-def fetch(url: str, *, seconds: float) -> bytes:
+def fetch(url: str, *, seconds: float, headers: Mapping[str, str] | None = None) -> bytes:
     """The body of a GET, in at most `seconds` in total. Raises: OSError: with the reason, for every failure."""
     from huggingface_hub.utils import get_session
 
@@ -13,7 +14,7 @@ def fetch(url: str, *, seconds: float) -> bytes:
 
     def get() -> None:
         try:
-            response = get_session().get(url, timeout=seconds)
+            response = get_session().get(url, timeout=seconds, headers=headers)
             if response.status_code >= 400:
                 raise OSError(f"HTTP {response.status_code}")
             body.set_result(response.content)
