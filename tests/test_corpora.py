@@ -116,13 +116,19 @@ DAMAGES = {  # change of a folder `data` -> the message
     "pipe": (lambda data: ((data / EMPTY).unlink(), os.mkfifo(data / EMPTY)), "one of 3 files, but 2 exist"),
     "no parquet": (lambda data: (data / EMPTY).write_text("no" * 50), f"reading .*{EMPTY} failed.*not a parquet file"),
     "damaged pages": (lambda data: damage_pages(data / FIRST), "failed, try again or copy it again"),
-    "other column": (lambda data: write_shard(data.parent, EMPTY, ["x"], "story"), "no 'text': its columns are story"),
+    "other column": (
+        lambda data: write_shard(data.parent, EMPTY, ["x"], "story"),
+        "no column 'text': its columns are story",
+    ),
     "a column twice": (lambda data: write_twice(data / EMPTY), "two columns of one name: text, text"),
-    "lists": (lambda data: write_shard(data.parent, EMPTY, [["a"]], kind=pa.list_(pa.string())), "a list as 'text'"),
+    "lists": (
+        lambda data: write_shard(data.parent, EMPTY, [["a"]], kind=pa.list_(pa.string())),
+        "type list in column 'text'",
+    ),
     "invalid UTF-8": (lambda data: write_bytes_as_text(data / LAST), f"reading .*{LAST} failed"),
     "truncated": (lambda data: (data / LAST).write_bytes((data / LAST).read_bytes()[:-9]), f"reading .*{LAST} failed"),
-    "numbers": (lambda data: write_shard(data.parent, EMPTY, [1], kind="int64"), "has a int as 'text', not text"),
-    "bytes": (lambda data: write_shard(data.parent, EMPTY, [b"a"], kind="binary"), "has a bytes as 'text'"),
+    "numbers": (lambda data: write_shard(data.parent, EMPTY, [1], kind="int64"), "type int in column 'text'"),
+    "bytes": (lambda data: write_shard(data.parent, EMPTY, [b"a"], kind="binary"), "type bytes in column 'text'"),
 }
 
 

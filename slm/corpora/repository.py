@@ -17,8 +17,8 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from slm.corpora.download import fetch
 from slm.corpora.decoded import readable
+from slm.corpora.download import fetch
 from slm.corpora.shard import READERS, explained, quiet
 from slm.errors import UserError
 from slm.files import atomic

@@ -70,8 +70,7 @@ def refuse_missing(file: str, template: Template):
             names = pyarrow.parquet.read_schema(content).names
     except Exception:  # of fsspec, pyarrow or an HTTP library: the first error explains more
         return
-    if not set(template.columns) <= set(names):
-        template.text(dict.fromkeys(names), file)
+    template.check(names, file)
     if any(names.count(name) > 1 for name in template.columns):
         raise UserError(f"{file} has two columns of one name: {', '.join(names)}")
 
