@@ -20,7 +20,7 @@ from training import make_job, train_seconds
 
 from slm.loss import cross_entropy
 from slm.run.prepare import Job
-from slm.run.resume import describe_run
+from slm.run.record import describe_run
 
 
 def main():

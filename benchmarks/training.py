@@ -14,7 +14,7 @@ from measure import synchronize
 from slm.data.store import TokenStore
 from slm.run import cli
 from slm.run.prepare import Job, choose_hardware, windows_of
-from slm.run.resume import describe_run, open_run
+from slm.run.record import describe_run, open_run
 
 
 class Ids:

@@ -158,7 +158,7 @@ def test_a_loader_that_fails(run, tmp_path, kind, workers, message):
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_found_before_training(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("slm.run.resume.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    monkeypatch.setattr("slm.run.record.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(ResourceError, match=r"0.001 GB of disk left, and 4 checkpoints take 0.006 GB more"):
         run()
     assert not (tmp_path / "run").exists()

@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(trained_
 def test_a_change_of_the_code_is_noted_and_kept(run, monkeypatch, capsys):
     for steps, dirty in ((1, None), (2, None), (3, "f" * 64)):
         code = {"git_commit": "a" * 40, "git_dirty": dirty}
-        monkeypatch.setattr("slm.run.resume.source_code", lambda code=code: code)
+        monkeypatch.setattr("slm.run.record.source_code", lambda code=code: code)
         folder = run(*QUICK, f"budget.steps={steps}")
     both = ["a" * 12, f"{'a' * 12} with changes {'f' * 12}"]
     notes = [line for line in capsys.readouterr().out.splitlines() if "the code has changed" in line]

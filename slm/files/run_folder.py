@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,12 @@ def signs_of_training(folder: Path, info: dict[str, Any]) -> str | None:
     if isinstance(every, int) and step - info.get("first_step", 0) > 2 * every:  # the second save waits for the first
         return f"step {step} in metrics.jsonl"
     return None
+
+
+def checkpoint_files(settings: Mapping[str, Any], steps: int) -> int:
+    """Checkpoints that a run keeps at most with these settings of its callback: the newest, the best, those of keep_at,
+    and the one being written."""
+    return settings.get("keep_last", 2) + 2 + len(kept_steps(settings.get("keep_at") or (), steps))
 
 
 def kept_steps(keep_at: Sequence[int | str], steps: int) -> set[int]:

@@ -200,7 +200,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> tuple[dict[str, Any]
         return OmegaConf.to_container(cfg, resolve=True), recorded(cfg)
 
 
-def differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def preset_differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """What a run differs in from the options that it has chosen, for run.json: `choices`, group -> option, and
     `changed`, key -> [value of these options, value]. Empty if an option is in a folder of the user's own."""
     groups = [override for override in normalized(overrides) if key_of(override) in GROUPS]

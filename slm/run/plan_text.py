@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
-from slm.files.run_folder import kept_steps
+from slm.files.run_folder import checkpoint_files
 from slm.hardware import is_here
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
@@ -66,9 +66,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     less = replace(plan, model=other).memory
     switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
     yield f"        {gigabytes(less.peak)} GB with {switched}"
-    settings = plan.config.callbacks["checkpoints"].settings
-    kept = kept_steps(settings.get("keep_at") or [], plan.steps or 0)
-    files = 2 + settings.get("keep_last", 2) + len(kept)
+    files = checkpoint_files(plan.config.callbacks["checkpoints"].settings, plan.steps or 0)
     free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
     size = gigabytes(memory.weights + memory.optimizer)
     yield f"disk:   {files} checkpoints of {size} GB at most, {gigabytes(free)} GB are free"

@@ -64,7 +64,7 @@ def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable
     """
     if job.hardware.devices > 1:
         raise UserError("budget.minutes and plan=measure take one device; give budget.steps, or trainer.devices=1")
-    from slm.run.resume import close_run, describe_run, open_run  # imports matplotlib
+    from slm.run.record import close_run, describe_run, open_run  # imports matplotlib
     from slm.run.trainer import assemble  # imports Lightning
     from slm.training.callbacks.stopwatch import Stopwatch
     from slm.training.process import teardown

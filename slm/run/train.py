@@ -2,40 +2,27 @@
 
 import contextlib
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slm.errors import Stopped, UserError, one_line
-from slm.estimate import parameters
 from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process
 from slm.planning.microbatch import largest_microbatch
-from slm.run.changes import check_unchanged
-from slm.run.compose import differences
+from slm.run.compose import preset_differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
-from slm.run.fork import describe_fork, point_of, shown
-from slm.run.plan import outcome, with_plan
+from slm.run.fork import describe_fork, point_of
+from slm.run.plan import with_plan
 from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
+from slm.run.record import begin_run, close_run, complete_report, describe_run
 from slm.run.restored import apply_settings, check_optimizer
-from slm.run.resume import (
-    check_corpus,
-    check_disk_space,
-    check_start,
-    close_run,
-    complete_report,
-    describe_run,
-    find_start,
-    note_machine_changes,
-    open_run,
-)
+from slm.run.resume import check_again, check_corpus, check_start, find_start
+from slm.run.summary import conclude, print_summary
 
 
 def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str | None = None) -> float | None:
@@ -61,9 +48,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
             if first and config.report:
                 complete_report(run_dir)
-            objective = lowest(run_dir, config.optimized_metric)
-            print(f"{run_dir} is done: {config.optimized_metric} {objective}")
-            return objective
+            print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
+            return lowest(run_dir, config.optimized_metric)
         check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
@@ -78,23 +64,17 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     assembled = assemble(job, run_info, callbacks)
     if first and config.report:
-        run_info |= differences(config.plain, overrides)
+        run_info |= preset_differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
-    open_folder = partial(open_run, job, run_info, overrides, step, trunk) if first else lambda: None
+    open_again = begin_run(job, run_info, overrides, step, trunk, before) if first else lambda: None
     if first:
-        check_disk_space(job)
-        if before:
-            note_machine_changes(before, run_info)
-        else:
-            open_folder()
         print_summary(job, run_info, start)
 
     def restored(trainer):
         if start:
             check_optimizer(trainer.optimizers[0])
             apply_settings(callbacks, earlier, config)
-        if before:
-            open_folder()
+        open_again()
 
     from slm.training.callbacks.opening import Opening
 
@@ -109,13 +89,6 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
     return objective
-
-
-def check_again(config: RunConfig, run_dir: Path, before: dict[str, Any]):
-    """Raises UserError if the run in run_dir, of which `before` is run.json, must not go on with this configuration."""
-    if config.resume == "never":
-        raise UserError(f"{run_dir} holds a run already; use resume=auto to go on with it, or another run_dir")
-    check_unchanged(run_dir, before["config"], config, "another run_dir")
 
 
 def prepared_in_time(
@@ -174,32 +147,6 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
     return size
 
 
-def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
-    """The run in six lines."""
-    model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
-    epochs = job.steps * batch / run_info["windows"]
-    print(
-        f"run:    {job.run_dir}" + (f", from {start.name}" if start else "") + fork_line(run_info.get("fork")),
-        f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
-        f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
-        f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs",
-        f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
-        f"device: {job.hardware.name}, {job.hardware.precision}"
-        + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
-        sep="\n",
-        flush=True,
-    )
-
-
-def fork_line(fork: dict[str, Any] | None) -> str:
-    """The trunk of a fork and what it changes, on a line of its own."""
-    if not fork:
-        return ""
-    changed = shown(fork["changed"], list(fork["changed"])) or "nothing changed"
-    return f"\nfork:   of {Path(fork['run']).name} at step {fork['step']:,}; {changed}"
-
-
 def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine."""
     try:
@@ -220,34 +167,3 @@ def lowest(run_dir: Path, metric: str) -> float | None:
     """The lowest value of a val/ metric in metrics.jsonl, the last value of any other."""
     values = list(jsonl.numbers(run_dir / "metrics.jsonl", metric))
     return None if not values else min(values) if metric.startswith("val/") else values[-1]
-
-
-def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
-    """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
-    from slm.training.callbacks.signals import requeue
-
-    config, folder = job.config, shlex.quote(str(job.run_dir))
-    if stopped:
-        if stopped.requeue and config.run_dir:
-            requeue()
-        elif stopped.requeue:
-            print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
-        print(f"{stopped.reason}; the same command with {shlex.quote(again)} goes on from here")
-        if stopped.exit_code:
-            raise stopped
-        return
-    if config.trainer.fast_dev_run:
-        print(f"done: fast_dev_run ran {config.budget.steps} step(s) with validation; nothing was kept")
-        return
-    generate, evaluate = "python generate.py", "python -m slm.evaluate"
-    if "SLM_COMMAND" in os.environ:
-        generate, evaluate = "slm generate", "slm evaluate"
-    sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
-    prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
-    print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
-    if line := outcome(job.run_dir):
-        print(f"        {line}")
-    print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
-    print(f"        {generate} ckpt={folder}{prompt}")
-    if "stories" in config.callbacks:
-        print(f"        {evaluate} {folder}")

@@ -1,0 +1,71 @@
+"""What a run prints: itself in six lines at its start, the result and the next commands at its end."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from slm.errors import Stopped
+from slm.estimate import parameters
+from slm.files import jsonl
+from slm.run.fork import shown
+from slm.run.plan import outcome
+from slm.run.prepare import Job
+
+
+def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
+    """The run in six lines."""
+    model, counts, batch = job.model, parameters(job.model), job.config.data.batch_windows
+    epochs = job.steps * batch / run_info["windows"]
+    print(
+        f"run:    {job.run_dir}" + (f", from {start.name}" if start else "") + fork_line(run_info.get("fork")),
+        f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
+        f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
+        f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
+        f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs",
+        f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
+        f"device: {job.hardware.name}, {job.hardware.precision}"
+        + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
+        sep="\n",
+        flush=True,
+    )
+
+
+def fork_line(fork: dict[str, Any] | None) -> str:
+    """The trunk of a fork and what it changes, on a line of its own."""
+    if not fork:
+        return ""
+    changed = shown(fork["changed"], list(fork["changed"])) or "nothing changed"
+    return f"\nfork:   of {Path(fork['run']).name} at step {fork['step']:,}; {changed}"
+
+
+def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
+    """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
+    from slm.training.callbacks.signals import requeue
+
+    config, folder = job.config, shlex.quote(str(job.run_dir))
+    if stopped:
+        if stopped.requeue and config.run_dir:
+            requeue()
+        elif stopped.requeue:
+            print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
+        print(f"{stopped.reason}; the same command with {shlex.quote(again)} goes on from here")
+        if stopped.exit_code:
+            raise stopped
+        return
+    if config.trainer.fast_dev_run:
+        print(f"done: fast_dev_run ran {config.budget.steps} step(s) with validation; nothing was kept")
+        return
+    generate, evaluate = "python generate.py", "python -m slm.evaluate"
+    if "SLM_COMMAND" in os.environ:
+        generate, evaluate = "slm generate", "slm evaluate"
+    sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
+    prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
+    print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
+    if line := outcome(job.run_dir):
+        print(f"        {line}")
+    print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
+    print(f"        {generate} ckpt={folder}{prompt}")
+    if "stories" in config.callbacks:
+        print(f"        {evaluate} {folder}")
