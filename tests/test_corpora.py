@@ -543,9 +543,9 @@ def test_json_lines_are_documents(tmp_path):
 
 OBJECT = "is not a JSON object, but "
 JSON_LINES = {  # a line -> the message
-    "{": OBJECT + "{; each line must be a complete object, or the file one array of objects",
+    "{": OBJECT + ".*; each line must be a complete object, or the file one array of objects",
     '["text"]': OBJECT + '.*"text".*; each line must',
-    "[" * 2000: OBJECT + r"\[+; each line must be a complete object",
+    "[" * 2000: OBJECT + r"\[+.*; each line must be a complete object",
     '{"text":' * 100_000: "; each line must be a complete object",
     "7": OBJECT + "7",
     '"text"': OBJECT + '"text"',
