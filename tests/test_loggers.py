@@ -2,10 +2,12 @@
 
 import csv
 import json
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from conftest import small_run, trained
 
 from slm.files import jsonl
 from slm.training.loggers import why_offline
@@ -92,6 +94,54 @@ def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, ca
     tables = [json.loads(path.read_text()) for path in (folder / "wandb").rglob("*.table.json")]
     assert {table["columns"][0] for table in tables} == {"step"}
     assert {table["data"][0][0] for table in tables} == {0, 5, 10, 12}
+
+
+def wandb_records(folder):
+    """The records that W&B keeps of an offline run: a LevelDB log after a header of seven bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 2**15 - at % 2**15) < 7:  # the end of a block
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_is_a_wandb_run_like_the_run_alone(text_file, tmp_path, monkeypatch, capsys):
+    """Also where the environment names another W&B run. The sweep is the group of its jobs."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_NOTES"):
+        monkeypatch.setenv(name, "outer")
+    words = [*small_run(text_file, tmp_path), "callbacks.samples=null", "budget.steps=4", "report=false"]
+    assert trained(monkeypatch, "-m", *words, "logger=wandb", "optimizer.lr=1e-3,1e-2", f"sweep_dir={tmp_path}/s") == 0
+    assert trained(monkeypatch, *words, "logger=wandb", "optimizer.lr=1e-2", f"run_dir={tmp_path}/alone") == 0
+    found = {}
+    for folder in (tmp_path / "s" / "lr-0.001", tmp_path / "s" / "lr-0.01", tmp_path / "alone"):
+        records = list(wandb_records(folder))
+        (run,) = (record.run for record in records if record.HasField("run"))
+        assert run.run_id == json.loads((folder / "run.json").read_text())["run_id"]
+        assert (run.display_name, run.run_group) == (folder.name, "s" if folder.parent.name == "s" else "")
+        config = {u.key: json.loads(u.value_json) for r in records for u in r.config.update if r.HasField("config")}
+        losses = {
+            (item.key or item.nested_key[0]): json.loads(item.value_json)
+            for record in records
+            for item in record.history.item
+            if (item.key or item.nested_key[0]).endswith("/loss")
+        }
+        found[run.run_id] = config, losses
+    first, second, alone = found.values()
+    assert [config["optimizer"]["lr"] for config, _ in (first, second, alone)] == [1e-3, 1e-2, 1e-2]
+    differs = {key for key in alone[0] if second[0][key] != alone[0][key]}
+    assert differs <= {"run_dir", "sweep_dir", "run"}, differs
+    assert second[1] == alone[1] != first[1]
 
 
 def test_a_torn_line_is_ignored_and_later_lines_are_cut_off(tmp_path):
