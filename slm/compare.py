@@ -22,7 +22,7 @@ from slm.analysis.comparison_page import answers, cell, page
 from slm.analysis.groups import read_groups
 from slm.analysis.wording import p_text, rounded
 from slm.errors import one_line_errors, printable
-from slm.files import atomic
+from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
 
 
@@ -30,7 +30,8 @@ from slm.files.stdio import make_stdio_robust
 def main():
     """Exit code: 0, 2 for runs that cannot be compared, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.compare", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("folder", nargs="+", help="a run folder, a sweep folder, or a folder that holds runs")
+    help_of_folder = "a run folder, a sweep folder, or a folder that holds runs"
+    parser.add_argument("folder", nargs="+", type=run_folder.named, help=help_of_folder)
     parser.add_argument("--base", metavar="NAME", help="the group to compare with; the first one unless given")
     parser.add_argument("--metric", help="val/bits_per_byte unless given, or val/loss, val/excess_bits_per_story, ...")
     parser.add_argument("--best", action="store_true", help="take the best validation of each run, not the last one")

@@ -42,7 +42,7 @@ TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 @one_line_errors()
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("run", help="a run folder, a .ckpt file, latest, last or best")
+    parser.add_argument("run", type=run_folder.named, help="a run folder, a .ckpt file, latest, last or best")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text (UTF-8) or .jsonl files, folders or globs")
     parser.add_argument("--stories", type=int, default=500, help="validation stories, and as many generated ones")
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="of generation")

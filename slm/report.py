@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slm.errors import UserError, one_line, one_line_errors
-from slm.files import atomic
+from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
 
 
 @one_line_errors()
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("folder", nargs="+", help="a run, a sweep, or a folder of runs")
+    parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
     arguments = parser.parse_args()
     for folder in map(atomic.expanded, arguments.folder):
         print(create(folder))

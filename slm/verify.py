@@ -31,7 +31,7 @@ CLOCK = (  # differ from attempt to attempt
 def main() -> int:
     """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", type=lambda text: Path(run_folder.named(text)), help="a run folder")
     parser.add_argument("other", type=Path, nargs="?", help="a run folder to compare it with, bit for bit")
     arguments = parser.parse_args()
     if arguments.other:

@@ -106,6 +106,8 @@ FLAGS = {
     "-m --cfg job": "Only one of",
     "-m seed=range(1,0)": "seed=range(1,0) gives no value to run",
     "-m model=glob(zz*)": "model=glob(zz*) gives no value to run",
+    "-m seed=1,,2": "seed=1,,2 must have one value between two commas, as in seed=1,2",
+    "-m model.mlp=gelu,,swiglu": "cannot read model.mlp",
     "model=glob(*)": "gives several values; add -m",
     "seed=\udcff": "seed is not text in this locale",
     "model.width=" + "9" * 5000: "cannot read model.width",

@@ -17,13 +17,15 @@ import torch
 from conftest import CONF, ROOT, mistake, small_run, trained
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
+from test_compare import write_run
+from test_report import text_of
 
-from slm import energy
+from slm import energy, report
 from slm.analysis.statistics import pooled_deviation
 from slm.files import claim, jsonl, run_folder, sweep_folder
 from slm.run.sweep import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import Outcome, note, threads_divided
-from slm.run.sweep_results import finished_line, table
+from slm.run.sweep_results import finished_line, table, write_results
 from slm.verify import first_difference
 
 KEYS = "optimizer.lr", "model.width", "data.width", "seed", "data.seed", "model"
@@ -99,6 +101,29 @@ def test_a_failure_of_many_jobs_is_printed_once(tmp_path):
     assert [line.split("-")[-1].strip() for line in table(tmp_path, sweep).splitlines()[1:]] == [
         *("failed (1)", "failed (1)", "failed: nan", "failed (1)", "(1) too wide")
     ]
+
+
+def test_a_done_job_with_a_damaged_run_json_stays_done_and_says_so(tmp_path):
+    """Until the file is repaired."""
+    with sweep_folder.changed(tmp_path) as sweep:
+        sweep.objective = "val/loss"
+        for seed in (1, 2):
+            job = sweep.add({"seed": str(seed)})
+            write_run(tmp_path / job.folder, 2.0, seed=seed)
+            job.status, job.objective = "done", 2.0
+    damaged = tmp_path / "seed-2" / "run.json"
+    content = damaged.read_text()
+    damaged.write_text("{")
+    write_results(tmp_path)
+    assert [bool(row["tokens"]) for row in results(tmp_path)] == [True, False]
+    assert [row["status"] for row in results(tmp_path)] == ["done"] * 2
+    assert results(tmp_path)[1]["failure"].startswith("run.json is damaged: the job stays done")
+    assert "done: run.json is damaged" in table(tmp_path, sweep_folder.require(tmp_path)).splitlines()[2]
+    report.create(tmp_path)
+    assert "seed-2 done run.json is damaged" in text_of(tmp_path)
+    damaged.write_text(content)
+    write_results(tmp_path)
+    assert not any(row["failure"] for row in results(tmp_path))
 
 
 def test_a_failure_names_no_folder_that_would_tell_jobs_apart(tmp_path):
@@ -239,7 +264,9 @@ def test_optuna_goes_on_with_the_same_trials(text_file, tmp_path, monkeypatch, c
     first = jobs_of(tmp_path / "s")
     capsys.readouterr()
     assert trained(monkeypatch, *sweep, "hydra.sweeper.n_trials=4") in (0, 3)
-    jobs, started = jobs_of(tmp_path / "s"), capsys.readouterr().out.count("run:    ")
+    jobs, printed = jobs_of(tmp_path / "s"), capsys.readouterr().out
+    started = printed.count("run:    ")
+    assert printed.count("jobs are finished already") == 1
     assert {name: jobs[name] for name in first} == first
     assert started == len(jobs) - len(first) > 0
     assert {job.status for job in jobs.values()} == {"done", "failed"}
@@ -287,6 +314,9 @@ def test_what_a_launcher_cannot_do_is_one_line(monkeypatch, tmp_path, capsys):
     for launcher in ("joblib", "submitit_local", "submitit_slurm"):
         assert trained(monkeypatch, "-m", "seed=1,2", f"hydra/launcher={launcher}", "trainer.devices=2") == 2
         assert "trainer.devices=2 needs processes of its own" in capsys.readouterr().err
+    for count, rule in (("two", "must be a whole number"), ("0", "must be at least 1, or -1")):
+        assert trained(monkeypatch, "-m", "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}") == 2
+        assert f"error: hydra.launcher.n_jobs={count} {rule}" in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 

@@ -109,6 +109,11 @@ def step_of(checkpoint: Path) -> int:
     return int(STEP_FILE.fullmatch(checkpoint.name)[1])
 
 
+def named(text: str) -> str:
+    """The run of a command's argument, for argparse: RUN, or ckpt=RUN as in generate.py."""
+    return re.sub(r"^(ckpt|ckpt_path|run_dir|sweep_dir)=", "", text)
+
+
 def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
     newest run; `key` is its name in messages. Raises UserError if there is none."""

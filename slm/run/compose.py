@@ -40,6 +40,7 @@ from slm.run.overrides import (
 from slm.run.sources import with_sources
 from slm.security import refuse_secrets
 
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # of OmegaConf
 GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
 PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
 EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
@@ -144,6 +145,10 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> User
         to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
         reason = to_add or (other if is_known else hint_for(match[2], known))
         return UserError(f"there is no key {match[2]}{reason}")
+    if match := re.match(r"Error merging override (\S+)$", str(error)):  # the cause says why
+        kind = re.search(r"could not be converted to (\w+)", str(error.__cause__))
+        reason = TYPES.get(kind[1]) if kind else None
+        return UserError(f"{match[1]} must be {reason}" if reason else f"{match[1]}: {one_line(error.__cause__)}")
     return UserError(one_line(error))
 
 

@@ -191,8 +191,16 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             found += parser.parse_overrides([override])
         except (HydraException, ValueError, RecursionError):  # the latter for very long numbers, very deep lists
+            check_commas(override)
             raise UserError(f"cannot read {key_of(override)}; write key=value, and quote special characters") from None
     return found
+
+
+def check_commas(override: str):
+    """Raises UserError for numbers with a comma too many."""
+    key, _, value = override.partition("=")
+    if re.fullmatch(r"[-+.,\deE ]{1,100}", value) and (numbers := re.findall(r"[^, ]+", value)):
+        raise UserError(f"{override} must have one value between two commas, as in {key}={','.join(numbers)}")
 
 
 def check_data_keys(overrides: Sequence[str], unresolved: Any):

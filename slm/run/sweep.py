@@ -78,6 +78,8 @@ class RecordingLauncher(Launcher):
         self.names: list[str] = []  # of this command's jobs
         self.crashes: dict[str, int] = {}
         self.announced: set[str] = set()  # jobs whose end was printed
+        self.skipped, self.launched = set[str](), set[str]()  # finished before this command; jobs of this command
+        self.told = False
         self.stopped_by = 0  # number of the signal
 
     def setup(self, **facts):
@@ -89,11 +91,20 @@ class RecordingLauncher(Launcher):
         overrides = dict(zip(reversed(names), reversed(job_overrides)))  # equal jobs run once
         finished = {job.folder for job in sweep_folder.require(self.folder).jobs if job.is_final}
         self.announced |= finished
-        if known := finished & overrides.keys():
-            print(f"sweep:  {len(known)} of {len(overrides)} jobs are finished already, in {self.folder}", flush=True)
-        self._run({name: overrides[name] for name in dict.fromkeys(names) if name not in finished}, initial_job_idx)
+        self.skipped |= (finished & overrides.keys()) - self.launched
+        todo = {name: overrides[name] for name in dict.fromkeys(names) if name not in finished}
+        if todo:
+            self.tell_skipped()
+        self.launched |= todo.keys()
+        self._run(todo, initial_job_idx)
         jobs = {job.folder: job for job in sweep_folder.require(self.folder).jobs}
         return [answer(jobs[name], overrides[name]) for name in names]
+
+    def tell_skipped(self):
+        """Prints how many jobs were finished before this command: once, though sweepers may ask for each alone."""
+        if self.skipped and not self.told:
+            print(f"sweep:  {len(self.skipped)} of {len(self.names)} jobs are finished already, in {self.folder}")
+            self.told = True
 
     def _run(self, overrides: Mapping[str, Sequence[str]], initial_job_idx: int):
         """Launches the jobs, those whose process is killed again. Ends the program after a signal."""
@@ -187,8 +198,11 @@ class RecordingLauncher(Launcher):
         """Prints the table of the sweep, and returns the highest exit code of this command's jobs. Without jobs, 0."""
         if not self.names:
             return 0
+        self.tell_skipped()
         write_results(self.folder)
         sweep = sweep_folder.require(self.folder)
+        for job in (job for job in sweep.jobs if job.status == "done" and job.failure):
+            print(f"warning: {job.folder}: {job.failure}", file=sys.stderr)
         print(f"\n{table(self.folder, sweep)}\n\n{self.folder / 'results.csv'}")
         if self.config.report and (page := report.write(self.folder)):
             print(page)
@@ -199,6 +213,8 @@ def check_processes(config: DictConfig, parallel: bool):
     """Raises UserError for a sweep that several processes were started for, or whose jobs would start some."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("-m in several processes (WORLD_SIZE) is not supported; give trainer.devices=<n> instead")
+    if config.hydra.launcher.get("n_jobs") == 0:
+        raise UserError("hydra.launcher.n_jobs=0 must be at least 1, or -1 for as many jobs at a time as cores")
     several = [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in (None, 1, "1", "auto")]
     if parallel and several:
         raise UserError(

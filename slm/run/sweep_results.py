@@ -15,6 +15,8 @@ from slm.tables import columns
 
 NUMBERS = ("parameters", "tokens", "tokens_per_second", "seconds", "flops", "energy_joules")  # of Run.summary
 
+DAMAGED = "run.json is damaged: the job stays done, and its numbers are left out"
+
 
 def write_results(folder: Path):
     """Writes results.csv: a row per job, a column per swept key and result."""
@@ -36,7 +38,11 @@ def row(folder: Path, sweep: Sweep, job: SweepJob) -> dict[str, Any]:
     try:
         summary = Run(folder / job.folder).summary
     except UserError:  # no run was started, or run.json is damaged
+        if job.status == "done":
+            job.failure = found["failure"] = DAMAGED
         return found
+    if job.failure == DAMAGED:
+        job.failure, found["failure"] = None, ""
     job.seconds = summary["seconds"]
     for name, values in summary["metrics"].items():
         found |= {f"{name} {part.replace('_', ' ')}": value for part, value in values.items()}
@@ -56,7 +62,9 @@ def state(job: SweepJob, reasons: Sequence[str] = ()) -> str:
     """The status of a job that is not done, and its failure or its number, from 1, among `reasons`."""
     if job.failure in reasons:
         return f"{job.status} ({reasons.index(job.failure) + 1})"
-    return "" if job.status == "done" else f"{job.status}: {job.failure}" if job.failure else job.status
+    if job.failure:
+        return f"{job.status}: {job.failure}"
+    return "" if job.status == "done" else job.status
 
 
 def table(folder: Path, sweep: Sweep) -> str:
