@@ -107,7 +107,7 @@ def test_files_for_papers_and_programs(sweep, tmp_path, monkeypatch, capsys):
 
 
 def test_base_metric_and_best(sweep, monkeypatch, capsys):
-    _, printed = run_command(monkeypatch, capsys, sweep, "--base", "swiglu", "--metric", "val/loss", "--best")
+    _, printed = run_command(monkeypatch, capsys, f"ckpt={sweep}", "--base", "swiglu", "--metric", "val/loss", "--best")
     assert "gelu is worse than swiglu by 0.604 nats per token" in printed.out
     assert "fewer steps for swiglu" in printed.out
     assert "val/loss, best validation" in printed.out
