@@ -79,7 +79,7 @@ class RecordingLauncher(Launcher):
         self.crashes: dict[str, int] = {}
         self.announced: set[str] = set()  # jobs whose end was printed
         self.skipped, self.launched = set[str](), set[str]()  # finished before this command; jobs of this command
-        self.told = False
+        self.reported = False
         self.stopped_by = 0  # number of the signal
 
     def setup(self, **facts):
@@ -102,9 +102,9 @@ class RecordingLauncher(Launcher):
 
     def tell_skipped(self):
         """Prints how many jobs were finished before this command: once, though sweepers may ask for each alone."""
-        if self.skipped and not self.told:
+        if self.skipped and not self.reported:
             print(f"sweep:  {len(self.skipped)} of {len(self.names)} jobs are finished already, in {self.folder}")
-            self.told = True
+            self.reported = True
 
     def _run(self, overrides: Mapping[str, Sequence[str]], initial_job_idx: int):
         """Launches the jobs, those whose process is killed again. Ends the program after a signal."""
