@@ -3,6 +3,8 @@
 They use the real SentencePiece and tiktoken, and GPT-2's original files if they exist beside the checkout.
 """
 
+import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,8 +22,8 @@ from conftest import mistake
 
 from slm import tokenizers
 from slm.errors import UserError
-from slm.tokenizers import gpt2 as gpt2_module
 from slm.tokenizers import sentencepiece as sentencepiece_module
+from slm.tokenizers import tiktoken as tiktoken_module
 from slm.tokenizers import words
 from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
@@ -29,6 +31,8 @@ from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.gpt2 import GPT2Tokenizer
 from slm.tokenizers.sample import reservoir
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
+from slm.tokenizers.sentencepiece_model import SentencePieceModel
+from slm.tokenizers.tiktoken import TiktokenTokenizer
 
 GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2"
 
@@ -172,6 +176,7 @@ def foreign_model(**options) -> bytes:
     return model.getvalue()
 
 
+BAD_PIECE = "a piece that is not UTF-8"
 MALFORMED_MODELS = {
     "ids of the library": lambda: foreign_model(pad_id=-1, unk_id=0, bos_id=1, eos_id=2),
     "no eos": lambda: foreign_model(eos_id=-1),
@@ -179,7 +184,7 @@ MALFORMED_MODELS = {
     "a normalization": lambda: foreign_model(normalization_rule_name="nmt_nfkc_cf"),
     "spaces removed": lambda: foreign_model(remove_extra_whitespaces=True),
     "a space added": lambda: foreign_model(add_dummy_prefix=True),
-    "a piece that is not UTF-8": lambda: foreign_model().replace(b"<0x41>", b"\xff\xfe\xed\xa0\x80."),
+    BAD_PIECE: lambda: foreign_model().replace(b"<0x41>", b"\xff\xfe\xed\xa0\x80."),
     "a piece under another's name": lambda: foreign_model().replace(b"<0x41>", b"<0x42>"),
     "nothing": lambda: b"",
     "no model": lambda: b"\x0a\xff\xff\xff\xff\x0f",
@@ -392,6 +397,71 @@ def test_saved_settings_and_damaged_models(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def of_another_project(tmp_path, **options) -> SentencePieceModel:
+    """The tokenizer of a model file that was trained with other options than LOSSLESS."""
+    (tmp_path / "other.model").write_bytes(foreign_model(**options))
+    return sentencepiece_tokenizer((), path=str(tmp_path / "other.model"))
+
+
+LIBRARY = {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2, "byte_fallback": False, "add_dummy_prefix": True}
+FOREIGN = {
+    "as llama": (
+        {**LIBRARY, "byte_fallback": True},
+        2,
+        "puts a space before each text; other characters are written as",
+    ),
+    "defaults of the library": (
+        {**LIBRARY, "vocab_size": 60, "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        *(2, r"replaces compatibility characters \(NFKC\), joins .*, puts a space .*; other characters are lost"),
+    ),
+    "lower case": ({"normalization_rule_name": "nmt_nfkc_cf"}, 3, "lower-cases"),
+    "no eos": ({"eos_id": -1}, 320, "normalization changes nothing"),
+    "unigram": ({"model_type": "unigram"}, 3, "changes nothing"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_model_of_another_project_has_its_own_ids(name, tmp_path, capsys):
+    options, eos, printed = FOREIGN[name]
+    tokenizer = of_another_project(tmp_path, **options)
+    line = capsys.readouterr().out
+    assert re.search(rf"other\.model: {tokenizer.vocab_size} ids, eos {eos}; .*{printed}", line), line
+    model = (tmp_path / "other.model").read_bytes()
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert [tokenizer.encode(text) for text in TEXTS] == library.encode(TEXTS)
+    assert [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)] == library.encode(TEXTS)
+    controls = {token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token) == b""}
+    assert tokenizer.eos == eos
+    assert eos in controls
+    assert all(controls.isdisjoint(tokenizer.encode(text)) for text in TEXTS)
+    known = "once upon a time"
+    arrays = tokenizer.encode_batch([known])
+    assert tokenizer.decode(arrays[0]) == known
+    assert tokenizers.lost_bytes(tokenizers.pieces(tokenizer), [known], arrays) == 0
+    tokenizer.save(tmp_path / "saved")
+    loaded = tokenizers.load(tmp_path / "saved")
+    assert (loaded.encode(known), loaded.eos, loaded.vocab_size) == (tokenizer.encode(known), eos, tokenizer.vocab_size)
+
+
+def test_what_a_model_of_another_project_loses_is_counted(tmp_path):
+    tokenizer = of_another_project(tmp_path, **FOREIGN["defaults of the library"][0])
+    pieces = tokenizers.pieces(tokenizer)
+    for text, lost in (("a  dog", 1), ("a dog \u6f22", 3), ("a dog", 0)):
+        assert tokenizers.lost_bytes(pieces, [text], tokenizer.encode_batch([text])) == lost
+
+
+def test_other_files_are_no_models(tmp_path, capfd):
+    path = tmp_path / "a.model"
+    for content in (b"", b"\x0a\xff\xff\xff\xff\x0f", b"text", foreign_model()[:-100], MALFORMED_MODELS[BAD_PIECE]()):
+        path.write_bytes(content)
+        with mistake("is no model of SentencePiece; give a .model file"):
+            sentencepiece_tokenizer((), path=str(path))
+    for missing in (str(tmp_path), "nowhere.model"):
+        with mistake("is not a file; give a .model file of SentencePiece"):
+            sentencepiece_tokenizer((), path=missing)
+    assert capfd.readouterr() == ("", "")
+
+
 # Characters and bytes.
 
 
@@ -456,12 +526,59 @@ def test_gpt2_without_network_needs_an_undamaged_cache(gpt2_cache):
     assert sorted(map(Path, places)) == sorted(gpt2_cache.iterdir())
     assert GPT2Tokenizer.build(()).encode("hello world") == [31373, 995]
     next(gpt2_cache.iterdir()).write_text("damaged")
-    with mistake("cannot get GPT-2's files"):
+    with mistake("cannot get the files of gpt2"):
         GPT2Tokenizer.build(())
 
 
+def test_gpt2_by_the_name_of_its_encoding(gpt2_cache, tmp_path):
+    fill(gpt2_cache)
+    named, other = TiktokenTokenizer.build((), encoding="gpt2"), GPT2Tokenizer.build(())
+    assert [named.encode(text) for text in TEXTS] == [other.encode(text) for text in TEXTS]
+    named.save(tmp_path)
+    assert tokenizers.load(tmp_path).encode("hello world") == [31373, 995]
+    with mistake("tokenizer.encoding=gpt5: must be gpt2, cl100k_base, o200k_base"):
+        TiktokenTokenizer.build((), encoding="gpt5")
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+def test_an_encoding_is_cut_as_published_and_kept_whole(name, gpt2_cache, tmp_path, monkeypatch):
+    """With few other ranks, since the files cannot be part of a checkout."""
+    known = tiktoken_module.ENCODINGS[name]
+    with mistake(rf"tiktoken cannot get the files of {name} .*, or save OpenAI's {name}\.tiktoken as "):
+        TiktokenTokenizer.build((), encoding=name)
+    pieces = [bytes([byte]) for byte in range(256)] + [b" t", b"he", b" the", b"123", b"4", b"ll", b"'ll"]
+    content = b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(pieces))
+    gpt2_cache.mkdir()
+    url = f"{tiktoken_module.OPENAI}{known.files[0]}"
+    (gpt2_cache / hashlib.sha1(url.encode()).hexdigest()).write_bytes(content)
+    with mistake("cannot get the files"):  # these are not OpenAI's
+        TiktokenTokenizer.build((), encoding=name)
+    sha256 = hashlib.sha256(content).hexdigest()
+    known = dataclasses.replace(known, sha256=sha256, ranks=len(pieces), eos=len(pieces) + 1)
+    monkeypatch.setitem(tiktoken_module.ENCODINGS, name, known)
+    (gpt2_cache / hashlib.sha1(url.encode()).hexdigest()).write_bytes(content)
+    tokenizer = TiktokenTokenizer.build((), encoding=name)
+    assert [tokenizer.token_bytes(token) for token in tokenizer.encode("the the'll")] == [
+        *(b"t", b"he", b" the"),
+        b"'ll",
+    ]
+    assert (tokenizer.vocab_size, tokenizer.eos) == (known.eos + 1, known.eos)
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in TEXTS] == TEXTS
+    assert tokenizer.eos not in tokenizer.encode("<|endoftext|>")
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "ranks.tiktoken").read_bytes() == content
+    assert tokenizers.load(tmp_path).encode("the 123") == tokenizer.encode("the 123")
+    for lines in (content[:-1], b"", content.replace(b" 7\n", b" 8\n"), b"x"):
+        (tmp_path / "ranks.tiktoken").write_bytes(lines)
+        settings = tokenizers.read_settings(tmp_path) | {"sha256": hashlib.sha256(lines).hexdigest()}
+        tokenizers.write_settings(tmp_path, settings)
+        if lines != content[:-1]:  # the last line end is no part of the ranks
+            with mistake("is missing or damaged"):
+                tokenizers.load(tmp_path)
+
+
 def test_gpt2_without_tiktoken(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpt2_module, "tiktoken", None)  # its value without the extra
+    monkeypatch.setattr(tiktoken_module, "library", None)  # its value without the extra
     tokenizers.write_settings(tmp_path, {"kind": "gpt2"})
     for make in (lambda: GPT2Tokenizer.build(()), lambda: tokenizers.load(tmp_path)):
         with mistake(r'pip install -e "\.\[gpt2\]"'):

@@ -24,6 +24,8 @@ KINDS = {  # the "kind" in tokenizer.json -> module:class
     "bytes": "slm.tokenizers.bytes:ByteTokenizer",
     "bpe": "slm.tokenizers.bpe:BPETokenizer",
     "huggingface": "slm.tokenizers.huggingface:HuggingFaceTokenizer",
+    "tiktoken": "slm.tokenizers.tiktoken:TiktokenTokenizer",
+    "sentencepiece_model": "slm.tokenizers.sentencepiece_model:SentencePieceModel",
     "gpt2": "slm.tokenizers.gpt2:GPT2Tokenizer",
 }
 
@@ -42,6 +44,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     eos: int  # the id that ends a document
+    adds_space: bool = False  # `encode` puts a space before a text, and `decode` removes it
     in_processes: bool = False  # `encode_batch` uses one core, and is safe to call in forked processes
 
     def encode(self, text: str) -> list[int]: ...
@@ -52,7 +55,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Control ids have no text; invalid UTF-8 becomes U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.adds_space else text
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one id, empty for a control id. Raises IndexError or ValueError above the vocabulary."""

@@ -53,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
         names = sorted((self._tokenizer.id_to_token(token) for token in controls), key=len, reverse=True)
         self._inside = re.compile("|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names))
         self._tokenizer.encode_special_tokens = True  # as text
-        self._adds_space = super().decode(self.encode("a")) == " a"
+        self.adds_space = self.decode(self.encode("a")) == " a"
 
     @classmethod
     def build(
@@ -138,10 +138,6 @@ class HuggingFaceTokenizer(Tokenizer):
         """The ids of a text with the name of a control token, as a piece of its vocabulary: the name is cut in two."""
         ids = np.concatenate(self._encoded(self._inside.split(text)))
         return ids[~np.isin(ids, self._controls)]  # of a name that normalization makes
-
-    def decode(self, ids: Iterable[int]) -> str:
-        text = super().decode(ids)
-        return text.removeprefix(" ") if self._adds_space else text
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]

@@ -20,6 +20,7 @@ from slm.errors import UserError, printable
 from slm.files import atomic
 from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
 from slm.tokenizers.sample import sample
+from slm.tokenizers.sentencepiece_model import SentencePieceModel
 from slm.tokenizers.words import WordEncoder
 
 Algorithm = Literal["bpe", "unigram"]
@@ -66,12 +67,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def build(
-        cls, documents: Iterable[str], *, vocab_size: int, algorithm: Algorithm, sample_documents: int, seed: int
-    ) -> Self:
+        cls,
+        documents: Iterable[str],
+        *,
+        vocab_size: int,
+        algorithm: Algorithm,
+        sample_documents: int,
+        seed: int,
+        path: str | None = None,
+    ) -> Tokenizer:
         """Trains on `sample_documents` documents, sampled from the first 4 x `sample_documents`; reads no others.
 
-        Raises: UserError: for a vocabulary size that these documents do not allow, or documents without text.
+        With the `path` of a model the other settings have no effect.
+        Raises: UserError: for a vocabulary size that these documents do not allow, or documents without text; for a
+        `path` without a model.
         """
+        if path is not None:
+            return SentencePieceModel.read(path)
         if algorithm not in get_args(Algorithm):
             raise UserError(f"tokenizer.algorithm={algorithm}: must be bpe or unigram")
         settings = {

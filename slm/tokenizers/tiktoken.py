@@ -1,0 +1,173 @@
+"""OpenAI's vocabularies by name through tiktoken, an optional extra.
+
+`build` needs OpenAI's files, from tiktoken's cache or from the network; a saved tokenizer needs neither. Of the special
+tokens only <|endoftext|> has an id here.
+"""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+import numpy as np
+
+from slm.errors import UserError
+from slm.files import atomic
+from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers.split import PATTERNS
+
+try:
+    import requests
+    import tiktoken as library
+    from tiktoken.load import load_tiktoken_bpe
+    from tiktoken_ext import openai_public
+except ImportError:
+    library = None
+
+Name = Literal["gpt2", "cl100k_base", "o200k_base"]
+Ranks = dict[bytes, int]  # the bytes of an id -> that id
+
+OPENAI = "https://openaipublic.blob.core.windows.net/"
+RANKS = "ranks.tiktoken"
+EOS = "<|endoftext|>"
+ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published vocabulary."""
+
+    files: tuple[str, ...]  # URLs after OPENAI
+    sha256: str  # of the only file
+    ranks: int  # ids of bytes
+    eos: int
+    pattern: str  # how a text is cut into words
+
+
+ENCODINGS: dict[Name, Known] = {
+    "gpt2": Known(
+        files=("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),
+        sha256="306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",  # r50k_base.tiktoken
+        ranks=50256,
+        eos=50256,
+        pattern=PATTERNS["gpt2"],
+    ),
+    "cl100k_base": Known(
+        files=("encodings/cl100k_base.tiktoken",),
+        sha256="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        ranks=100256,
+        eos=100257,
+        pattern=PATTERNS["gpt4"],
+    ),
+    "o200k_base": Known(
+        files=("encodings/o200k_base.tiktoken",),
+        sha256="446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+        ranks=199998,
+        eos=199999,
+        pattern=rf"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*{ENDING}|"
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+}
+
+
+class TiktokenTokenizer(Tokenizer):
+    def __init__(self, name: Name, ranks: Ranks):
+        """Raises: ValueError: unless the ranks are those of distinct pieces, with all bytes, from 0 on."""
+        self.name, known = name, ENCODINGS[name]
+        self._bytes = sorted(ranks, key=ranks.get)
+        single = {piece for piece in ranks if len(piece) == 1}
+        if [*ranks.values()] != [*range(known.ranks)] or len(single) != 256 or b"" in ranks:
+            raise ValueError(f"no ranks of {name}")
+        self._bytes += [b""] * (known.eos + 1 - known.ranks)
+        self.eos, self.vocab_size = known.eos, known.eos + 1
+        self._encoding = library.Encoding(
+            name, pat_str=known.pattern, mergeable_ranks=ranks, special_tokens={EOS: known.eos}
+        )
+
+    @classmethod
+    def build(cls, documents: Iterable[str], *, encoding: Name) -> "TiktokenTokenizer":
+        """Does not read the documents. Raises: UserError: without tiktoken, or without network and cache."""
+        if encoding not in get_args(Name):
+            raise UserError(f"tokenizer.encoding={encoding}: must be {', '.join(get_args(Name))}")
+        return cls(encoding, fetch_ranks(encoding))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The inverse of `save`. Raises: Damaged: if the ranks are missing or changed; UserError: without tiktoken."""
+        settings = read_settings(folder)
+        return cls(settings["encoding"], read_ranks(folder, settings["sha256"]))
+
+    def save(self, folder: Path) -> None:
+        sha256 = hashlib.sha256(self._content()).hexdigest()
+        self._write(folder, {"kind": "tiktoken", "encoding": self.name, "sha256": sha256})
+
+    def _write(self, folder: Path, settings: dict) -> None:
+        write_settings(folder, settings)
+        atomic.write(folder / RANKS, self._content())
+
+    def _content(self) -> bytes:
+        pieces = self._bytes[: ENCODINGS[self.name].ranks]
+        return b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(pieces))
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        batch = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count())
+        return [np.array(ids, dtype=np.int32) for ids in batch]
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token]
+
+
+def read_ranks(folder: Path, sha256: str) -> Ranks:
+    """The saved ranks. Raises: Damaged: if they are missing or changed; UserError: without tiktoken."""
+    require_tiktoken()
+    content = read_file(folder, RANKS)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise damaged(folder, RANKS)
+    return {base64.b64decode(piece): int(rank) for piece, rank in map(bytes.split, content.splitlines())}
+
+
+def require_tiktoken() -> None:
+    """Raises: UserError: if tiktoken is not installed."""
+    if library is None:
+        raise UserError(
+            'this tokenizer needs tiktoken: pip install "slm[gpt2]", in a checkout pip install -e ".[gpt2]"'
+        )
+
+
+def fetch_ranks(name: Name) -> Ranks:
+    """The ranks of an encoding, from tiktoken's cache, or downloaded into it.
+
+    Raises: UserError: without tiktoken; if there is no network and no cached file, or a file cannot be written or is
+    damaged.
+    """
+    require_tiktoken()
+    known = ENCODINGS[name]
+    urls = [OPENAI + file for file in known.files]
+    if name == "gpt2":
+        return fetched(name, urls, lambda: openai_public.gpt2()["mergeable_ranks"])
+    return fetched(name, urls, lambda: load_tiktoken_bpe(urls[0], expected_hash=known.sha256))
+
+
+def fetched(name: str, urls: Sequence[str], read: Callable[[], Ranks]) -> Ranks:
+    """What `read` reads, after a check with a time limit that the network is there if a file is missing."""
+    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir(), "data-gym-cache"))
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+    cached = {url: cache / hashlib.sha1(url.encode()).hexdigest() for url in urls}
+    try:
+        if not all(path.is_file() for path in cached.values()):
+            requests.head(urls[0], timeout=3).raise_for_status()  # seconds; tiktoken has no timeout
+        return read()
+    except (OSError, ValueError) as error:  # network, missing file, permission, checksum
+        places = " and ".join(f"{url.rpartition('/')[2]} as {path}" for url, path in cached.items())
+        raise UserError(
+            f"tiktoken cannot get the files of {name} ({type(error).__name__}): connect to the network once, or save "
+            f"OpenAI's {places} (set TIKTOKEN_CACHE_DIR for another folder)"
+        ) from None
