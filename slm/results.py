@@ -18,6 +18,11 @@ COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json,
 MEASURED = re.compile("val/|sample/|train/loss$")  # the metrics that a run is judged by
 
 
+def higher_is_better(metric: str) -> bool:
+    """True for shares of samples; all other metrics are losses."""
+    return metric.startswith("sample/")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder. Each of its files is read once, when it is needed first: take another Run for what came later."""
@@ -69,7 +74,7 @@ class Run:
                     series.setdefault(name, []).append((value, line["step"]))
         metrics = {}
         for name in filter(MEASURED.match, series):
-            best = max(series[name], key=itemgetter(0)) if name.startswith("sample/") else min(series[name])
+            best = max(series[name], key=itemgetter(0)) if higher_is_better(name) else min(series[name])
             metrics[name] = {"final": series[name][-1][0], "best": best[0], "best_step": best[1]}
         last = {name: values[-1][0] for name, values in series.items()}
         tokens, flops_per_token = last.get("train/tokens"), info.get("flops_per_token")

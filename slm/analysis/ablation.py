@@ -13,38 +13,41 @@ from slm.analysis.statistics import ALPHA, detectable
 from slm.analysis.wording import rounded, unit
 from slm.errors import UserError
 from slm.files import sweep_folder
+from slm.results import higher_is_better
 from slm.tables import clock
 
 
-def read_arms(folder: Path, names: Sequence[str]) -> dict[str, Group]:
-    """The groups with finished runs of a sweep folder by the name of their variant, in the order of `names`."""
+def read_arms(folder: Path, names: Sequence[str]) -> tuple[dict[str, Group], list[str]]:
+    """The groups with finished runs of a sweep folder by the name of their variant, in the order of `names`, and a
+    line for each run that is left out of them."""
     try:
-        found, _ = read_groups([str(folder)])
+        found, left_out = read_groups([str(folder)])
     except UserError:
-        return {}
+        return {}, []
     groups = {group.runs[0].settings.get(VARIANT): group for group in found}
-    return {name: groups[name] for name in names if name in groups}
+    return {name: groups[name] for name in names if name in groups}, left_out
 
 
 def newest_looks(
     folder: Path, names: Sequence[str], detect: float, *, most: int, seeds: int, metric: str | None
-) -> tuple[dict[str, Look | None], str]:
-    """The newest look at each variant's pairs, None before the first one, and the metric.
+) -> tuple[dict[str, Look | None], str, float]:
+    """The newest look at each variant's pairs, None before the first one; the metric; and the mean seconds of a pair.
 
     `names`: of the base and the variants; `most` and `seeds`: planned at most, and launched so far. The false alarm
     rate is divided by the number of variants.
     """
-    arms = read_arms(folder, names)
+    arms, _ = read_arms(folder, names)
     if names[0] not in arms:
         raise UserError(f"no run of the base in {folder} is finished, so there is nothing to compare with")
-    metric = checked_metric([run for group in arms.values() for run in group.runs], metric)
+    runs = [run for group in arms.values() for run in group.runs]
+    metric = checked_metric(runs, metric)
     found: dict[str, Look | None] = {}
     for name in names[1:]:
         pairs = paired(arms[names[0]], arms[name], metric, best=False) if name in arms else {}
         differences = [difference for seed, difference in sorted(pairs.items()) if seed <= seeds]
         all_looks = looks(differences, detect, most=most, alpha=ALPHA / (len(names) - 1))
         found[name] = all_looks[-1] if all_looks else None
-    return found, metric
+    return found, metric, 2 * float(np.mean([run.summary["seconds"] or 0 for run in runs]))
 
 
 def progress(name: str, look: Look, detect: float, most: int, metric: str, seconds: float) -> str:
@@ -61,13 +64,6 @@ def progress(name: str, look: Look, detect: float, most: int, metric: str, secon
         return f"{so_far}; {needs}, and seeds={most}, which would find {rounded(within, within)} {unit(metric)}"
     left = look.needed - look.n
     return f"{so_far}; {needs}: {left} more, {clock(left * seconds)} of training"
-
-
-def seconds_of_a_pair(folder: Path) -> float:
-    """Mean seconds of two finished runs of a sweep folder."""
-    groups, _ = read_groups([str(folder)])
-    seconds = [run.summary["seconds"] or 0 for group in groups for run in group.runs]
-    return 2 * float(np.mean(seconds))
 
 
 ENDS = {
@@ -88,8 +84,8 @@ def conclusion(
 
     `names`: of the base and the variants. The sentences are kept in sweep.json for the report.
     """
-    arms = read_arms(folder, names)
-    missing = [f"left out: {reason}" for reason in read_groups([str(folder)])[1]] if arms else []
+    arms, left_out = read_arms(folder, names)
+    missing = [f"left out: {reason}" for reason in left_out]
     missing += [f"{name}: no run is finished" for name in names if name not in arms]
     if len(arms) < 2 or names[0] not in arms:
         return "\n".join([*missing, "nothing to compare"])
@@ -111,7 +107,7 @@ def verdict(name: str, look: Look | None, detect: float, metric: str, base: str)
         return f"{name}: too few seeds are finished for an answer"
     rule = f"|z| {abs(look.z):.2f}, bound {look.bound:.2f}"
     if look.verdict == "difference":
-        better = (look.mean > 0) == metric.startswith("sample/")
+        better = (look.mean > 0) == higher_is_better(metric)
         size = f"{rounded(abs(look.mean), look.sd / np.sqrt(look.n))} {unit(metric)}"
         return f"{name} is {'better' if better else 'worse'} than {base} by about {size}, {look.n} seeds ({rule})"
     text = f"{name}: no difference from {base} seen with {look.n} seeds ({rule})"

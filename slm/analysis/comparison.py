@@ -10,6 +10,7 @@ import numpy as np
 from slm.analysis.groups import FinishedRun, Group, differing_settings
 from slm.analysis.statistics import Difference, holm, paired_difference, unpaired_difference
 from slm.errors import UserError
+from slm.results import higher_is_better
 
 UNITS = {
     "val/bits_per_byte": "bits per byte",
@@ -48,10 +49,6 @@ class Comparison:
     values: dict[str, list[list[float]]]  # metric or fact -> values of each group's runs
     versus: list[Versus]
     warnings: list[str]
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.metric.startswith("sample/")
 
 
 def compare(groups: Sequence[Group], *, base: str | None = None, metric: str | None = None, best: bool = False):
@@ -151,7 +148,7 @@ def against(base: Group, variant: Group, metric: str, best: bool) -> Versus:
     else:
         arms = [list(group.by_seed.values()) for group in (base, variant)]
         difference = unpaired_difference(*([run.value(metric, best) for run in runs] for runs in arms))
-    steps, seconds = (None, None) if metric.startswith("sample/") else saved(*arms, metric)
+    steps, seconds = (None, None) if higher_is_better(metric) else saved(*arms, metric)
     return Versus(variant.name, base.name, difference, difference.p, seeds, steps, seconds)
 
 

@@ -32,11 +32,7 @@ def page(comparison: Comparison, conclusions: Sequence[str] | None = None) -> st
 
 def answers(comparison: Comparison) -> list[str]:
     """One sentence for each variant; and the command that would answer, where one seed cannot."""
-    count = sum(not math.isnan(versus.difference.p) for versus in comparison.versus)
-    lines = [
-        sentence(each, comparison.metric, variants=count, higher_is_better=comparison.higher_is_better)
-        for each in comparison.versus
-    ]
+    lines = [sentence(each, comparison) for each in comparison.versus]
     if any(math.isnan(versus.difference.p) for versus in comparison.versus):
         lines += ["with several seeds:", *(f"  {command}" for command in command_with_seeds(comparison.groups))]
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 
 from slm.errors import UserError
 from slm.files import atomic, run_folder, sweep_folder
-from slm.results import Run
+from slm.results import Run, higher_is_better
 from slm.security import is_number
 
 IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
@@ -39,7 +39,7 @@ class FinishedRun(Run):
     def value(self, name: str, best: bool = False) -> float:
         """The last value of a metric, or the best one: the highest of sample/, the lowest of any other."""
         values = list(self.series(name).values())
-        return values[-1] if not best else max(values) if name.startswith("sample/") else min(values)
+        return values[-1] if not best else max(values) if higher_is_better(name) else min(values)
 
     def ends_finite(self, name: str) -> bool:
         """True if the newest value of a metric is a finite number."""

@@ -37,26 +37,26 @@ class Look:
     verdict: str | None
 
 
-def looks(differences: Sequence[float], detect: float, *, most: int, first: int = PILOT, alpha: float = ALPHA):
+def looks(differences: Sequence[float], detect: float, *, most: int, alpha: float = ALPHA):
     """The looks at paired differences in their order, up to the one that ends the comparison.
 
     `detect`: the smallest difference that matters; `most`: pairs at most; `alpha`: false alarm rate.
     """
     values, found = np.asarray(differences, dtype=float), []
-    critical = critical_value(tuple(range(first, most + 1)), alpha)
-    for n in range(first, min(len(values), most) + 1):
-        look = look_at(values[:n], detect, critical, first=first, most=most, alpha=alpha)
+    critical = critical_value(tuple(range(PILOT, most + 1)), alpha)
+    for n in range(PILOT, min(len(values), most) + 1):
+        look = look_at(values[:n], detect, critical, most=most, alpha=alpha)
         found.append(look)
         if look.verdict:
             break
     return found
 
 
-def look_at(values: np.ndarray, detect: float, critical: float, *, first: int, most: int, alpha: float) -> Look:
+def look_at(values: np.ndarray, detect: float, critical: float, *, most: int, alpha: float) -> Look:
     from scipy.special import ndtr, ndtri, stdtr
 
     n, mean, sd = len(values), float(values.mean()), float(values.std(ddof=1))
-    wanted = max(float(np.ceil(pairs_planned(sd / detect, n, alpha))), first)
+    wanted = max(float(np.ceil(pairs_planned(sd / detect, n, alpha))), PILOT)
     needed = int(max(n, min(wanted, most)))
     t = mean / sd * math.sqrt(n) if sd else math.copysign(math.inf, mean) if mean else 0.0
     z, bound = -float(ndtri(stdtr(n - 1, -abs(t)))), critical * math.sqrt(needed / n)

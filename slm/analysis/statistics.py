@@ -85,9 +85,9 @@ def sign_flip_p(differences: Sequence[float], patterns: int = PATTERNS) -> float
     return (reached + 1) / (patterns + 1)
 
 
-def best_sign_flip_p(n: int, patterns: int = PATTERNS) -> float:
+def best_sign_flip_p(n: int) -> float:
     """The smallest sign-flip p that n pairs can give."""
-    return 2.0 ** (1 - n) if n <= EXACT_PAIRS else 1 / (patterns + 1)
+    return 2.0 ** (1 - n) if n <= EXACT_PAIRS else 1 / (PATTERNS + 1)
 
 
 def detectable(sd: float, n: int) -> float:

@@ -2,8 +2,9 @@
 
 import math
 
-from slm.analysis.comparison import UNITS, Versus
+from slm.analysis.comparison import UNITS, Comparison, Versus
 from slm.analysis.statistics import ALPHA, Difference
+from slm.results import higher_is_better
 
 
 def unit(metric: str) -> str:
@@ -22,16 +23,16 @@ def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def sentence(versus: Versus, metric: str, *, variants: int = 1, higher_is_better: bool = False) -> str:
+def sentence(versus: Versus, comparison: Comparison) -> str:
     """What the comparison of one variant with its baseline shows, with interval, seeds, p and savings."""
-    d, name, base = versus.difference, versus.name, versus.base
+    d, name, base, metric = versus.difference, versus.name, versus.base, comparison.metric
     if math.isnan(d.p):
         text = f"{name} differs from {base} by {d.mean:+.4f} {unit(metric)}, but one seed shows no noise"
         return f"{text}: the difference may be chance"
     scale = (d.high - d.low) / 2
     seeds = f"{d.n} seeds" if d.paired else f"{d.n} or more seeds each, unpaired"
     tests = p_signs(d) if d.paired else f"{p_text(d.p)} by Welch's test"
-    if variants > 1:
+    if (variants := sum(not math.isnan(each.difference.p) for each in comparison.versus)) > 1:
         tests += f"; {p_text(versus.p_holm)} by the t-test after Holm's correction for {variants} variants"
     if d.low == d.mean == d.high == 0:
         return f"{name}: the same values as {base}, to the last digit, in all {d.n} seeds; the change has no effect"
@@ -39,7 +40,7 @@ def sentence(versus: Versus, metric: str, *, variants: int = 1, higher_is_better
         shown = f"{rounded(d.mean, scale)} [{rounded(d.low, scale)}, {rounded(d.high, scale)}]"
         power = f"{d.n} seeds would have shown {rounded(d.detectable, d.detectable)}"
         return f"{name}: no difference from {base} seen ({shown} {unit(metric)}); {power}"
-    better = (d.mean > 0) == higher_is_better
+    better = (d.mean > 0) == higher_is_better(metric)
     low, high = sorted((abs(d.low), abs(d.high)))
     size = f"{rounded(abs(d.mean), scale)} {unit(metric)} [{rounded(low, scale)}, {rounded(high, scale)}]"
     verb = "is" if versus.p_holm <= ALPHA else "may be"

@@ -103,20 +103,19 @@ class AblationSweeper(Sweeper):
         if self.metric in (None, *METRICS):
             return
         self.launch([], [1])
-        if self._is_kept() and (arms := read_arms(self.folder, [BASE])):
+        if self._is_kept() and (arms := read_arms(self.folder, [BASE])[0]):
             checked_metric(arms[BASE].runs, self.metric)
 
     def run_in_sequence(self):
         """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""
-        from slm.analysis.ablation import newest_looks, progress, seconds_of_a_pair
+        from slm.analysis.ablation import newest_looks, progress
 
         names, active, seeds, found = [BASE, *self.variants], list(self.variants), PILOT, {}
         self.launch(active, range(1, seeds + 1))
         while self._is_kept():
-            found, metric = newest_looks(
+            found, metric, seconds = newest_looks(
                 self.folder, names, self.detect, most=self.seeds, seeds=seeds, metric=self.metric
             )
-            seconds = seconds_of_a_pair(self.folder)
             known = [name for name in active if found[name]]
             lines = [progress(name, found[name], self.detect, self.seeds, metric, seconds) for name in known]
             print(printable("\n".join(lines)), flush=True)

@@ -5,7 +5,6 @@ import gc
 import io
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,7 +55,7 @@ class Rate:
         return self.begin + often + saved_alone * self.checkpoint + self.end
 
 
-def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable[[], float] = time.monotonic) -> Rate:
+def measured(job: Job, seconds: float, steps: int | None = None) -> Rate:
     """Trains a new model for so many seconds or steps, in a folder that is deleted. Nothing of it stays in this
     process: weights, random numbers and order of a later training are the same.
 
@@ -75,19 +74,19 @@ def measured(job: Job, seconds: float, steps: int | None = None, clock: Callable
     try:
         folder.mkdir(parents=True)
         with contextlib.redirect_stdout(io.StringIO()):
-            watch = Stopwatch(seconds, clock, steps)
+            watch = Stopwatch(seconds, time.monotonic, steps)
             run_info = describe_run(short, None, -1)
             assembled = assemble(short, run_info, {})
             open_run(short, run_info, [], -1, None)
             assembled.trainer.callbacks.insert(0, watch)
             try:
                 assembled.trainer.fit(assembled.module, assembled.data)
-                fitted = clock()
+                fitted = time.monotonic()
             finally:
                 assembled.data.close()
                 teardown(assembled.trainer)
             close_run(folder, {**run_info, "status": "done"})
-            end = clock() - fitted
+            end = time.monotonic() - fitted
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     del assembled
@@ -118,11 +117,11 @@ def steps_in(rate: Rate, seconds: float, every: Intervals) -> int:
     return low
 
 
-def steps_for_minutes(job: Job, deadline: float, clock: Callable[[], float] = time.monotonic) -> tuple[int, Rate]:
-    """The steps of a run that ends at `deadline`, on the clock, and the rate. Prints them."""
+def steps_for_minutes(job: Job, deadline: float) -> tuple[int, Rate]:
+    """The steps of a run that ends at `deadline`, on time.monotonic, and the rate. Prints them."""
     minutes = job.config.budget.minutes
-    rate = measured(job, SHARE * 60 * minutes, clock=clock)
-    steps = steps_in(rate, deadline - clock(), Intervals.of(job.config))
+    rate = measured(job, SHARE * 60 * minutes)
+    steps = steps_in(rate, deadline - time.monotonic(), Intervals.of(job.config))
     print(
         f"budget.minutes={minutes:g}: {steps:,} steps of {rate.step:.3g} s, validations of "
         f"{rate.validation:.2g} s, samples of {rate.samples:.2g} s"
