@@ -133,7 +133,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
-        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        dtype = id_type(tokenizer.vocab_size)
         held_out: Counter[int] = Counter()  # hashes of the validation documents that train does not have so far
         repeated = 0
 
@@ -162,6 +162,11 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
             file=sys.stderr,
         )
     return store
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The smallest type of the ids on disk."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def tokenizer_identity(settings: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ASCII = "".join(map(chr, range(32, 127))) + "\n\t"
 
 class CharacterTokenizer(Tokenizer):
     eos = PAD
+    in_processes = True
 
     def __init__(self, characters: str):
         self.characters = characters

@@ -64,6 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._bytes += [piece.replace(SPACE, " ").encode() for piece in pieces]
         # BPE merges within a word; unigram scores a complete text, and ties between segmentations depend on it
         self._words = WordEncoder(self._encode) if settings["algorithm"] == "bpe" else None
+        self.in_processes = self._words is not None  # unigram uses the library's threads
 
     @classmethod
     def build(

@@ -1,0 +1,66 @@
+"""A function of each item of a stream, computed by several processes, in order."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from slm.errors import ResourceError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+_function: Callable = None  # of a process that is a copy of this one
+
+
+def cores() -> int:
+    """The cores that processes of this one can use; 1 where they cannot be copies of it, as on macOS."""
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
+def mapped(function: Callable[[Item], Result], items: Iterator[Item], processes: int) -> Iterator[Result]:
+    """The function of each item, in order. At most 2 x `processes` items are read ahead.
+
+    The processes are forked, so the function and what it holds are not copied before they change.
+    Raises: ResourceError: if a process was killed; what the function and the items raise.
+    """
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(function,)) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(_call, item))
+                if len(pending) >= 2 * processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise ResourceError("a process that tokenizes was killed, most likely for want of memory") from None
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _begin(function: Callable) -> None:
+    """Ends with the process that it was forked from, which alone answers signals."""
+    global _function
+    _function = function
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _call(item: Item) -> Result:
+    return _function(item)
