@@ -1,13 +1,15 @@
 """Causal self-attention: its mask, kernels, rotary positions and key/value cache.
 
 Left out: the residual stream around it (slm/model.py). `visible` makes every mask, from positions: for
-training, tiles, growing and static caches; full causal attention leaves it to torch's kernel.
+training, tiles, growing and static caches; full causal attention leaves it to torch's kernel. `document_masks` also
+hides other documents.
 
 Shapes: B batch, T new positions, S cached plus new positions, C width, H query heads, K key/value heads, D head_dim.
 """
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from slm.errors import UserError
 
 GATE_CHANNELS = 12  # of the input, that the gate of a value embedding reads
+Rotation = tuple[Tensor, Tensor]  # cosines and sines
+Masks = dict[int | None, Tensor]  # by window
 MAX_ANGLES = 2**25  # numbers in a table of rotary positions: 134 MB; no weights stand behind a context
 
 
@@ -39,6 +43,7 @@ class AttentionConfig:
     rope_base: float = 10_000.0
     bias: bool  # in linear layers and LayerNorm; the head never has one
     dropout: float = 0.0  # on embeddings, attention weights and both residual branches
+    document_start: int | None = None  # id with which a document begins, whose tokens see only each other; None: all
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "depth", "width", "head_dim"):
@@ -62,6 +67,8 @@ class AttentionConfig:
         if self.context * self.head_dim > MAX_ANGLES:
             most = MAX_ANGLES // self.head_dim
             raise UserError(f"model.context={self.context} must be at most {most} with model.head_dim={self.head_dim}")
+        if self.document_start is not None and not 0 <= self.document_start < self.vocab_size:
+            raise UserError(f"model.document_start={self.document_start} is no id of {self.vocab_size}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
 
@@ -109,7 +116,7 @@ class Cache:
         shape = 2, batch, heads, min(positions or config.context, config.context), config.head_dim
         self.layers = [torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(config.depth)]
         self.length = 0  # positions filled; moved once per forward pass, by GPT
-        self.masks: dict[int | None, Tensor] = {}  # window -> (T, S), if only the device knows the positions
+        self.masks: Masks = {}  # window -> (T, S), if only the device knows the positions
 
     def begin(self, new: int) -> slice | Tensor:
         """The positions of the next `new` tokens, as an index."""
@@ -155,6 +162,19 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (keys > queries[:, None] - window)
 
 
+def document_starts(tokens: Tensor, start: int) -> Tensor:
+    """The position (B, T) at which the document of each token (B, T) begins: that of the last id `start`, else 0."""
+    positions = torch.arange(tokens.size(1), device=tokens.device)
+    return torch.where(tokens == start, positions, 0).cummax(dim=1).values
+
+
+def document_masks(starts: Tensor, windows: Iterable[int | None]) -> Masks:
+    """The mask (B, 1, T, T) for each window, with which a query sees no key before its document's start (B, T)."""
+    positions = torch.arange(starts.size(1), device=starts.device)
+    own = positions >= starts[:, :, None]  # (B, T, T)
+    return {window: (own & visible(positions, positions, window))[:, None] for window in set(windows)}
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -166,7 +186,7 @@ def attend(
 ) -> Tensor:
     """Softmax(q k / sqrt(D)) v over the visible keys: q and the result (B, H, T, D), k and v (B, K, S, D).
 
-    The queries are the last T of S positions, unless a mask (T, S) says which keys each of them sees.
+    The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees.
     """
     (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
     causal = False  # a Python bool: in a graph for all lengths T > 1 is symbolic, and torch's kernel refuses that
@@ -180,6 +200,8 @@ def attend(
         else:
             positions = torch.arange(S, device=q.device)
             mask = visible(positions[S - T :], positions, window)
+    elif mask.dim() == 4 and tiles_are_faster(q, window, dropout):
+        return attend_in_tiles(q, k, v, window, dropout, mask)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=H != K
     )
@@ -191,7 +213,9 @@ def tiles_are_faster(q: Tensor, window: int | None, dropout: float) -> bool:
     return q.device.type == "cpu" and (q.dtype == torch.bfloat16 or dropout > 0 or window is not None)
 
 
-def attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float) -> Tensor:
+def attend_in_tiles(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float, mask: Tensor | None = None
+) -> Tensor:
     """The same by plain products, on tiles of queries without most of the keys that they do not see."""
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     q, k, v = q.reshape(B * K, H // K, T, D), k.flatten(0, 1), v.flatten(0, 1)
@@ -201,7 +225,9 @@ def attend_in_tiles(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout
         first = 0 if window is None else max(0, start - window + 1)
         queries = torch.arange(start, end, device=q.device).repeat(H // K)
         seen = visible(queries, torch.arange(first, end, device=q.device), window)
-        bias = torch.where(seen, q.new_zeros(()), -math.inf)  # (H / K * t, keys)
+        if mask is not None:
+            seen = mask[:, :, start:end, first:end].expand(B, H, -1, -1).reshape(B * K, -1, end - first)
+        bias = torch.where(seen, q.new_zeros(()), -math.inf)  # (H / K * t, keys), with a mask (BK, H / K * t, keys)
         scores = torch.baddbmm(bias, tile.flatten(1, 2), k[:, first:end].mT, alpha=D**-0.5)
         outputs.append((F.dropout(scores.softmax(-1), dropout) @ v[:, first:end]).view_as(tile))
     return torch.cat(outputs, dim=2).view(B, H, T, D)
@@ -224,7 +250,9 @@ class Attention(nn.Module):
             self.value_gate = nn.Linear(min(GATE_CHANNELS, config.width), self.kv_heads, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor, rotation: Rotation | None, masks: Masks, cache: Cache | None
+    ) -> Tensor:
         """Normed residual stream (B, T, C) and the token ids (B, T) to (B, T, C)."""
         heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
         q, k, v = heads.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), dim=1)
@@ -236,7 +264,7 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache:
             k, v = cache.append(self.layer, k, v)
-        mask = cache.masks.get(self.window) if cache else None
+        mask = masks.get(self.window)
         y = attend(q, k, v, window=self.window, dropout=self.dropout if self.training else 0.0, mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 

@@ -68,7 +68,7 @@ def text_page(path: Path, files: Sequence[str]) -> str:
     loaded = load(path)
     data = loaded.config.get("data")
     data = data if isinstance(data, dict) else {}
-    layout = "documents" if data.get("layout") == "documents" else "packed"
+    layout = "packed" if data.get("layout", "packed") == "packed" else "documents"
     documents = [document for file in files for document in read_documents(file, data) if document.strip()]
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
     known = loss.bits_per_byte is not None

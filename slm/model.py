@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slm.attention import Attention, AttentionConfig, Cache, RMSNorm, Rotary
+from slm.attention import (
+    Attention,
+    AttentionConfig,
+    Cache,
+    Masks,
+    RMSNorm,
+    Rotary,
+    Rotation,
+    document_masks,
+    document_starts,
+)
 from slm.errors import UserError
 from slm.loss import softcapped
 
@@ -97,8 +107,10 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = norm(config), MLP(config)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, cache: Cache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, rotation, cache))
+    def forward(
+        self, x: Tensor, tokens: Tensor, rotation: Rotation | None, masks: Masks, cache: Cache | None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, rotation, masks, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -143,6 +155,8 @@ class GPT(nn.Module):
     def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Tokens (B, T) to normed features (B, T, C). A cache supplies, and receives, the past.
 
+        With `document_start`, tokens see their own document only, and learned positions begin anew in each; all that is
+        in a cache is one document. Rotary positions need no new beginning: only their differences count.
         Raises: ValueError: if cached plus new positions exceed the context.
         """
         start = cache.length if cache else 0
@@ -150,18 +164,23 @@ class GPT(nn.Module):
         if end > self.config.context:
             raise ValueError(f"{start} + {tokens.size(1)} positions exceed the context of {self.config.context}")
         positions = cache.begin(tokens.size(1)) if cache else slice(0, end)
+        masks, starts = cache.masks if cache else {}, None
+        if self.config.document_start is not None and not cache:
+            starts = document_starts(tokens, self.config.document_start)
+            masks = document_masks(starts, self.config.windows)
         x = self.tokens(tokens)
         if self.positions:
-            x = x + self.positions.weight[positions]
+            own = positions if starts is None else torch.arange(end, device=tokens.device) - starts
+            x = x + self.positions.weight[own]
         rotation = self.rotary(positions) if self.rotary else None
         x = embedding = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             if self.config.residual_scalars:
                 x = self.residual_scales[layer] * x + self.embedding_scales[layer] * embedding
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, tokens, rotation, cache, use_reentrant=False)
+                x = checkpoint(block, x, tokens, rotation, masks, cache, use_reentrant=False)
             else:
-                x = block(x, tokens, rotation, cache)
+                x = block(x, tokens, rotation, masks, cache)
         if cache:
             cache.length = end
         return self.norm(x)

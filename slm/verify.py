@@ -17,7 +17,7 @@ import torch
 
 from slm import checkpoint
 from slm.data.mixture import recorded_order
-from slm.data.order import InfiniteShuffle
+from slm.data.order import make_order
 from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -148,7 +148,8 @@ def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) 
     last = last if info["config"].get("log_windows") else lines[-1]["step"]
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
     batch, ones = info["config"]["data"]["batch_windows"], np.broadcast_to(1, info["windows"])
-    order = InfiniteShuffle(ones, info["config"]["seed"])
+    name = info["config"]["data"].get("order", "shuffle")
+    order = make_order(name, ones, info["config"]["seed"], info.get("offsets", 1))
     if "sources" in info:
         order = recorded_order(info["sources"], info["config"]["seed"])
     first = info.get("fork", run_folder.NO_FORK)["step"]  # the lines until there are those of the trunk

@@ -149,7 +149,7 @@ def test_an_attention_layer_is_its_formula():
             embedded, gates = layer.value_embedding.weight[tokens], 3 * layer.value_gate(x[..., :12]).sigmoid()
             v = v + torch.stack([gates[..., h, None] * embedded[..., 4 * h : 4 * h + 4] for h in range(2)], dim=1)
         expected = by_formula(q, k, v, None).transpose(1, 2).flatten(2)
-        torch.testing.assert_close(layer(x, tokens, None, None), layer.out(expected))
+        torch.testing.assert_close(layer(x, tokens, None, {}, None), layer.out(expected))
 
 
 def test_queries_keys_and_values_are_of_one_type(monkeypatch):

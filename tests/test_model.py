@@ -127,8 +127,8 @@ def test_residual_scalars():
         model.residual_scales.copy_(torch.tensor([0.5, 0.7]))
         model.embedding_scales.copy_(torch.tensor([0.3, -0.2]))
         embedding = model.tokens(tokens)
-        x = model.blocks[0](0.8 * embedding, tokens, model.rotary(slice(0, 12)), None)
-        x = model.blocks[1](0.7 * x - 0.2 * embedding, tokens, model.rotary(slice(0, 12)), None)
+        x = model.blocks[0](0.8 * embedding, tokens, model.rotary(slice(0, 12)), {}, None)
+        x = model.blocks[1](0.7 * x - 0.2 * embedding, tokens, model.rotary(slice(0, 12)), {}, None)
         torch.testing.assert_close(model(tokens), model.head(model.norm(x)))
 
 

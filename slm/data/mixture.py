@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from slm.corpora import Split
 from slm.corpora.mixture import Mixture
-from slm.data.order import InfiniteShuffle, Order
+from slm.data.order import Order, make_order
 from slm.data.quotas import Quotas
 from slm.data.store import TokenStore
 from slm.data.windows import Splits
@@ -135,6 +135,8 @@ class MixedSplits(Splits):
             name: {
                 "corpus": part.store.manifest["corpus"],
                 "windows": len(part.chosen),
+                "order": part.order_name,
+                "offsets": part.offsets,
                 "shares": [[time * self.positions, shares[number]] for time, shares in self.knots],
                 "limit": limits[number],
                 "passes": self.passes()[name],
@@ -147,7 +149,8 @@ def recorded_order(sources: Mapping[str, Any], seed: int) -> MixtureOrder:
     """The order of a run from `sources` of its run.json. Raises: UserError: if they are damaged."""
     try:
         orders = [
-            InfiniteShuffle(np.broadcast_to(1, its["windows"]), seed_of(seed, name)) for name, its in sources.items()
+            make_order(its["order"], np.broadcast_to(1, its["windows"]), seed_of(seed, name), its["offsets"])
+            for name, its in sources.items()
         ]
         knots = [
             (places[0][0], [share for _, share in places])

@@ -7,12 +7,15 @@ Shapes: N windows of a pass.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Name = Literal["shuffle", "replacement", "strided"]  # of data.order
 
 
 class Order(Protocol):
@@ -27,29 +30,69 @@ class Order(Protocol):
         ...
 
 
-class InfiniteShuffle:
-    """Passes over the same windows, each in a new permutation. `targets` (N,): the number of targets in each window."""
+class Passes(ABC):
+    """An order that consists of passes of N windows each.
 
-    def __init__(self, targets: np.ndarray, seed: int):
-        self.targets, self.seed = targets, seed
-        self.counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
+    `targets` (N,) has the number of targets of each window. Index o * N + i stands for window i moved by o ids, and has
+    as many targets; o is below `offsets`, which is 1 for windows that cannot be moved (see slm.data.windows.Windows).
+    """
+
+    def __init__(self, targets: np.ndarray, seed: int, offsets: int = 1):
+        self.targets, self.seed, self.offsets = targets, seed, offsets
+
+    @abstractmethod
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+        """The indices (N,) of a pass in their order, from its own generator."""
 
     def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
         return itertools.islice(self._from(start), rank, None, world)
 
     def _from(self, start: int) -> Iterator[int]:
-        number, offset = divmod(start, len(self.targets))
+        number, done = divmod(start, len(self.targets))
         while True:
-            yield from self.of_pass(number)[offset:].tolist()
-            number, offset = number + 1, 0
+            yield from self.of_pass(number)[done:].tolist()
+            number, done = number + 1, 0
 
     def of_pass(self, number: int) -> Tensor:
         """The indices (N,) of a pass in their order."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return torch.randperm(len(self.targets), generator=generator)
+        return self.drawn(number, torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+
+    @abstractmethod
+    def targets_before(self, position: int) -> int: ...
+
+
+class InfiniteShuffle(Passes):
+    """Every window once in each pass, in a new permutation. From the second pass on all windows of a pass are moved by
+    the same offset, drawn for that pass, so that they are cut at other places."""
+
+    counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
+
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+        permutation = torch.randperm(len(self.targets), generator=generator)
+        offset = int(torch.randint(self.offsets, (), generator=generator)) if number else 0
+        return permutation + offset * len(self.targets)
 
     def targets_before(self, position: int) -> int:
-        number, offset = divmod(position, len(self.targets))
+        number, done = divmod(position, len(self.targets))
         if self.counted[0] != number:
-            self.counted = number, np.append(0, self.targets[self.of_pass(number).numpy()].cumsum())
-        return int(number * self.counted[1][-1] + self.counted[1][offset])
+            windows = self.of_pass(number).numpy() % len(self.targets)
+            self.counted = number, np.append(0, self.targets[windows].cumsum())
+        return int(number * self.counted[1][-1] + self.counted[1][done])
+
+
+class Replacement(Passes):
+    """Windows of equal length, drawn at any offset with replacement: the order of nanoGPT (Karpathy 2022).
+
+    A pass has as many windows as one without replacement, but misses about 37 % of the text.
+    """
+
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self.targets) * self.offsets, (len(self.targets),), generator=generator)
+
+    def targets_before(self, position: int) -> int:
+        return position * int(self.targets[0])
+
+
+def make_order(name: Name, targets: np.ndarray, seed: int, offsets: int) -> Order:
+    """The order of this name. Strided windows are shuffled, and cut at the same places in every pass."""
+    return Replacement(targets, seed, offsets) if name == "replacement" else InfiniteShuffle(targets, seed, offsets)

@@ -3,7 +3,7 @@
 import codecs
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,16 @@ def step_readings(
     Raises: UserError: if the store has another number of windows than the run read.
     """
     data = info["config"]["data"]
-    settings = {"layout": data.get("layout"), "train_windows": data.get("train_windows")}
+    settings = {key: data[key] for key in ("layout", "train_windows", "order", "stride") if key in data}
     splits = split_windows(store, tokenizer.eos, context=model.config.context, **settings)
+    splits = replace(splits, offsets=info.get("offsets", 1))
     windows, chosen = splits.train, splits.chosen
     if len(chosen) != info["windows"]:
         raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
     order = splits.order(info["seed"]).indices(run_folder.windows_until(info, step - 1))
-    indices = [chosen[index] for index in itertools.islice(order, data["batch_windows"])]
+    indices = [*itertools.islice(order, data["batch_windows"])]
+    if len(chosen) < len(windows):
+        indices = [chosen[index] for index in indices]
     ids = windows.__getitems__(indices)  # (B, T + 1)
     nats = window_nats(model, ids)
     readings = []
@@ -72,12 +75,12 @@ def step_readings(
 def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> Iterable[tuple[int, int]]:
     """The document of each window's first token, and the place of that token in it."""
     if isinstance(windows, Documents):
-        return [(index, 0) for index in indices]
+        return [(windows.first_document(index), 0) for index in indices]
     ends = np.concatenate(
         [np.flatnonzero(shard == eos) + start for shard, start in zip(windows.shards, windows.starts)]
     )
     starts = np.append(0, ends + 1)  # of documents, in ids of the split
-    firsts = np.array(indices) * windows.context
+    firsts = np.array([windows.start(index) for index in indices])
     documents = np.searchsorted(starts, firsts, side="right") - 1
     return [*zip(documents.tolist(), (firsts - starts[documents]).tolist())]
 

@@ -136,8 +136,8 @@ def unread(store: TokenStore, split: Split, windows: Windows | Documents, target
     if windows.longest > windows.context:
         cut = int((windows.lengths > windows.context).sum())
         reasons.append(
-            f"{cut:,} of {len(windows):,} documents are longer than model.context={windows.context} and are cut "
-            f"(model.context={-(-windows.longest // 64) * 64} would cut none)"
+            f"{cut:,} of {len(windows.lengths):,} documents are longer than model.context={windows.context} and are "
+            f"cut (model.context={-(-windows.longest // 64) * 64} would cut none)"
         )
     if len(targets) < len(windows) and share > TRIFLE:
         reasons.append(

@@ -24,16 +24,17 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
     *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
 )
+ADDED = {"data.order": "shuffle", "data.attention_across_documents": True}
 OPTIMIZER = "optimizer._target_"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], without: Sequence[str]) -> dict[str, list[Any]]:
     """The dotted keys whose values differ: [before, after]. `without` names keys and sections to leave out.
 
-    An option of the model that was added since has its default before; any other missing key is None.
+    An option that was added since stands for what was done before; any other missing key is None.
     """
     before, after = flattened(old, without), flattened(new, without)
-    defaults = {f"model.{field.name}": field.default for field in fields(GPTConfig)}
+    defaults = ADDED | {f"model.{field.name}": field.default for field in fields(GPTConfig)}
     pairs = {key: [before.get(key, defaults.get(key)), after.get(key)] for key in sorted(before.keys() | after.keys())}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

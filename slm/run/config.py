@@ -29,6 +29,8 @@ ORDER = (  # prefixes of the keys that decide which windows a run reads
         "data.batch_windows.",
         "data.train_windows.",
         "data.layout.",
+        "data.order.",
+        "data.stride.",
         "data.corpus.",
         "data.sources.",
         "tokenizer.",
@@ -90,6 +92,10 @@ class RunConfig:
             )
         if self.name is not None and not NAME.fullmatch(self.name):
             raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
+        if (stride := self.data.stride) is not None and stride > self.model.context:
+            raise UserError(
+                f"data.stride={stride} must be at most model.context={self.model.context}, or text is skipped"
+            )
         for key in ("run_dir", "runs_dir", "cache_dir"):
             refuse_url(key, getattr(self, key))
         if not 0 <= self.seed < 2**32:
@@ -185,6 +191,8 @@ def read_trainer(values: Any) -> TrainerConfig:
 def read_model(values: Any) -> GPTConfig:
     if isinstance(values, Mapping) and "vocab_size" in values:
         raise UserError("model.vocab_size is decided by the tokenizer; give tokenizer.vocab_size")
+    if isinstance(values, Mapping) and "document_start" in values:
+        raise UserError("model.document_start follows from the data; give data.attention_across_documents=false")
     return typed(GPTConfig, {**values, "vocab_size": 1} if isinstance(values, Mapping) else values, "model")
 
 

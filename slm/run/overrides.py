@@ -29,7 +29,18 @@ SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs", "budget.minutes")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-SHARED_KEYS = ("layout", "batch_windows", "train_windows", "validation_windows", "workers", "timeout", "corpus")
+SHARED_KEYS = (
+    "layout",
+    "order",
+    "stride",
+    "attention_across_documents",
+    "batch_windows",
+    "train_windows",
+    "validation_windows",
+    "workers",
+    "timeout",
+    "corpus",
+)
 
 
 def read_arguments(

@@ -24,6 +24,7 @@ from slm.run.prepare import (
     Job,
     TokenizerPlan,
     choose_hardware,
+    model_of,
     optimizer_of,
     prepare_job,
     recipe_warnings,
@@ -172,7 +173,7 @@ def make_plan(config: RunConfig) -> Plan:
     steps = steps_of(config, text)
     if rate and config.budget.minutes:
         steps = steps_in(rate, 60 * config.budget.minutes, Intervals.of(config))
-    return Plan(**facts, model=replace(config.model, vocab_size=text.vocab_size), steps=steps)
+    return Plan(**facts, model=model_of(config, text.vocab_size), steps=steps)
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         microbatch=microbatch,
         tokenizer=tokenizer,
         splits=splits,
-        model=replace(config.model, vocab_size=tokenizer.vocab_size),
+        model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
         steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
     )
     found = [lost_text(config, splits.store, chosen.name)]
@@ -145,11 +145,25 @@ def prepare_splits(config: RunConfig, tokenizer: Tokenizer) -> Splits:
     return mixed_windows(config, stores, tokenizer)
 
 
+def model_of(config: RunConfig, vocab_size: int, eos: int = 0) -> GPTConfig:
+    """The model, with what the tokenizer decides."""
+    alone = config.data.attention_across_documents or config.data.layout == "documents"
+    return replace(config.model, vocab_size=vocab_size, document_start=None if alone else eos)
+
+
 def windows_of(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, layout: str | None = None) -> Splits:
     """The windows that a run reads of a store."""
     data, context = config.data, config.model.context
     layout = layout or data.layout
-    return split_windows(store, tokenizer.eos, context=context, layout=layout, train_windows=data.train_windows)
+    return split_windows(
+        store,
+        tokenizer.eos,
+        context=context,
+        layout=layout,
+        train_windows=data.train_windows,
+        order=data.order,
+        stride=data.stride,
+    )
 
 
 def mixed_windows(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> MixedSplits:

@@ -1,10 +1,12 @@
 """Where a run starts: at its newest checkpoint, that of another run, or anew; and what must be as it was before."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slm import checkpoint
 from slm.cache import changed_files
+from slm.data.windows import Splits
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.run.changes import check_unchanged
@@ -92,3 +94,11 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
     if not own and step >= job.steps:
         raise UserError(f"{start} is at step {step} of {job.steps} already; give more steps")
     return step, content["slm"]["config"]
+
+
+def as_begun(splits: Splits, before: dict[str, Any] | None, earlier: dict[str, Any]) -> Splits:
+    """The splits, with the offsets of `before`, which is run.json. A run, or the trunk of a fork, that began when all
+    passes had the same windows goes on so; `earlier` is the configuration in its checkpoint."""
+    if before:
+        return replace(splits, offsets=before.get("offsets", 1))
+    return splits if "order" in earlier.get("data", {"order": None}) else replace(splits, offsets=1)

@@ -4,9 +4,11 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from slm.corpora import Corpus
+from slm.data.order import Name
+from slm.data.windows import Layout
 from slm.errors import UserError
 
 
@@ -15,7 +17,10 @@ class DataConfig:
     """conf/data: the keys that all corpora share. The keys of one corpus go to its constructor."""
 
     corpus: Corpus
-    layout: Literal["packed", "documents"]
+    layout: Layout
+    order: Name
+    stride: int | None
+    attention_across_documents: bool
     batch_windows: int
     train_windows: int | None
     validation_windows: int | None
@@ -25,7 +30,11 @@ class DataConfig:
     def __post_init__(self):
         if self.batch_windows < 1:
             raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
-        for name in ("train_windows", "validation_windows"):
+        if self.layout != "packed" and self.order != "shuffle":
+            raise UserError(f"data.order={self.order} needs data.layout=packed, not {self.layout}")
+        if self.stride is not None and self.order != "strided":
+            raise UserError(f"data.stride={self.stride} is for data.order=strided, not {self.order}")
+        for name in ("train_windows", "validation_windows", "stride"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"data.{name}={value} must be at least 1, or null for all")
         cores = os.cpu_count() or 1

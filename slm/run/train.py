@@ -21,7 +21,7 @@ from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
 from slm.run.record import begin_run, close_run, complete_report, describe_run
 from slm.run.restored import apply_settings, check_optimizer
-from slm.run.resume import check_again, check_corpus, check_start, find_start
+from slm.run.resume import as_begun, check_again, check_corpus, check_start, find_start
 from slm.run.summary import conclude, print_summary
 
 
@@ -60,6 +60,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     build_callbacks(config, early_facts(config, run_dir), callbacks)
     job, deadline = prepared_in_time(config, run_dir, before, hardware, microbatch)
     step, earlier = check_start(start, job, before)
+    job = replace(job, splits=as_begun(job.splits, before, earlier))
     job, plan = with_plan(job, before, step, deadline)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     assembled = assemble(job, run_info, callbacks)
