@@ -94,7 +94,7 @@ class RunConfig:
             raise UserError(f"name={self.name} must consist of letters, digits, dots, hyphens and underscores")
         if (stride := self.data.stride) is not None and stride > self.model.context:
             raise UserError(
-                f"data.stride={stride} must be at most model.context={self.model.context}, or text is skipped"
+                f"data.stride={stride} must be at most model.context={self.model.context}: it would skip text"
             )
         for key in ("run_dir", "runs_dir", "cache_dir"):
             refuse_url(key, getattr(self, key))
