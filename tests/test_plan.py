@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONF, small_run, trained
@@ -12,10 +13,12 @@ from slm.estimate import device_table, parameters, parts
 from slm.model import GPTConfig
 from slm.optim.schedule import cosine, linear
 from slm.planning import lint
+from slm.planning.data import Text
 from slm.planning.devices import Work, known_devices, money
 from slm.planning.memory import _moments, _one_step, training_memory
 from slm.run import cli, process
-from slm.run.plan import find_text, offline, steps_of
+from slm.run.plan import find_text, offline, random_job, steps_of
+from slm.run.prepare import choose_hardware
 
 SMALL = GPTConfig(
     vocab_size=512,
@@ -112,6 +115,41 @@ def test_ten_steps_are_measured_on_prepared_data(monkeypatch, text_file, tmp_pat
     assert trained(monkeypatch, *small, "plan=measure") == 0
     assert "ten steps measured" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == kept
+
+
+@pytest.mark.parametrize("layout", ["packed", "documents"])
+def test_random_windows_have_the_planned_sizes(layout, composed, tmp_path):
+    vocab_size, context = 70_000, 64
+    config = composed(f"data.layout={layout}", "data.validation_windows=90", "optimized_metric=val/bits_per_byte")
+    mean = context if layout == "packed" else 40
+    text = Text(vocab_size=vocab_size, targets_per_window=mean)
+    job = random_job(config, tmp_path / "job", *choose_hardware(config), text)
+    assert job.splits.targets_per_window == pytest.approx(mean, rel=0.06)
+    assert len(job.splits.validation) >= 90
+    assert (job.model.vocab_size, job.model.context) == (vocab_size, context)
+    ids = np.concatenate([np.asarray(shard) for shard in job.store.shards("train")])
+    kept = ids[ids != job.tokenizer.eos]
+    assert kept.max() < vocab_size - 1
+    assert len(set(kept.tolist())) > 5000
+    assert job.store.manifest["splits"]["train"]["lost_bytes"] == 0
+    assert max(job.tokenizer.encode("One day, \u00fc \U0010ffff")) < vocab_size - 1
+
+
+def test_without_tokens_each_job_of_a_sweep_is_measured_on_random_windows(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("a plan downloads nothing"))
+    words = ["model.depth=1", "model.head_dim=32", "model.context=32", "data.batch_windows=4", "trainer=cpu"]
+    words += ["data.validation_windows=8", "budget.steps=20", "data.corpus.repository=me/mine", "cache_dir=cache"]
+    words += ["tokenizer.vocab_size=300", "callbacks.samples.max_new_tokens=8"]
+    assert trained(monkeypatch, "-m", "plan=measure", "model.width=32,64", *words) == 0
+    printed = capsys.readouterr()
+    head, *rows, total, how = printed.out.splitlines()
+    assert head.split()[0] == "model.width"
+    assert [row.split()[0] for row in rows] == ["32", "64"]
+    assert all(re.fullmatch(r"\d+:\d\d", row.split()[-2]) for row in rows)
+    assert total.startswith("2 jobs")
+    assert how.endswith("measured on random windows, as tokens are not in the cache.")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_narrow_model_reaches_less_of_a_gpu():

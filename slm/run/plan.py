@@ -1,6 +1,7 @@
 """plan=true: what a run will take, without training, without a run folder and without a download."""
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.cache import place
-from slm.data.store import TokenStore, store_identity, tokenizer_identity
+from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
 from slm.data.windows import Splits
 from slm.estimate import training_flops_per_token
 from slm.hardware import Hardware, resident_bytes
@@ -18,6 +19,7 @@ from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
+from slm.planning.random_text import RandomText, RandomTokenizer
 from slm.results import Run
 from slm.run.config import RunConfig
 from slm.run.prepare import (
@@ -36,6 +38,7 @@ from slm.run.sections import UNKNOWN
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
+RANDOM_WINDOWS = 512  # documents for a measurement without the data
 COUNTED: dict[str, Memory] = {}  # by what determines them: equal for many jobs of a sweep
 
 
@@ -166,14 +169,36 @@ def make_plan(config: RunConfig) -> Plan:
     with offline():
         text = find_text(config)
     rate = None
-    if config.plan == "measure" and text.cached:  # ten steps here, with a validation, samples and a checkpoint
+    if config.plan == "measure":  # ten steps here, with a validation, samples and a checkpoint
         with tempfile.TemporaryDirectory() as folder:
-            rate = measured(prepare_job(config, Path(folder), hardware, microbatch), 0, MEASURED_STEPS)
+            facts = config, Path(folder), hardware, microbatch
+            rate = measured(prepare_job(*facts) if text.cached else random_job(*facts, text), 0, MEASURED_STEPS)
     facts = {"config": config, "hardware": hardware, "microbatch": microbatch, "text": text, "rate": rate}
     steps = steps_of(config, text)
     if rate and config.budget.minutes:
         steps = steps_in(rate, 60 * config.budget.minutes, Intervals.of(config))
     return Plan(**facts, model=model_of(config, text.vocab_size), steps=steps)
+
+
+def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: int, text: Text) -> Job:
+    """A job on random windows of the planned sizes, which lie in the folder. Without callbacks that need the corpus."""
+    corpus = RandomText(
+        vocab_size=text.vocab_size,
+        length=text.targets_per_window,
+        longest=config.model.context,
+        train=RANDOM_WINDOWS,
+        validation=2 * (config.data.validation_windows or RANDOM_WINDOWS),  # enough windows also if they are packed
+    )
+    layout = "documents" if config.data.layout == "documents" else "packed"
+    data = replace(config.data, corpus=corpus, layout=layout, train_windows=None)
+    callbacks = {name: node for name, node in config.callbacks.items() if not node.names("corpus")}
+    config = replace(config, data=data, callbacks=callbacks, optimized_metric="val/loss")
+    tokenizer = RandomTokenizer(text.vocab_size)
+    with contextlib.redirect_stderr(io.StringIO()):
+        store = prepare(corpus, tokenizer, folder / "cache")
+    splits, model = windows_of(config, store, tokenizer), replace(config.model, vocab_size=text.vocab_size)
+    facts = {"config": config, "run_dir": folder, "hardware": hardware, "microbatch": microbatch}
+    return Job(**facts, tokenizer=tokenizer, splits=splits, model=model, steps=UNKNOWN)
 
 
 @contextlib.contextmanager

@@ -74,4 +74,6 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F
     assumed = f"{device_table()['utilisation']:.0%} of the peak assumed; plan=measure measures"
     rate = "measured" if all(plan.rate for plan in plans) else assumed
     device = plans[0].device.name.removeprefix("this one, ")
+    if rate == "measured" and not all(plan.text.cached for plan in plans):
+        rate += " on random windows, as tokens are not in the cache"
     return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."

@@ -98,7 +98,8 @@ def _device_table(plan: Plan) -> str:
             ]
         )
     assumed = device_table()
-    rate = "ten steps measured on this one; elsewhere " if plan.rate else "not measured (plan=measure does): "
+    windows = "" if plan.text.cached else " on random windows"
+    rate = f"ten steps{windows} measured on this one; elsewhere " if plan.rate else "not measured (plan=measure does): "
     block, step = 1e3 * assumed["block_seconds"], 1e3 * assumed["step_seconds"]
     share = f"{assumed['utilisation']:.0%} of the peak assumed, on GPUs in 16 bits"
     return (
