@@ -218,6 +218,9 @@ def test_failed_jobs_are_rows_and_the_same_command_tries_again_those_that_may_su
     printed = capsys.readouterr().out
     assert "2 of 5 jobs are finished already" in printed
     assert printed.count("run:    ") == 3
+    ended = [line for line in printed.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in ended] == ["[2/5]", "[3/5]", "[5/5]"]  # each once, at its own end
+    assert all("val/loss" in line and "failed" not in line for line in ended)
 
     assert torch.get_default_dtype() == torch.float32
     assert "PL_GLOBAL_SEED" not in os.environ

@@ -143,7 +143,8 @@ class RecordingLauncher(Launcher):
                 sweep.answers, sweep.metric = [], None
                 for job in sweep.jobs:
                     if not job.is_final or not self._has_run(job):  # of a killed sweep, or deleted
-                        job.status, job.process = "stopped" if self._has_run(job) else "waiting", None
+                        job.status = "stopped" if self._has_run(job) else "waiting"
+                        job.process = job.exit_code = None
                 self.is_open = True
             names = [sweep.add(swept_values(overrides, fixed)).folder for overrides in job_overrides]
         self.names += [name for name in names if name not in self.names]
