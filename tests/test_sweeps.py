@@ -23,7 +23,7 @@ from test_report import text_of
 from slm import energy, report
 from slm.analysis.statistics import pooled_deviation
 from slm.files import claim, jsonl, run_folder, sweep_folder
-from slm.run.sweep import check_command, fixed_keys, swept_values
+from slm.run.sweep_command import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import Outcome, note, threads_divided
 from slm.run.sweep_results import finished_line, table, write_results
 from slm.verify import first_difference
