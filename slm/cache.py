@@ -5,8 +5,8 @@
     python -m slm.cache prune --all                   deletes all but those in use
 
 A folder is written under a temporary name and renamed when it is complete, so a killed process never leaves an
-incomplete folder under the final name. Beside HASH/ lie HASH.lock, which is never deleted, since a process may wait for
-it, and HASH.json, a description for this list.
+incomplete folder under the final name; where the corpus allows it, the next process goes on with it. Beside HASH/ lie
+HASH.lock, which is never deleted, since a process may wait for it, and HASH.json, a description for this list.
 """
 
 import argparse
@@ -40,10 +40,18 @@ MAX_FILES = 10_000  # that a description lists
 DAY = 24 * 60 * 60  # seconds
 
 
-def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
+def cached(
+    cache: Path,
+    kind: str,
+    corpus: Corpus,
+    identity: dict[str, Any],
+    write: Callable[[Path], None],
+    progress: str | None = None,
+) -> Path:
     """The folder of this identity, written now if it is missing. One process writes, others wait for it.
 
-    `identity["corpus"]` is the fingerprint of the corpus.
+    `identity["corpus"]` is the fingerprint of the corpus. An incomplete folder with a file `progress` is kept: with it
+    the next `write` can go on.
     Raises: UserError: if the documents change while they are read; if the folder cannot be written, with the file.
     """
     folder = place(cache, kind, identity)
@@ -56,11 +64,12 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
         with atomic.locked(lock, wait=True, on_wait=lambda: announce_wait(lock)):
             if folder.is_dir():
                 return folder
+            temporary = folder.with_suffix(".partial" if progress else f".{os.getpid()}.partial")
             for stale in folder.parent.glob(f"{folder.name}*.partial"):  # of a killed process: this one holds the lock
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            temporary = folder.with_suffix(f".{os.getpid()}.partial")
+                if stale != temporary or not (progress and (stale / progress).is_file()):
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             try:
-                temporary.mkdir()
+                temporary.mkdir(exist_ok=True)
                 write(temporary)
                 if corpus.fingerprint() != identity["corpus"]:
                     raise UserError("the documents changed while they were read; start again")
@@ -73,7 +82,8 @@ def cached(cache: Path, kind: str, corpus: Corpus, identity: dict[str, Any], wri
                 temporary.rename(folder)
                 atomic.flush(folder.parent)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                if not (progress and (temporary / progress).is_file()):
+                    shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from slm.data import encode
+from slm.data import encode, preparation
 from slm.data import store as store_module
 from slm.data.order import InfiniteShuffle
 from slm.data.store import TokenStore, fingerprint, prepare, prepare_tokenizer
@@ -53,7 +53,7 @@ def corpus():
 @pytest.fixture
 def store(corpus, tmp_path, monkeypatch) -> TokenStore:
     """Shards of at most 300 ids, batches of about 100 characters."""
-    monkeypatch.setattr(encode, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(preparation, "SHARD_TOKENS", 300)
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 100)
     return prepare(corpus, ByteTokenizer(), tmp_path)
 
@@ -117,6 +117,77 @@ def test_the_cache_ignores_the_folder_of_a_killed_preparation(tmp_path, monkeypa
     assert any(path.suffix == ".partial" for path in (tmp_path / "tokens").iterdir())
     store = prepare(corpus, ByteTokenizer(), tmp_path)
     assert np.concatenate(store.shards("train")).tolist() == ids_of(corpus, "train")
+
+
+class InParts(Stories):
+    """Stories in files of ten, which counts its reads."""
+
+    reads = 0
+
+    def parts(self, split, place):
+        files = [self.splits[split][i : i + 10] for i in range(0, len(self.splits[split]), 10)]
+        place.files = len(files)
+
+        def part(file):
+            for text in file:
+                self.reads += 1
+                yield text
+            place.file += 1
+
+        while place.file < len(files):
+            yield part(files[place.file])
+
+
+class Broken(ByteTokenizer):
+    """Ends the process, or raises, at one of its calls."""
+
+    def __init__(self, at, end):
+        self.at, self.end = at, end
+
+    def encode_batch(self, texts):
+        self.at -= 1
+        if self.at < 0:
+            self.end()
+        return super().encode_batch(texts)
+
+
+def test_a_preparation_that_ended_goes_on_behind_the_last_complete_file(tmp_path, monkeypatch, capsys):
+    """Killed, failed, or with a damaged shard: the store is that of a preparation without interruption."""
+    monkeypatch.setattr(preparation, "SHARD_TOKENS", 500)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 100)
+    stories = [f"story number {i}, which ends here" for i in range(100)]
+    whole = prepare(Stories(stories), ByteTokenizer(), tmp_path / "whole")
+
+    def files(store):
+        return [np.concatenate(store.shards(split)).tolist() for split in ("validation", "train")]
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for at in range(0, 26, 5):
+        cache = tmp_path / str(at)
+        if (child := os.fork()) == 0:
+            try:
+                prepare(InParts(stories), Broken(at, kill), cache)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        with pytest.raises(ZeroDivisionError):
+            prepare(InParts(stories), Broken(1, lambda: 1 / 0), cache)
+        (folder,) = (cache / "tokens").glob("*.partial")
+        if damaged := at == 20:
+            shard = sorted(folder.glob("train*"))[0]
+            shard.write_bytes(b"x" + shard.read_bytes()[1:])
+        corpus = InParts(stories)
+        store = prepare(corpus, ByteTokenizer(), cache)
+        assert files(store) == files(whole)
+        counted = [{key: its[key] for key in preparation.COUNTS} for its in store.manifest["splits"].values()]
+        assert counted == [{key: its[key] for key in preparation.COUNTS} for its in whole.manifest["splits"].values()]
+        assert store.manifest["repeated"] == whole.manifest["repeated"]
+        said = capsys.readouterr().err
+        assert ("begins again" in said) == damaged
+        assert (corpus.reads == len(stories) + 1) == damaged
+        assert [path.name for path in (cache / "tokens").glob("*.partial")] == []
 
 
 EMPTY = {"shards": [], "tokens": 0, "documents": 1, "bytes": 0, "lost_bytes": 0}

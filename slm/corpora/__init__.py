@@ -30,3 +30,4 @@ class Place:
     file: int = 0
     files: int = 0
     taken: list[int] = field(default_factory=lambda: [0, 0])  # documents of train and their bytes before it
+    totals: list[int | None] = field(default_factory=lambda: [None, None])  # of the split, where they are known

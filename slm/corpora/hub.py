@@ -81,6 +81,7 @@ class Hub:
         named = self._split_of[split]
         files = self.source.files(named, streaming=self.streaming)
         place.files, skipped = len(files), 0
+        place.totals = self._totals() if split == "train" else [None, None]
 
         def part(file: str) -> Iterator[str]:
             nonlocal skipped
@@ -111,10 +112,8 @@ class Hub:
 
     def size(self) -> tuple[int, int] | None:
         """Train documents and about their bytes, as the README states them; None if it is unknown without a request."""
-        layout = self.source.known_layout()
-        if not layout or self.split not in layout.sizes or self.boundary or self.rows > 1 or any(self.limits):
-            return None
-        return tuple(layout.sizes[self.split])
+        documents, size = self._totals() if self.source.known_layout() else (None, None)
+        return (documents, size) if documents and size else None
 
     def fingerprint(self) -> str:
         """Digest of the commit (one short request) or of the folder's files (about 1 s per GB), and of the choices.
@@ -150,6 +149,13 @@ class Hub:
             return {"train": self.split, "validation": self.split}
         held_out = "validation" if self.validation_split == "auto" else self.validation_split
         return {"train": self.split, "validation": held_out}
+
+    def _totals(self) -> list[int | None]:
+        """Documents and bytes of train by its limits, else as the README states them, as far as they are known."""
+        rows, size = self.source.layout.sizes.get(self.split, (None, None))
+        if self.limits != (None, None):
+            return list(self.limits)
+        return [None if self.boundary or self.rows > 1 else rows, size]
 
     def _texts(self, file: str) -> Iterator[str | None]:
         layout = self.source.layout

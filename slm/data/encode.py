@@ -2,10 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -13,13 +12,14 @@ from rich.live import Live
 from rich.text import Text
 
 from slm import tokenizers
-from slm.corpora import Split
+from slm.corpora import Corpus, Place, Split
+from slm.data.preparation import Preparation
 from slm.data.processes import cores, mapped
-from slm.errors import UserError, file_operation
-from slm.files import atomic
+from slm.errors import UserError
+from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
-SHARD_TOKENS = 2**27  # 256 MiB of uint16
+LINE_SECONDS = 60  # between two lines of progress where the output is not a terminal
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
 SMALL_BATCHES = 8  # of a corpus, before it is large enough for several processes
 
@@ -68,31 +68,26 @@ def utf8_bytes(text: str) -> int:
         raise UserError(f"a document has half of a surrogate pair: {text[start : error.end + 20]!r}") from None
 
 
-def write_split(documents: Iterator[str], tokenizer: Tokenizer, folder: Path, split: Split, dtype: np.dtype) -> dict:
-    """Tokenizes documents into shards in a folder. Returns the counts and the shards, for the manifest.
+def write_split(corpus: Corpus, tokenizer: Tokenizer, preparation: Preparation, split: Split) -> dict:
+    """Tokenizes the documents of a split that are still missing. Returns counts and shards, for the manifest.
 
-    Raises: UserError: without documents, or for one that is no text.
+    Raises: UserError: from the corpus; without documents, or for one that is no text.
     """
-    counts = {"documents": 0, "bytes": 0, "tokens": 0, "lost_bytes": 0}
-    shards: list[dict] = []
-    start, line = time.perf_counter(), f"tokenizing {split}"
-    with Live(line, console=Console(stderr=True), transient=True, auto_refresh=False) as live:  # on a terminal
-        for encoded in Encoder(tokenizer, dtype).over(documents):
-            if not shards or shards[-1]["tokens"] + len(encoded.ids) > SHARD_TOKENS:
-                shards.append({"file": f"{split}-{len(shards):05d}.bin", "tokens": 0})
-            path = folder / shards[-1]["file"]
-            with file_operation("write", path), open(path, "ab") as file:
-                file.write(encoded.ids.tobytes())
-            shards[-1]["tokens"] += len(encoded.ids)
-            counts["tokens"] += len(encoded.ids)
-            for name in ("documents", "bytes", "lost_bytes"):
-                counts[name] += getattr(encoded, name)
-            line = _progress(split, counts, time.perf_counter() - start)
-            live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-    if not shards:
+    counts, place = preparation.start(split)
+    encoder, pace = Encoder(tokenizer, preparation.dtype), Pace(place, counts)
+    with Live(f"tokenizing {split}", console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        for part in preparation.documents(corpus, split):
+            for encoded in encoder.over(part):
+                preparation.add(split, encoded.ids)
+                for name in ("documents", "bytes", "lost_bytes"):
+                    counts[name] += getattr(encoded, name)
+                live.update(Text(pace.line(split), no_wrap=True, overflow="ellipsis"), refresh=True)  # on a terminal
+                if not live.console.is_terminal and pace.is_due():
+                    print(pace.line(split), file=sys.stderr)
+    if not counts["shards"]:
         raise UserError(f"the {split} split has no documents")
-    print(line, file=sys.stderr)
-    return {**counts, "shards": [{**shard, "sha256": atomic.sha256(folder / shard["file"])} for shard in shards]}
+    print(pace.line(split), file=sys.stderr)
+    return preparation.sealed(split)
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -108,10 +103,33 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _progress(split: Split, counts: dict, seconds: float) -> str:
-    """A line of less than 80 characters."""
-    megabytes = counts["bytes"] / 1e6
-    return (
-        f"tokenizing {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {megabytes:,.1f} MB, "
-        f"{megabytes / seconds:.1f} MB/s"
-    )
+class Pace:
+    """How far a split is, how fast it is, and how long it takes."""
+
+    def __init__(self, place: Place, counts: Mapping[str, int]):
+        self.place, self.counts = place, counts
+        self.begin = self.said = time.perf_counter()
+        self.bytes, self.share = counts["bytes"], self._share()  # at the start
+
+    def is_due(self) -> bool:
+        """True once in LINE_SECONDS."""
+        now, before = time.perf_counter(), self.said
+        self.said = now if now - before > LINE_SECONDS else before
+        return self.said == now
+
+    def line(self, split: Split) -> str:
+        """Counts and speed; share and time left where the end is known. Less than 100 characters."""
+        counts, seconds, share = self.counts, time.perf_counter() - self.begin, self._share()
+        speed = (counts["bytes"] - self.bytes) / 1e6 / seconds
+        ahead = self.share < share < 1
+        left = f", {share:.0%}, ETA {clock(seconds * (1 - share) / (share - self.share))}" if ahead else ""
+        return (
+            f"tokenizing {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+            f"{counts['bytes'] / 1e6:,.1f} MB, {speed:.1f} MB/s{left}"
+        )
+
+    def _share(self) -> float:
+        """By documents or bytes, if the corpus states how many there are, else by its files; 0 if nothing is known."""
+        done = self.counts["documents"], self.counts["bytes"]
+        stated = [count / total for count, total in zip(done, self.place.totals) if total]
+        return max(stated, default=self.place.file / max(self.place.files, 1))

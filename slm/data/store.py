@@ -4,8 +4,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +15,8 @@ from slm import tokenizers
 from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
 from slm.data.encode import write_split
-from slm.errors import UserError, file_operation
+from slm.data.preparation import PROGRESS, Preparation
+from slm.errors import UserError
 from slm.files import atomic
 from slm.tokenizers import Tokenizer
 
@@ -133,27 +133,12 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
-        dtype = id_type(tokenizer.vocab_size)
-        held_out: Counter[int] = Counter()  # hashes of the validation documents that train does not have so far
-        repeated = 0
+        preparation = Preparation(folder, id_type(tokenizer.vocab_size))
+        splits = {split: write_split(corpus, tokenizer, preparation, split) for split in ("validation", "train")}
+        preparation.complete({**expected, "splits": splits})
 
-        def counted(split: Split) -> Iterator[str]:
-            nonlocal repeated
-            for text in corpus.documents(split):
-                if split == "validation":
-                    held_out[hash(text)] += 1
-                else:
-                    repeated += held_out.pop(hash(text), 0)
-                yield text
-
-        splits = {
-            split: write_split(counted(split), tokenizer, folder, split, dtype) for split in ("validation", "train")
-        }
-        manifest = {**expected, "dtype": dtype.name, "repeated": repeated, "splits": splits}
-        with file_operation("write", path := folder / "manifest.json"):
-            path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-    store = TokenStore.open(cached(cache, "tokens", corpus, identity, write), expected)
+    progress = PROGRESS if hasattr(corpus, "parts") else None
+    store = TokenStore.open(cached(cache, "tokens", corpus, identity, write, progress), expected)
     repeated, documents = store.manifest["repeated"], store.manifest["splits"]["validation"]["documents"]
     if repeated > REPEATED * documents:
         print(
