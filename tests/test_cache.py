@@ -14,7 +14,7 @@ from conftest import exit_code, mistake
 from slm.cache import changed_files
 from slm.cache import main as cache_main
 from slm.corpora.text import Text
-from slm.data import encode
+from slm.data import encode, preparation
 from slm.data.store import fingerprint, prepare, prepare_tokenizer
 from slm.files import atomic
 from slm.tokenizers.bytes import ByteTokenizer
@@ -85,7 +85,7 @@ def test_a_stray_entry_in_a_tokenizers_folder_is_no_part_of_the_tokenizer(corpus
 
 
 def full_disk(monkeypatch, cache: Path) -> str:
-    monkeypatch.setattr(encode, "open", lambda path, mode: io.FileIO("/dev/full", mode), raising=False)
+    monkeypatch.setattr(preparation, "open", lambda path, mode: io.FileIO("/dev/full", mode), raising=False)
     return r"cannot write .*/tokens/\w+\.\d+\.partial/\w+-00000\.bin in the cache: No space left .*; make room there"
 
 
@@ -95,8 +95,8 @@ def no_folder(monkeypatch, cache: Path) -> str:
 
 
 def vanishing(monkeypatch, cache: Path) -> str:
-    progress = encode._progress
-    monkeypatch.setattr(encode, "_progress", lambda *args: shutil.rmtree(cache) or progress(*args))
+    line = encode.Pace.line
+    monkeypatch.setattr(encode.Pace, "line", lambda *args: shutil.rmtree(cache, ignore_errors=True) or line(*args))
     return r"cannot (read|write) .*/tokens/\w+\.\d+\.partial.* in the cache: No such file or directory"
 
 

@@ -1,4 +1,4 @@
-"""A token store that is being written: what of it is complete, so that a preparation that ended early can go on.
+"""A token store that is being written: a preparation that ended early can go on with its complete parts.
 
 Only what `progress.json` lists is trusted, after a check of its CRC-32. It is written when a file of the corpus has
 been read to its end and the ids are on disk. The folder has a temporary name until the manifest is written.
