@@ -15,7 +15,7 @@ from test_model import model_of
 from test_resume import history, resumes_exactly
 
 from slm import lens, verify
-from slm.data import encode
+from slm.data import encode, preparation
 from slm.data.order import InfiniteShuffle, Replacement
 from slm.data.packing import best_fit
 from slm.data.store import TokenStore, prepare
@@ -44,7 +44,7 @@ def corpus() -> Stories:
 @pytest.fixture
 def store(corpus, tmp_path, monkeypatch) -> TokenStore:
     """Shards of at most 300 ids."""
-    monkeypatch.setattr(encode, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(preparation, "SHARD_TOKENS", 300)
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 100)
     return prepare(corpus, ByteTokenizer(), tmp_path)
 
