@@ -21,7 +21,7 @@ from slm.tokenizers import Tokenizer
 
 LINE_SECONDS = 60  # between two lines of progress where the output is not a terminal
 BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
-SMALL_BATCHES = 8  # of a corpus, before it is large enough for several processes
+SMALL_BATCHES = 2  # of a corpus, before it is large enough for several processes
 
 
 @dataclass(frozen=True)
