@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import mistake
+from test_data import Stories
 from test_tokenizers import ADVERSARIAL, bpe_tokenizer, seeded_documents, sentencepiece_tokenizer
 
 from slm.data import encode
 from slm.data.encode import Encoder, write_split
+from slm.data.preparation import Preparation
 from slm.data.processes import mapped
 from slm.data.store import id_type
 from slm.errors import ResourceError
@@ -35,15 +37,19 @@ def two_cores(monkeypatch):
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 2000)
 
 
+def written(documents, tokenizer, folder):
+    return write_split(Stories(documents), tokenizer, Preparation(folder, np.dtype(np.uint16)), "train")
+
+
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_several_processes_write_the_same_files(make, tmp_path, two_cores, monkeypatch):
     tokenizer, used = make(), []
     monkeypatch.setattr(encode, "mapped", lambda *arguments: used.append(arguments[2]) or mapped(*arguments))
     (tmp_path / "two").mkdir()
     (tmp_path / "one").mkdir()
-    two = write_split(iter(DOCUMENTS), tokenizer, tmp_path / "two", "train", np.dtype(np.uint16))
+    two = written(DOCUMENTS, tokenizer, tmp_path / "two")
     monkeypatch.setattr(encode, "cores", lambda: 1)
-    one = write_split(iter(DOCUMENTS), tokenizer, tmp_path / "one", "train", np.dtype(np.uint16))
+    one = written(DOCUMENTS, tokenizer, tmp_path / "one")
     assert used == [2]
     assert one == two
     assert one["documents"] == len(DOCUMENTS)
@@ -56,7 +62,7 @@ def test_half_of_a_surrogate_pair_is_one_line(place, tmp_path, two_cores):
     """Also in another process."""
     documents = [*DOCUMENTS[:place], "Lily \ud83d saw", *DOCUMENTS[place:]]
     with mistake(r"a document has half of a surrogate pair: 'Lily \\ud83d saw'"):
-        write_split(iter(documents), bpe_tokenizer(), tmp_path, "train", np.dtype(np.uint16))
+        written(documents, bpe_tokenizer(), tmp_path)
 
 
 def test_items_are_read_as_they_are_needed_and_errors_arrive():
@@ -76,6 +82,7 @@ def test_a_killed_process_is_one_line():
 
 PARENT = """
 import os, time
+
 from slm.data.processes import mapped
 def item(number):
     print(os.getpid(), flush=True)
