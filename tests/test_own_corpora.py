@@ -145,6 +145,7 @@ MALFORMED = {  # name -> (content, settings, message)
         {},
         "line 1 is not a JSON object, but { .*; each line .* one array of",
     ),
+    "blank.jsonl": (b" \n\r\n ", {}, "blank.jsonl is empty: it contains only white space"),
     "half.jsonl": (b'{"text": "one"}\n{"text": "\\udc00"}', {}, "half.jsonl line 2 has half of a surrogate pair"),
     "few.csv": (b'id,text\n1,"a\nb"\n\n2\n', {}, "few.csv line 5 has 1 fields instead of 2"),
     "quote.csv": (b'id,text\n1,a\n2,"b\n3,c\n', {}, "quote.csv line 3 is not CSV: unexpected end of data"),

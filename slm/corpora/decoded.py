@@ -85,8 +85,10 @@ def chunks(path: Path, encoding: str | None, tally: Counter[str]) -> Iterator[st
 
 
 @contextlib.contextmanager
-def opened(path: Path, encoding: str | None) -> Iterator[io.TextIOWrapper]:
+def opened(path: Path, encoding: str | None, newline: str | None = "") -> Iterator[io.TextIOWrapper]:
     """The decompressed file as text without its byte order mark, which has precedence over `encoding`.
+
+    `newline`: as for the built-in `open`.
 
     Raises: UserError: if it cannot be read, is damaged, not plain text by its first bytes, or in another encoding.
     """
@@ -101,7 +103,7 @@ def opened(path: Path, encoding: str | None) -> Iterator[io.TextIOWrapper]:
             codec = next((codec for mark, codec in MARKS.items() if head.startswith(mark)), None)
             if codec is None:
                 refuse_binary(path, head, encoding)
-            text = io.TextIOWrapper(file, encoding=codec or encoding or "utf-8", newline="")
+            text = io.TextIOWrapper(file, encoding=codec or encoding or "utf-8", newline=newline)
             yield closing.enter_context(text)
         except UnicodeDecodeError as error:
             offset = file.tell() - len(error.object) + error.start

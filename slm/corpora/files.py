@@ -143,7 +143,7 @@ class Files:
             return
         template = self._rows or Template(None, None)  # which raises
         if kind == "json":
-            rows = json_rows(path, chunks(path, self.encoding, Counter()))  # its line ends are in no document
+            rows = json_rows(path, self.encoding)
         elif kind == "csv":
             rows = csv_rows(path, chunks(path, self.encoding, tally), template)
         else:

@@ -3,12 +3,14 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import Any
 
-from slm.corpora.decoded import readable
+from slm.corpora import decoded
+from slm.corpora.decoded import opened, readable
 from slm.corpora.template import Template
 from slm.errors import UserError
 
@@ -20,15 +22,20 @@ DELIMITERS = {".tsv": "\t,;|"}  # in the order in which they are tried
 COMPLETE = "each line must be a complete object, or the file one array of objects"
 
 
-def json_rows(path: Path, chunks: Iterator[str]) -> Iterator[Row]:
+def json_rows(path: Path, encoding: str | None) -> Iterator[Row]:
     """The objects of JSON Lines, or of one array if the text begins with [. Raises: UserError: for a malformed one."""
-    first = next(chunks, "")
-    rows = array_rows if first.lstrip().startswith("[") else line_rows
-    return rows(path, chain([first], chunks))
+    with opened(path, encoding, newline=None) as file:
+        begin = file.read(1)
+        while begin.isspace() and (character := file.read(1)):
+            begin += character
+        if begin.endswith("["):
+            yield from array_rows(path, chain(["["], iter(partial(file.read, decoded.CHUNK_CHARACTERS), "")))
+        else:
+            yield from line_rows(path, chain([begin + file.readline()], file), begin.count("\n") + 1)
 
 
-def line_rows(path: Path, chunks: Iterable[str]) -> Iterator[Row]:
-    for number, line in enumerate(split_stream(chunks, "\n"), start=1):
+def line_rows(path: Path, lines: Iterable[str], first: int) -> Iterator[Row]:
+    for number, line in enumerate(lines, first):
         if line and not line.isspace():
             problem = ""
             try:

@@ -41,6 +41,8 @@ class Template:
         Raises: UserError: for a missing column, a nested value, a `column` that is not text, or half of a surrogate
             pair (possible in JSON).
         """
+        if self.column and isinstance(text := row.get(self.column), str):
+            return encodable(text, where)
         if not all(name in row for name in self.columns):
             self.check(row, where)
         if any(row[name] is None for name in self.columns):
@@ -50,11 +52,17 @@ class Template:
                 kind, supported = type(row[name]).__name__, "text" if self.column else "text and numbers"
                 raise UserError(f"{where} has a value of type {kind} in column {name!r}: {self.key} needs {supported}")
         text = "".join(literal if name is None else f"{literal}{row[name]}" for literal, name in self.parts)
-        try:
+        return encodable(text, where)
+
+
+def encodable(text: str, where: str) -> str:
+    """The text. Raises: UserError: if it has half of a surrogate pair."""
+    try:
+        if not text.isascii():
             text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where} has half of a surrogate pair in its text: repair it, or leave it out") from None
-        return text
+    except UnicodeEncodeError:
+        raise UserError(f"{where} has half of a surrogate pair in its text: repair it, or leave it out") from None
+    return text
 
 
 def nested(value: Any) -> bool:
