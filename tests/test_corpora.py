@@ -610,7 +610,7 @@ def test_another_download_than_shakespeare_is_not_kept(tmp_path):
 
 
 def test_yaml_builds_its_corpus_without_heavy_imports(tmp_path):
-    names = "tinystories", "shakespeare", "text", "jsonl"
+    names = "tinystories", "shakespeare", "text", "jsonl", "files"
     for name in names:
         data = OmegaConf.load(PROJECT / "conf" / "data" / f"{name}.yaml")
         data.path = str(tmp_path / "absent")

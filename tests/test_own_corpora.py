@@ -8,6 +8,7 @@ import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -18,7 +19,9 @@ from slm.corpora.files import Files
 from slm.corpora.jsonl import JsonLines
 from slm.corpora.template import Template
 from slm.corpora.text import Text
+from slm.data.store import prepare
 from slm.errors import UserError
+from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 
 TEXTS = ['Über allen Gipfeln\nist Ruh\', "in" allen', "红楼梦\u2028第一回", "a 😀👩‍👩‍👧 b; c\td", "the\u0085 end"]
 COMPRESS = {
@@ -250,3 +253,27 @@ def test_presets_keep_the_names_of_their_caches(tmp_path):
     assert len({files(tmp_path, **choice).fingerprint() for choice in choices}) == 5
     (tmp_path / "c.jsonl").rename(tmp_path / "c.csv")
     assert files(tmp_path).fingerprint() != files(tmp_path / "*.txt").fingerprint()
+
+
+LANGUAGES = {
+    "german": "Wer reitet so spät durch Nacht und Wind? Es ist der Vater mit seinem Kind; größer, süßer, Straße.",
+    "chinese": "道可道，非常道。名可名，非常名。無名天地之始；有名萬物之母。𠀀𪚥",
+    "emoji": "👩‍👩‍👧‍👦 loves 🏳️‍🌈 and 🇩🇪, e\u0301 is not é, \u200d\ufeff\U0001f600\t\u00a0.",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_ids_on_disk_decode_to_the_documents(tmp_path, language):
+    words = LANGUAGES[language].split(" ")
+    texts = [f"{index} {' '.join(words[index % len(words) :])}\n" for index in range(40)]
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(table(";", texts, end="\n")))
+    corpus = files(tmp_path / "a.csv.gz")
+    settings = {"vocab_size": 320, "algorithm": "bpe", "sample_documents": 1000, "seed": 0}
+    tokenizer = SentencePieceTokenizer.build(corpus.documents("train"), **settings)
+    store = prepare(corpus, tokenizer, tmp_path / "cache")
+    found = []
+    for split in ("train", "validation"):
+        ids = np.concatenate(store.shards(split))
+        found += [tokenizer.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == tokenizer.eos) + 1)[:-1]]
+        assert store.manifest["splits"][split]["lost_bytes"] == 0
+    assert found == texts
