@@ -118,7 +118,7 @@ def test_a_template_joins_columns_and_a_row_with_a_null_has_no_text():
         (None, "text", {}, "names no column"),
         (None, "{}", {}, "must name columns"),
         (None, "{a!r}", {}, "without formats"),
-        (None, "{a} {b}", {"a": "x", "bc": {}}, "no column 'b': its columns are a, bc; give data.template=...{bc}..."),
+        (None, "{a} {b}", {"a": "x", "bc": {}}, "no column 'b': its columns are a, bc; did you mean {bc}?"),
     ],
 )
 def test_a_wrong_column_or_template_is_named(column, template, row, message):
@@ -149,10 +149,13 @@ MALFORMED = {  # name -> (content, settings, message)
         "line 1 is not a JSON object, but { .*; each line .* one array of",
     ),
     "blank.jsonl": (b" \n\r\n ", {}, "blank.jsonl is empty: it contains only white space"),
+    "brace.jsonl": (b'{"text": "one"}\n{"text": "two"\n', {}, r"line 2 .*two. \(column 15: Expecting ',' delimiter"),
     "half.jsonl": (b'{"text": "one"}\n{"text": "\\udc00"}', {}, "half.jsonl line 2 has half of a surrogate pair"),
     "few.csv": (b'id,text\n1,"a\nb"\n\n2\n', {}, "few.csv line 5 has 1 fields instead of 2"),
     "quote.csv": (b'id,text\n1,a\n2,"b\n3,c\n', {}, "quote.csv line 3 is not CSV: unexpected end of data"),
     "names.csv": (b"One day,a cat\n", {}, "names.csv line 1 has no column 'text': its columns are One day, a cat"),
+    "semicolon.csv": (b"id;te,xt;z\n1;a\n", {}, "line 1 has no column 'text': its columns are id, te,xt, z; give"),
+    "twice.tsv": (b"text\ttext\na\tb\n", {}, "twice.tsv line 1 has 2 columns 'text'"),
     "empty.csv": (b"", {}, "empty.csv line 1 has no column 'text': its columns are none"),
     "no.parquet": (b"PAR1 and no table", {}, "no.parquet after row 0 is not parquet, or damaged"),
     "column.parquet": (parquet({"txt": ["a"]}), {}, "column.parquet has no column 'text': .*give data.column=txt"),

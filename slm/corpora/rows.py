@@ -18,7 +18,7 @@ Row = tuple[str, Mapping[str, Any]]
 BATCH_ROWS = 1000
 BUFFER_BYTES = 2**20  # read at a time from each column of a parquet file
 MAX_FIELD = 2**30  # characters of a field of CSV
-DELIMITERS = {".tsv": "\t,;|"}  # in the order in which they are tried
+DELIMITERS = ",;\t|"
 COMPLETE = "each line must be a complete object, or the file one array of objects"
 
 
@@ -36,7 +36,7 @@ def json_rows(path: Path, encoding: str | None) -> Iterator[Row]:
 
 def line_rows(path: Path, lines: Iterable[str], first: int) -> Iterator[Row]:
     for number, line in enumerate(lines, first):
-        if line and not line.isspace():
+        if line := line.strip():
             problem = ""
             try:
                 row = json.loads(line)
@@ -46,7 +46,7 @@ def line_rows(path: Path, lines: Iterable[str], first: int) -> Iterator[Row]:
                 row, problem = None, f" ({error})"
             if not isinstance(row, dict):
                 remedy = f"; {COMPLETE}" if line[:1] in "[{" else ""
-                raise UserError(f"{path} line {number} is not a JSON object, but {line[:40].strip()}{problem}{remedy}")
+                raise UserError(f"{path} line {number} is not a JSON object, but {line[:40]}{problem}{remedy}")
             yield f"{path} line {number}", row
 
 
@@ -85,18 +85,18 @@ def malformed(path: Path, number: int, problem: str) -> UserError:
 
 
 def csv_rows(path: Path, chunks: Iterator[str], template: Template) -> Iterator[Row]:
-    """The rows below a first line with the names of columns; the delimiter is , ; tab or |, the first that fits.
+    """The rows below a line with the names of columns, in which that of DELIMITERS divides that gives the most.
 
     Raises: UserError: for a missing column, a row with another number of fields, or unbalanced quotes.
     """
     csv.field_size_limit(MAX_FIELD)
     lines = (f"{line}\n" for line in split_stream(chunks, "\n"))
     first = next(lines)
-    choices = DELIMITERS.get(path.with_suffix(path.suffix.lower()).suffix, ",;\t|")
-    fitting = [choice for choice in choices if set(template.columns) <= {*next(csv.reader([first], delimiter=choice))}]
-    reader = csv.reader(chain([first], lines), delimiter=(fitting or choices)[0], strict=True)
     line = 1
     try:
+        names = {mark: next(csv.reader([first], delimiter=mark)) for mark in DELIMITERS}
+        delimiter = max(names, key=lambda mark: (set(template.columns) <= {*names[mark]}, len(names[mark])))
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         template.check(header := next(reader), f"{path} line 1")
         while True:
             line = reader.line_num + 1
@@ -105,7 +105,7 @@ def csv_rows(path: Path, chunks: Iterator[str], template: Template) -> Iterator[
             if len(fields) == len(header):
                 yield f"{path} line {line}", dict(zip(header, fields))
             elif fields:
-                remedy = f"put quotes around fields with {reader.dialect.delimiter!r} or line ends"
+                remedy = f"put quotes around fields with {delimiter!r} or line ends"
                 raise UserError(f"{path} line {line} has {len(fields)} fields instead of {len(header)}: {remedy}")
     except csv.Error as error:
         raise UserError(f"{path} line {line} is not CSV: {error}") from None

@@ -29,10 +29,13 @@ class Template:
         """Raises: UserError: if a needed column is not among these, which the message names."""
         names = [name for name in columns if isinstance(name, str)]
         for missing in self.columns:
+            if names.count(missing) > 1:
+                raise UserError(f"{where} has {names.count(missing)} columns {missing!r}: rename or remove all but one")
             if missing not in names:
                 shown, nearest = printable(", ".join(names), SHOWN), get_close_matches(missing, names, n=1)
-                column = nearest[0] if nearest else "<one of them>"
-                remedy = f"give {self.key}={column if self.column else f'...{{{column}}}...'}"
+                remedy = f"give {self.key}={nearest[0] if nearest else '<one of them>'}"
+                if self.column is None:
+                    remedy = f"did you mean {{{nearest[0]}}}?" if nearest else f"name others in {self.key}"
                 raise UserError(f"{where} has no column {missing!r}: its columns are {shown or 'none'}; {remedy}")
 
     def text(self, row: Mapping[str, Any], where: str) -> str | None:
