@@ -23,6 +23,7 @@ from slm.analysis.html import Page, paragraph, section
 from slm.analysis.html import escaped as html
 from slm.analysis.spikes import largest_jump
 from slm.checkpoint import Loaded
+from slm.data.mixture import recorded_order
 from slm.data.store import TokenStore
 from slm.errors import UserError, one_line_errors, printable
 from slm.files import atomic, run_folder
@@ -67,8 +68,8 @@ def look(arguments: argparse.Namespace):
     check_step(step, info, folder)
     path = weights_before(folder, info, step)
     loaded = checkpoint.load(path, choose_device("auto", "device"))
-    store = open_store(info, loaded, arguments.cache_dir)
-    readings = step_readings(info, step, loaded.model, loaded.tokenizer, store)
+    stores = open_stores(info, loaded, arguments.cache_dir)
+    readings = step_readings(info, step, loaded.model, loaded.tokenizer, stores)
     title = [*([why] if why else []), *heading(folder, info, step, run_folder.step_of(path), readings)]
     readings.sort(key=lambda reading: -reading.mean)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -109,6 +110,18 @@ def facts(folder: Path) -> dict[str, Any]:
     return info
 
 
+def corpora_of(info: dict[str, Any]) -> dict[str, str]:
+    """The fingerprint of each source, by "" of the only one. Raises UserError if run.json is damaged."""
+    if "sources" not in info:
+        return {"": info["corpus"]}
+    recorded_order(info["sources"], info["seed"])  # checks the fields
+    given = info["config"]["data"].get("sources")
+    found = {str(name): str(its.get("corpus")) for name, its in info["sources"].items()}
+    if not isinstance(given, dict) or not all(isinstance(given.get(name), dict) for name in found):
+        raise UserError("run.json is damaged: data.sources is not valid")
+    return found
+
+
 def check_step(step: int, info: dict[str, Any], folder: Path):
     """Raises UserError for a step that is not one of the run's own."""
     if not 1 <= step <= info["steps"]:
@@ -134,16 +147,22 @@ def weights_before(folder: Path, info: dict[str, Any], step: int) -> Path:
     return next((path for path in found if run_folder.step_of(path) < step), found[-1])
 
 
-def open_store(info: dict[str, Any], loaded: Loaded, cache: Path | None) -> TokenStore:
-    """The tokens that the run read. Raises UserError if they are no longer in the cache."""
+def open_stores(info: dict[str, Any], loaded: Loaded, cache: Path | None) -> dict[str, TokenStore]:
+    """The tokens that the run read, of each source of a mixture, by "" of any other data.
+
+    Raises UserError if they are no longer in the cache.
+    """
     written = info["config"].get("cache_dir")
     place = atomic.expanded(str(cache or (written if isinstance(written, str) else "~/.cache/slm")))
-    if store := TokenStore.find(info["corpus"], info["tokenizer"], loaded.tokenizer.vocab_size, place):
-        return store
-    raise UserError(
-        f"the tokens that this run read are not in the cache {place}; give --cache-dir=<folder>, or make them again: "
-        "the run's own command with trainer.fast_dev_run=true"
-    )
+    vocab_size, stores = loaded.tokenizer.vocab_size, {}
+    for source, corpus in corpora_of(info).items():
+        if not (store := TokenStore.find(corpus, info["tokenizer"], vocab_size, place)):
+            raise UserError(
+                f"the tokens {f'of {source} ' if source else ''}that this run read are not in the cache {place}; give "
+                "--cache-dir=<folder>, or make them again: the run's own command with trainer.fast_dev_run=true"
+            )
+        stores[source] = store
+    return stores
 
 
 def heading(folder: Path, info: dict[str, Any], step: int, of: int, readings: Sequence[Reading]) -> list[str]:

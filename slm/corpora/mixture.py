@@ -30,7 +30,7 @@ class Source:
     data: str | None = None  # the option of conf/data that it comes from
     weight: float | Mapping[str, float] | None = None
     epochs: float | None = None
-    layout: Literal["packed", "documents"] | None = None  # None: that of the mixture
+    layout: Literal["packed", "documents", "aligned"] | None = None  # None: that of the mixture
 
     def check(self):
         """Raises UserError for a value that has no meaning."""
@@ -121,6 +121,11 @@ class Mixture:
         """False if a source has to be downloaded."""
         return all(getattr(source.corpus, "is_local", lambda: True)() for source in self.sources.values())
 
+    def size(self) -> tuple[int, int] | None:
+        """Train documents and bytes of all sources; None if one of them cannot tell."""
+        sizes = [getattr(source.corpus, "size", lambda: None)() for source in self.sources.values()]
+        return None if None in sizes else (sum(its[0] for its in sizes), sum(its[1] for its in sizes))
+
     def _weights(self) -> dict[str, float] | None:
         """Those of the tokenizer's sample: given, or the means over the steps."""
         if self.tokenizer_weights is not None:
@@ -156,6 +161,13 @@ class Mixture:
             yield from self.sources[name].corpus.documents(split)
 
 
+def by_source(corpus: Corpus) -> dict[str, Corpus]:
+    """The corpora of a mixture by name; any other one by ""."""
+    if isinstance(corpus, Mixture):
+        return {name: source.corpus for name, source in corpus.sources.items()}
+    return {"": corpus}
+
+
 def check_tokenizer_weights(weights: Mapping[str, float], sources: Mapping[str, Source]):
     """Raises UserError unless each source has a weight, and one of them is positive."""
     valid = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values())
@@ -167,8 +179,8 @@ def check_tokenizer_weights(weights: Mapping[str, float], sources: Mapping[str, 
 
 @contextlib.contextmanager
 def named(source: str) -> Iterator[None]:
-    """Adds the name of a source to a UserError of the block."""
+    """Adds the name of a source, if it has one, to a UserError of the block."""
     try:
         yield
     except UserError as error:
-        raise type(error)(f"data.sources.{source}: {error}") from None
+        raise type(error)(f"data.sources.{source}: {error}" if source else str(error)) from None

@@ -25,6 +25,8 @@ from slm.data.windows import Splits
 from slm.errors import UserError
 from slm.loss import IGNORE
 
+Sizes = Mapping[str, tuple[int, float]]  # source -> its windows, and their mean number of targets
+
 
 class MixtureOrder:
     """The positions of a training divided among the orders of S sources: index i * S + s is index i of source s."""
@@ -96,23 +98,26 @@ class Stores:
 
 @dataclass(frozen=True)
 class MixedSplits(Splits):
-    """The windows of all sources. `shares` of the windows at shares of the run; `limits`: the most windows of each."""
+    """The windows of all sources of a mixture, for a run that reads so many `positions`."""
 
+    mixture: Mixture = field(default_factory=lambda: Mixture(sources={}))
     parts: Mapping[str, Splits] = field(default_factory=dict)
-    knots: Sequence[tuple[float, Sequence[float]]] = ()
-    limits: Sequence[float] = ()
-    positions: int = 1  # windows of the whole run
+    positions: int = 1
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return {name: (len(part.chosen), part.targets_per_window) for name, part in self.parts.items()}
 
     @property
     def targets_per_window(self) -> float:
-        """The mean over a run that reaches no limit."""
-        times, shares = [time for time, _ in self.knots], np.array([shares for _, shares in self.knots])
-        means = np.array([part.targets_per_window for part in self.parts.values()])
-        return float(np.trapezoid([*shares @ means, shares[-1] @ means], [*times, 1.0]))
+        """The mean over a run in which no source ends before the others."""
+        means = np.array([mean for _, mean in self.sizes.values()])
+        times, shares = zip(*window_shares(self.mixture, self.sizes))
+        return float(np.trapezoid([*(np.array(shares) @ means), np.array(shares[-1]) @ means], [*times, 1.0]))
 
     @cached_property
     def quotas(self) -> Quotas:
-        return Quotas([(time * self.positions, shares) for time, shares in self.knots], self.limits)
+        return make_quotas(self.mixture, self.sizes, self.positions)
 
     def by_source(self) -> dict[str, Splits]:
         return dict(self.parts)
@@ -123,23 +128,17 @@ class MixedSplits(Splits):
     def order(self, seed: int) -> Order:
         return MixtureOrder([part.order(seed_of(seed, name)) for name, part in self.parts.items()], self.quotas)
 
-    def passes(self) -> dict[str, float]:
-        """How often each source is read in the whole run."""
-        counts = self.quotas.counts(self.positions)
-        return {name: count / len(part.chosen) for (name, part), count in zip(self.parts.items(), counts)}
-
     def record(self) -> dict[str, Any]:
-        """What decides the order, for run.json, and how often each source is read."""
-        limits = [None if limit == math.inf else limit for limit in self.limits]
+        """What decides the order, for run.json."""
+        knots = window_shares(self.mixture, self.sizes)
         return {
             name: {
                 "corpus": part.store.manifest["corpus"],
-                "windows": len(part.chosen),
+                "windows": (windows := len(part.chosen)),
                 "order": part.order_name,
                 "offsets": part.offsets,
-                "shares": [[time * self.positions, shares[number]] for time, shares in self.knots],
-                "limit": limits[number],
-                "passes": self.passes()[name],
+                "shares": [[time * self.positions, shares[number]] for time, shares in knots],
+                "limit": limit_of(self.mixture, name, windows),
             }
             for number, (name, part) in enumerate(self.parts.items())
         }
@@ -174,12 +173,8 @@ def mixed(mixture: Mixture, parts: Mapping[str, Splits]) -> MixedSplits:
         train=train,
         validation=Joined([part.validation for part in parts.values()]),
         chosen=list(range(len(train))),
+        mixture=mixture,
         parts=parts,
-        knots=[(share, window_shares(mixture, parts, share)) for share in mixture.shares_of_steps],
-        limits=[
-            math.inf if source.epochs is None else max(1, round(source.epochs * len(parts[name].chosen)))
-            for name, source in mixture.sources.items()
-        ],
     )
 
 
@@ -195,13 +190,43 @@ class Chosen(Subset):
         return self.dataset.longest
 
 
-def window_shares(mixture: Mixture, parts: Mapping[str, Splits], share: float) -> list[float]:
-    """Of each source in the windows, at a share of the steps: weights are of targets."""
+def window_shares(mixture: Mixture, sizes: Sizes) -> list[tuple[float, list[float]]]:
+    """The share of each source in the windows, at shares of the steps. Weights are of targets."""
     found = []
-    for name, part in parts.items():
-        source = mixture.sources[name]
-        found.append(len(part.chosen) if source.weight is None else source.weight_at(share) / part.targets_per_window)
-    return [value / sum(found) for value in found]
+    for time in mixture.shares_of_steps:
+        weights = [
+            windows if (source := mixture.sources[name]).weight is None else source.weight_at(time) / targets
+            for name, (windows, targets) in sizes.items()
+        ]
+        found.append((time, [weight / sum(weights) for weight in weights]))
+    return found
+
+
+def limit_of(mixture: Mixture, source: str, windows: int) -> int | None:
+    """The most windows of a source that a run reads, by its epochs."""
+    epochs = mixture.sources[source].epochs
+    return None if epochs is None else max(1, round(epochs * windows))
+
+
+def make_quotas(mixture: Mixture, sizes: Sizes, positions: int) -> Quotas:
+    """The quotas of a run that reads so many windows."""
+    limits = [limit_of(mixture, name, windows) for name, (windows, _) in sizes.items()]
+    knots = [(time * positions, shares) for time, shares in window_shares(mixture, sizes)]
+    return Quotas(knots, [math.inf if limit is None else limit for limit in limits])
+
+
+def passes(mixture: Mixture, sizes: Sizes, positions: int, batch_windows: int) -> dict[str, float]:
+    """How often a run that reads so many windows reads each source.
+
+    Raises: UserError: if the epochs of all sources end a step or more before.
+    """
+    quotas = make_quotas(mixture, sizes, positions)
+    if quotas.end <= positions - batch_windows:
+        raise UserError(
+            f"the epochs of data.sources allow {quotas.end:,.0f} windows, and the run reads {positions:,}: give "
+            f"budget.steps={max(int(quotas.end / batch_windows), 1)}, or epochs=null for a source"
+        )
+    return {name: count / windows for (name, (windows, _)), count in zip(sizes.items(), quotas.counts(positions))}
 
 
 def seed_of(seed: int, source: str) -> int:

@@ -2,14 +2,15 @@
 
 import codecs
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from slm.data.mixture import recorded_order
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, Windows, split_windows
+from slm.data.windows import Documents, Splits, Windows, split_windows
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.generation.text_loss import window_nats
@@ -29,6 +30,7 @@ class Reading:
     offset: int  # of its first token in that document, in tokens
     tokens: list[str]  # texts; a token that ends within a character has none, the next one has the character
     nats: list[float]  # of tokens[1:]
+    source: str = ""  # of a mixture
 
     @property
     def mean(self) -> float:
@@ -36,7 +38,7 @@ class Reading:
 
     def __str__(self) -> str:
         place = f"window {self.index:,}, document {self.document:,} from token {self.offset:,}"
-        return f"{place}: {self.mean:.4f} nats per token"
+        return f"{self.source} {place}: {self.mean:.4f} nats per token".lstrip()
 
     def worst(self) -> list[int]:
         """The numbers of the most surprising tokens, the worst first."""
@@ -46,30 +48,51 @@ class Reading:
 
 
 def step_readings(
-    info: dict[str, Any], step: int, model: GPT, tokenizer: Tokenizer, store: TokenStore
+    info: dict[str, Any], step: int, model: GPT, tokenizer: Tokenizer, stores: Mapping[str, TokenStore]
 ) -> list[Reading]:
-    """The windows of a step of the run with this run.json, in their order.
+    """The windows of a step of the run with this run.json, in their order. `stores`: of each source; "" for one corpus.
 
-    Raises: UserError: if the store has another number of windows than the run read.
+    Raises: UserError: if a store has another number of windows than the run read.
     """
+    names, start = list(stores), run_folder.windows_until(info, step - 1)
+    parts = [splits_read(info, name, model.config.context, tokenizer, store) for name, store in stores.items()]
+    order = recorded_order(info["sources"], info["seed"]) if "sources" in info else parts[0].order(info["seed"])
+    indices = [*itertools.islice(order.indices(start), info["config"]["data"]["batch_windows"])]
+    readings: list[Reading | None] = [None] * len(indices)
+    for source, splits in enumerate(parts):
+        rows = [row for row, index in enumerate(indices) if index % len(parts) == source]
+        own = [indices[row] // len(parts) for row in rows]
+        if len(splits.chosen) < len(splits.train):
+            own = [splits.chosen[index] for index in own]
+        for row, reading in zip(rows, window_readings(splits.train, own, model, tokenizer, names[source])):
+            readings[row] = reading
+    return readings
+
+
+def splits_read(info: dict[str, Any], source: str, context: int, tokenizer: Tokenizer, store: TokenStore) -> Splits:
+    """The windows that a run has of a source, "" for its one corpus. Raises UserError for another number of them."""
     data = info["config"]["data"]
     settings = {key: data[key] for key in ("layout", "train_windows", "order", "stride") if key in data}
-    splits = split_windows(store, tokenizer.eos, context=model.config.context, **settings)
-    splits = replace(splits, offsets=info.get("offsets", 1))
-    windows, chosen = splits.train, splits.chosen
-    if len(chosen) != info["windows"]:
-        raise UserError(f"{store.folder} has {len(chosen):,} windows, and the run read {info['windows']:,}")
-    order = splits.order(info["seed"]).indices(run_folder.windows_until(info, step - 1))
-    indices = [*itertools.islice(order, data["batch_windows"])]
-    if len(chosen) < len(windows):
-        indices = [chosen[index] for index in indices]
+    if layout := source and data["sources"][source].get("layout"):
+        settings["layout"] = layout
+    splits = split_windows(store, tokenizer.eos, context=context, **settings)
+    facts = info["sources"][source] if source else info
+    if len(splits.chosen) != facts["windows"]:
+        raise UserError(f"{store.folder} has {len(splits.chosen):,} windows, and the run read {facts['windows']:,}")
+    return replace(splits, offsets=facts.get("offsets", 1))
+
+
+def window_readings(
+    windows: Windows | Documents, indices: Sequence[int], model: GPT, tokenizer: Tokenizer, source: str
+) -> Iterator[Reading]:
+    """The windows with the loss of each token."""
+    if not indices:
+        return
     ids = windows.__getitems__(indices)  # (B, T + 1)
     nats = window_nats(model, ids)
-    readings = []
     for index, place, row, its in zip(indices, places(windows, indices, tokenizer.eos), ids.tolist(), nats.tolist()):
         kept = [token for token in row if token != IGNORE]
-        readings.append(Reading(index, *place, texts(tokenizer, kept), its[: len(kept) - 1]))
-    return readings
+        yield Reading(index, *place, texts(tokenizer, kept), its[: len(kept) - 1], source)
 
 
 def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> Iterable[tuple[int, int]]:

@@ -1,12 +1,13 @@
 """What is known of a corpus before it is prepared: sizes by its files or a sample, tokens by the vocabulary."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from slm.corpora import Corpus
+from slm.corpora.mixture import by_source
 
 # bytes per token of SentencePiece's BPE on English stories, by vocabulary size
 BYTES_PER_TOKEN = {512: 2.07, 1024: 3.04, 2048: 3.68, 4096: 4.06, 8000: 4.24, 16000: 4.28}
@@ -26,6 +27,7 @@ class Text:
     validation_windows: int | None = None
     cached: bool = False  # exact, from the cache; else estimated
     bytes: int | None = None
+    sources: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # of a mixture: windows, targets per window
 
 
 def estimated_text(corpus: Corpus, tokenizer: str, settings: Mapping[str, Any], layout: str, context: int) -> Text:
@@ -41,4 +43,7 @@ def estimated_text(corpus: Corpus, tokenizer: str, settings: Mapping[str, Any], 
     if layout == "documents":
         windows, per_window = documents, min(tokens / documents, context)
     known = {"tokens": tokens, "windows": windows, "bytes": text_bytes}
+    parts = {name: part for name, part in by_source(corpus).items() if name}
+    texts = {name: estimated_text(part, tokenizer, settings, layout, context) for name, part in parts.items()}
+    known["sources"] = {name: (text.windows, text.targets_per_window) for name, text in texts.items()}
     return Text(vocab_size=vocab_size, targets_per_window=per_window, **known)

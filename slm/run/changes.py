@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from slm.data.mixture import MixedSplits
-from slm.data.windows import Splits
 from slm.errors import UserError
 from slm.model import GPTConfig
 from slm.run.config import ORDER, RunConfig
 from slm.run.overrides import flattened
+from slm.run.prepare import Job
 
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "fork", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # settings that a resumed run may change: its length, its observers, its machine
@@ -54,14 +54,15 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
         raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
 
 
-def recorded_sources(splits: Splits, before: dict[str, Any] | None) -> dict[str, Any]:
+def recorded_sources(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:
     """The sources of a mixture, for run.json. `before` is that of the previous attempt.
 
-    Raises: UserError: if the order is another one than before: weights change over the number of steps.
+    Raises: UserError: if their epochs do not suffice; if the order is another one than before.
     """
+    splits = job.splits.over(job.steps * job.config.data.batch_windows)
     if not isinstance(splits, MixedSplits):
         return {}
-    found = splits.record()
+    found = {name: {**its, "passes": job.passes[name]} for name, its in splits.record().items()}
     if before and any(before["sources"][name]["shares"] != its["shares"] for name, its in found.items()):
         steps = before["steps"]
         raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slm.cache import place
+from slm.corpora.mixture import by_source
+from slm.data.mixture import passes
 from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
 from slm.data.windows import Splits
 from slm.estimate import training_flops_per_token
@@ -68,6 +71,13 @@ class Plan:
     def epochs(self) -> float | None:
         return None if None in (self.windows, self.text.windows) else self.windows / self.text.windows
 
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often the run reads each source of a mixture; empty if that is not known."""
+        if not (self.windows and self.text.sources):
+            return {}
+        return passes(self.config.data.corpus, self.text.sources, self.windows, self.config.data.batch_windows)
+
     @cached_property
     def device(self) -> Device:
         return this_device(self.hardware, self.config.price_per_hour)
@@ -77,8 +87,8 @@ class Plan:
         """Training, and the validations: a third of a training's work for each window."""
         if self.steps is None:
             return None
-        sizes = [size for size in (self.config.data.validation_windows, self.text.validation_windows) if size]
-        validated = -(-self.steps // self.config.val_every_n_steps) * min(sizes, default=0)
+        windows = self.text.validation_windows or self.config.data.validation_windows or 0
+        validated = -(-self.steps // self.config.val_every_n_steps) * windows
         windows = self.windows * (4 / 3 if self.model.gradient_checkpointing else 1) + validated / 3
         flops = training_flops_per_token(self.model) * self.text.targets_per_window * windows
         return Work(
@@ -149,7 +159,7 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
 def plan_of(job: Job, rate: Rate | None = None) -> Plan:
     """The plan of a job whose data is prepared."""
     facts = {"config": job.config, "hardware": job.hardware, "microbatch": job.microbatch, "model": job.model}
-    return Plan(**facts, text=text_of(job.splits, job.tokenizer), steps=job.steps, rate=rate)
+    return Plan(**facts, text=text_of(job.splits, job.tokenizer, job.config), steps=job.steps, rate=rate)
 
 
 def outcome(folder: Path) -> str | None:
@@ -196,7 +206,7 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
     tokenizer = RandomTokenizer(text.vocab_size)
     with contextlib.redirect_stderr(io.StringIO()):
         store = prepare(corpus, tokenizer, folder / "cache")
-    splits, model = windows_of(config, store, tokenizer), replace(config.model, vocab_size=text.vocab_size)
+    splits, model = windows_of(config, {"": store}, tokenizer), replace(config.model, vocab_size=text.vocab_size)
     facts = {"config": config, "run_dir": folder, "hardware": hardware, "microbatch": microbatch}
     return Job(**facts, tokenizer=tokenizer, splits=splits, model=model, steps=UNKNOWN)
 
@@ -224,22 +234,26 @@ def find_text(config: RunConfig) -> Text:
     if not tokenizer_folder.is_dir():
         return estimate
     tokenizer = chosen.load(tokenizer_folder)
-    identity = store_identity(corpus, tokenizer)
-    folder = place(cache_dir, "tokens", identity)
-    if not folder.is_dir():
-        return replace(estimate, vocab_size=tokenizer.vocab_size)
-    store = TokenStore.open(folder, {**identity, "vocab_size": tokenizer.vocab_size})
-    return text_of(windows_of(config, store, tokenizer), tokenizer)
+    stores = {}
+    for source, part in by_source(corpus).items():
+        identity = store_identity(part, tokenizer)
+        folder = place(cache_dir, "tokens", identity)
+        if not folder.is_dir():
+            return replace(estimate, vocab_size=tokenizer.vocab_size)
+        stores[source] = TokenStore.open(folder, {**identity, "vocab_size": tokenizer.vocab_size})
+    return text_of(windows_of(config, stores, tokenizer), tokenizer, config)
 
 
-def text_of(splits: Splits, tokenizer: Tokenizer) -> Text:
+def text_of(splits: Splits, tokenizer: Tokenizer, config: RunConfig) -> Text:
     """What a run reads of prepared tokens."""
+    parts, limit = splits.by_source(), config.data.validation_windows
     return Text(
         vocab_size=tokenizer.vocab_size,
         tokens=splits.store.tokens("train"),
         windows=len(splits.chosen),
         targets_per_window=splits.targets_per_window,
-        validation_windows=len(splits.validation),
+        validation_windows=sum(min(limit or math.inf, len(part.validation)) for part in parts.values()),
+        sources={name: (len(part.chosen), part.targets_per_window) for name, part in parts.items() if name},
         cached=True,
     )
 

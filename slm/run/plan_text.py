@@ -11,6 +11,7 @@ from slm.hardware import is_here
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
 from slm.run.plan import Plan
+from slm.run.prepare import shown_passes
 from slm.tables import clock, columns, gigabytes
 
 
@@ -52,6 +53,8 @@ def _data_lines(plan: Plan) -> Iterator[str]:
     epochs = f", {plan.epochs:.2f} epochs" if plan.epochs is not None else ""
     windows = config.data.batch_windows
     yield f"budget: {plan.steps:,} steps of {windows} windows = {plan.tokens:,} tokens{epochs}"
+    if plan.passes:
+        yield f"        reads {shown_passes(plan.passes)}"
 
 
 def _memory_lines(plan: Plan) -> Iterator[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from slm import tokenizers
-from slm.corpora.mixture import Mixture, named
-from slm.data.mixture import MixedSplits, mixed
+from slm.corpora.mixture import Mixture, by_source, named
+from slm.data.mixture import MixedSplits, mixed, passes
 from slm.data.store import TokenStore, prepare, prepare_tokenizer
 from slm.data.windows import Splits, split_windows
 from slm.errors import UserError
@@ -50,6 +50,14 @@ class Job:
     def tokens(self) -> int:
         """Targets of the whole run."""
         return round(self.steps * self.config.data.batch_windows * self.splits.targets_per_window)
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often the run reads each source of a mixture. Raises: UserError: if their epochs do not suffice."""
+        if not isinstance(self.splits, MixedSplits):
+            return {}
+        batch = self.config.data.batch_windows
+        return passes(self.splits.mixture, self.splits.sizes, self.steps * batch, batch)
 
     @property
     def accumulation(self) -> int:
@@ -110,7 +118,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         return built
 
     tokenizer = prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
-    splits = prepare_splits(config, tokenizer)
+    splits = windows_of(config, prepare_stores(config, tokenizer), tokenizer)
     windows = len(splits.chosen)
     job = Job(
         config=config,
@@ -133,46 +141,35 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     return job
 
 
-def prepare_splits(config: RunConfig, tokenizer: Tokenizer) -> Splits:
-    """The windows that a run reads, from the cache or tokenized now; each source of a mixture has its own store."""
-    corpus, cache = config.data.corpus, Path(config.cache_dir)
-    if not isinstance(corpus, Mixture):
-        return windows_of(config, prepare(corpus, tokenizer, cache), tokenizer)
+def prepare_stores(config: RunConfig, tokenizer: Tokenizer) -> dict[str, TokenStore]:
+    """The tokens of each source of a mixture, by "" of any other corpus, from the cache or tokenized now."""
     stores = {}
-    for name, source in corpus.sources.items():
+    for name, corpus in by_source(config.data.corpus).items():
         with named(name):
-            stores[name] = prepare(source.corpus, tokenizer, cache)
-    return mixed_windows(config, stores, tokenizer)
+            stores[name] = prepare(corpus, tokenizer, Path(config.cache_dir))
+    return stores
 
 
 def model_of(config: RunConfig, vocab_size: int, eos: int = 0) -> GPTConfig:
     """The model, with what the tokenizer decides."""
-    alone = config.data.attention_across_documents or config.data.layout == "documents"
+    alone = config.data.attention_across_documents or config.data.layouts == {"documents"}
     return replace(config.model, vocab_size=vocab_size, document_start=None if alone else eos)
 
 
-def windows_of(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, layout: str | None = None) -> Splits:
-    """The windows that a run reads of a store."""
-    data, context = config.data, config.model.context
-    layout = layout or data.layout
-    return split_windows(
-        store,
-        tokenizer.eos,
-        context=context,
-        layout=layout,
-        train_windows=data.train_windows,
-        order=data.order,
-        stride=data.stride,
-    )
-
-
-def mixed_windows(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> MixedSplits:
-    """The windows that a run reads of the stores of its sources. Raises: UserError: if a source has none."""
-    parts, corpus = {}, config.data.corpus
-    for name, source in corpus.sources.items():
+def windows_of(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> Splits:
+    """The windows that a run reads. Raises: UserError: if a source has none."""
+    data, parts = config.data, {}
+    settings = {key: getattr(data, key) for key in ("train_windows", "order", "stride")}
+    for name, store in stores.items():
+        layout = (data.corpus.sources[name].layout if name else None) or data.layout
         with named(name):
-            parts[name] = windows_of(config, stores[name], tokenizer, source.layout)
-    return mixed(corpus, parts)
+            parts[name] = split_windows(store, tokenizer.eos, context=config.model.context, layout=layout, **settings)
+    return mixed(data.corpus, parts) if isinstance(data.corpus, Mixture) else parts[""]
+
+
+def shown_passes(found: Mapping[str, float]) -> str:
+    """How often a run reads each source, for people."""
+    return ", ".join(f"{source} {count:.3g} times" for source, count in found.items())
 
 
 def recipe_warnings(job: Job) -> list[str | None]:
@@ -191,6 +188,8 @@ def recipe_warnings(job: Job) -> list[str | None]:
             schedule=config.schedule,
             optimizer=config.plain["optimizer"],
         )
+        repeated = ((source, lint.many_epochs(epochs)) for source, epochs in job.passes.items())
+        found += [f"{source}: {line}" for source, line in repeated if line]
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm.corpora import Corpus
+from slm.corpora.mixture import Mixture
 from slm.data.order import Name
 from slm.data.windows import Layout
 from slm.errors import UserError
@@ -27,11 +28,18 @@ class DataConfig:
     workers: int | None
     timeout: float
 
+    @property
+    def layouts(self) -> set[Layout]:
+        """The layouts that windows have, of which the sources of a mixture may have several."""
+        if not isinstance(self.corpus, Mixture):
+            return {self.layout}
+        return {source.layout or self.layout for source in self.corpus.sources.values()}
+
     def __post_init__(self):
         if self.batch_windows < 1:
             raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
-        if self.layout != "packed" and self.order != "shuffle":
-            raise UserError(f"data.order={self.order} needs data.layout=packed, not {self.layout}")
+        if (others := sorted(self.layouts - {"packed"})) and self.order != "shuffle":
+            raise UserError(f"data.order={self.order} needs data.layout=packed, not {others[0]}")
         if self.stride is not None and self.order != "strided":
             raise UserError(f"data.stride={self.stride} is for data.order=strided, not {self.order}")
         for name in ("train_windows", "validation_windows", "stride"):

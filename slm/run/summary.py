@@ -11,7 +11,7 @@ from slm.estimate import parameters
 from slm.files import jsonl
 from slm.run.fork import shown
 from slm.run.plan import outcome
-from slm.run.prepare import Job
+from slm.run.prepare import Job, shown_passes
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
@@ -23,7 +23,8 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
         f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
-        f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs",
+        f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs"
+        + (f"\n        reads {shown_passes(job.passes)}" if job.passes else ""),
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
