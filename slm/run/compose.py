@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,12 @@ from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
 from slm.run.names import REFUSED_TRAINER_KEYS, did_you_mean, hint_for
-from slm.run.overrides import (
-    GROUPS,
-    check_data_keys,
-    check_left_out_callbacks,
-    flattened,
-    key_of,
-    normalized,
-    own_nodes,
-)
+from slm.run.overrides import check_data_keys, check_left_out_callbacks, flattened, own_nodes
 from slm.run.sources import with_sources
 from slm.security import refuse_secrets
 
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # of OmegaConf
 GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
-PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
 EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),
     "ray": "ray",
@@ -203,24 +194,6 @@ def composed(config_name: str, overrides: Sequence[str]) -> tuple[dict[str, Any]
         if config_name == "train":
             return plain(cfg, cfg.hydra.runtime.choices, overrides)
         return OmegaConf.to_container(cfg, resolve=True), recorded(cfg)
-
-
-def preset_differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """What a run differs in from the options that it has chosen, for run.json: `choices`, group -> option, and
-    `changed`, key -> [value of these options, value]. Empty if an option is in a folder of the user's own."""
-    groups = [override for override in normalized(overrides) if key_of(override) in GROUPS]
-    try:
-        with one_line_composition(), hydra_of_its_own():
-            cfg = hydra.compose("train", groups, return_hydra_config=True)
-        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-        before, after = (flattened(tree, PLACES) for tree in (plain(cfg, choices, groups)[1], written))
-    except UserError:
-        return {}
-    changed = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
-    return {
-        "choices": {key: option for key, option in choices.items() if "/" not in key},
-        "changed": {key: pair for key, pair in changed.items() if pair[0] != pair[1]},
-    }
 
 
 @cache

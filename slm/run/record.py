@@ -8,25 +8,29 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from slm import report
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
 from slm.run.changes import PATHS, recorded_sources
+from slm.run.compose import hydra_of_its_own, one_line_composition, plain
 from slm.run.fork import Point, copy_history
-from slm.run.overrides import flattened
+from slm.run.overrides import GROUPS, flattened, key_of, normalized
 from slm.run.prepare import Job
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
+PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
@@ -98,6 +102,24 @@ def begin_run(
         return open_folder
     open_folder()
     return lambda: None
+
+
+def preset_differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What a run differs in from the options that it has chosen, for run.json: `choices`, group -> option, and
+    `changed`, key -> [value of these options, value]. Empty if an option is in a folder of the user's own."""
+    groups = [override for override in normalized(overrides) if key_of(override) in GROUPS]
+    try:
+        with one_line_composition(), hydra_of_its_own():
+            cfg = hydra.compose("train", groups, return_hydra_config=True)
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        before, after = (flattened(tree, PLACES) for tree in (plain(cfg, choices, groups)[1], written))
+    except UserError:
+        return {}
+    changed = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
+    return {
+        "choices": {key: option for key, option in choices.items() if "/" not in key},
+        "changed": {key: pair for key, pair in changed.items() if pair[0] != pair[1]},
+    }
 
 
 def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):

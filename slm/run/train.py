@@ -12,14 +12,13 @@ from slm.errors import Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process
 from slm.planning.microbatch import largest_microbatch
-from slm.run.compose import preset_differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of
 from slm.run.plan import with_plan
 from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
-from slm.run.record import begin_run, close_run, complete_report, describe_run
+from slm.run.record import begin_run, close_run, complete_report, describe_run, preset_differences
 from slm.run.restored import apply_settings, check_optimizer
 from slm.run.resume import as_begun, check_again, check_corpus, check_start, find_start
 from slm.run.summary import conclude, print_summary
