@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import mistake
-from test_data import Stories
 from test_tokenizers import ADVERSARIAL, bpe_tokenizer, seeded_documents, sentencepiece_tokenizer
 
 from slm.data import encode
@@ -29,6 +28,19 @@ TOKENIZERS = {
 }
 
 
+class Texts(list):
+    """A corpus of these documents."""
+
+    def documents(self, split):
+        return iter(self)
+
+
+def stored(documents: list[str], tokenizer, folder: Path) -> dict:
+    """The counts and shards of the documents, which are written to the folder."""
+    folder.mkdir(exist_ok=True)
+    return write_split(Texts(documents), tokenizer, Preparation(folder, np.dtype(np.uint16)), "train")
+
+
 @pytest.fixture
 def two_cores(monkeypatch):
     """Every corpus is large, and there are two cores."""
@@ -37,19 +49,13 @@ def two_cores(monkeypatch):
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 2000)
 
 
-def written(documents, tokenizer, folder):
-    return write_split(Stories(documents), tokenizer, Preparation(folder, np.dtype(np.uint16)), "train")
-
-
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_several_processes_write_the_same_files(make, tmp_path, two_cores, monkeypatch):
     tokenizer, used = make(), []
     monkeypatch.setattr(encode, "mapped", lambda *arguments: used.append(arguments[2]) or mapped(*arguments))
-    (tmp_path / "two").mkdir()
-    (tmp_path / "one").mkdir()
-    two = written(DOCUMENTS, tokenizer, tmp_path / "two")
+    two = stored(DOCUMENTS, tokenizer, tmp_path / "two")
     monkeypatch.setattr(encode, "cores", lambda: 1)
-    one = written(DOCUMENTS, tokenizer, tmp_path / "one")
+    one = stored(DOCUMENTS, tokenizer, tmp_path / "one")
     assert used == [2]
     assert one == two
     assert one["documents"] == len(DOCUMENTS)
@@ -62,7 +68,7 @@ def test_half_of_a_surrogate_pair_is_one_line(place, tmp_path, two_cores):
     """Also in another process."""
     documents = [*DOCUMENTS[:place], "Lily \ud83d saw", *DOCUMENTS[place:]]
     with mistake(r"a document has half of a surrogate pair: 'Lily \\ud83d saw'"):
-        written(documents, bpe_tokenizer(), tmp_path)
+        stored(documents, bpe_tokenizer(), tmp_path)
 
 
 def test_items_are_read_as_they_are_needed_and_errors_arrive():
@@ -82,7 +88,6 @@ def test_a_killed_process_is_one_line():
 
 PARENT = """
 import os, time
-
 from slm.data.processes import mapped
 def item(number):
     print(os.getpid(), flush=True)
@@ -126,3 +131,45 @@ def test_the_type_of_ids_holds_the_largest(vocab_size, name, tmp_path):
     ids = Encoder(tokenizer, dtype)([str(vocab_size - 2), "0"])
     assert (dtype.name, ids.lost_bytes) == (name, 0)
     assert ids.ids.tolist() == [vocab_size - 2, vocab_size - 1, 0, vocab_size - 1]
+
+
+LANGUAGES = {
+    "German": ["Es war einmal ein s\u00fc\u00dfes M\u00e4dchen. ", "Gr\u00f6\u00dfe: 3,50 m\u00b2 \u201eJa!\u201c\r\n"],
+    "Chinese": [
+        "\u4ece\u524d\u6709\u4e00\u53ea\u5c0f\u732b\uff0c\u5b83\u5f88\u5feb\u4e50\u3002",
+        "\u201c\u4f60\u597d\uff01\u201d\u3000\u4e8c\u25cb",
+    ],
+    "emoji": [
+        "\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f ",
+        "\U0001f44d\U0001f3fd\U0001f600\U0001f600 1\ufe0f\u20e3",
+    ],
+    "control characters": ["\0\x01\x02 \x07\t\x0b\x0c\r\n\x1b[31m\x7f\x85\u2028\ufeff ", "\u202eabc\u202c \u200b\x00"],
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ["bpe gpt2", "bpe gpt4", "bpe", "unigram", "library"])
+def test_the_files_of_a_corpus_are_its_text(language, kind, tmp_path):
+    documents = [
+        first * number + second
+        for number in range(1, 20)
+        for first in LANGUAGES[language]
+        for second in LANGUAGES[language]
+    ]
+    tokenizer = made(kind, documents)
+    counts = stored(documents, tokenizer, tmp_path)
+    ids = np.fromfile(tmp_path / counts["shards"][0]["file"], dtype=np.uint16)
+    ends = np.flatnonzero(ids == tokenizer.eos)
+    assert [tokenizer.decode(part[part != tokenizer.eos]) for part in np.split(ids, ends)[:-1]] == documents
+    assert (counts["lost_bytes"], counts["documents"]) == (0, len(documents))
+    assert counts["bytes"] == sum(len(text.encode()) for text in documents)
+
+
+def made(kind: str, documents: list[str]):
+    if kind == "library":
+        library = pytest.importorskip("slm.tokenizers.huggingface").HuggingFaceTokenizer
+        return library.train(documents, vocab_size=270, pattern="gpt4", sample_documents=50, seed=0)
+    if kind.startswith("bpe "):
+        return bpe_tokenizer(documents, vocab_size=270, pattern=kind.split()[1])
+    characters = {character for text in documents for character in text if character not in " \0"}
+    return sentencepiece_tokenizer(documents, vocab_size=4 + 256 + 1 + len(characters), algorithm=kind)

@@ -110,7 +110,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
 
     def build(documents: Iterable[str]) -> Tokenizer:
         hidden = ("_target_", "seed", "sha256")
-        settings = ", ".join(str(v) for key, v in chosen.settings.items() if key not in hidden and v is not None)
+        given = [str(v) for key, v in chosen.settings.items() if key not in hidden and v is not None]
+        settings = chosen.settings.get("path") or ", ".join(given)
         print(f"building the tokenizer: {chosen.name}" + (f" ({settings})" if settings else ""))
         begin = time.perf_counter()
         built = config.tokenizer.build(documents=documents)
