@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ runs: here on a small text or few stories, and for two steps."""
 
+import gzip
 import json
 import re
 import shlex
@@ -60,6 +61,8 @@ def folder(tmp_path_factory, text_file, finished):
     (folder / "novels").mkdir()
     for name in ("a.txt", "b.txt"):
         shutil.copy(text_file, folder / "novels" / name)
+    rows = "".join(f"the cat {index};{'the dog saw a big cat ' * 20}\n" for index in range(60))
+    (folder / "reviews.csv.gz").write_bytes(gzip.compress(f"title;body\n{rows}".encode()))
     (folder / "prompts.txt").write_text("the cat\nthe dog\n")
     shutil.copytree(finished, folder / "runs" / "text")
     return folder
@@ -81,7 +84,8 @@ def test_training(command, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     if long := [key for key in LONG if f"{key}=" in command]:
         pytest.skip(f"a short one with {long[0]} is in tests/{LONG[long[0]]}")
-    data = STORIES if "data=storyworld" in arguments else [*TEXT, "tokenizer.vocab_size=300"]
+    own = ["model.context=32"] if "data=files" in arguments else TEXT
+    data = STORIES if "data=storyworld" in arguments else [*own, "tokenizer.vocab_size=300"]
     debug = [] if "debug=fdr" in arguments else ["debug=default"]
     assert trained(monkeypatch, *arguments, *SMALL, *data, *debug) == 0
 
