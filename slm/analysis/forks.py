@@ -9,7 +9,7 @@ from urllib.parse import quote
 from slm.analysis import curves
 from slm.analysis.charts import Axis, Chart, colors
 from slm.analysis.curves import AXES
-from slm.analysis.groups import IDENTITY
+from slm.analysis.groups import is_identity
 from slm.analysis.html import Markup, escaped, number, table
 from slm.analysis.run_charts import UNITS, run_series
 from slm.errors import printable
@@ -18,7 +18,7 @@ from slm.security import is_bounded, leaves
 
 MAX_RUNS = 200  # sibling folders that are read, newest last
 MAX_LINES = 12  # of the chart
-ROW, WIDTH, LABEL = 34, 900, 330  # pixels
+ROW, WIDTH, LABEL = 34, 700, 290  # pixels
 
 
 @dataclass
@@ -103,7 +103,8 @@ def _svg(rows: Rows, run_id: str) -> str:
         label = f"{printable(node.folder, 34)}, {number(node.info.get('objective'))}"
         parts.append(f'<text x="{max(x_end, x + 10) + 8:.0f}" y="{y + 4}"{weight}>{escaped(label)}</text>')
     size = f'viewBox="0 0 {WIDTH} {ROW * len(rows) + 14}" width="{WIDTH}"'
-    return f'<svg class="tree" {size} role="img" aria-label="tree of forks">{"".join(parts)}</svg>'
+    picture = f'<svg class="tree" {size} role="img" aria-label="tree of forks">{"".join(parts)}</svg>'
+    return f'<div class="scroll">{picture}</div>'
 
 
 def _place(step: int, end: int) -> float:
@@ -125,6 +126,10 @@ def _table(rows: Rows, info: dict[str, Any]) -> str:
 def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
     """The keys in which a fork differs from its trunk."""
     before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
-    keys = [key for key in dict.fromkeys([*before, *after]) if key.split(".")[0] not in (*IDENTITY, "fork")]
-    changed = (key for key in keys if before.get(key) != after.get(key))
+    changed = (
+        key
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+        and (key == "seed" or not (key.startswith("fork") or is_identity(key, after.get(key), {"config": after})))
+    )
     return "; ".join(f"{key}: {before.get(key)} → {after.get(key)}" for key in itertools.islice(changed, 8))

@@ -114,7 +114,10 @@ def plan_table(info: dict[str, Any], summary: dict[str, Any], curves: Curves) ->
     for name, planned in list(plan.items())[:40]:
         if isinstance(planned, int | float) and not isinstance(planned, bool):
             found = happened.get(name)
-            both = isinstance(found, int | float) and planned and found
+            if name.endswith("_bytes"):
+                name, planned, found = name.replace("_bytes", ", GB"), planned / 1e9, found and found / 1e9
+            known = info["status"] == "done" or name != "seconds"  # else the run has not taken all of its time
+            both = known and isinstance(found, int | float) and planned and found
             rows.append((name.replace("_", " "), planned, found, f"{(found / planned - 1):+.1%}" if both else ""))
     return table(("", "planned", "happened", "difference"), rows) if rows else ""
 
@@ -126,7 +129,7 @@ def events(folder: Path, info: dict[str, Any]) -> str:
         if count <= MAX_EVENTS:
             found.append((event["step"], event.get("event"), event.get("facts")))
     attempts, commits = info["attempts"], info.get("commits", [])
-    text = f"{attempts} attempts: resumed {attempts - 1} times." if attempts > 1 else "One attempt."
+    text = f"{attempts} attempts, the later ones resumed." if attempts > 1 else "One attempt."
     if len(commits) > 1:
         text += f" The code has changed in between: {', '.join(map(str, commits[:10]))}."
     crash = atomic.read_object(folder / "crash.json") or {}
