@@ -10,7 +10,7 @@ from conftest import mistake
 from hub import Server
 from test_tokenizers import TEXTS, bpe_tokenizer, seeded_documents
 
-from slm import tokenizers
+from slm import checkpoint, tokenizers
 from slm.tokenizers import huggingface, huggingface_files
 from slm.tokenizers.huggingface import HuggingFaceTokenizer
 
@@ -260,3 +260,15 @@ def test_a_repository_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with mistake("tokenizer.path=lab/new is not in the cache of the Hub, and the Hub cannot be reached"):
         HuggingFaceTokenizer.build((), path="lab/new")
+
+
+def test_a_checkpoint_needs_no_other_file(run, tmp_path, capsys):
+    path = Path(written(byte_level(), tmp_path))
+    folder = run("tokenizer=huggingface", f"tokenizer.path={path}")
+    path.unlink()
+    loaded = checkpoint.load(folder)
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(LATIN)) == LATIN
+    assert loaded.tokenizer.vocab_size == loaded.model.config.vocab_size
+    assert f"building the tokenizer: huggingface ({path})" in capsys.readouterr().out
+    with mistake("there is no file"):
+        run("tokenizer=huggingface", f"tokenizer.path={path}", folder="other")

@@ -12,6 +12,7 @@ from conftest import ROOT, exit_code, small_run, trained
 from slm import cache, compare, evaluate, lens, report, verify
 from slm.run import cli
 from slm.run.overrides import read_arguments
+from slm.tokenizers import __main__ as tokenizers_command
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -33,6 +34,7 @@ VERIFICATION = [command for command in COMMANDS if command.startswith("python -m
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
 REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.report")]
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
+TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CACHE = "python -m slm.cache"
 LONG = {
     "sweep_dir": "test_sweeps.py",
@@ -50,7 +52,18 @@ def test_the_readme_has_commands():
     assert len(GENERATION) >= 2
     assert len(EVALUATION) >= 1
     assert len(TABLE) >= 4
-    known = {*TRAINING, *GENERATION, *EVALUATION, *VERIFICATION, *LENS, *COMPARISON, *REPORTS, CACHE, QUICKSTART}
+    known = {
+        *TRAINING,
+        *GENERATION,
+        *EVALUATION,
+        *VERIFICATION,
+        *LENS,
+        *COMPARISON,
+        *REPORTS,
+        *TOKENIZERS,
+        CACHE,
+        QUICKSTART,
+    }
     assert known == set(COMMANDS)
 
 
@@ -147,6 +160,13 @@ def test_comparison(command, folder, monkeypatch, capsys):
     words = command.replace("RUN RUN", "RUN compared/two").split()[3:]
     assert exit_code(monkeypatch, compare.main, *(names.get(word, word) for word in words)) == 0
     assert "optimizer.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", TOKENIZERS)
+def test_tokenizers(command, monkeypatch, capsys):
+    words = ["runs/text" if word == "RUN" else word for word in shlex.split(command)[3:]]
+    assert exit_code(monkeypatch, tokenizers_command.main, *words) == 0
+    assert "bytes/token" in capsys.readouterr().out
 
 
 def test_cache(monkeypatch, tmp_path, capsys):
