@@ -5,8 +5,6 @@ python -m slm.compare SWEEP     the groups of a sweep, which are its swept value
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 import re
@@ -24,6 +22,7 @@ from slm.analysis.wording import p_text, rounded
 from slm.errors import one_line_errors, printable
 from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
+from slm.tables import comma_separated
 
 
 @one_line_errors()
@@ -69,11 +68,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    rows, file = records(comparison), io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    rows = records(comparison)
+    return comma_separated(rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def as_json(comparison: Comparison) -> str:

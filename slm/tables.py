@@ -1,6 +1,8 @@
 """Tables and numbers as text for a console."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm.errors import one_line
@@ -17,6 +19,15 @@ def columns(rows: Sequence[Sequence[Any]], *, right: bool = False, width: int = 
     return "\n".join(
         "  ".join(f"{cell:{kind}{size}}" for cell, kind, size in zip(line, kinds, widths)).rstrip() for line in lines
     )
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Rows as CSV, a column per name; empty where a row has no such value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """A sweep as a table: jobs, swept keys, means over seeds, optima."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -108,6 +109,11 @@ class Sweep:
         return sorted(found.values(), key=lambda v: (0, v, "") if is_number(v) else (1, 0, str(v)))
 
     @cached_property
+    def ranks(self) -> dict[str, dict[str, int]]:
+        """Key -> text of a value -> its place among the levels."""
+        return {key: {str(level): place for place, level in enumerate(self.levels(key))} for key in self.keys}
+
+    @cached_property
     def numeric(self) -> list[str]:
         """The factors with at least two numbers, rates first, then those with the most values."""
         keys = [key for key in self.factors if len(found := self.levels(key)) > 1 and all(map(is_number, found))]
@@ -124,8 +130,7 @@ class Sweep:
         found: dict[tuple, list[Cell]] = {}
         for cell in self.cells:
             found.setdefault(tuple(str(cell.values[other]) for other in others), []).append(cell)
-        place = [{str(level): number for number, level in enumerate(self.levels(other))} for other in others]
-        for names in sorted(found, key=lambda names: [order[name] for order, name in zip(place, names)]):
+        for names in sorted(found, key=lambda names: [self.ranks[other][name] for other, name in zip(others, names)]):
             label = ", ".join(f"{self.short[other]} {name}" for other, name in zip(others, names)) or self.objective
             yield label, sorted(found[names], key=lambda cell: cell.values[key])
 
@@ -190,20 +195,13 @@ def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:
 
 def typed_values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows, with numbers for the texts of every key whose texts are all numbers."""
-    numbers = {}
-    for key in {key for row in rows for key in row}:
-        with_key = [row.get(key) for row in rows]
-        numbers[key] = all(_number(value) is not None for value in with_key)
-    return [{key: _number(value) if numbers[key] else value for key, value in row.items()} for row in rows]
+    keys = {key for row in rows for key in row}
+    numbers = {key for key in keys if all(_number(row.get(key)) is not None for row in rows)}
+    return [{key: _number(value) if key in numbers else value for key, value in row.items()} for row in rows]
 
 
 def _number(value: Any) -> float | int | None:
-    if is_number(value):
-        return value
-    try:
-        found = float(value) if isinstance(value, str) and len(value) < 40 else None
-    except ValueError:
-        return None
-    if found is None or not math.isfinite(found):
-        return None
-    return int(found) if re.fullmatch(r"[+-]?\d{1,15}", value) else found
+    if isinstance(value, str) and len(value) < 40:
+        with contextlib.suppress(ValueError):
+            value = int(value) if re.fullmatch(r"[+-]?\d{1,15}", value) else float(value)
+    return value if is_number(value) else None

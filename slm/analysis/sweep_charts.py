@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -80,7 +79,7 @@ def _line(key: str, name: str, cells: list[Cell], color: str) -> list[Series]:
 def curve_charts(sweep: Sweep) -> list[Chart]:
     """The objective and train/loss of all cells during training, means over seeds with their band."""
     cells = [cell for cell in sweep.cells if cell.objectives][:MAX_LINES] or sweep.cells[:MAX_LINES]
-    cells = sorted(cells, key=lambda cell: [_rank(sweep, key, cell.values[key]) for key in sweep.factors])
+    cells = sorted(cells, key=lambda cell: [sweep.ranks[key][str(cell.values[key])] for key in sweep.factors])
     read = [[_read(sweep.folder / job.folder) for job in shown_jobs(cell)] for cell in cells]
     names = dict.fromkeys((sweep.objective or "val/loss", "train/loss"))
     return [chart for name in names if (chart := _curve_chart(sweep, name, cells, read))]
@@ -89,10 +88,6 @@ def curve_charts(sweep: Sweep) -> list[Chart]:
 def shown_jobs(cell: Cell) -> list[SweepJob]:
     """Those with an objective if there are any: a run that has failed early would cut the mean of the others."""
     return [job for job in cell.jobs if job.objective is not None] or cell.jobs
-
-
-def _rank(sweep: Sweep, key: str, value: Any) -> int:
-    return [str(level) for level in sweep.levels(key)].index(str(value))
 
 
 def _read(folder: Path) -> Curves:

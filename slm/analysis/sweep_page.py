@@ -170,10 +170,9 @@ def heat_maps(sweep: Sweep) -> Iterator[tuple[str, str, list, list, np.ndarray]]
         rows, columns = sweep.levels(row_key), sweep.levels(column_key)
         if len(rows) * len(columns) > MAX_CELLS:
             continue
-        place = [{str(value): i for i, value in enumerate(values)} for values in (rows, columns)]
         means = np.full((len(rows), len(columns)), np.inf)
         for cell in sweep.cells:
-            at = place[0][str(cell.values[row_key])], place[1][str(cell.values[column_key])]
+            at = tuple(sweep.ranks[key][str(cell.values[key])] for key in (row_key, column_key))
             means[at] = min(means[at], cell.mean)
         yield row_key, column_key, rows, columns, np.where(np.isfinite(means), means, np.nan)
 

@@ -1,7 +1,5 @@
 """What a sweep has found: results.csv, a line per finished job, and the table at the end."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from slm.errors import UserError, printable
 from slm.files import atomic, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob, short_keys
 from slm.results import Run
-from slm.tables import columns
+from slm.tables import columns, comma_separated
 
 NUMBERS = ("parameters", "tokens", "tokens_per_second", "seconds", "flops", "energy_joules")  # of Run.summary
 
@@ -24,11 +22,7 @@ def write_results(folder: Path):
         rows = [row(folder, sweep, job) for job in sweep.jobs]
     metrics = sorted({name for line in rows for name in line if name.endswith((" final", " best", " best step"))})
     names = [*sweep.swept, "status", "objective", *metrics, *NUMBERS, "failure", "folder"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic.write_text(folder / "results.csv", text.getvalue())
+    atomic.write_text(folder / "results.csv", comma_separated(rows, names))
 
 
 def row(folder: Path, sweep: Sweep, job: SweepJob) -> dict[str, Any]:
