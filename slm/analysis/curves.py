@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slm.files import jsonl
+from slm.security import is_number
 
 MAX_NAMES = 2000  # metrics of one file
 AXES = {"steps": "optimizer steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
@@ -51,15 +52,14 @@ def read(folder: Path, flops_per_token: Any = None) -> Curves:
     for line in jsonl.lines(folder / "metrics.jsonl"):
         lines, step = lines + 1, line["step"]
         for name, value in line.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and name != "step" and abs(step) < 2**53 and abs(value) < 1e300:
+            if is_number(value) and name != "step" and abs(step) < 2**53:
                 if name not in found:
                     if len(found) == MAX_NAMES:
                         continue
                     found[name] = array("d"), array("d")
                 found[name][0].append(step)
                 found[name][1].append(value)
-    usable = isinstance(flops_per_token, int | float) and 0 < flops_per_token < 1e30
+    usable = is_number(flops_per_token) and 0 < flops_per_token < 1e30
     return Curves(
         {name: (np.array(steps), np.array(values)) for name, (steps, values) in found.items()},
         float(flops_per_token) if usable else None,
