@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from slm.analysis import figures
+from slm.analysis import figures, html
 from slm.analysis.answers import answers_section
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
 from slm.analysis.optimum import AT_THE_EDGE
@@ -185,11 +185,16 @@ def heat_table(chart: tuple[str, str, list, list, np.ndarray]) -> str:
     colors, body = matplotlib.colormaps["viridis_r"](figures.shades(means)), []
     for row, value in enumerate(rows):
         cells = "".join(_heat_cell(means[row, i], colors[row, i], np.nanmin(means)) for i in range(len(columns)))
-        body.append(f'<tr><th scope="row">{escaped(value)}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{escaped(value)}</th>' for value in columns)
+        body.append(f'<tr><th scope="row">{level(value)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{level(value)}</th>' for value in columns)
     corner = f'<tr><th></th><th colspan="{len(columns)}">{escaped(column_key)}</th></tr>'
     whole = f"<thead>{corner}<tr><th>{escaped(row_key)}</th>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="scroll"><table class="heat">{whole}</table></div>' + paragraph("Colors by rank.", "quiet")
+
+
+def level(value: Any) -> str:
+    """A swept value as the head of a row or column."""
+    return number(value) if html.is_number(value) else escaped(value)
 
 
 def _heat_cell(mean: float, color: Any, best: float) -> str:
