@@ -105,8 +105,11 @@ def facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder but holds some; give one of them, such as {runs[0].parent}")
     info = require_facts(folder)
     data = info["config"]["data"]
-    if not (isinstance(data.get("train_windows"), int | None) and data["batch_windows"] <= MAX_BATCH):
-        raise UserError(f"{folder / 'run.json'} is damaged: data.train_windows or data.batch_windows is not valid")
+    counts = [value for key in ("train_windows", "stride") if (value := data.get(key)) is not None]
+    if not all(type(value) is int and value > 0 for value in counts) or data["batch_windows"] > MAX_BATCH:
+        raise UserError(
+            f"{folder / 'run.json'} is damaged: train_windows, stride or batch_windows of data is not valid"
+        )
     return info
 
 

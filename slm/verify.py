@@ -92,6 +92,7 @@ def require_facts(folder: Path) -> dict[str, Any]:
     config, intervals = info["config"], info.get("intervals")
     try:
         numbers = [info["steps"], info["windows"], info["seed"], config["data"]["batch_windows"]]
+        numbers.append(info.get("arrangements", 1))
         numbers += [number for pair in intervals for number in (pair[0], pair[1])]
         valid = isinstance(config["callbacks"], dict) and all(isinstance(n, int) and n >= 0 for n in numbers)
         valid = valid and all(number > 0 for number in numbers[1:2] + numbers[3:])
@@ -149,7 +150,7 @@ def wrong_windows(lines: list[dict[str, Any]], info: dict[str, Any], last: int) 
     yield from check_series("windows", [line["step"] for line in lines], range(lines[0]["step"], last + 1))
     batch, ones = info["config"]["data"]["batch_windows"], np.broadcast_to(1, info["windows"])
     name = info["config"]["data"].get("order", "shuffle")
-    order = make_order(name, ones, info["config"]["seed"], info.get("offsets", 1))
+    order = make_order(name, ones, info["config"]["seed"], info.get("arrangements", 1))
     if "sources" in info:
         order = recorded_order(info["sources"], info["config"]["seed"])
     first = info.get("fork", run_folder.NO_FORK)["step"]  # the lines until there are those of the trunk

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from slm.data import encode, preparation
 from slm.data.order import InfiniteShuffle, Replacement
 from slm.data.packing import best_fit
 from slm.data.store import TokenStore, prepare
-from slm.data.windows import Aligned, Windows, split_windows
+from slm.data.windows import ARRANGEMENTS, Aligned, Windows, split_windows
 from slm.files import jsonl, run_folder
 from slm.loss import IGNORE
 from slm.run.resume import as_begun
@@ -73,22 +74,35 @@ def test_targets_are_counted_in_the_order_of_any_pass():
         assert order.targets_before(position) == read[position]
 
 
-def test_each_pass_reads_the_split_once_and_is_cut_at_another_place(corpus, store):
-    """The first as it always was, from the first id on; each later one from an id of its own on, past the end."""
-    splits, ids = split_windows(store, EOS, context=16), np.array(ids_of(corpus, "train"))
-    windows, count = splits.train, len(splits.train)
-    order, cuts = first(splits.order(5), 6 * count), []
+def test_each_pass_reads_the_text_once_with_its_documents_in_another_order(corpus, store):
+    """The first pass as it always was; each later one the ids of an arrangement of its own, past the end."""
+    splits = split_windows(store, EOS, context=16)
+    windows, count, texts = splits.train, len(splits.train), np.array(corpus.splits["train"], dtype=object)
+    order, moves = first(splits.order(5), 5 * count), []
     assert order[:count] == torch.randperm(count, generator=torch.Generator().manual_seed(5 * 1_000_003)).tolist()
-    for number in range(6):
+    for number in range(5):
         indices = order[number * count : (number + 1) * count]
-        starts = sorted(windows.start(index) for index in indices)
-        assert np.diff(starts).tolist() == [16] * (count - 1)
-        cuts.append(starts[0])
+        (arrangement,) = {index // count for index in indices}
+        assert sorted(index % count for index in indices) == list(range(count))
+        moved, documents, _ = windows.arrangement(arrangement)
+        assert sorted(documents) == list(range(len(texts)))
+        ids = np.array(ids_of(Stories(texts[documents]), "train"))
         for index in indices:
-            assert windows[index].tolist() == np.take(ids, windows.start(index) + np.arange(17), mode="wrap").tolist()
-    assert cuts[0] == 0
-    assert len(set(cuts)) > 3
-    assert max(cuts) < 16
+            place = index % count * 16 + moved
+            assert windows[index].tolist() == np.take(ids, place + np.arange(17), mode="wrap").tolist()
+            document, offset = windows.place(index)
+            assert [*ByteTokenizer().encode(texts[document]), EOS][offset] == ids[place]
+        moves.append((moved, *documents))
+    assert moves[0] == (0, *range(len(texts)))
+    assert len(set(moves)) == 5
+    assert pickle.loads(pickle.dumps(windows))[order[-1]].tolist() == windows[order[-1]].tolist()
+
+
+def test_a_single_document_is_cut_at_other_places(tmp_path):
+    store = prepare(Stories(["abcdefghij" * 9], ["the end of it"]), ByteTokenizer(), tmp_path)
+    splits = split_windows(store, EOS, context=8)
+    order = first(splits.order(0), 8 * len(splits.train))
+    assert len({splits.train.place(index)[1] % 8 for index in order}) > 3
 
 
 def test_replacement_draws_every_start_equally_often(store):
@@ -196,16 +210,17 @@ def test_a_run_resumes_in_any_order_and_its_windows_are_found_again(composed, tm
     nats = [value for reading in found["windows"] for value in reading["nats"]]
     losses = {line["step"]: line["train/loss"] for line in history(straight) if "train/loss" in line}
     assert sum(nats) / len(nats) == pytest.approx(losses[7], rel=1e-4)
-    assert run_folder.read_run_json(straight)["offsets"] == (64 if name in ("shuffle", "replacement", "masked") else 1)
+    recorded = {"shuffle": ARRANGEMENTS, "masked": ARRANGEMENTS, "replacement": 64}.get(name, 1)
+    assert run_folder.read_run_json(straight)["arrangements"] == recorded
 
 
 def test_a_run_that_began_with_the_same_windows_in_every_pass_goes_on_so(store):
     splits = split_windows(store, EOS, context=16)
-    assert splits.offsets == 16
-    assert as_begun(splits, None, {}).offsets == 16
-    assert as_begun(splits, {"windows": 4}, {"data": {}}).offsets == 1
-    assert as_begun(splits, {"offsets": 16}, {"data": {"order": "shuffle"}}).offsets == 16
-    assert as_begun(splits, None, {"data": {"layout": "packed"}}).offsets == 1  # a fork of such a run
+    assert splits.arrangements == ARRANGEMENTS
+    assert as_begun(splits, None, {}).arrangements == ARRANGEMENTS
+    assert as_begun(splits, {"windows": 4}, {"data": {}}).arrangements == 1
+    assert as_begun(splits, {"arrangements": ARRANGEMENTS}, {"data": {"order": "shuffle"}}).arrangements == ARRANGEMENTS
+    assert as_begun(splits, None, {"data": {"layout": "packed"}}).arrangements == 1  # a fork of such a run
 
 
 @pytest.mark.parametrize(

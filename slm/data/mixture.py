@@ -136,7 +136,7 @@ class MixedSplits(Splits):
                 "corpus": part.store.manifest["corpus"],
                 "windows": (windows := len(part.chosen)),
                 "order": part.order_name,
-                "offsets": part.offsets,
+                "arrangements": part.arrangements,
                 "shares": [[time * self.positions, shares[number]] for time, shares in knots],
                 "limit": limit_of(self.mixture, name, windows),
             }
@@ -148,7 +148,7 @@ def recorded_order(sources: Mapping[str, Any], seed: int) -> MixtureOrder:
     """The order of a run from `sources` of its run.json. Raises: UserError: if they are damaged."""
     try:
         orders = [
-            make_order(its["order"], np.broadcast_to(1, its["windows"]), seed_of(seed, name), its["offsets"])
+            make_order(its["order"], np.broadcast_to(1, its["windows"]), seed_of(seed, name), its["arrangements"])
             for name, its in sources.items()
         ]
         knots = [

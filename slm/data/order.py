@@ -33,12 +33,12 @@ class Order(Protocol):
 class Passes(ABC):
     """An order that consists of passes of N windows each.
 
-    `targets` (N,) has the number of targets of each window. Index o * N + i stands for window i moved by o ids, and has
-    as many targets; o is below `offsets`, which is 1 for windows that cannot be moved (see slm.data.windows.Windows).
+    `targets` (N,) has the number of targets of each window. Index a * N + i stands for window i in arrangement a of the
+    text, with as many targets; what that is, the Dataset defines. `arrangements` is their number, 1 for fixed windows.
     """
 
-    def __init__(self, targets: np.ndarray, seed: int, offsets: int = 1):
-        self.targets, self.seed, self.offsets = targets, seed, offsets
+    def __init__(self, targets: np.ndarray, seed: int, arrangements: int = 1):
+        self.targets, self.seed, self.arrangements = targets, seed, arrangements
 
     @abstractmethod
     def drawn(self, number: int, generator: torch.Generator) -> Tensor:
@@ -62,15 +62,15 @@ class Passes(ABC):
 
 
 class InfiniteShuffle(Passes):
-    """Every window once in each pass, in a new permutation. From the second pass on all windows of a pass are moved by
-    the same offset, drawn for that pass, so that they are cut at other places."""
+    """Every window once in each pass, in a new permutation. From the second pass on each pass has an arrangement of its
+    own, in which the text is cut at other places."""
 
     counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
 
     def drawn(self, number: int, generator: torch.Generator) -> Tensor:
         permutation = torch.randperm(len(self.targets), generator=generator)
-        offset = int(torch.randint(self.offsets, (), generator=generator)) if number else 0
-        return permutation + offset * len(self.targets)
+        arrangement = int(torch.randint(self.arrangements, (), generator=generator)) if number else 0
+        return permutation + arrangement * len(self.targets)
 
     def targets_before(self, position: int) -> int:
         number, done = divmod(position, len(self.targets))
@@ -87,12 +87,13 @@ class Replacement(Passes):
     """
 
     def drawn(self, number: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.targets) * self.offsets, (len(self.targets),), generator=generator)
+        return torch.randint(len(self.targets) * self.arrangements, (len(self.targets),), generator=generator)
 
     def targets_before(self, position: int) -> int:
         return position * int(self.targets[0])
 
 
-def make_order(name: Name, targets: np.ndarray, seed: int, offsets: int) -> Order:
+def make_order(name: Name, targets: np.ndarray, seed: int, arrangements: int) -> Order:
     """The order of this name. Strided windows are shuffled, and cut at the same places in every pass."""
-    return Replacement(targets, seed, offsets) if name == "replacement" else InfiniteShuffle(targets, seed, offsets)
+    kind = Replacement if name == "replacement" else InfiniteShuffle
+    return kind(targets, seed, arrangements)

@@ -9,7 +9,6 @@ Shapes: B windows of a microbatch, N windows of a split.
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 from typing import Literal, Self
 
 import numpy as np
@@ -18,23 +17,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from slm.corpora import Split
+from slm.data.documents import Aligned, Documents
 from slm.data.order import Name, Order, make_order
-from slm.data.packing import best_fit
 from slm.data.store import TokenStore
 from slm.errors import UserError
-from slm.loss import IGNORE
 
 Layout = Literal["packed", "documents", "aligned"]  # of data.layout
 
-# Lengths of batches of documents are multiples of it: with each new length, a CPU keeps memory for its products in
-# bfloat16, and a GPU prepares kernels.
-ROUNDED = 16
+ARRANGEMENTS = 2**20  # of documents, of which each pass draws one
 
 
 class Windows(Dataset):
     """All windows of a split: window i starts at id i * stride (None: context). The ids after the last are not used.
 
-    Index o * N + i with an offset o is window i moved by o ids; ids after the split's last one are its first ones.
+    In arrangement a, windows are moved by a ids; ids after the split's last one are its first ones.
     Raises: UserError: if the split is shorter than one window.
     """
 
@@ -69,11 +65,13 @@ class Windows(Dataset):
 
     def start(self, index: int) -> int:
         """The place of a window's first id in the split."""
-        offset, number = divmod(index, self.count)
-        return number * self.stride + offset
+        arrangement, number = divmod(index, self.count)
+        return number * self.stride + arrangement
 
     def _window(self, index: int) -> np.ndarray:
-        start, length = self.start(index), self.context + 1
+        return self._ids(self.start(index), self.context + 1)
+
+    def _ids(self, start: int, length: int) -> np.ndarray:
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         window = self.shards[shard][start - self.starts[shard] :][:length]
         while len(window) < length:  # continued in the next shard, or in the first one
@@ -82,86 +80,68 @@ class Windows(Dataset):
         return window
 
 
-class Documents(Dataset):
-    """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch and a little more.
+class Rearranged(Windows):
+    """In every arrangement but 0, the documents are in another order, and the windows are moved by less than a window.
 
-    A document longer than the context is truncated; `longest` is the smallest context that truncates none.
-    Raises: UserError: if a shard contains no eos.
+    Both follow from the number of the arrangement. The index of the documents is made when it is first needed.
     """
 
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
-        self.arguments = store, split, context, eos
-        self.shards, self.context, self.eos = store.shards(split), context, eos
-        ends = [np.flatnonzero(shard == eos) for shard in self.shards]
-        if not all(map(len, ends)):
-            raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
-        self.ends = np.concatenate(ends)  # the position of each document's eos in its shard
-        self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
-        self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
-        self.lengths = self.ends - self.starts + 1  # with one eos
-        self.longest, self.targets = int(self.lengths.max()), np.minimum(self.lengths, context)
+        super().__init__(store, split, context)
+        self.arguments, self.eos = (store, split, context, eos), eos
+        self.arrangements: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}  # the newest one
 
     def __reduce__(self):
-        return Documents, self.arguments
+        return Rearranged, self.arguments
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """The ids at which the documents begin, and the last one ends (D + 1,)."""
+        ends = [np.flatnonzero(shard == self.eos) + start + 1 for shard, start in zip(self.shards, self.starts)]
+        ends = np.concatenate([[0], *ends])
+        return ends if ends[-1] == self.starts[-1] else np.append(ends, self.starts[-1])
 
-    def first_document(self, index: int) -> int:
-        """The document that a window begins with."""
-        return index
+    def arrangement(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """By how much windows are moved, the documents (D,) in their order, and where each of them begins (D + 1,)."""
+        if number not in self.arrangements:
+            generator = torch.Generator().manual_seed(number)
+            documents = torch.randperm(len(self.bounds) - 1, generator=generator).numpy()
+            moved = int(torch.randint(self.context, (), generator=generator))
+            if number == 0:
+                documents, moved = np.arange(len(documents)), 0
+            begins = np.append(0, np.diff(self.bounds)[documents].cumsum())
+            self.arrangements = {number: (moved, documents, begins)}
+        return self.arrangements[number]
 
-    def _document(self, index: int) -> np.ndarray:
-        """Its ids and eos, up to the context."""
-        return self.shards[self.shard[index]][self.starts[index] :][: min(self.lengths[index], self.context)]
+    def place(self, index: int) -> tuple[int, int]:
+        """The document of a window's first id, and the place of that id in it."""
+        number, window = divmod(index, self.count)
+        moved, documents, begins = self.arrangement(number)
+        start = window * self.context + moved
+        first = int(np.searchsorted(begins, start, side="right")) - 1
+        return int(documents[first]), int(start - begins[first])
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Ids (targets + 1,), int64."""
-        return self.__getitems__([index])[0, : self.targets[index] + 1]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, T + 1), int64, where T is the number of targets of the longest, rounded up (ROUNDED)."""
-        lengths = self.targets[indices]
-        targets = min(ceil(lengths.max() / ROUNDED) * ROUNDED, self.context)
-        rows = np.full((len(indices), 1 + targets), IGNORE, dtype=np.int64)
-        rows[:, 0] = self.eos
-        for row, index, length in zip(rows, indices, lengths):
-            row[1 : 1 + length] = self._document(index)
-        return torch.from_numpy(rows)
-
-
-class Aligned(Documents):
-    """Several documents per window: eos, then the ids of each and eos, then IGNORE up to the context.
-
-    A document is in one window as a whole, or truncated if it is longer than the context.
-    """
-
-    def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
-        super().__init__(store, split, context, eos)
-        self.order, self.bins = best_fit(self.targets, context)
-        self.targets = np.add.reduceat(self.targets[self.order], self.bins[:-1])
-
-    def __reduce__(self):
-        return Aligned, self.arguments
-
-    def first_document(self, index: int) -> int:
-        return int(self.order[self.bins[index]])
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, context + 1), int64."""
-        rows = np.full((len(indices), 1 + self.context), IGNORE, dtype=np.int64)
-        rows[:, 0] = self.eos
-        for row, index in zip(rows, indices):
-            ids = [self._document(document) for document in self.order[self.bins[index] : self.bins[index + 1]]]
-            row[1 : 1 + self.targets[index]] = np.concatenate(ids)
-        return torch.from_numpy(rows)
+    def _window(self, index: int) -> np.ndarray:
+        number, window = divmod(index, self.count)
+        if number == 0:
+            return super()._window(index)
+        moved, documents, begins = self.arrangement(number)
+        start, found, missing = window * self.context + moved, [], self.context + 1
+        position = int(np.searchsorted(begins, start, side="right")) - 1
+        offset = int(start - begins[position])
+        while missing:
+            document = documents[position % len(documents)]  # after the last one, the first one
+            first, end = int(self.bounds[document]) + offset, int(self.bounds[document + 1])
+            found.append(self._ids(first, min(end - first, missing)))
+            position, offset, missing = position + 1, 0, missing - len(found[-1])
+        return np.concatenate(found)
 
 
 @dataclass(frozen=True)
 class Splits:
     """The windows of both splits of a store; those of train that are read are `chosen`.
 
-    `offsets`: how many places a window may be moved to (see slm.data.order.Passes).
+    `arrangements` is their number for the order, see slm.data.order.Passes.
     """
 
     store: TokenStore
@@ -169,7 +149,7 @@ class Splits:
     validation: Windows | Documents
     chosen: list[int]
     order_name: Name = "shuffle"
-    offsets: int = 1
+    arrangements: int = 1
 
     @cached_property
     def targets(self) -> np.ndarray:
@@ -190,7 +170,7 @@ class Splits:
 
     def order(self, seed: int) -> Order:
         """Which of the chosen windows each position of a training reads."""
-        return make_order(self.order_name, self.targets, seed, self.offsets)
+        return make_order(self.order_name, self.targets, seed, self.arrangements)
 
 
 KINDS = {"documents": Documents, "aligned": Aligned}
@@ -212,13 +192,15 @@ def split_windows(
     """
     if layout != "packed" and order != "shuffle":
         raise UserError(f"data.order={order} needs data.layout=packed, not {layout}")
-    train, validation = (
-        KINDS[layout](store, split, context, eos) if layout in KINDS else Windows(store, split, context, step)
-        for split, step in (("train", stride), ("validation", None))
-    )
-    movable = layout == "packed" and order != "strided" and train_windows is None
-    chosen = evenly_spaced(len(train), train_windows)
-    return Splits(store, train, validation, chosen, order, context if movable else 1)
+    fixed = layout != "packed" or order == "strided" or train_windows is not None
+    if layout in KINDS:
+        train, validation = (KINDS[layout](store, split, context, eos) for split in ("train", "validation"))
+    else:
+        moving = order == "shuffle" and not fixed
+        train = Rearranged(store, "train", context, eos) if moving else Windows(store, "train", context, stride)
+        validation = Windows(store, "validation", context)
+    arrangements = 1 if fixed else context if order == "replacement" else ARRANGEMENTS
+    return Splits(store, train, validation, evenly_spaced(len(train), train_windows), order, arrangements)
 
 
 def evenly_spaced(total: int, limit: int | None) -> list[int]:

@@ -24,7 +24,7 @@ SCHEMA = {  # the fields of run.json that a resumed run reads
 LATER = {  # those that a run has found out, or that a later version has added
     "intervals": list,
     "commits": list,
-    **dict.fromkeys(("first_step", "microbatch", "windows", "offsets", "steps"), int),
+    **dict.fromkeys(("first_step", "microbatch", "windows", "arrangements", "steps"), int),
 }
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 OWN_FILES = re.compile(

@@ -10,7 +10,7 @@ import numpy as np
 
 from slm.data.mixture import recorded_order
 from slm.data.store import TokenStore
-from slm.data.windows import Documents, Splits, Windows, split_windows
+from slm.data.windows import Documents, Rearranged, Splits, Windows, split_windows
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.generation.text_loss import window_nats
@@ -79,7 +79,7 @@ def splits_read(info: dict[str, Any], source: str, context: int, tokenizer: Toke
     facts = info["sources"][source] if source else info
     if len(splits.chosen) != facts["windows"]:
         raise UserError(f"{store.folder} has {len(splits.chosen):,} windows, and the run read {facts['windows']:,}")
-    return replace(splits, offsets=facts.get("offsets", 1))
+    return replace(splits, arrangements=facts.get("arrangements", 1))
 
 
 def window_readings(
@@ -97,8 +97,8 @@ def window_readings(
 
 def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> Iterable[tuple[int, int]]:
     """The document of each window's first token, and the place of that token in it."""
-    if isinstance(windows, Documents):
-        return [(windows.first_document(index), 0) for index in indices]
+    if isinstance(windows, Documents | Rearranged):
+        return [windows.place(index) for index in indices]
     ends = np.concatenate(
         [np.flatnonzero(shard == eos) + start for shard, start in zip(windows.shards, windows.starts)]
     )

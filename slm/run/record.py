@@ -69,7 +69,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "parameters": parameters(job.model).total,
         "flops_per_token": training_flops_per_token(job.model),
         "windows": len(job.splits.chosen),
-        "offsets": job.splits.offsets,
+        "arrangements": job.splits.arrangements,
         **recorded_sources(job, before),
         "steps": job.steps,
         "budget": config.plain["budget"],

@@ -97,8 +97,8 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
 
 
 def as_begun(splits: Splits, before: dict[str, Any] | None, earlier: dict[str, Any]) -> Splits:
-    """The splits, with the offsets of `before`, which is run.json. A run, or the trunk of a fork, that began when all
-    passes had the same windows goes on so; `earlier` is the configuration in its checkpoint."""
+    """The splits, with the number of arrangements in `before`, which is run.json. A run, or the trunk of a fork, that
+    began when all passes had the same windows goes on so; `earlier` is the configuration in its checkpoint."""
     if before:
-        return replace(splits, offsets=before.get("offsets", 1))
-    return splits if "order" in earlier.get("data", {"order": None}) else replace(splits, offsets=1)
+        return replace(splits, arrangements=before.get("arrangements", 1))
+    return splits if "order" in earlier.get("data", {"order": None}) else replace(splits, arrangements=1)

@@ -1,0 +1,96 @@
+"""Whole documents of a token store as windows: one in each, or several side by side.
+
+Shapes: B windows of a microbatch, D documents, N windows of a split.
+"""
+
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slm.corpora import Split
+from slm.data.packing import best_fit
+from slm.data.store import TokenStore
+from slm.errors import UserError
+from slm.loss import IGNORE
+
+# Lengths of batches of documents are multiples of it: with each new length, a CPU keeps memory for its products in
+# bfloat16, and a GPU prepares kernels.
+ROUNDED = 16
+
+
+class Documents(Dataset):
+    """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch and a little more.
+
+    A document longer than the context is truncated; `longest` is the smallest context that truncates none.
+    Raises: UserError: if a shard contains no eos.
+    """
+
+    def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
+        self.arguments = store, split, context, eos
+        self.shards, self.context, self.eos = store.shards(split), context, eos
+        ends = [np.flatnonzero(shard == eos) for shard in self.shards]
+        if not all(map(len, ends)):
+            raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
+        self.ends = np.concatenate(ends)  # the position of each document's eos in its shard
+        self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
+        self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
+        self.lengths = self.ends - self.starts + 1  # with one eos
+        self.longest, self.targets = int(self.lengths.max()), np.minimum(self.lengths, context)
+
+    def __reduce__(self):
+        return Documents, self.arguments
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The document of a window's first id, and the place of that id in it."""
+        return index, 0
+
+    def _document(self, index: int) -> np.ndarray:
+        """Its ids and eos, up to the context."""
+        return self.shards[self.shard[index]][self.starts[index] :][: min(self.lengths[index], self.context)]
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Ids (targets + 1,), int64."""
+        return self.__getitems__([index])[0, : self.targets[index] + 1]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Ids (B, T + 1), int64, where T is the number of targets of the longest, rounded up (ROUNDED)."""
+        lengths = self.targets[indices]
+        targets = min(ceil(lengths.max() / ROUNDED) * ROUNDED, self.context)
+        rows = np.full((len(indices), 1 + targets), IGNORE, dtype=np.int64)
+        rows[:, 0] = self.eos
+        for row, index, length in zip(rows, indices, lengths):
+            row[1 : 1 + length] = self._document(index)
+        return torch.from_numpy(rows)
+
+
+class Aligned(Documents):
+    """Several documents per window: eos, then the ids of each and eos, then IGNORE up to the context.
+
+    A document is in one window as a whole, or truncated if it is longer than the context.
+    """
+
+    def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
+        super().__init__(store, split, context, eos)
+        self.order, self.bins = best_fit(self.targets, context)
+        self.targets = np.add.reduceat(self.targets[self.order], self.bins[:-1])
+
+    def __reduce__(self):
+        return Aligned, self.arguments
+
+    def place(self, index: int) -> tuple[int, int]:
+        return int(self.order[self.bins[index]]), 0
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """Ids (B, context + 1), int64."""
+        rows = np.full((len(indices), 1 + self.context), IGNORE, dtype=np.int64)
+        rows[:, 0] = self.eos
+        for row, index in zip(rows, indices):
+            ids = [self._document(document) for document in self.order[self.bins[index] : self.bins[index + 1]]]
+            row[1 : 1 + self.targets[index]] = np.concatenate(ids)
+        return torch.from_numpy(rows)
