@@ -192,6 +192,13 @@ def test_other_files_are_one_line(content, problem, tmp_path, monkeypatch):
         HuggingFaceTokenizer.build((), path=str(tmp_path / "huggingface.json"))
 
 
+def test_a_model_without_an_id_for_unknown_text_is_one_line(tmp_path):
+    theirs = library.Tokenizer(models.WordPiece({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    ours = HuggingFaceTokenizer.build((), path=written(theirs, tmp_path))
+    with mistake("the tokenizer cannot encode this text: WordPiece error"):
+        ours.encode("b")
+
+
 def test_missing_files_and_the_extra(tmp_path, monkeypatch):
     for path in ("no/such/file.json", str(tmp_path), "./nowhere"):
         with mistake("there is no file .*; give a tokenizer.json"):

@@ -131,7 +131,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return arrays
 
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
-        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:
+            if type(error) is not Exception:  # the library's own have no class
+                raise
+            raise UserError(f"the tokenizer cannot encode this text: {printable(str(error), 200)}") from None
         return [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
 
     def _without_controls(self, text: str) -> np.ndarray:
