@@ -41,6 +41,7 @@ LONG = {
     "fork": "test_fork.py",
     "detect": "test_ablation.py",
     "budget.minutes": "test_budget.py",
+    "data.sources.stories.weight": "test_mixture.py",
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]

@@ -58,11 +58,14 @@ class ProgressBar(Callback):
             value = trainer.callback_metrics
             bits = value.get("val/bits_per_byte")  # where bytes are known
             excess = value.get("val/excess_bits_per_story")  # on a corpus of known entropy
+            name = "loss" if bits is None else "bits_per_byte"
+            sources = [f"{source} {value[f'val/{source}/{name}']:.4f}" for source in getattr(module, "sources", ())]
             print(
                 f"step {trainer.global_step}: val/loss {value['val/loss']:.4f}, "
                 f"perplexity {value['val/perplexity']:.2f}"
                 + (f", {bits:.4f} bits per byte" if bits is not None else "")
                 + (f", {excess:.2f} bits per story above the floor" if excess is not None else "")
+                + (f" ({', '.join(sources)})" if sources else "")
             )
 
     def teardown(self, trainer, module, stage):
