@@ -73,7 +73,7 @@ def other_charts(curves: Curves) -> list[Chart]:
     shown = {name for names in MAIN.values() for name in names} | LEFT_OUT
     groups: dict[str, list[str]] = {}
     for name in sorted(curves.values.keys() - shown):
-        if not name.startswith("dynamics/"):
+        if not name.startswith("dynamics/") and not name.endswith("/perplexity"):  # of a source: another scale
             groups.setdefault(name.rpartition("/")[0] if name.count("/") > 1 else name, []).append(name)
     return [_chart(curves, name, UNITS.get(name, ""), names) for name, names in list(groups.items())[:MAX_OTHERS]]
 

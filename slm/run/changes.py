@@ -41,7 +41,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], without: Sequence[str]
 
 def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: str):
     """Raises UserError with the differences that a resumed run must not have. `what` was trained with `old`."""
-    found = differences(old, new.plain, (*FREE, *new.allow_changes))
+    sources = new.plain["data"].get("sources") or {}
+    paths = [f"data.sources.{name}.path" for name in sources]
+    paths += [f"data.corpus.sources.{name}.corpus.{key}" for name in sources for key in ("path", "cache")]
+    found = differences(old, new.plain, (*FREE, *paths, *new.allow_changes))
     changed = {key: f"{key}: {before} -> {after}" for key, (before, after) in found.items()}
     optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
     fixed = any(f"{key}.".startswith(ORDER) for key in changed)
