@@ -86,6 +86,21 @@ class Hub(Server):
         return (200, json.dumps(entries).encode(), JSON) if entries else NOT_FOUND
 
 
+class Hubs(Server):
+    """Several datasets, from folders FOLDER/OWNER/NAME."""
+
+    def __init__(self, folder: Path, gated: str = ""):
+        super().__init__()
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*"))]
+        self.hubs = {name: Hub(folder / name, name, gated=name == gated) for name in names}
+        for hub in self.hubs.values():
+            hub.server_close()  # this one answers for all
+
+    def answer(self, path: str, span: str) -> tuple[int, dict[str, str], Iterable[bytes]]:
+        known = [hub for name, hub in self.hubs.items() if f"/{name}/" in f"{path}/"]
+        return [*known, *self.hubs.values()][0].answer(path, span)
+
+
 def part(data: bytes, span: str) -> Found:
     headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
     if not (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", span)):

@@ -42,6 +42,8 @@ LONG = {
     "detect": "test_ablation.py",
     "budget.minutes": "test_budget.py",
     "data.sources.stories.weight": "test_mixture.py",
+    "data.repository": "test_hub.py",
+    "data.streaming": "test_hub.py",
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]

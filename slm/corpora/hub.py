@@ -80,11 +80,11 @@ class Hub:
         """The documents of each file from `place` on, which moves behind a file when its documents have been read."""
         named = self._split_of[split]
         files = self.source.files(named, streaming=self.streaming)
-        place.files, skipped = len(files), 0
+        place.files, begin, skipped, given = len(files), place.file, 0, 0
         place.totals = self._totals() if split == "train" else [None, None]
 
         def part(file: str) -> Iterator[str]:
-            nonlocal skipped
+            nonlocal skipped, given
             taken = list(place.taken)
             for text in self._texts(file):
                 if not text:
@@ -95,6 +95,7 @@ class Hub:
                     place.file = len(files)
                     break
                 if side == split:
+                    given += 1
                     yield text
             else:
                 place.file += 1
@@ -102,6 +103,9 @@ class Hub:
 
         while place.file < len(files):
             yield part(files[place.file])
+        if begin == given == 0:
+            drawn = f"data.validation_share={self.share} of {self.source} is no document: give a larger share"
+            raise UserError(drawn if self._drawn else f"split {named} of {self.source} has no documents")
         if skipped and self.skipped.get(split) != skipped:  # said once
             self.skipped[split] = skipped
             print(f"{self.source}: {skipped:,} rows or documents of {named} without text were skipped", file=sys.stderr)

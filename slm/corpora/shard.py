@@ -1,8 +1,10 @@
 """The rows of one file as documents: parquet, JSON Lines, CSV, text, plain or compressed, as `datasets` reads them."""
 
+import atexit
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from glob import escape
 from pathlib import PurePosixPath
 from types import ModuleType
@@ -18,8 +20,11 @@ SUFFIXES |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
 
 
+@cache
 def quiet(datasets: ModuleType):
     """No log lines beside the errors of this program, and no requests that only count downloads."""
+    # for pyarrow's threads: an exit while they read aborts the process (apache/arrow#34314)
+    atexit.register(time.sleep, 0.1)
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise even a local read contacts a server, for up to 3 s
     datasets.logging.set_verbosity(50)
     datasets.disable_progress_bars()
@@ -57,7 +62,6 @@ def texts(file: str, template: Template, reader: str | None, options: Mapping[st
         if chosen == "parquet":
             refuse_missing(file, template)
         raise UserError(f"reading {file} failed, try again or copy it again: {explained(error)}") from error
-    time.sleep(0.1)  # for pyarrow's threads: an exit while they read aborts the process (apache/arrow#34314)
 
 
 def refuse_missing(file: str, template: Template):
@@ -76,21 +80,26 @@ def refuse_missing(file: str, template: Template):
 
 
 def grouped(rows: Iterable[str | None], boundary: re.Pattern, limit: int) -> Iterator[str]:
-    """Rows as the lines of longer documents, without white space around them.
+    """Rows as the lines of longer documents, without white space around them; blank ones are left out.
 
     A document ends where `boundary` matches within a row, which is left out of it, and after `limit` rows.
     """
     document: list[str] = []
+
+    def complete() -> Iterator[str]:
+        if text := "\n".join(document).strip():
+            yield text
+        document.clear()
+
     for row in rows:
         first, *others = boundary.split((row or "").removesuffix("\n"))
         document.append(first)
         for begin in others:
-            yield "\n".join(document).strip()
-            document = [begin]
+            yield from complete()
+            document.append(begin)
         if len(document) >= limit:
-            yield "\n".join(document).strip()
-            document = []
-    yield "\n".join(document).strip()
+            yield from complete()
+    yield from complete()
 
 
 def explained(error: Exception) -> str:
