@@ -120,7 +120,7 @@ DAMAGES = {  # change of a folder `data` -> the message
         lambda data: write_shard(data.parent, EMPTY, ["x"], "story"),
         "no column 'text': its columns are story",
     ),
-    "a column twice": (lambda data: write_twice(data / EMPTY), "two columns of one name: text, text"),
+    "a column twice": (lambda data: write_twice(data / EMPTY), "has 2 columns 'text'"),
     "lists": (
         lambda data: write_shard(data.parent, EMPTY, [["a"]], kind=pa.list_(pa.string())),
         "type list in column 'text'",

@@ -65,7 +65,7 @@ def texts(file: str, template: Template, reader: str | None, options: Mapping[st
 
 
 def refuse_missing(file: str, template: Template):
-    """Raises: UserError: if a parquet file can be read, but has not the columns."""
+    """Raises: UserError: if a parquet file can be read, but does not have each column once."""
     import fsspec
     import pyarrow.parquet
 
@@ -75,8 +75,6 @@ def refuse_missing(file: str, template: Template):
     except Exception:  # of fsspec, pyarrow or an HTTP library: the first error explains more
         return
     template.check(names, file)
-    if any(names.count(name) > 1 for name in template.columns):
-        raise UserError(f"{file} has two columns of one name: {', '.join(names)}")
 
 
 def grouped(rows: Iterable[str | None], boundary: re.Pattern, limit: int) -> Iterator[str]:
