@@ -61,7 +61,7 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         hardware=hardware,
         microbatch=microbatch,
         tokenizer=ids,
-        splits=windows_of(config, TokenStore(folder, manifest), ids),
+        splits=windows_of(config, {"": TokenStore(folder, manifest)}, ids),
         model=model,
         steps=steps,
     )
