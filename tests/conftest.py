@@ -1,5 +1,6 @@
 """Fixtures and helpers for several tests: a small text, very small runs on it, and commands run in this process."""
 
+import os
 import gc
 import random
 import sys
@@ -21,6 +22,7 @@ CONF = ROOT / "conf"
 WORDS = "the a small old red cat dog bird girl boy house tree river saw took lost found liked gave and then but"
 
 torch.set_num_threads(1)  # more threads are 20 times slower on matrices this small and a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 draw = report.draw
 
 

@@ -183,6 +183,7 @@ def test_keys_of_ablations_need_one(words, monkeypatch, capsys):
     assert "is for an ablation; add -m hparams_search=ablation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command(text_file, tmp_path, monkeypatch, capsys):
     """An ablation file of the user's own, two seeds, and the same command again."""
     (tmp_path / "conf" / "hparams_search").mkdir(parents=True)

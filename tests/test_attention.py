@@ -163,6 +163,7 @@ def test_queries_keys_and_values_are_of_one_type(monkeypatch):
     assert types == 2 * [{torch.float32}] + 2 * [{torch.bfloat16}]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, about itself
 @pytest.mark.parametrize("choice", [{}, {"window": [5, None], "value_embeddings": True, "residual_scalars": True}])
 @pytest.mark.parametrize("sixteen_bit", [False, True])

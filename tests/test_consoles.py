@@ -95,6 +95,7 @@ for words in (
 """
 
 
+@pytest.mark.slow
 def test_commands_print_in_a_c_locale(finished, tmp_path):
     """With a run folder whose name is not ASCII."""
     folder = tmp_path / "lüuf\x1b[31m漢"

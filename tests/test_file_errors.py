@@ -159,6 +159,7 @@ def test_verify_refuses_a_run_json_of_another_version(copy, monkeypatch, capsys,
     assert "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_nothing_of_its_jobs(text_file, tmp_path, monkeypatch, drawn):
     """No Trainer, no open file, no signal handler."""
     trainers, open_files, real = [], [], L.Trainer.__init__

@@ -133,6 +133,7 @@ def test_a_fork_may_change_data_and_order_and_resumes_exactly(fork, trunk, text_
     assert targets == [64 * (4 * min(step, 4) + 2 * max(step - 4, 0)) for step in range(1, 11)]
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_fork(fork, monkeypatch, tmp_path):
     """The trunk of a fork may be gone once the fork has begun, and the newest run is named latest."""
     first = fork(

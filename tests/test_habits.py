@@ -143,6 +143,7 @@ def test_fast_dev_run_keeps_nothing(text_file, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+@pytest.mark.slow
 def test_tab_completion_help_and_printed_configuration():
     def python(*arguments: str, **environment):
         command = [sys.executable, str(ROOT / "train.py"), *arguments]

@@ -124,6 +124,7 @@ def test_a_resumed_run_reads_by_weight_and_validates_each_source(composed, sourc
         assert metrics[f"val/{name}/loss"] == pytest.approx(float(mean), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_that_change_and_epochs_that_end(sources, composed, tmp_path):
     """The plan tells it, and another length, or one that the epochs do not allow, is refused."""
     changing = ["data.sources.a.weight={0:1,1:0}", "data.sources.b.weight={0:0,1:1}"]

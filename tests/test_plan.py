@@ -135,6 +135,7 @@ def test_random_windows_have_the_planned_sizes(layout, composed, tmp_path):
     assert max(job.tokenizer.encode("One day, \u00fc \U0010ffff")) < vocab_size - 1
 
 
+@pytest.mark.slow
 def test_without_tokens_each_job_of_a_sweep_is_measured_on_random_windows(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(download, "fetch", lambda *_, **__: pytest.fail("a plan downloads nothing"))

@@ -121,6 +121,7 @@ def test_a_run_killed_anywhere_resumes_exactly(small, tmp_path, more):
     compare(reference.folder, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guarantee", "moment", "noticed"),
     [(broken.atomicity, "published", "torn"), (broken.retention, "pruned", "only . checkpoints are there")],
