@@ -1,7 +1,7 @@
 """Fixtures and helpers for several tests: a small text, very small runs on it, and commands run in this process."""
 
-import os
 import gc
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
