@@ -12,30 +12,10 @@ import numpy as np
 from measure import synchronize
 
 from slm.data.store import TokenStore
+from slm.planning.random_text import RandomText, RandomTokenizer
 from slm.run import cli
 from slm.run.prepare import Job, choose_hardware, windows_of
 from slm.run.record import describe_run, open_run
-
-
-class Ids:
-    """A tokenizer, and a corpus, of random ids."""
-
-    eos = 0
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-
-    def token_bytes(self, token: int) -> bytes:
-        return b"    "
-
-    def decode(self, ids) -> str:
-        return ""
-
-    def save(self, folder: Path):
-        folder.mkdir(exist_ok=True)
-
-    def fingerprint(self) -> str:
-        return "random ids"
 
 
 def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int, device: str) -> Job:
@@ -53,15 +33,16 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         splits[split] = {"documents": 1, "bytes": 4 * tokens, "tokens": tokens, "shards": [shard]}
     manifest = {"corpus": "random ids", "tokenizer": "", "vocab_size": vocab_size, "dtype": "uint16", "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    ids = Ids(vocab_size)
+    tokenizer = RandomTokenizer(vocab_size)
+    corpus = RandomText(vocab_size=vocab_size, length=tokens, longest=tokens, train=1, validation=1)
     hardware, microbatch = choose_hardware(config)
     return Job(
-        config=replace(config, data=replace(config.data, corpus=ids)),
+        config=replace(config, data=replace(config.data, corpus=corpus)),
         run_dir=folder / "run",
         hardware=hardware,
         microbatch=microbatch,
-        tokenizer=ids,
-        splits=windows_of(config, {"": TokenStore(folder, manifest)}, ids),
+        tokenizer=tokenizer,
+        splits=windows_of(config, {"": TokenStore(folder, manifest)}, tokenizer),
         model=model,
         steps=steps,
     )

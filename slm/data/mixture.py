@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from slm.corpora import Split
 from slm.corpora.mixture import Mixture
@@ -163,11 +163,7 @@ def recorded_order(sources: Mapping[str, Any], seed: int) -> MixtureOrder:
 
 def mixed(mixture: Mixture, parts: Mapping[str, Splits]) -> MixedSplits:
     """The windows of the sources of a mixture, `parts`, with its weights."""
-    whole = [
-        part.train if len(part.chosen) == len(part.train) else Chosen(part.train, part.chosen)
-        for part in parts.values()
-    ]
-    train = Joined(whole)
+    train = Joined([part.chosen_windows for part in parts.values()])
     return MixedSplits(
         store=Stores({name: part.store for name, part in parts.items()}, mixture.fingerprint()),
         train=train,
@@ -176,18 +172,6 @@ def mixed(mixture: Mixture, parts: Mapping[str, Splits]) -> MixedSplits:
         mixture=mixture,
         parts=parts,
     )
-
-
-class Chosen(Subset):
-    """Some of the windows of a source."""
-
-    @property
-    def context(self) -> int:
-        return self.dataset.context
-
-    @property
-    def longest(self) -> int:
-        return self.dataset.longest
 
 
 def window_shares(mixture: Mixture, sizes: Sizes) -> list[tuple[float, list[float]]]:

@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from slm.corpora import Split
 from slm.data.documents import Aligned, Documents
@@ -137,6 +137,18 @@ class Rearranged(Windows):
         return np.concatenate(found)
 
 
+class Chosen(Subset):
+    """Some of the windows of a split."""
+
+    @property
+    def context(self) -> int:
+        return self.dataset.context
+
+    @property
+    def longest(self) -> int:
+        return self.dataset.longest
+
+
 @dataclass(frozen=True)
 class Splits:
     """The windows of both splits of a store; those of train that are read are `chosen`.
@@ -150,6 +162,11 @@ class Splits:
     chosen: list[int]
     order_name: Name = "shuffle"
     arrangements: int = 1
+
+    @property
+    def chosen_windows(self) -> Dataset:
+        """The chosen windows of train."""
+        return self.train if len(self.chosen) == len(self.train) else Chosen(self.train, self.chosen)
 
     @cached_property
     def targets(self) -> np.ndarray:

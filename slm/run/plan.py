@@ -206,9 +206,14 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
     tokenizer = RandomTokenizer(text.vocab_size)
     with contextlib.redirect_stderr(io.StringIO()):
         store = prepare(corpus, tokenizer, folder / "cache")
-    splits, model = windows_of(config, {"": store}, tokenizer), replace(config.model, vocab_size=text.vocab_size)
     facts = {"config": config, "run_dir": folder, "hardware": hardware, "microbatch": microbatch}
-    return Job(**facts, tokenizer=tokenizer, splits=splits, model=model, steps=UNKNOWN)
+    return Job(
+        **facts,
+        tokenizer=tokenizer,
+        splits=windows_of(config, {"": store}, tokenizer),
+        model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
+        steps=UNKNOWN,
+    )
 
 
 @contextlib.contextmanager

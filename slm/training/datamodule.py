@@ -42,8 +42,7 @@ class WindowsData(L.LightningDataModule):
         self.validations = {source: part.validation for source, part in splits.by_source().items()}
         self.targets_per_window = splits.targets_per_window
         self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
-        whole = len(splits.chosen) == len(splits.train)
-        self.train = splits.train if whole else Subset(splits.train, splits.chosen)
+        self.train = splits.chosen_windows
         self.order = splits.order(seed)
         self.tokenizer, self.corpus = tokenizer, corpus
         lossless = not splits.store.manifest["splits"]["validation"].get("lost_bytes")
