@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, small_run
 from faults import override as fault
 from forks import forked
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from test_resume import final_state, history
 
-from slm import verify
+from slm import report, verify
 from slm.files import jsonl
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,9 @@ def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path, mo
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}")  # of the second process
+    # Lightning looks for failed processes, and kills the others, while the first one closes the run folder
+    monkeypatch.setattr(_ChildProcessObserver.__init__, "__defaults__", (0.02,))
+    monkeypatch.setattr(report, "loss_curve", lambda folder: time.sleep(3))
     stopped = forked(*run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
     diverged = forked(*run, *TWO, fault("nonfinite", step=8))

@@ -36,6 +36,9 @@ def torch_settings_kept() -> Iterator[None]:
 
 def teardown(trainer: L.Trainer):
     """Releases process-global state, so that the next job of a sweep starts clean."""
+    launcher = trainer.strategy.launcher
+    if hasattr(launcher, "procs"):  # Lightning's list: it kills this process, too, when one of them has failed
+        launcher.procs.clear()
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             with contextlib.suppress(Exception):  # the service may have failed
