@@ -90,7 +90,7 @@ PARENT = """
 import os, time
 from slm.data.processes import mapped
 def item(number):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # at once: two processes write
     time.sleep(60)
 list(mapped(item, iter(range(2)), 2))
 """
