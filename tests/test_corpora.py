@@ -350,7 +350,7 @@ TEXT_ERRORS = {
     "unknown user": ("~nobody-of-that-name/x.txt", {}, "does not exist"),
     "missing folder": ("no/where/tiny.txt", {}, "does not exist$"),
     "glob": ("*.xml", {}, "no file matches"),
-    "folder": ("folder", {}, r"no \*\.txt file in the folder"),
+    "folder": ("folder", {}, r"no \*\.txt file in the folder, compressed or not; '\S*folder/\*' names any file"),
     "blank": ("blank.txt", {}, "is empty"),
     "only separators": ("dots.txt", {"separator": "."}, "is empty"),
     "too short": ("one.txt", {}, "too short"),
@@ -503,7 +503,7 @@ def test_an_error_of_utf8_names_file_and_offset(tmp_path, separator, mark, befor
     (tmp_path / "a.txt").write_text("fine")
     file = tmp_path / "b.txt"
     file.write_bytes(mark + b"x" * before + wrong)
-    with mistake(rf"b\.txt is not UTF-8 at byte {len(mark) + before} \(0x{wrong[0]:x}\): convert it"):
+    with mistake(rf"b\.txt is not UTF-8 at byte {len(mark) + before} \(0x{wrong[0]:x}\): give data=files"):
         next(text(tmp_path, separator=separator).documents("train"))
 
 

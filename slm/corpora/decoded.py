@@ -109,8 +109,8 @@ def opened(path: Path, encoding: str | None, newline: str | None = "") -> Iterat
             offset = file.tell() - len(error.object) + error.start
             raise UserError(
                 f"{path} is not {(codec or encoding or 'utf-8').removesuffix('-sig').upper()} at byte {offset} "
-                f"({error.object[error.start]:#04x}): convert it, for example with iconv -f LATIN1 -t UTF-8, "
-                "give data=files data.encoding=latin-1, or leave it out"
+                f"({error.object[error.start]:#04x}): give data=files data.encoding=<its encoding, such as latin-1, "
+                "cp1252, gb18030 or shift_jis>, convert it to UTF-8 with iconv, or leave it out"
             ) from None
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{path} is damaged or cut off, copy it again: {error}") from None

@@ -63,7 +63,8 @@ def named(path: str | None, suffixes: Collection[str]) -> list[Path]:
     with readable(place):
         if place.is_dir():
             files = [file for file in matching(place, ("**", "*")) if file.name.lower().endswith(tuple(suffixes))]
-            problem = f"no {', '.join(f'*{suffix}' for suffix in suffixes)} file in the folder"
+            plain = (f"*{suffix}" for suffix in suffixes if not suffix.endswith(COMPRESSED))
+            problem = f"no {', '.join(plain)} file in the folder, compressed or not; '{place / '*'}' names any file"
         elif place.exists():
             files, problem = [place], "neither a file nor a folder"
         elif WILDCARDS & set(path):

@@ -53,7 +53,10 @@ class Template:
         for name in self.columns:
             if nested(row[name]) or (self.column and not isinstance(row[name], str)):
                 kind, supported = type(row[name]).__name__, "text" if self.column else "text and numbers"
-                raise UserError(f"{where} has a value of type {kind} in column {name!r}: {self.key} needs {supported}")
+                remedy = "write its parts as one text first" if nested(row[name]) else f"or data.template='{{{name}}}'"
+                raise UserError(
+                    f"{where} has a value of type {kind} in column {name!r}: {self.key} needs {supported}; {remedy}"
+                )
         text = "".join(literal if name is None else f"{literal}{row[name]}" for literal, name in self.parts)
         return encodable(text, where)
 
