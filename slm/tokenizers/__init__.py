@@ -4,6 +4,7 @@ A tokenizer class has the methods of `Tokenizer` and two constructors: `build(do
 from the documents, and `load(folder)`, the inverse of `save`.
 """
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -146,6 +147,25 @@ def read_settings(folder: Path) -> dict:
     return settings
 
 
+def write_saved(folder: Path, settings: dict, file: str, content: bytes) -> None:
+    """Writes a file, and tokenizer.json with the settings and its sha256: a damaged model may load without an error."""
+    write_settings(folder, {**settings, "sha256": hashlib.sha256(content).hexdigest()})
+    atomic.write(folder / file, content)
+
+
+def read_saved(folder: Path, file: str, sha256: str | None = None) -> tuple[dict, bytes]:
+    """The inverse of `write_saved`, without kind and sha256. `sha256`: that of the file, if tokenizer.json has none.
+
+    Raises: Damaged: if one of the two is missing or changed.
+    """
+    settings, content = read_settings(folder), read_file(folder, file)
+    written = settings.pop("sha256", None)
+    if hashlib.sha256(content).hexdigest() != (sha256 or written):
+        raise damaged(folder, file)
+    settings.pop("kind", None)
+    return settings, content
+
+
 def read_file(folder: Path, file: str) -> bytes:
     """A file of a saved tokenizer. Raises: Damaged: if there is none; OSError: if it cannot be read."""
     try:
@@ -153,6 +173,14 @@ def read_file(folder: Path, file: str) -> bytes:
             return (folder / file).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise damaged(folder, file) from None
+
+
+def require(library: Any, name: str, extra: str) -> None:
+    """Raises: UserError: for an optional library that is not installed, which is None."""
+    if library is None:
+        raise UserError(
+            f'this tokenizer needs {name}: pip install "slm[{extra}]", in a checkout pip install -e ".[{extra}]"'
+        )
 
 
 def damaged(folder: Path, file: str) -> Damaged:

@@ -3,7 +3,6 @@
 Lossless. No text is encoded as the last id, since no merge produces it.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -13,17 +12,14 @@ from typing import Self, get_args
 import numpy as np
 
 from slm.errors import UserError
-from slm.files import atomic
-from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers import Tokenizer, read_saved, write_saved
 from slm.tokenizers.merges import BYTES, IDS, apply, learn
 from slm.tokenizers.sample import sample
 from slm.tokenizers.split import Pattern, splitter
 from slm.tokenizers.words import WordCache
 
 MERGES = "merges.txt"  # a line per merge, in the notation of GPT-2's vocab.bpe
-CHARACTERS = "".join(chr(byte) for byte in BYTES[:188]) + "".join(
-    map(chr, range(256, 324))
-)  # GPT-2's, of the ids 0-255
+CHARACTERS = "".join(map(chr, [*BYTES[:188], *range(256, 324)]))  # GPT-2's, of the ids 0-255
 NOTATION = dict(zip(CHARACTERS, BYTES))
 SMALLEST = 256 + 1 + 1  # ids: the bytes, a merge, eos
 
@@ -62,18 +58,13 @@ class BPETokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the merges are missing, changed, or not in an order of merges."""
-        settings, content = read_settings(folder), read_file(folder, MERGES)
-        settings.pop("kind")
-        if hashlib.sha256(content).hexdigest() != settings.pop("sha256", None):
-            raise damaged(folder, MERGES)
+        settings, content = read_saved(folder, MERGES)
         lines = [line.split(" ") for line in content.decode().splitlines()]
         return cls([(in_bytes(left), in_bytes(right)) for left, right in lines], settings)
 
     def save(self, folder: Path) -> None:
         lines = (f"{in_characters(left)} {in_characters(right)}\n" for left, right in self.merges)
-        content = "".join(lines).encode()
-        write_settings(folder, {"kind": "bpe", **self.settings, "sha256": hashlib.sha256(content).hexdigest()})
-        atomic.write(folder / MERGES, content)
+        write_saved(folder, {"kind": "bpe", **self.settings}, MERGES, "".join(lines).encode())
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()

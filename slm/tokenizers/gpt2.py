@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from slm.tokenizers.tiktoken import ENCODINGS, Ranks, TiktokenTokenizer, fetch_ranks, read_ranks
+from slm.files import atomic
+from slm.tokenizers import write_settings
+from slm.tokenizers.tiktoken import ENCODINGS, RANKS, Ranks, TiktokenTokenizer, fetch_ranks, read_ranks
 
 
 class GPT2Tokenizer(TiktokenTokenizer):
@@ -19,7 +21,8 @@ class GPT2Tokenizer(TiktokenTokenizer):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the ranks are missing or changed; UserError: without tiktoken."""
-        return cls(read_ranks(folder, ENCODINGS["gpt2"].sha256))
+        return cls(read_ranks(folder, ENCODINGS["gpt2"].sha256)[1])
 
     def save(self, folder: Path) -> None:
-        self._write(folder, {"kind": "gpt2"})
+        write_settings(folder, {"kind": "gpt2"})
+        atomic.write(folder / RANKS, self._content())

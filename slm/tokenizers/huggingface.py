@@ -4,7 +4,6 @@ Ids are those of the library without its template, so no <s> is put before a tex
 from text, and the library's truncation and padding are off. What a normalizer changes is counted as lost text.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,8 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from slm.errors import UserError, printable
-from slm.files import atomic
-from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers import Tokenizer, read_saved, require, write_saved
 from slm.tokenizers.bpe import check_settings, too_large
 from slm.tokenizers.huggingface_files import read
 from slm.tokenizers.huggingface_pieces import byte_pieces
@@ -63,7 +61,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         Raises: UserError: without the library; for a file that is missing or no tokenizer; if no eos is found.
         """
-        require_library()
+        require(library, "tokenizers", "hf")
         if path is None:
             raise UserError("give tokenizer.path, a tokenizer.json, its folder or a repository of the Hub")
         content, configured = read(path, revision)
@@ -89,7 +87,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         Raises: UserError: without the library; for a vocabulary size that the sampled documents do not allow.
         """
-        require_library()
+        require(library, "tokenizers", "hf")
         check_settings(vocab_size, pattern)
         new, pre = library.Tokenizer(library.models.BPE()), library.pre_tokenizers
         words = pre.Split(library.Regex(PATTERNS[pattern]), "isolated")
@@ -108,17 +106,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the file is missing, changed or no such tokenizer; UserError:
         without the library."""
-        require_library()
-        settings, content = read_settings(folder), read_file(folder, FILE)
-        if hashlib.sha256(content).hexdigest() != settings.get("sha256"):
-            raise damaged(folder, FILE)
+        require(library, "tokenizers", "hf")
+        settings, content = read_saved(folder, FILE)
         return cls(content.decode(), settings["eos"])
 
     def save(self, folder: Path) -> None:
-        content = self.content.encode()
-        sha256 = hashlib.sha256(content).hexdigest()
-        write_settings(folder, {"kind": "huggingface", "eos": self.eos_token, "sha256": sha256})
-        atomic.write(folder / FILE, content)
+        write_saved(folder, {"kind": "huggingface", "eos": self.eos_token}, FILE, self.content.encode())
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -146,12 +139,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]
-
-
-def require_library() -> None:
-    """Raises: UserError: if `tokenizers` is not installed."""
-    if library is None:
-        raise UserError('this tokenizer needs tokenizers: pip install "slm[hf]", in a checkout pip install -e ".[hf]"')
 
 
 def parsed(content: str) -> Any:

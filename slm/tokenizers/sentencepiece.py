@@ -4,7 +4,6 @@ SentencePiece writes a space as U+2581 and cannot distinguish the two; `encode` 
 The model is a pure function of documents and settings: the documents are sampled here, and the threads are fixed.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -17,17 +16,15 @@ import numpy as np
 import sentencepiece
 
 from slm.errors import UserError, printable
-from slm.files import atomic
-from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers import Tokenizer, damaged, read_saved, write_saved
 from slm.tokenizers.sample import sample
-from slm.tokenizers.sentencepiece_model import SentencePieceModel
+from slm.tokenizers.sentencepiece_model import FILE, SPACE, SentencePieceModel
 from slm.tokenizers.words import WordEncoder
 
 Algorithm = Literal["bpe", "unigram"]
 
 EOS = 3  # after SentencePiece's pad, unk and bos
 FIRST_BYTE = 4  # the ids of the bytes 0 to 255 follow the control ids
-SPACE = "\u2581"  # a space within a piece
 RESERVED = "\u2585"  # SentencePiece skips documents that contain it
 CHUNK_CHARACTERS = 2**14  # encoded at a time
 SOLID = re.compile(r"[^ ]{512}")  # a word of more characters is cut for training: unigram's sums over it underflow
@@ -100,18 +97,15 @@ class SentencePieceTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the model is missing, changed, or loses text."""
-        settings, model = read_settings(folder), read_file(folder, "sentencepiece.model")
-        settings.pop("kind")
-        if not model or hashlib.sha256(model).hexdigest() != settings.pop("sha256", None):
-            raise damaged(folder, "sentencepiece.model")
+        settings, model = read_saved(folder, FILE)
+        if not model:
+            raise damaged(folder, FILE)
         if settings.get("algorithm") not in get_args(Algorithm) or not (tokenizer := cls(model, settings))._is_exact():
             raise damaged(folder, "tokenizer.json")
         return tokenizer
 
     def save(self, folder: Path) -> None:
-        sha256 = hashlib.sha256(self.model).hexdigest()  # a damaged model may load without an error
-        write_settings(folder, {"kind": "sentencepiece", **self.settings, "sha256": sha256})
-        atomic.write(folder / "sentencepiece.model", self.model)
+        write_saved(folder, {"kind": "sentencepiece", **self.settings}, FILE, self.model)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()

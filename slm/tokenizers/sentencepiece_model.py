@@ -3,7 +3,6 @@
 What its normalization changes or its pieces do not cover is counted as lost text.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import sentencepiece
 
 from slm.errors import UserError, file_operation
 from slm.files import atomic
-from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers import Tokenizer, read_saved, write_saved
 
 FILE = "sentencepiece.model"
 SPACE = "\u2581"  # a space within a piece
@@ -73,15 +72,10 @@ class SentencePieceModel(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the model is missing or changed."""
-        model = read_file(folder, FILE)
-        if hashlib.sha256(model).hexdigest() != read_settings(folder).get("sha256"):
-            raise damaged(folder, FILE)
-        return cls(model)
+        return cls(read_saved(folder, FILE)[1])
 
     def save(self, folder: Path) -> None:
-        sha256 = hashlib.sha256(self.model).hexdigest()
-        write_settings(folder, {"kind": "sentencepiece_model", "sha256": sha256})
-        atomic.write(folder / FILE, self.model)
+        write_saved(folder, {"kind": "sentencepiece_model"}, FILE, self.model)
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)

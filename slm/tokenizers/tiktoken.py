@@ -16,8 +16,7 @@ from typing import Literal, Self, get_args
 import numpy as np
 
 from slm.errors import UserError
-from slm.files import atomic
-from slm.tokenizers import Tokenizer, damaged, read_file, read_settings, write_settings
+from slm.tokenizers import Tokenizer, read_saved, require, write_saved
 from slm.tokenizers.split import PATTERNS
 
 try:
@@ -99,16 +98,11 @@ class TiktokenTokenizer(Tokenizer):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The inverse of `save`. Raises: Damaged: if the ranks are missing or changed; UserError: without tiktoken."""
-        settings = read_settings(folder)
-        return cls(settings["encoding"], read_ranks(folder, settings["sha256"]))
+        settings, ranks = read_ranks(folder)
+        return cls(settings["encoding"], ranks)
 
     def save(self, folder: Path) -> None:
-        sha256 = hashlib.sha256(self._content()).hexdigest()
-        self._write(folder, {"kind": "tiktoken", "encoding": self.name, "sha256": sha256})
-
-    def _write(self, folder: Path, settings: dict) -> None:
-        write_settings(folder, settings)
-        atomic.write(folder / RANKS, self._content())
+        write_saved(folder, {"kind": "tiktoken", "encoding": self.name}, RANKS, self._content())
 
     def _content(self) -> bytes:
         pieces = self._bytes[: ENCODINGS[self.name].ranks]
@@ -125,21 +119,11 @@ class TiktokenTokenizer(Tokenizer):
         return self._bytes[token]
 
 
-def read_ranks(folder: Path, sha256: str) -> Ranks:
-    """The saved ranks. Raises: Damaged: if they are missing or changed; UserError: without tiktoken."""
-    require_tiktoken()
-    content = read_file(folder, RANKS)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise damaged(folder, RANKS)
-    return {base64.b64decode(piece): int(rank) for piece, rank in map(bytes.split, content.splitlines())}
-
-
-def require_tiktoken() -> None:
-    """Raises: UserError: if tiktoken is not installed."""
-    if library is None:
-        raise UserError(
-            'this tokenizer needs tiktoken: pip install "slm[gpt2]", in a checkout pip install -e ".[gpt2]"'
-        )
+def read_ranks(folder: Path, sha256: str | None = None) -> tuple[dict, Ranks]:
+    """Saved settings and ranks. Raises: Damaged: if they are missing or changed; UserError: without tiktoken."""
+    require(library, "tiktoken", "gpt2")
+    settings, content = read_saved(folder, RANKS, sha256)
+    return settings, {base64.b64decode(piece): int(rank) for piece, rank in map(bytes.split, content.splitlines())}
 
 
 def fetch_ranks(name: Name) -> Ranks:
@@ -148,7 +132,7 @@ def fetch_ranks(name: Name) -> Ranks:
     Raises: UserError: without tiktoken; if there is no network and no cached file, or a file cannot be written or is
     damaged.
     """
-    require_tiktoken()
+    require(library, "tiktoken", "gpt2")
     known = ENCODINGS[name]
     urls = [OPENAI + file for file in known.files]
     if name == "gpt2":
