@@ -319,7 +319,7 @@ def test_documents_are_windows_of_their_own(corpus, store):
 
 
 def test_evenly_spaced():
-    assert evenly_spaced(10, None) == evenly_spaced(10, 20) == list(range(10))
+    assert evenly_spaced(10, None) == evenly_spaced(10, 20) == range(10)
     assert evenly_spaced(10, 4) == [0, 2, 5, 7]
 
 

@@ -25,20 +25,18 @@ class Documents(Dataset):
     """One document per window: eos, its ids, eos, then IGNORE up to the longest window of the batch and a little more.
 
     A document longer than the context is truncated; `longest` is the smallest context that truncates none.
-    Raises: UserError: if a shard contains no eos.
+    Raises: UserError: if a shard does not end with eos.
     """
 
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
         self.arguments = store, split, context, eos
         self.shards, self.context, self.eos = store.shards(split), context, eos
-        ends = [np.flatnonzero(shard == eos) for shard in self.shards]
-        if not all(map(len, ends)):
+        if any(shard[-1] != eos for shard in self.shards):
             raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
-        self.ends = np.concatenate(ends)  # the position of each document's eos in its shard
-        self.starts = np.concatenate([np.append(0, part[:-1] + 1) for part in ends])
-        self.shard = np.repeat(np.arange(len(ends)), [len(part) for part in ends])
-        self.lengths = self.ends - self.starts + 1  # with one eos
-        self.longest, self.targets = int(self.lengths.max()), np.minimum(self.lengths, context)
+        self.starts = np.cumsum([0, *map(len, self.shards)])  # of each shard, in ids of the split
+        self.bounds = store.bounds(split, eos)
+        lengths = self.lengths
+        self.longest, self.targets = int(lengths.max()), np.minimum(lengths, context).astype(np.int32)
 
     def __reduce__(self):
         return Documents, self.arguments
@@ -46,13 +44,20 @@ class Documents(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of the documents, with one eos (D,)."""
+        return np.diff(self.bounds)
+
     def place(self, index: int) -> tuple[int, int]:
         """The document of a window's first id, and the place of that id in it."""
         return index, 0
 
     def _document(self, index: int) -> np.ndarray:
         """Its ids and eos, up to the context."""
-        return self.shards[self.shard[index]][self.starts[index] :][: min(self.lengths[index], self.context)]
+        first, end = self.bounds[index : index + 2]
+        shard = int(np.searchsorted(self.starts, first, side="right")) - 1
+        return self.shards[shard][first - self.starts[shard] :][: min(end - first, self.context)]
 
     def __getitem__(self, index: int) -> Tensor:
         """Ids (targets + 1,), int64."""

@@ -168,7 +168,7 @@ def mixed(mixture: Mixture, parts: Mapping[str, Splits]) -> MixedSplits:
         store=Stores({name: part.store for name, part in parts.items()}, mixture.fingerprint()),
         train=train,
         validation=Joined([part.validation for part in parts.values()]),
-        chosen=list(range(len(train))),
+        chosen=range(len(train)),
         mixture=mixture,
         parts=parts,
     )

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slm.data.permutation import Permutation
+
 Name = Literal["shuffle", "replacement", "strided"]  # of data.order
+
+LARGE = 2**24  # the most windows of a pass that is drawn as a whole; a longer one is computed in closed form
+BLOCK = 2**12  # indices that are computed, or drawn with replacement from a large store, at a time
 
 
 class Order(Protocol):
@@ -39,23 +44,26 @@ class Passes(ABC):
 
     def __init__(self, targets: np.ndarray, seed: int, arrangements: int = 1):
         self.targets, self.seed, self.arrangements = targets, seed, arrangements
+        self.length = len(targets)  # of a pass
 
     @abstractmethod
-    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
-        """The indices (N,) of a pass in their order, from its own generator."""
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor | Permutation:
+        """The indices (length,) of a pass in their order, from its own generator."""
 
     def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
         return itertools.islice(self._from(start), rank, None, world)
 
     def _from(self, start: int) -> Iterator[int]:
-        number, done = divmod(start, len(self.targets))
+        number, done = divmod(start, self.length)
         while True:
-            yield from self.of_pass(number)[done:].tolist()
+            for block in self.of_pass(number, done):
+                yield from block.tolist()
             number, done = number + 1, 0
 
-    def of_pass(self, number: int) -> Tensor:
-        """The indices (N,) of a pass in their order."""
-        return self.drawn(number, torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+    def of_pass(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The indices of a pass in their order from a place on, in blocks."""
+        indices = self.drawn(number, torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+        return (np.asarray(indices[place : place + BLOCK]) for place in range(start, self.length, BLOCK))
 
     @abstractmethod
     def targets_before(self, position: int) -> int: ...
@@ -63,31 +71,40 @@ class Passes(ABC):
 
 class InfiniteShuffle(Passes):
     """Every window once in each pass, in a new permutation. From the second pass on each pass has an arrangement of its
-    own, in which the text is cut at other places."""
+    own, in which the text is cut at other places.
+
+    Only windows of unequal lengths need memory for each to count their targets, 8 bytes; and up to LARGE of them, for
+    their permutation."""
 
     counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
 
-    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
-        permutation = torch.randperm(len(self.targets), generator=generator)
-        arrangement = int(torch.randint(self.arrangements, (), generator=generator)) if number else 0
-        return permutation + arrangement * len(self.targets)
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor | Permutation:
+        permutation = torch.randperm(self.length, generator=generator) if self.length <= LARGE else None
+        first = self.length * (int(torch.randint(self.arrangements, (), generator=generator)) if number else 0)
+        return Permutation(self.length, generator, first) if permutation is None else permutation + first
 
     def targets_before(self, position: int) -> int:
-        number, done = divmod(position, len(self.targets))
+        if are_equal(self.targets):
+            return position * int(self.targets[0])
+        number, done = divmod(position, self.length)
         if self.counted[0] != number:
-            windows = self.of_pass(number).numpy() % len(self.targets)
-            self.counted = number, np.append(0, self.targets[windows].cumsum())
+            lengths = [self.targets[block % self.length] for block in self.of_pass(number)]
+            self.counted = number, np.append(0, np.concatenate(lengths).cumsum())
         return int(number * self.counted[1][-1] + self.counted[1][done])
 
 
 class Replacement(Passes):
     """Windows of equal length, drawn at any offset with replacement: the order of nanoGPT (Karpathy 2022).
 
-    A pass has as many windows as one without replacement, but misses about 37 % of the text.
+    N windows miss about 37 % of the text. Those of a large store are drawn in short passes.
     """
 
+    def __init__(self, targets: np.ndarray, seed: int, arrangements: int = 1):
+        super().__init__(targets, seed, arrangements)
+        self.length = len(targets) if len(targets) <= LARGE else BLOCK
+
     def drawn(self, number: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.targets) * self.arrangements, (len(self.targets),), generator=generator)
+        return torch.randint(len(self.targets) * self.arrangements, (self.length,), generator=generator)
 
     def targets_before(self, position: int) -> int:
         return position * int(self.targets[0])
@@ -97,3 +114,13 @@ def make_order(name: Name, targets: np.ndarray, seed: int, arrangements: int) ->
     """The order of this name. Strided windows are shuffled, and cut at the same places in every pass."""
     kind = Replacement if name == "replacement" else InfiniteShuffle
     return kind(targets, seed, arrangements)
+
+
+def are_equal(targets: np.ndarray) -> bool:
+    """True for windows that are known to have equally many targets: one number, broadcast to N."""
+    return targets.strides == (0,)
+
+
+def total(targets: np.ndarray) -> int:
+    """Their sum, at once if they are known to be equal."""
+    return len(targets) * int(targets[0]) if are_equal(targets) else int(targets.sum())

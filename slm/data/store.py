@@ -14,6 +14,7 @@ import numpy as np
 from slm import tokenizers
 from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
+from slm.data import index
 from slm.data.encode import write_split
 from slm.data.preparation import PROGRESS, Preparation
 from slm.errors import UserError
@@ -104,6 +105,10 @@ class TokenStore:
         files = [shard["file"] for shard in self.manifest["splits"][split]["shards"]]
         return [np.memmap(self.folder / file, dtype=self.dtype, mode="r") for file in files]
 
+    def bounds(self, split: Split, eos: int) -> np.ndarray:
+        """The places of a split, in ids, at which its documents begin, and the last one ends (D + 1,), int64."""
+        return index.bounds(self.folder / f"{split}-documents.i64", self.shards(split), eos)
+
 
 def prepare_tokenizer(
     settings: Mapping[str, Any],
@@ -135,6 +140,9 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     def write(folder: Path):
         preparation = Preparation(folder, id_type(tokenizer.vocab_size))
         splits = {split: write_split(corpus, tokenizer, preparation, split) for split in ("validation", "train")}
+        written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits})
+        for split in splits:
+            written.bounds(split, tokenizer.eos)
         preparation.complete({**expected, "splits": splits})
 
     progress = PROGRESS if hasattr(corpus, "parts") else None

@@ -7,6 +7,7 @@ number in each window.
 Shapes: B windows of a microbatch, N windows of a split.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from slm.corpora import Split
 from slm.data.documents import Aligned, Documents
-from slm.data.order import Name, Order, make_order
+from slm.data.order import LARGE, Name, Order, make_order, total
 from slm.data.store import TokenStore
 from slm.errors import UserError
 
@@ -83,12 +84,12 @@ class Windows(Dataset):
 class Rearranged(Windows):
     """In every arrangement but 0, the documents are in another order, and the windows are moved by less than a window.
 
-    Both follow from the number of the arrangement. The index of the documents is made when it is first needed.
+    Both follow from the number of the arrangement.
     """
 
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
         super().__init__(store, split, context)
-        self.arguments, self.eos = (store, split, context, eos), eos
+        self.arguments = store, split, context, eos
         self.arrangements: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}  # the newest one
 
     def __reduce__(self):
@@ -96,10 +97,9 @@ class Rearranged(Windows):
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """The ids at which the documents begin, and the last one ends (D + 1,)."""
-        ends = [np.flatnonzero(shard == self.eos) + start + 1 for shard, start in zip(self.shards, self.starts)]
-        ends = np.concatenate([[0], *ends])
-        return ends if ends[-1] == self.starts[-1] else np.append(ends, self.starts[-1])
+        """The ids at which the documents begin, and the last one ends (D + 1,), when they are first needed."""
+        store, split, _, eos = self.arguments
+        return store.bounds(split, eos)
 
     def arrangement(self, number: int) -> tuple[int, np.ndarray, np.ndarray]:
         """By how much windows are moved, the documents (D,) in their order, and where each of them begins (D + 1,)."""
@@ -159,7 +159,7 @@ class Splits:
     store: TokenStore
     train: Windows | Documents
     validation: Windows | Documents
-    chosen: list[int]
+    chosen: Sequence[int]
     order_name: Name = "shuffle"
     arrangements: int = 1
 
@@ -171,11 +171,12 @@ class Splits:
     @cached_property
     def targets(self) -> np.ndarray:
         """The number of targets in each chosen window."""
-        return self.train.targets[self.chosen]
+        complete = len(self.chosen) == len(self.train)
+        return self.train.targets if complete else self.train.targets[self.chosen]
 
     @property
     def targets_per_window(self) -> float:
-        return float(self.targets.mean())
+        return total(self.targets) / len(self.targets)
 
     def by_source(self) -> dict[str, "Splits"]:
         """The splits of each source of a mixture by name; these by "" for any other data."""
@@ -205,6 +206,7 @@ def split_windows(
 ) -> Splits:
     """All windows in this layout; of the train split so many are chosen, evenly spaced (None: all).
 
+    A pass over more than LARGE windows moves all of them by one offset, and keeps the documents in their order.
     `stride` in ids is for order="strided" (None: context). Raises: UserError: if a split has no window.
     """
     if layout != "packed" and order != "shuffle":
@@ -213,15 +215,15 @@ def split_windows(
     if layout in KINDS:
         train, validation = (KINDS[layout](store, split, context, eos) for split in ("train", "validation"))
     else:
-        moving = order == "shuffle" and not fixed
-        train = Rearranged(store, "train", context, eos) if moving else Windows(store, "train", context, stride)
-        validation = Windows(store, "validation", context)
-    arrangements = 1 if fixed else context if order == "replacement" else ARRANGEMENTS
+        train, validation = Windows(store, "train", context, stride), Windows(store, "validation", context)
+    arrangements = 1 if fixed else context
+    if order == "shuffle" and not fixed and len(train) <= LARGE:
+        train, arrangements = Rearranged(store, "train", context, eos), ARRANGEMENTS
     return Splits(store, train, validation, evenly_spaced(len(train), train_windows), order, arrangements)
 
 
-def evenly_spaced(total: int, limit: int | None) -> list[int]:
-    """At most `limit` of `total` indices (None: all), evenly spaced from 0 on. Deterministic."""
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [index * total // limit for index in range(limit)]
+def evenly_spaced(count: int, limit: int | None) -> Sequence[int]:
+    """At most `limit` of `count` indices (None: all), evenly spaced from 0 on. Deterministic."""
+    if limit is None or limit >= count:
+        return range(count)
+    return [index * count // limit for index in range(limit)]

@@ -99,10 +99,8 @@ def places(windows: Windows | Documents, indices: Sequence[int], eos: int) -> It
     """The document of each window's first token, and the place of that token in it."""
     if isinstance(windows, Documents | Rearranged):
         return [windows.place(index) for index in indices]
-    ends = np.concatenate(
-        [np.flatnonzero(shard == eos) + start for shard, start in zip(windows.shards, windows.starts)]
-    )
-    starts = np.append(0, ends + 1)  # of documents, in ids of the split
+    store, split, *_ = windows.arguments
+    starts = store.bounds(split, eos)  # of documents, in ids of the split
     firsts = np.array([windows.start(index) for index in indices])
     documents = np.searchsorted(starts, firsts, side="right") - 1
     return [*zip(documents.tolist(), (firsts - starts[documents]).tolist())]

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from slm.corpora import Split
+from slm.data.order import total
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, Windows
 from slm.files import CONF
@@ -132,7 +133,7 @@ def large_vocabulary(vocab_size: int, train_tokens: int) -> str | None:
 
 def unread(store: TokenStore, split: Split, windows: Windows | Documents, targets: np.ndarray) -> str | None:
     """The share of a split's tokens outside the chosen windows, of which `targets` has the lengths, and the reasons."""
-    share, reasons = 1 - int(targets.sum()) / store.tokens(split), []
+    share, reasons = 1 - total(targets) / store.tokens(split), []
     if windows.longest > windows.context:
         cut = int((windows.lengths > windows.context).sum())
         reasons.append(
