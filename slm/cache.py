@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.corpora import Corpus
+from slm.corpora.deduplicated import Deduplicated
 from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, one_line_errors, printable
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
@@ -115,6 +116,8 @@ def announce_wait(lock: Path):
 
 def described(corpus: Corpus) -> str:
     """The class of a corpus and its settings."""
+    if isinstance(corpus, Deduplicated):
+        return f"{described(corpus.corpus)} deduplicate=exact"
     settings = {name: value for name, value in vars(corpus).items() if isinstance(value, str | int | float)}
     shown = (f"{name}={value!r}" for name, value in settings.items() if not name.startswith("_"))
     return " ".join([type(corpus).__name__, *shown])

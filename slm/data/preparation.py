@@ -4,12 +4,12 @@ Only what `progress.json` lists is trusted, after a check of its CRC-32. It is w
 been read to its end and the ids are on disk. The folder has a temporary name until the manifest is written.
 """
 
-import hashlib
 import json
 import shutil
 import sys
 import zlib
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,19 +18,26 @@ from typing import Any
 import numpy as np
 
 from slm.corpora import Corpus, Place, Split
+from slm.corpora.deduplicated import Deduplicated, Digests, digest
 from slm.errors import file_operation
 from slm.files import atomic
 
 PROGRESS = "progress.json"
+DIGESTS = "{}-digests.bin"  # of the documents of a split, 8 bytes each
 SHARD_TOKENS = 2**27  # 256 MiB of uint16
 COUNTS = ("documents", "bytes", "tokens", "lost_bytes")
 
 
 class Preparation:
-    """A store in `folder`: the place in the corpus, counts and shards of each split, and the repeated documents."""
+    """A store in `folder`: the place in the corpus, counts and shards of each split, and the repeated documents.
 
-    def __init__(self, folder: Path, dtype: np.dtype):
+    If the corpus drops repeated documents and is read part by part, the digests of those so far are on disk, too.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype, corpus: Corpus | None = None):
         self.folder, self.dtype = folder, dtype
+        self.deduplicated = corpus if isinstance(corpus, Deduplicated) else None
+        self.fresh: dict[Split, array] = defaultdict(lambda: array("Q"))  # digests that are not yet on disk
         self.splits: dict[str, dict[str, Any]] = {}
         self.places: dict[str, Place] = {}
         self.held_out: Counter[str] = Counter()  # digests of the validation documents that train does not have so far
@@ -59,11 +66,7 @@ class Preparation:
         shards = self.splits[split]["shards"]
         if not shards or shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
             shards.append({"file": f"{split}-{len(shards):05d}.bin", "tokens": 0, "crc32": 0})
-        content, path = ids.tobytes(), self.folder / shards[-1]["file"]
-        with file_operation("write", path), open(path, "ab") as file:
-            file.write(content)
-        shards[-1]["tokens"] += len(ids)
-        shards[-1]["crc32"] = zlib.crc32(content, shards[-1]["crc32"])
+        self._append(shards[-1], ids)
         self.splits[split]["tokens"] += len(ids)
 
     def sealed(self, split: Split) -> dict[str, Any]:
@@ -78,24 +81,44 @@ class Preparation:
         """Writes the manifest in place of the progress."""
         (self.folder / PROGRESS).unlink(missing_ok=True)
         manifest = {**manifest, "dtype": self.dtype.name, "repeated": self.repeated}
+        if self.deduplicated:
+            manifest["dropped"] = dict(self.deduplicated.dropped)
+            for split in self.splits:
+                (self.folder / DIGESTS.format(split)).unlink(missing_ok=True)
         with file_operation("write", path := self.folder / "manifest.json"):
             path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     def _counted(self, split: Split, documents: Iterator[str]) -> Iterator[str]:
         for text in documents:
-            digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+            number = digest(text)
             if split == "validation":
-                self.held_out[digest] += 1
+                self.held_out[f"{number:016x}"] += 1
             else:
-                self.repeated += self.held_out.pop(digest, 0)
+                self.repeated += self.held_out.pop(f"{number:016x}", 0)
+            if self.deduplicated and hasattr(self.deduplicated, "parts"):
+                self.fresh[split].append(number)
             yield text
 
+    def _append(self, shard: dict[str, Any], numbers: np.ndarray):
+        """Appends numbers to a file, and counts them."""
+        content, path = numbers.tobytes(), self.folder / shard["file"]
+        with file_operation("write", path), open(path, "ab") as file:
+            file.write(content)
+        shard["tokens"] += len(numbers)
+        shard["crc32"] = zlib.crc32(content, shard["crc32"])
+
     def _save(self):
-        for split in self.splits.values():
+        for name, split in self.splits.items():
+            if self.deduplicated:
+                known = split.setdefault("known", {"file": DIGESTS.format(name), "tokens": 0, "crc32": 0})
+                self._append(known, np.array(self.fresh.pop(name, ()), np.uint64))
+                atomic.flush(self.folder / known["file"])
             for shard in split["shards"][-1:]:
                 atomic.flush(self.folder / shard["file"])
         places = {split: asdict(place) for split, place in self.places.items()}
         state = {"splits": self.splits, "places": places, "held_out": self.held_out, "repeated": self.repeated}
+        if self.deduplicated:
+            state["dropped"] = self.deduplicated.dropped
         atomic.write_text(self.folder / PROGRESS, json.dumps(state))
 
     def _restored(self) -> bool:
@@ -103,29 +126,35 @@ class Preparation:
         try:
             state = atomic.read_object(self.folder / PROGRESS) or {}
             shards = [shard for split in state["splits"].values() for shard in split["shards"]]
-            if not all(self._cut(shard) for shard in shards):
+            known = {name: split["known"] for name, split in state["splits"].items() if self.deduplicated}
+            intact = all(self._cut(shard, self.dtype) for shard in shards)
+            if not (intact and all(self._cut(its, np.dtype(np.uint64)) for its in known.values())):
                 print(f"{self.folder} is damaged: the preparation begins again", file=sys.stderr)
                 return False
             self.splits, self.repeated = state["splits"], state["repeated"]
             self.places = {split: Place(**place) for split, place in state["places"].items()}
             self.held_out = Counter(state["held_out"])
+            for split, its in known.items():
+                self.deduplicated.known[split] = Digests(np.fromfile(self.folder / its["file"], np.uint64))
+            if self.deduplicated:
+                self.deduplicated.dropped.update(state["dropped"])
         except (KeyError, TypeError, AttributeError):
             return False
         for path in self.folder.iterdir():
-            if path.name not in {PROGRESS, *(shard["file"] for shard in shards)}:
+            if path.name not in {PROGRESS, *(shard["file"] for shard in (*shards, *known.values()))}:
                 path.unlink()
         at = ", ".join(f"{split} behind file {place.file} of {place.files}" for split, place in self.places.items())
         print(f"going on with an earlier preparation: {at}", file=sys.stderr)
         return True
 
-    def _cut(self, shard: dict[str, Any]) -> bool:
-        """Cuts a shard to its recorded length; True if its content is as recorded."""
-        path, size = self.folder / shard["file"], shard["tokens"] * self.dtype.itemsize
+    def _cut(self, shard: dict[str, Any], dtype: np.dtype) -> bool:
+        """Cuts a file to its recorded length; True if its content is as recorded."""
+        path, size = self.folder / shard["file"], shard["tokens"] * dtype.itemsize
         if Path(shard["file"]).name != shard["file"] or not path.is_file() or path.stat().st_size < size:
             return False
         with open(path, "r+b") as file:
             file.truncate(size)
-        content = np.memmap(path, np.uint8, "r")
+        content = np.memmap(path, np.uint8, "r") if size else b""
         crc = 0
         for start in range(0, size, 2**24):
             crc = zlib.crc32(content[start : start + 2**24], crc)

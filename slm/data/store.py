@@ -92,6 +92,19 @@ class TokenStore:
         """The number of ids, eos included."""
         return self.manifest["splits"][split]["tokens"]
 
+    def dropped(self) -> str | None:
+        """How many documents data.deduplicate has dropped, for people; None if it is not set."""
+        if (its := self.manifest.get("dropped")) is None:
+            return None
+        totals = {split: self.manifest["splits"][split]["documents"] for split in ("train", "validation")}
+        totals["train"] += its["train"] + its["held_out"]
+        totals["validation"] += its["validation"]
+        return (
+            f"data.deduplicate=exact drops, of {totals['train']:,} train documents, {its['train']:,} that repeat an "
+            f"earlier one and {its['held_out']:,} that validation has, and of {totals['validation']:,} validation "
+            f"documents {its['validation']:,}"
+        )
+
     def eos_is_trained(self, context: int) -> bool:
         """True if eos, before the start of a document, is an input of at least one in 100 packed train windows.
 
@@ -138,7 +151,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
     def write(folder: Path):
-        preparation = Preparation(folder, id_type(tokenizer.vocab_size))
+        preparation = Preparation(folder, id_type(tokenizer.vocab_size), corpus)
         splits = {split: write_split(corpus, tokenizer, preparation, split) for split in ("validation", "train")}
         written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits})
         for split in splits:
@@ -151,7 +164,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     if repeated > REPEATED * documents:
         print(
             f"warning: {repeated:,} of {documents:,} validation documents ({repeated / documents:.1%}) are train "
-            "documents, too, so val/loss is too low; remove the duplicates",
+            "documents, too, so val/loss is too low; data.deduplicate=exact drops them from train",
             file=sys.stderr,
         )
     return store

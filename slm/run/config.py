@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from slm.corpora.deduplicated import deduplicated
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.run.instantiate import Node, check, describe_target, is_node, required
@@ -31,6 +32,7 @@ ORDER = (  # prefixes of the keys that decide which windows a run reads
         "data.layout.",
         "data.order.",
         "data.stride.",
+        "data.deduplicate.",
         "data.corpus.",
         "data.sources.",
         "tokenizer.",
@@ -205,6 +207,8 @@ def read_data(values: Any) -> DataConfig:
     except UserError as error:  # with the keys that a user has typed
         raise type(error)(str(error).replace("data.corpus.sources.", "data.sources.")) from None
     names = {entry.name for entry in fields(DataConfig)}
+    if values.get("deduplicate") == "exact":
+        corpus = deduplicated(corpus)
     return typed(DataConfig, {k: v for k, v in values.items() if k in names} | {"corpus": corpus}, "data")
 
 

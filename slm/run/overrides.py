@@ -30,6 +30,7 @@ GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs", "budget.minutes")
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 SHARED_KEYS = (
+    "deduplicate",
     "layout",
     "order",
     "stride",

@@ -148,6 +148,8 @@ def prepare_stores(config: RunConfig, tokenizer: Tokenizer) -> dict[str, TokenSt
     for name, corpus in by_source(config.data.corpus).items():
         with named(name):
             stores[name] = prepare(corpus, tokenizer, Path(config.cache_dir))
+        if (line := stores[name].dropped()) and is_first_process(config.trainer):
+            print(f"{name}: {line}" if name else line, file=sys.stderr)
     return stores
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from slm.corpora import Corpus
 from slm.corpora.mixture import Mixture
@@ -18,6 +18,7 @@ class DataConfig:
     """conf/data: the keys that all corpora share. The keys of one corpus go to its constructor."""
 
     corpus: Corpus
+    deduplicate: Literal["exact"] | None
     layout: Layout
     order: Name
     stride: int | None

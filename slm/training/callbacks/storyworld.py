@@ -32,7 +32,8 @@ class Stories(Callback):
             raise UserError(f"callbacks.stories.seed={seed} must be at least 0")
         if layout != "documents" or not isinstance(corpus, Storyworld):
             raise UserError(
-                "callbacks.stories needs data=storyworld with data.layout=documents; leave it out with null"
+                "callbacks.stories needs data=storyworld with data.layout=documents and data.deduplicate=null; "
+                "leave it out with null"
             )
         self.count, self.seed, self.corpus = count, seed, corpus
         self.floors: list[StoryFloor] = []  # of this process's validation stories, in their order
