@@ -6,8 +6,8 @@
 
 It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures training in each precision, eager and
 compiled, without a data path, with its peak of memory; compiled training beside nanoGPT, in turns; attention over many
-lengths, as documents have them, by each of torch's kernels. Each part is a process of its own: one that fails or hangs
-is printed as such, and the others go on.
+lengths, as documents have them, by each of torch's kernels; attention within documents by each mask. Each part is a
+process of its own: one that fails or hangs is printed as such, and the others go on.
 """
 
 import subprocess
@@ -25,6 +25,7 @@ from slm.attention import attend
 from slm.errors import Stopped
 from slm.estimate import device_peak, training_flops_per_token
 from slm.hardware import first_sentence
+from slm.masks import document_masks, document_starts
 
 RESUMED = (
     "model=tiny",
@@ -152,7 +153,50 @@ def attention(arguments):
     print(measure.table(["kernel", "first, ms", "again, ms"], rows))
 
 
-PARTS = {"tests": tests, "resume": resume, "training": training, "peers": beside_nanogpt, "attention": attention}
+def documents(arguments):
+    """Attention within documents of 200 tokens, forward and backward with its mask, for 32,768 tokens in windows of
+    several lengths; and without a mask. Beside it the greatest difference of the results from those of a dense mask."""
+    rows = []
+    for length, window in ((512, None), (2048, None), (2048, 256), (8192, None)):
+        tokens = torch.arange(2**15, device="cuda").view(-1, length) % 200
+        qkv = [torch.randn(len(tokens), 6, length, 64, device="cuda").bfloat16().requires_grad_() for _ in "qkv"]
+        expected = None
+        for way, blocks in (("dense mask", False), ("blocks", True), ("no documents", None)):
+
+            def step(tokens, *qkv, window=window, blocks=blocks):
+                masks = {} if blocks is None else document_masks(document_starts(tokens, 0), [window], blocks)
+                return attend(*qkv, window=window, mask=masks.get(window))
+
+            torch.compiler.reset()
+            try:
+                milliseconds, peak, results = attention_cost(torch.compile(step), tokens, qkv)
+            except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                rows.append([length, window, way, first_sentence(error)[:80], "", ""])
+                continue
+            expected = expected or results
+            apart = max((a - b).abs().max().item() for a, b in zip(results, expected, strict=True))
+            rows.append([length, window, way, f"{milliseconds:.2f}", f"{peak:.2f}", f"{apart:.3f}" if blocks else ""])
+    print(measure.table(["tokens in a window", "model.window", "mask", "ms", "peak, GB", "apart"], rows))
+
+
+def attention_cost(step, tokens, qkv) -> tuple[float, float, list[torch.Tensor]]:
+    """Milliseconds and GB of one forward and backward pass, and its result and gradients."""
+    upstream = torch.ones_like(qkv[0])
+    results = [step(tokens, *qkv), *torch.autograd.grad(step(tokens, *qkv), qkv, upstream)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    seconds = measure.seconds(lambda: torch.autograd.grad(step(tokens, *qkv), qkv, upstream), "cuda", 20)
+    return seconds * 1e3, (torch.cuda.max_memory_allocated() - before) / 1e9, [x.detach() for x in results]
+
+
+PARTS = {
+    "tests": tests,
+    "resume": resume,
+    "training": training,
+    "peers": beside_nanogpt,
+    "attention": attention,
+    "documents": documents,
+}
 
 if __name__ == "__main__":
     with measure.one_line_errors():

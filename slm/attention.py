@@ -1,7 +1,7 @@
 """Causal self-attention: its mask, kernels, rotary positions and key/value cache.
 
 Left out: the residual stream around it (slm/model.py). `visible` makes every mask, from positions: for
-training, tiles, growing and static caches; full causal attention leaves it to torch's kernel. `document_masks` also
+training, tiles, growing and static caches; full causal attention leaves it to torch's kernel. slm/masks.py also
 hides other documents.
 
 Shapes: B batch, T new positions, S cached plus new positions, C width, H query heads, K key/value heads, D head_dim.
@@ -9,18 +9,18 @@ Shapes: B batch, T new positions, S cached plus new positions, C width, H query 
 
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from slm.errors import UserError
 
 GATE_CHANNELS = 12  # of the input, that the gate of a value embedding reads
 Rotation = tuple[Tensor, Tensor]  # cosines and sines
-Masks = dict[int | None, Tensor]  # by window
+Masks = dict[int | None, Tensor | BlockMask]  # by window
 MAX_ANGLES = 2**25  # numbers in a table of rotary positions: 134 MB; no weights stand behind a context
 
 
@@ -162,19 +162,6 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (keys > queries[:, None] - window)
 
 
-def document_starts(tokens: Tensor, start: int) -> Tensor:
-    """The position (B, T) at which the document of each token (B, T) begins: that of the last id `start`, else 0."""
-    positions = torch.arange(tokens.size(1), device=tokens.device)
-    return torch.where(tokens == start, positions, 0).cummax(dim=1).values
-
-
-def document_masks(starts: Tensor, windows: Iterable[int | None]) -> Masks:
-    """The mask (B, 1, T, T) for each window, with which a query sees no key before its document's start (B, T)."""
-    positions = torch.arange(starts.size(1), device=starts.device)
-    own = positions >= starts[:, :, None]  # (B, T, T)
-    return {window: (own & visible(positions, positions, window))[:, None] for window in set(windows)}
-
-
 def attend(
     q: Tensor,
     k: Tensor,
@@ -182,13 +169,16 @@ def attend(
     *,
     window: int | None = None,
     dropout: float = 0.0,
-    mask: Tensor | None = None,
+    mask: Tensor | BlockMask | None = None,
 ) -> Tensor:
     """Softmax(q k / sqrt(D)) v over the visible keys: q and the result (B, H, T, D), k and v (B, K, S, D).
 
     The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees.
+    A mask of blocks has no dropout.
     """
     (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
+    if isinstance(mask, BlockMask):
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=H != K)
     causal = False  # a Python bool: in a graph for all lengths T > 1 is symbolic, and torch's kernel refuses that
     if mask is None:
         if T == 1:

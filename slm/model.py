@@ -23,11 +23,10 @@ from slm.attention import (
     RMSNorm,
     Rotary,
     Rotation,
-    document_masks,
-    document_starts,
 )
 from slm.errors import UserError
 from slm.loss import softcapped
+from slm.masks import document_masks, document_starts, takes_blocks
 
 # name -> activation, and whether a second projection is multiplied by it (a gated MLP, arXiv:2002.05202)
 MLPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
@@ -167,7 +166,8 @@ class GPT(nn.Module):
         masks, starts = cache.masks if cache else {}, None
         if self.config.document_start is not None and not cache:
             starts = document_starts(tokens, self.config.document_start)
-            masks = document_masks(starts, self.config.windows)
+            blocks = torch.compiler.is_compiling() and takes_blocks(self.config, tokens.device.type, self.training)
+            masks = document_masks(starts, self.config.windows, blocks)
         x = self.tokens(tokens)
         if self.positions:
             own = positions if starts is None else torch.arange(end, device=tokens.device) - starts

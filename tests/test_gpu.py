@@ -145,6 +145,29 @@ def test_a_compiled_training_equals_an_eager_one(run, capsys, layout, recompute)
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "choice", [{}, {"window": [50, None]}, {"positions": "learned"}, {"kv_heads": 1}, {"dropout": 0.1}, {"head_dim": 8}]
+)
+def test_documents_in_blocks_equal_those_of_a_dense_mask(composed, choice, recompute):
+    """Loss and gradients, compiled and eager, for several lengths; FlexAttention is used where it has a kernel."""
+    sizes = {"vocab_size": 257, "context": 300, "document_start": 7, "width": 64, "head_dim": 32, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = GPT(replace(composed().model, **sizes | choice | {"gradient_checkpointing": recompute})).cuda()
+    model.train("dropout" in choice)  # in training there is no kernel, and the other mask must still compile
+    features = compiled(model.features, torch.device("cuda", 0), dynamic_lengths=True)
+    for length in (300, 129, 64):
+        tokens = torch.where(torch.rand(4, length + 1) < 0.02, 7, torch.randint(257, (4, length + 1))).cuda()
+        found = []
+        for compute in (features, model.features):
+            model.zero_grad()
+            loss = cross_entropy(compute(tokens[:, :-1]), model.head.weight, tokens[:, 1:])
+            loss.backward()
+            found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        tolerance = 0.5 if "dropout" in choice else 1e-4  # other draws
+        torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("length", [64, 96, 97])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_dropout_has_one_mask_for_both_passes(composed, recompute, length):

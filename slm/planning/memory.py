@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from slm.hardware import AUTOCAST, is_here
 from slm.loss import chunk_rows, cross_entropy
+from slm.masks import takes_blocks
 from slm.model import GPT, GPTConfig
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
@@ -91,13 +92,16 @@ def training_memory(
     averaged: bool = False,
     distributed: bool = False,
     saves: bool = True,
+    compiles: bool = False,
 ) -> Memory:
     """The memory of training with microbatches of so many windows, in steps after the first.
 
     On a CPU that of the process beyond what it has before the model; on CUDA that of torch's allocator, without
-    torch.compile, which needs less. `averaged`: a callback averages weights. `saves`: a checkpoint is written while
-    training goes on.
+    torch.compile, which needs less: of what it saves, only masks are left out, if it `compiles`. `averaged`: a callback
+    averages weights. `saves`: a checkpoint is written while training goes on.
     """
+    if compiles and takes_blocks(config, device.type, training=True):
+        config = replace(config, document_start=None)
     here = is_here({"cuda": "gpu"}.get(device.type, device.type))
     counted = device if here else torch.device("cpu")
     one_step = partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)

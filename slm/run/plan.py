@@ -114,7 +114,8 @@ class Plan:
         """At the peak; counted once for runs that differ in nothing that matters."""
         config, hardware = self.config, self.hardware
         averaged = any(node.averages for node in config.callbacks.values())
-        key = repr((self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged))
+        compiles = config.trainer.compiles(hardware.accelerator)
+        key = repr((self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiles))
         if key not in COUNTED:
             COUNTED[key] = training_memory(
                 self.model,
@@ -124,6 +125,7 @@ class Plan:
                 precision=hardware.precision,
                 averaged=averaged,
                 distributed=hardware.devices > 1,
+                compiles=compiles,
             )
         return COUNTED[key]
 

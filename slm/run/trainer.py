@@ -120,9 +120,8 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def compile_features(model: GPT, job: Job) -> Callable | None:
-    """The compiled features of the model if trainer.compile asks for them; by default on CUDA only."""
-    on_gpu = job.hardware.accelerator == "gpu"
-    if not (on_gpu if job.config.trainer.compile is None else job.config.trainer.compile):
+    """The compiled features of the model if the run compiles it."""
+    if not job.config.trainer.compiles(job.hardware.accelerator):
         return None
     device = torch.device(job.hardware.device.type, local_rank() if job.hardware.devices > 1 else 0)
     return compiled(model.features, device, dynamic_lengths="documents" in job.config.data.layouts)
