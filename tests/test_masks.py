@@ -64,7 +64,7 @@ def test_documents_in_blocks_are_one_graph_for_all_lengths(flex_on_a_cpu, monkey
             y = compute(tokens)
             y.square().sum().backward()
             found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
 
