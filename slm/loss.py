@@ -60,6 +60,18 @@ def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows.size(0), size))
 
 
+def text_sizes(windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The bytes of text of each target of windows (B, T + 1), and whether it is an id of text; both (B, T).
+
+    `lengths` (2, V) holds the bytes of each id within a document and at its start (slm.tokenizers.text_lengths). An id
+    without text ends a document; IGNORE is none.
+    """
+    inputs, targets = windows.clamp(min=0)[:, :-1], windows.clamp(min=0)[:, 1:]
+    kept = windows[:, 1:] != IGNORE
+    starts = (lengths[0, inputs] == 0).long()
+    return lengths[starts, targets] * kept, (lengths[0, targets] > 0) & kept
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import mistake
+from test_data import Stories
+from test_model import model_of
+from test_tokenizers import of_another_project
 
+from slm.data.store import prepare
+from slm.data.windows import split_windows
 from slm.files import jsonl
-from slm.loss import IGNORE
+from slm.generation.text_loss import text_loss
+from slm.loss import IGNORE, text_sizes
 from slm.model import GPT, GPTConfig
 from slm.run.prepare import Job, prepare_job
 from slm.run.train import choose_hardware
-from slm.tokenizers import lost_bytes, pieces
+from slm.tokenizers import lost_bytes, pieces, text_lengths
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.training.module import LanguageModelMetrics, Pretraining
@@ -160,17 +166,52 @@ def test_seeds_share_one_tokenizer_and_one_store(composed, tmp_path):
 
 def test_bits_per_byte_with_and_without_the_ends_of_documents():
     rng, metrics = np.random.default_rng(0), LanguageModelMetrics()
-    lengths = torch.tensor([0, 1, 2, 3])  # id 0 ends documents
+    lengths = torch.tensor([[0, 1, 2, 3]] * 2)  # id 0 ends documents
     batches = [(rng.random((3, 5)), rng.integers(-1, 4, (3, 5))) for _ in range(4)]
     for nats, ids in batches:
-        targets = torch.tensor(np.where(ids < 0, IGNORE, ids))
-        metrics.update(torch.tensor(np.where(ids < 0, 0, nats), dtype=torch.float32), targets, lengths)
+        windows = torch.tensor(np.where(ids < 0, IGNORE, ids)[:, [0, *range(5)]])  # inputs do not matter
+        metrics.update(torch.tensor(np.where(ids < 0, 0, nats), dtype=torch.float32), windows, lengths)
     nats, ids = (np.concatenate([batch[i].ravel() for batch in batches]) for i in (0, 1))
     text_bytes = ids[ids >= 0].sum()  # the length of an id is the id
     values = {key: value.item() for key, value in metrics.compute().items()}
     assert values["loss"] == pytest.approx(nats[ids >= 0].mean())
     assert values["bits_per_byte"] == pytest.approx(nats[ids >= 0].sum() / math.log(2) / text_bytes)
     assert values["text_bits_per_byte"] == pytest.approx(nats[ids > 0].sum() / math.log(2) / text_bytes)
+
+
+class SpaceAdder(Prefixed):
+    """As the tokenizers of Llama 2 do."""
+
+    adds_space = True
+
+    def encode(self, text):
+        return super().encode(" " + text)
+
+
+@pytest.mark.parametrize("kind", ["plain", "a piece of its own", "joined"])
+def test_bits_per_byte_divide_by_the_bytes_of_the_text_whatever_the_tokenizer(kind, tmp_path):
+    """In each layout's windows, and by evaluate; also where the tokenizer adds a space before each text."""
+    documents = ["One.", "Zwei größere Bären", "a", "  two spaces", "从前 end"]
+    joined = of_another_project(tmp_path, add_dummy_prefix=True) if kind == "joined" else None
+    tokenizer = joined or (SpaceAdder() if kind != "plain" else ByteTokenizer())
+    size, tokens = len("".join(documents).encode()), tokenizer.encode_batch(documents)
+    store = prepare(Stories(documents, documents), tokenizer, tmp_path)
+    assert store.manifest["splits"]["validation"]["bytes"] == size
+    assert not store.manifest["splits"]["validation"]["lost_bytes"]
+    lengths = torch.from_numpy(text_lengths(tokenizer))
+    for layout in ("documents", "aligned"):
+        windows = split_windows(store, tokenizer.eos, context=100, layout=layout).validation
+        sizes, is_text = text_sizes(windows.__getitems__([*range(len(windows))]), lengths)
+        assert sizes.sum() == size
+        assert is_text.sum() == sum(map(len, tokens))
+    unread = tokens[0][0]  # of packed windows, which have no id before the first document
+    context = store.tokens("validation") - 1
+    sizes, is_text = text_sizes(split_windows(store, tokenizer.eos, context=context).validation[0][None], lengths)
+    assert sizes.sum() == size - (1 if kind == "plain" else len(tokenizer.token_bytes(unread)) - 1)
+    model = model_of(vocab_size=tokenizer.vocab_size, context=100, document_start=None)
+    loss = text_loss(model, tokenizer, documents, "documents")
+    assert loss.bytes == size
+    assert loss.bits_per_byte == pytest.approx(loss.nats * loss.tokens / math.log(2) / size)
 
 
 def test_train_tokens_count_the_targets_of_all_steps_also_over_a_resumption(run, text_file, capsys):
@@ -229,7 +270,8 @@ def test_sums_of_metrics_and_norms_in_a_16_bit_type(dtype):
     torch.set_default_dtype(dtype)
     try:
         for _ in range(1000):
-            module.validation.update(torch.full((2, 8), 5.5), torch.ones(2, 8, dtype=torch.long), torch.tensor([0, 1]))
+            windows, lengths = torch.ones(2, 9, dtype=torch.long), torch.tensor([[0, 1]] * 2)
+            module.validation.update(torch.full((2, 8), 5.5), windows, lengths)
         assert module.validation.compute()["loss"].item() == 5.5
     finally:
         torch.set_default_dtype(default)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slm.errors import UserError
-from slm.loss import IGNORE, bits_per_byte
+from slm.loss import IGNORE, bits_per_byte, text_sizes
 from slm.model import GPT
-from slm.tokenizers import Tokenizer, pieces
+from slm.tokenizers import Tokenizer, text_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,13 @@ def windows_loss(model: GPT, tokenizer: Tokenizer, windows: Sequence[Sequence[in
         raise UserError("the text is empty; give at least one character")
     ids = padded(windows)
     nats, targets = window_nats(model, ids), ids[:, 1:]
-    lengths = torch.tensor([*map(len, pieces(tokenizer))])  # bytes of every id
-    sizes = lengths[targets.clamp(min=0)] * (targets != IGNORE)
+    sizes, is_text = text_sizes(ids, torch.from_numpy(text_lengths(tokenizer)))
     total, tokens, size = nats.sum().item(), int((targets != IGNORE).sum()), int(sizes.sum())
     known = lossless and size > 0
     return TextLoss(
         nats=total / tokens,
         bits_per_byte=bits_per_byte(total, size) if known else None,
-        text_bits_per_byte=bits_per_byte(nats[sizes > 0].sum().item(), size) if known else None,
+        text_bits_per_byte=bits_per_byte(nats[is_text].sum().item(), size) if known else None,
         tokens=tokens,
         bytes=size,
     )

@@ -82,6 +82,15 @@ def pieces(tokenizer: Tokenizer) -> np.ndarray:
     return table
 
 
+def text_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """The bytes of text of every id (2, V), within a document and at its start: there without the space that the
+    tokenizer adds, so that the sum over a document is the size of its text."""
+    table = pieces(tokenizer)
+    within = np.array([*map(len, table)])
+    added = [tokenizer.adds_space and piece.startswith(b" ") for piece in table]
+    return np.stack([within, within - np.array(added)])
+
+
 def lost_bytes(pieces: np.ndarray, texts: Sequence[str], arrays: Sequence[np.ndarray]) -> int:
     """UTF-8 bytes of the characters of the texts that their ids do not contain: replaced, changed or left out.
 

@@ -13,7 +13,7 @@ from slm.corpora import Corpus
 from slm.data.order import Order
 from slm.data.windows import Splits, evenly_spaced
 from slm.errors import ResourceError
-from slm.tokenizers import Tokenizer, pieces
+from slm.tokenizers import Tokenizer, text_lengths
 from slm.training.callbacks.signals import ignore_signals
 
 
@@ -46,7 +46,7 @@ class WindowsData(L.LightningDataModule):
         self.order = splits.order(seed)
         self.tokenizer, self.corpus = tokenizer, corpus
         lossless = not splits.store.manifest["splits"]["validation"].get("lost_bytes")
-        self.token_lengths = torch.tensor([*map(len, pieces(tokenizer))]) if lossless else None  # (V,) bytes per id
+        self.text_lengths = torch.from_numpy(text_lengths(tokenizer)) if lossless else None  # (2, V)
         self.microbatch, self.seed, self.validation_windows = microbatch, seed, validation_windows
         self.workers, self.timeout, self.pin_memory = workers, timeout if workers else 0, pin_memory
         self.start = 0, 0  # step and position at which training starts

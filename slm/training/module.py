@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from slm.checkpoint import describe
-from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
+from slm.loss import IGNORE, bits_per_byte, cross_entropy, text_sizes, token_nats
 from slm.model import GPT
 
 SUMS = {"nats": torch.float32, "text_nats": torch.float32, "tokens": torch.long, "bytes": torch.long}
@@ -39,7 +39,7 @@ class Pretraining(L.LightningModule):
         self.sources: list[str] = []  # of a mixture
         self.by_source = torch.nn.ModuleList()  # the metrics of each
         self.targets_per_window: float = model.config.context  # mean, over the training split
-        self.token_lengths: Tensor | None = None  # (V,) bytes per id; no buffer, which averaging would change
+        self.text_lengths: Tensor | None = None  # (2, V) bytes per id; no buffer, which averaging would change
         self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
         self.targets: Tensor | int = 0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
@@ -56,7 +56,7 @@ class Pretraining(L.LightningModule):
     def setup(self, stage: str):
         data = self.trainer.datamodule
         self.targets_per_window = getattr(data, "targets_per_window", self.targets_per_window)
-        self.token_lengths = getattr(data, "token_lengths", None)
+        self.text_lengths = getattr(data, "text_lengths", None)
         self.sources = [*filter(None, getattr(data, "validations", ()))]
         self.by_source = torch.nn.ModuleList(LanguageModelMetrics() for _ in self.sources)
 
@@ -90,10 +90,10 @@ class Pretraining(L.LightningModule):
         inputs, targets = split(windows)
         features, softcap = self.model.features(inputs), self.model.config.logit_softcap
         nats = token_nats(features, self.model.head.weight, targets, softcap)
-        if self.token_lengths is not None:
-            self.token_lengths = self.token_lengths.to(nats.device)
+        if self.text_lengths is not None:
+            self.text_lengths = self.text_lengths.to(nats.device)
         for metrics in (self.validation, *self.by_source[dataloader_idx : dataloader_idx + 1]):
-            metrics.update(nats, targets, self.token_lengths)
+            metrics.update(nats, windows, self.text_lengths)
         return nats
 
     def on_validation_epoch_end(self):
@@ -158,7 +158,8 @@ class LanguageModelMetrics(Metric):
     """Loss in nats per token, perplexity, and bits per byte where bytes are known, over all batches and devices.
 
     bits_per_byte has the bits of all ids: what it takes to compress the documents with their ends. text_bits_per_byte
-    leaves out those of ids without text, which end documents. All sums are in float32, in any precision.
+    leaves out those of ids without text, which end documents. Bytes are those of the text, the same for all tokenizers.
+    All sums are in float32, in any precision.
     """
 
     def __init__(self):
@@ -166,15 +167,14 @@ class LanguageModelMetrics(Metric):
         for name, dtype in SUMS.items():
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
-    def update(self, nats: Tensor, targets: Tensor, token_lengths: Tensor | None):
-        """Nats and ids of the targets (B, T); bytes of text per id (V,), or None if unknown."""
-        kept = targets != IGNORE
+    def update(self, nats: Tensor, windows: Tensor, lengths: Tensor | None):
+        """Nats of the targets (B, T) of windows (B, T + 1); `lengths` as in slm.loss.text_sizes, None if unknown."""
         self.nats = self.nats + nats.sum(dtype=torch.float32)  # in place fails after trainer.validate, which infers
-        self.tokens = self.tokens + kept.sum()
-        if token_lengths is not None:
-            lengths = token_lengths[targets.clamp(min=0)] * kept
-            self.text_nats = self.text_nats + (nats * (lengths > 0)).sum(dtype=torch.float32)
-            self.bytes = self.bytes + lengths.sum()
+        self.tokens = self.tokens + (windows[:, 1:] != IGNORE).sum()
+        if lengths is not None:
+            sizes, is_text = text_sizes(windows, lengths)
+            self.text_nats = self.text_nats + (nats * is_text).sum(dtype=torch.float32)
+            self.bytes = self.bytes + sizes.sum()
 
     def compute(self) -> dict[str, Tensor]:
         loss = self.nats / self.tokens
