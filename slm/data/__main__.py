@@ -1,0 +1,145 @@
+"""Reports what a corpus holds: counts, lengths, characters, damage, repetitions, overlap of validation with train.
+
+python -m slm.data [RUN] [key=value ...] [out=FOLDER]   the overrides of train.py, as data=files data.path=novels
+
+RUN is a run folder: its corpus, with its overrides before those given. corpus.json and corpus.png are written into
+FOLDER, by default a new one in reports/. The texts are read twice, and nothing is tokenized but a sample.
+"""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from slm.analysis import corpus_page
+from slm.analysis.corpus import measure
+from slm.cache import described, place
+from slm.corpora import Corpus
+from slm.corpora.mixture import by_source, named
+from slm.data.encode import LINE_SECONDS
+from slm.data.store import TokenStore, store_identity, tokenizer_identity
+from slm.errors import UserError, one_line, one_line_errors
+from slm.files import atomic
+from slm.files.run_folder import new_folder
+from slm.files.stdio import make_stdio_robust
+from slm.run.cli import compose
+from slm.run.config import RunConfig
+from slm.run.overrides import normalized, parsed, split_flags
+from slm.run.prepare import TokenizerPlan
+from slm.run.replay import recorded_overrides, refuse_foreign
+from slm.tokenizers import Tokenizer
+
+UNTRAINED = ("bytes", "gpt2", "tiktoken", "huggingface")  # tokenizers that need no documents
+
+
+@one_line_errors()
+def main() -> int:
+    """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(__doc__)
+        return 0
+    out = next((atomic.expanded(word[4:]) for word in reversed(words) if word.startswith("out=")), None)
+    if out and out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file; give a folder")
+    config = compose([*overrides_of([word for word in words if not word.startswith("out=")]), "plan=true"])
+    tokenizer, plan = tokenizer_of(config)
+    found = {}
+    for name, corpus in by_source(config.data.corpus).items():
+        title = one_line(f"{name}: {described(corpus)}" if name else described(corpus), 200)
+        print(f"corpus: {title}")
+        with named(name):
+            its = {"corpus": title, "fingerprint": corpus.fingerprint(), **measured(corpus, tokenizer, plan, config)}
+        print(f"\n{corpus_page.text(its)}\n")
+        found[name] = its
+    out = out or new_folder(
+        Path("reports"), type(config.data.corpus).__name__.lower(), time.strftime("%Y-%m-%d_%H%M%S")
+    )
+    for path in write(out, found):
+        print(f"written: {path}")
+    return 0
+
+
+def overrides_of(words: list[str]) -> list[str]:
+    """The overrides of a run folder, if the first word is one, and the given ones. Raises UserError."""
+    if not (words and "=" not in words[0] and atomic.expanded(words[0]).is_dir()):
+        overrides, flags = split_flags(words)
+        if flags:
+            raise UserError(f"{flags[0]} is not known: give overrides of train.py, such as data=files data.path=novels")
+        return overrides
+    folder, given = atomic.expanded(words[0]), overrides_of(words[1:])
+    recorded = recorded_overrides(folder)
+    refuse_foreign(folder, recorded, {override.key_or_group: override for override in parsed(normalized(given))})
+    return [*recorded, *given]
+
+
+def tokenizer_of(config: RunConfig) -> tuple[Tokenizer | None, TokenizerPlan]:
+    """The run's tokenizer, if it is in the cache or needs no documents."""
+    plan = TokenizerPlan.of(config)
+    folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(plan.settings, config.data.corpus))
+    if folder.is_dir():
+        return plan.load(folder), plan
+    return (config.tokenizer.build(documents=()) if plan.name in UNTRAINED else None), plan
+
+
+def measured(corpus: Corpus, tokenizer: Tokenizer | None, plan: TokenizerPlan, config: RunConfig) -> dict[str, Any]:
+    """The measurements, with the tokens: exact if they are in the cache, else by the rate of a sample."""
+    found, sample = measure(corpus, paced)
+    if tokenizer is None:
+        reason = f"tokenizer={plan.name} is not in the cache, where train.py puts it"
+        return {**found, "tokenizer": {"name": plan.name, "reason": reason}}
+    identity = {**store_identity(corpus, tokenizer), "vocab_size": tokenizer.vocab_size}
+    folder = place(Path(config.cache_dir), "tokens", store_identity(corpus, tokenizer))
+    store = TokenStore.open(folder, identity) if folder.is_dir() else None
+    rate = sum(map(len, tokenizer.encode_batch(sample))) / max(sum(len(text.encode()) for text in sample), 1)
+    for split, its in found["splits"].items():
+        its["tokens"] = store.tokens(split) if store else round(its["bytes"] * rate) + its["documents"]
+    return {**found, "tokenizer": {"name": plan.name, "estimated": not store}}
+
+
+def paced(documents: Iterable[str], action: str) -> Iterator[str]:
+    """The same documents, with a line of progress on stderr."""
+    begin = said = time.perf_counter()
+    count = characters = 0
+
+    def line() -> str:
+        speed = characters / 1e6 / max(time.perf_counter() - begin, 1e-9)
+        return f"{action}: {count:,} documents, {characters / 1e6:,.1f} million characters, {speed:.1f} per second"
+
+    with Live(action, console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        for text in documents:
+            yield text
+            count, characters = count + 1, characters + len(text)
+            if (now := time.perf_counter()) - said > (1 if live.console.is_terminal else LINE_SECONDS):
+                said = now
+                if live.console.is_terminal:
+                    live.update(Text(line(), no_wrap=True, overflow="ellipsis"), refresh=True)
+                else:
+                    print(line(), file=sys.stderr)
+    print(line(), file=sys.stderr)
+
+
+def write(folder: Path, found: dict[str, dict[str, Any]]) -> Iterator[Path]:
+    """Writes the JSON, and a picture for each source. Yields their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = found.get("", {"sources": found})
+    atomic.write_text(folder / "corpus.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    yield folder / "corpus.json"
+    for name, its in found.items():
+        path = folder / (f"corpus-{name}.png" if name else "corpus.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about characters that no font has
+            corpus_page.draw(path, its)
+        yield path
+
+
+if __name__ == "__main__":
+    make_stdio_robust()
+    sys.exit(main())
