@@ -28,7 +28,7 @@ def is_plain(file: Path | BinaryIO) -> bool:
     with opened(file) as archive, archive.open(*pickles(archive)) as pickled:
         values: list[Any] = []  # the texts that are pushed; else opcode and argument
         memo: dict[int, Any] = {}
-        for opcode, argument, _ in pickletools.genops(pickled):
+        for opcode, argument, _ in pickletools.genops(pickled.read()):  # of memory, ten times faster; torch does, too
             if len(values) > MAX_OPCODES or (opcode.name in ("GLOBAL", "INST") and not CALLED.fullmatch(argument)):
                 return False
             if opcode.name.endswith("PUT"):

@@ -4,6 +4,7 @@ A mistake in a file is one line: a parser's errors are caught where a file is re
 """
 
 import contextlib
+import copy
 import io
 import re
 import traceback
@@ -56,7 +57,7 @@ class FileConfigSource(file_config_source.FileConfigSource):  # Hydra registers 
             line = error.object[: error.start].count(b"\n") + 1
             raise UserError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8") from None
         try:
-            header, config = self._get_header_dict(text), OmegaConf.load(io.StringIO(text))
+            header, config = self._get_header_dict(text), copy.deepcopy(loaded(text))
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             tab = "; indent with spaces" if "\\t" in str(error.problem) else ""
@@ -74,6 +75,12 @@ class FileConfigSource(file_config_source.FileConfigSource):  # Hydra registers 
         if group in GLOBAL_GROUPS and header["package"] != "_global_" and (config or group != "local"):
             raise UserError(f"{path} must begin with the line: # @package _global_")
         return ConfigResult(config=config, path=f"file://{self.path}", provider=self.provider, header=header)
+
+
+@cache  # a third of the time of a composition, of which a sweep has one for each job
+def loaded(text: str) -> DictConfig | ListConfig:
+    """The content of a YAML file, not to be changed."""
+    return OmegaConf.load(io.StringIO(text))
 
 
 SourcesRegistry.instance().types["file"] = FileConfigSource

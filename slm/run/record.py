@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,7 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+@cache  # what is imported stays the same
 def source_code() -> dict[str, str | None]:
     """The commit of this program's source tree, and a hash of uncommitted changes and new files; None without git."""
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
