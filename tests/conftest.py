@@ -31,7 +31,7 @@ draw = report.draw
 
 
 def remembered(method: Callable) -> Callable:
-    """A method of a source of configuration files, called once for each path in the package hydra, which never changes."""
+    """A method of a source of configuration files, called once for each path in the package hydra."""
     results = {}
 
     @functools.wraps(method)
