@@ -11,6 +11,7 @@ import numpy as np
 
 from slm.corpora import Corpus, Place, Split
 from slm.corpora.mixture import Mixture
+from slm.errors import UserError
 
 
 class Digests:
@@ -111,4 +112,6 @@ def deduplicated(corpus: Corpus) -> Corpus:
     if isinstance(corpus, Mixture):
         sources = {name: replace(source, corpus=deduplicated(source.corpus)) for name, source in corpus.sources.items()}
         return Mixture(sources=sources, tokenizer_weights=corpus.tokenizer_weights)
+    if hasattr(corpus, "store"):
+        raise UserError("data.deduplicate=exact compares texts, and data=litdata holds token ids: give none")
     return (DeduplicatedParts if hasattr(corpus, "parts") else Deduplicated)(corpus)

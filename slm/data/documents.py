@@ -32,7 +32,8 @@ class Documents(Dataset):
         self.arguments = store, split, context, eos
         self.shards, self.context, self.eos = store.shards(split), context, eos
         if any(shard[-1] != eos for shard in self.shards):
-            raise UserError(f"the {split} split has a shard without an end of a document; delete {store.folder}")
+            problem = f"the {split} split has a shard without an end of a document"
+            raise UserError(f"{problem}; delete {store.folder}, or give data.layout=packed")
         self.starts = np.cumsum([0, *map(len, self.shards)])  # of each shard, in ids of the split
         self.bounds = store.bounds(split, eos)
         lengths = self.lengths

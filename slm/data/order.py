@@ -17,7 +17,9 @@ from torch import Tensor
 
 from slm.data.permutation import Permutation
 
-Name = Literal["shuffle", "replacement", "strided"]  # of data.order
+Name = Literal["shuffle", "nearby", "replacement", "strided"]  # of data.order
+
+STRETCH, TOGETHER = 2**25, 8  # of order "nearby": targets of a stretch, and the stretches that are shuffled together
 
 LARGE = 2**24  # the most windows of a pass that is drawn as a whole; a longer one is computed in closed form
 BLOCK = 2**12  # indices that are computed, or drawn with replacement from a large store, at a time
@@ -110,9 +112,41 @@ class Replacement(Passes):
         return position * int(self.targets[0])
 
 
+class Nearby(Passes):
+    """Every window of equal length once in each pass, shuffled among those of TOGETHER stretches of the text.
+
+    For text that is fetched while it is read: only these stretches are needed at a time, drawn anew in each pass. From
+    the second pass on, all windows are moved by an offset; `arrangements` is the number of targets of a window.
+    """
+
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+        return torch.cat([*self.groups(number, generator)])
+
+    def of_pass(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return (group.numpy() for group in self.groups(number, generator, start))
+
+    def groups(self, number: int, generator: torch.Generator, start: int = 0) -> Iterator[Tensor]:
+        """The indices of a pass from a place on, of one group of stretches after another."""
+        length = max(STRETCH // self.arrangements, 1)  # windows of a stretch
+        first = self.length * (int(torch.randint(self.arrangements, (), generator=generator)) if number else 0)
+        stretches = torch.randperm(-(-self.length // length), generator=generator).split(TOGETHER)
+        seeds = torch.randint(2**62, (len(stretches),), generator=generator).tolist()
+        for group, seed in zip(stretches, seeds):
+            parts = [torch.arange(at * length, min((at + 1) * length, self.length)) for at in group.tolist()]
+            windows = sum(map(len, parts))
+            if start < windows:
+                shuffled = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))
+                yield torch.cat(parts)[shuffled][start:] + first
+            start = max(start - windows, 0)
+
+    def targets_before(self, position: int) -> int:
+        return position * int(self.targets[0])
+
+
 def make_order(name: Name, targets: np.ndarray, seed: int, arrangements: int) -> Order:
     """The order of this name. Strided windows are shuffled, and cut at the same places in every pass."""
-    kind = Replacement if name == "replacement" else InfiniteShuffle
+    kind = {"nearby": Nearby, "replacement": Replacement}.get(name, InfiniteShuffle)
     return kind(targets, seed, arrangements)
 
 

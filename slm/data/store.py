@@ -41,7 +41,15 @@ class TokenStore:
 
         Raises: UserError: for a manifest without the `expected` keys and values; for a missing or damaged file.
         """
-        store = cls(folder, _read_manifest(folder, expected))
+        manifest = _read_manifest(folder, expected)
+        if "litdata" in manifest:
+            from slm.data.litdata import ChunkStore  # which imports this module
+
+            store = ChunkStore(folder, manifest)
+            keep(folder, store)
+            store.check()
+            return store
+        store = cls(folder, manifest)
         keep(folder, store)
         known = atomic.read_object(folder / VERIFIED) or {}
         shards = [shard for split in store.manifest["splits"].values() for shard in split["shards"]]
@@ -147,6 +155,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
 
     Raises: UserError: from the corpus; for a split without documents; for a damaged cache (see `TokenStore.open`).
     """
+    if hasattr(corpus, "store"):  # it has ids already
+        return corpus.store(tokenizer, cache)
     identity = store_identity(corpus, tokenizer)
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
 
@@ -214,7 +224,7 @@ def _read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict:
             valid &= counts["documents"] > 0 and counts["bytes"] >= 0 and counts["lost_bytes"] >= 0
             valid &= counts["tokens"] == sum(shard["tokens"] for shard in shards)
             valid &= all(shard["tokens"] > 0 and Path(shard["file"]).name == shard["file"] for shard in shards)
-            valid &= bool(shards) and all(len(shard["sha256"]) == 64 for shard in shards)
+            valid &= bool(shards) and ("litdata" in manifest or all(len(shard["sha256"]) == 64 for shard in shards))
     except (KeyError, TypeError):
         valid = False
     if not valid:

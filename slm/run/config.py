@@ -201,11 +201,12 @@ def read_model(values: Any) -> GPTConfig:
 def read_data(values: Any) -> DataConfig:
     if not isinstance(values, Mapping):
         raise UserError(f"data must hold keys and values, not be {values!r}")
-    refuse_url("data.path", values.get("path"))
     try:
         corpus = Node.read("data.corpus", values.get("corpus")).build()
     except UserError as error:  # with the keys that a user has typed
         raise type(error)(str(error).replace("data.corpus.sources.", "data.sources.")) from None
+    if not hasattr(corpus, "store"):  # of ids that may be elsewhere
+        refuse_url("data.path", values.get("path"))
     names = {entry.name for entry in fields(DataConfig)}
     if values.get("deduplicate") == "exact":
         corpus = deduplicated(corpus)
