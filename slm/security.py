@@ -53,14 +53,13 @@ def without_login(text: str) -> str:
     return LOGIN.sub("...@", text)
 
 
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf of nested mappings and lists."""
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
-    if items is None:
+def leaves(tree: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf of nested mappings and, unless not wanted, of lists."""
+    if not isinstance(tree, (Mapping, list, tuple) if lists else Mapping):
         yield prefix, tree
         return
-    for key, value in items:
-        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), lists)
 
 
 def is_bounded(tree: Any) -> bool:

@@ -129,7 +129,7 @@ def test_a_done_job_with_a_damaged_run_json_stays_done_and_says_so(tmp_path):
 def test_a_failure_names_no_folder_that_would_tell_jobs_apart(tmp_path):
     jobs = [sweep_folder.SweepJob(folder=name, values={}) for name in "ab"]
     for job in jobs:
-        note(job, tmp_path / job.folder, Outcome(job.folder, None, 4, f"{tmp_path / job.folder} has no disk left"))
+        note(job, tmp_path / job.folder, Outcome(None, 4, f"{tmp_path / job.folder} has no disk left"))
     assert [(job.status, job.failure) for job in jobs] == [("failed", "the run folder has no disk left")] * 2
 
 

@@ -3,9 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
-import yaml
-
 from slm.analysis.groups import FinishedRun, Group
+from slm.files import run_folder
 
 SEEDS = (1, 2, 3, 4, 5)
 LEFT_OUT = ("seed=", "run_dir=", "sweep_dir=", "resume=", "variant=", "hparams_search=")
@@ -34,10 +33,6 @@ def command(values: dict[str, str], seeds: Sequence[int]) -> str:
 
 def overrides(run: FinishedRun) -> dict[str, str]:
     """Key -> value of the overrides with which a run was started, without those that name it."""
-    try:
-        content = yaml.safe_load((run.folder / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    words = [word for word in content if isinstance(word, str)] if isinstance(content, list) else []
+    words = run_folder.overrides(run.folder) or []
     kept = [word for word in words if not word.startswith(LEFT_OUT) and not word.endswith("=null")]
     return dict(word.partition("=")[::2] for word in kept)

@@ -190,11 +190,9 @@ def boundary(separator: str | None, document_start: str | None) -> re.Pattern | 
     """
     if separator and document_start:
         raise UserError("data.separator and data.document_start exclude each other: give one of them")
+    if not (separator or document_start):
+        return None
     try:
-        return (
-            re.compile(re.escape(separator) if separator else f"^(?={document_start})")
-            if separator or document_start
-            else None
-        )
+        return re.compile(re.escape(separator) if separator else f"^(?={document_start})")
     except re.error as error:
         raise UserError(f"data.document_start={document_start!r} is not a regular expression: {error}") from None

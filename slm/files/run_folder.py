@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.errors import UserError
+import yaml
+
+from slm.errors import UserError, file_operation
 from slm.files import archive, atomic, jsonl
 from slm.security import NAME, is_bounded, leaves, refuse_url
 
@@ -32,6 +34,7 @@ OWN_FILES = re.compile(
     r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|merges\.txt|huggingface\.json|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
+MAX_CHARACTERS = 10**6  # of overrides.yaml
 NO_FORK = {"run": "", "run_id": "", "step": 0, "consumed": 0, "changed": {}}
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
 
@@ -83,6 +86,18 @@ def require_run_json(folder: Path) -> dict[str, Any]:
     if info is None:
         raise UserError(f"{folder} is not a run folder: it has no run.json")
     return info
+
+
+def overrides(folder: Path) -> list[str] | None:
+    """The overrides with which a run was started; None if overrides.yaml is missing or damaged. Raises OSError."""
+    path = folder / "overrides.yaml"
+    with file_operation("read", path):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    try:
+        found = yaml.safe_load(text) if len(text) < MAX_CHARACTERS else None
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else None
 
 
 def write_run_json(folder: Path, info: dict[str, Any]):

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.analysis.sequential import PILOT
 from slm.errors import UserError, printable
-from slm.files import sweep_folder
+from slm.files import run_folder, sweep_folder
 from slm.run.compose import plain
 from slm.run.overrides import key_of, normalized, parsed
 
@@ -174,10 +174,10 @@ class AblationSweeper(Sweeper):
         before = sweep_folder.read(self.folder)
         for job in before.jobs if before else ():
             name = job.values.get("variant")
-            path = self.folder / job.folder / "overrides.yaml"
-            if name not in (BASE, *self.variants) or not path.exists():
+            words = run_folder.overrides(self.folder / job.folder)
+            if name not in (BASE, *self.variants) or words is None:
                 continue
-            old = {str(word) for word in OmegaConf.load(path) if key_of(str(word)) in self._keys}
+            old = {word for word in words if key_of(word) in self._keys}
             new = {word for word in self._job(name, 1) if key_of(word) in self._keys}
             if old != new:
                 shown = ", ".join(sorted(old - new)) or "without " + ", ".join(sorted(new - old))
@@ -198,11 +198,8 @@ def words_of(name: str, value: Any) -> list[str]:
         raise UserError(f"variants.{name}: a variant's name has letters, digits, _ and -, and is not {BASE}")
     value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     words = shlex.split(value) if isinstance(value, str) else value
-    if (
-        not isinstance(words, list)
-        or not words
-        or not all(isinstance(w, str) and ("=" in w or w[:1] == "~") for w in words)
-    ):
+    are_words = isinstance(words, list) and all(isinstance(w, str) and ("=" in w or w[:1] == "~") for w in words)
+    if not (words and are_words):
         raise UserError(
             f"variants.{name}={value} must be overrides, as in variants.{name}=model.mlp=swiglu "
             f"or variants.{name}='optimizer=muon optimizer.lr=0.02'"

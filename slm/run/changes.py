@@ -9,7 +9,7 @@ from slm.data.mixture import MixedSplits
 from slm.errors import UserError
 from slm.model import GPTConfig
 from slm.run.config import ORDER, RunConfig
-from slm.run.overrides import flattened
+from slm.run.overrides import differing, flattened
 from slm.run.prepare import Job
 
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "fork", "data.path", "data.corpus.path", "data.corpus.cache")
@@ -35,8 +35,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], without: Sequence[str]
     """
     before, after = flattened(old, without), flattened(new, without)
     defaults = ADDED | {f"model.{field.name}": field.default for field in fields(GPTConfig)}
-    pairs = {key: [before.get(key, defaults.get(key)), after.get(key)] for key in sorted(before.keys() | after.keys())}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    before = {key: defaults[key] for key in defaults.keys() & after} | before
+    return dict(sorted(differing(before, after).items()))
 
 
 def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: str):

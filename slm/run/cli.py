@@ -25,7 +25,7 @@ from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.plan_sweep import is_planned, plan_sweep
-from slm.run.process import warnings_once
+from slm.run.process import is_new, printed_once
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
 from slm.security import refuse_secrets
@@ -34,7 +34,6 @@ from slm.security import refuse_secrets
 def train_main():
     """python train.py: exits with 0, 2, 3, 4, 129, 130, 143, 152, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
-    printed: set[str] = set()  # failures of jobs, each once
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     with one_line_errors():
         overrides, flags, read = read_arguments(sys.argv[1:], expanded)
@@ -51,13 +50,13 @@ def train_main():
             folder = Path(hydra_config.runtime.output_dir)
             if hydra_config.mode == RunMode.MULTIRUN and is_listed(folder):
                 is_worker = process_name() != launching_process
-                return recorded_job(folder, is_worker, lambda: run_job(cfg, own_files, printed))
-            outcomes.append(run_job(cfg, own_files, printed))
+                return recorded_job(folder, is_worker, lambda: run_job(cfg, own_files))
+            outcomes.append(run_job(cfg, own_files))
             if outcomes[-1].stopped:
                 sys.exit(outcomes[-1].exit_code)
             return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
 
-        with recording(overrides) as launchers, warnings_once():
+        with recording(overrides) as launchers, printed_once():
             try:
                 with one_line_composition():
                     job()
@@ -116,15 +115,13 @@ def compose(overrides: Sequence[str] = ()):
     return read_config(*composed("train", overrides))
 
 
-def run_job(cfg: DictConfig, own_files: Sequence[str], printed: set[str]) -> Outcome:
+def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
     """One run of train.py, alone or in a sweep. A mistake in one job does not end the sweep.
 
-    `own_files` are the flags that name configuration files of the user, for other processes of the job. A failure that
-    is in `printed` is not printed again.
+    `own_files` are the flags that name configuration files of the user, for other processes of the job.
     """
     hydra_config, arguments, environment = HydraConfig.get(), sys.argv[1:], dict(os.environ)
     sweep = hydra_config.mode == RunMode.MULTIRUN
-    name = Path(hydra_config.runtime.output_dir).name if sweep else "run"
     overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
     try:
         values = plain(cfg, hydra_config.runtime.choices, overrides)
@@ -142,20 +139,17 @@ def run_job(cfg: DictConfig, own_files: Sequence[str], printed: set[str]) -> Out
             os.environ["SLM_RUN_DIR"], sys.argv[1:] = str(run_dir), [*overrides, *own_files]
         else:
             run_dir = choose_folder(config)
-        name = name if sweep else run_dir.name
         again = f"sweep_dir={hydra_config.sweep.dir}" if sweep else None
-        return Outcome(name, *run(config, run_dir, overrides, own_files, again))
+        return Outcome(*run(config, run_dir, overrides, own_files, again))
     except Stopped as stopped:
-        return Outcome(name, None, stopped.exit_code, stopped=True)
+        return Outcome(None, stopped.exit_code, stopped=True)
     except Exception as error:
         if explanation := explain(error):
             failure = one_line(explanation)
-            code = getattr(explanation, "exit_code", 2) if failure in printed else report(explanation)
-            if sweep:
-                printed.add(failure)
-            return Outcome(name, None, code, failure)
+            code = report(explanation) if is_new(failure) else explanation.exit_code
+            return Outcome(None, code, failure)
         traceback.print_exc()
-        return Outcome(name, None, 1, one_line(f"{type(error).__name__}: {error}"))
+        return Outcome(None, 1, one_line(f"{type(error).__name__}: {error}"))
     finally:
         os.environ.clear()
         os.environ.update(environment)

@@ -116,7 +116,7 @@ def is_replaced(word: str, given: Mapping[str, Override]) -> bool:
     option = given[group].value() if group in given and group in GROUPS else None
     if key in given and not word.startswith("+"):
         return True
-    if option is None or isinstance(option, dict) or (group == "data" and names[0] in SHARED_KEYS[:-1]):
+    if option is None or isinstance(option, dict) or (group == "data" and names[0] in SHARED_KEYS):
         return False
     return group not in ("model", "trainer", "callbacks") or option == "none"
 

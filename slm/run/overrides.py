@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -19,7 +20,7 @@ from hydra.errors import HydraException
 from slm.errors import UserError
 from slm.run import CONF
 from slm.run.names import DEFAULT_CALLBACKS, SAME_KEY, hint_for
-from slm.security import refuse_secrets
+from slm.security import leaves, refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
     *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "fork", "hydra.sweep.dir"),
@@ -27,21 +28,9 @@ LITERAL = (  # values taken as they are typed, not as Hydra's grammar
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-LENGTHS = ("budget.steps", "budget.tokens", "budget.epochs", "budget.minutes")
+LENGTHS = ("steps", "tokens", "epochs", "minutes")  # of a budget, one at most
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-SHARED_KEYS = (
-    "deduplicate",
-    "layout",
-    "order",
-    "stride",
-    "attention_across_documents",
-    "batch_windows",
-    "train_windows",
-    "validation_windows",
-    "workers",
-    "timeout",
-    "corpus",
-)
+SHARED_KEYS = tuple(yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["data"])  # of all data options
 
 
 def read_arguments(
@@ -188,9 +177,9 @@ def quoted(override: str) -> str:
 
 def exclusive_budget(overrides: list[str]) -> list[str]:
     """A length of training on the command line replaces the configured one."""
-    given = [override.lstrip("+").split("=", 1)[0] for override in overrides]
-    if any(key in given for key in LENGTHS):
-        return [*overrides, *(f"{key}=null" for key in LENGTHS if key not in given)]
+    given, lengths = [key_of(override) for override in overrides], [f"budget.{name}" for name in LENGTHS]
+    if any(key in given for key in lengths):
+        return [*overrides, *(f"{key}=null" for key in lengths if key not in given)]
     return overrides
 
 
@@ -222,7 +211,7 @@ def check_data_keys(overrides: Sequence[str], unresolved: Any):
     """
     text, data = str(unresolved), unresolved.get("data")
     data = data if isinstance(data, dict) else {}
-    known = [key for key in data if f"data.{key}" in text or key in SHARED_KEYS]
+    known = [key for key in data if f"data.{key}" in text or key in (*SHARED_KEYS, "corpus")]
     added = [key_of(override) for override in overrides if override.startswith("+")]
     for name in set(data) - {*known, "vocab_size"}:  # of tokenizer=sentencepiece
         hint = hint_for(f"data.{name}", [f"data.{other}" for other in known])
@@ -242,15 +231,13 @@ def check_left_out_callbacks(overrides: Sequence[str], config: Mapping[str, Any]
             raise UserError(f"{key} has no effect: callbacks.{name} is left out; take callbacks=default")
 
 
-def flattened(config: Mapping[str, Any], without: Sequence[str] = (), prefix: str = "") -> dict[str, Any]:
+def flattened(config: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
     """Nested keys joined by dots, without the named keys and what lies below them."""
-    flat = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if name in without:
-            continue
-        if isinstance(value, Mapping):
-            flat |= flattened(value, without, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
+    left_out = tuple(f"{key}." for key in without)
+    return {key: value for key, value in leaves(config, lists=False) if not f"{key}.".startswith(left_out)}
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Key -> [before, after] for the keys whose values differ; a missing one is None."""
+    pairs = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,11 +1,11 @@
-"""What the command of this process remembers: when it began, and what it has warned of."""
+"""What the command of this process remembers: when it began, and what it has printed."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
 _began: float | None = None
-_warned: set[str] | None = None  # by the jobs so far; None outside of a command, where nothing is remembered
+_printed: set[str] | None = None  # by the jobs so far; None outside of a command, where nothing is remembered
 
 
 def begin():
@@ -23,20 +23,20 @@ def command_start() -> float:
 
 
 @contextlib.contextmanager
-def warnings_once() -> Iterator[None]:
-    """The jobs of a sweep in this process print a warning once."""
-    global _warned
-    _warned = set()
+def printed_once() -> Iterator[None]:
+    """The jobs of a sweep in this process print a warning or a failure once."""
+    global _printed
+    _printed = set()
     try:
         yield
     finally:
-        _warned = None
+        _printed = None
 
 
-def is_new(warning: str) -> bool:
-    """False for a warning that an earlier job has printed."""
-    if _warned is None:
+def is_new(text: str) -> bool:
+    """False for a warning or a failure that an earlier job has printed."""
+    if _printed is None:
         return True
-    new = warning not in _warned
-    _warned.add(warning)
+    new = text not in _printed
+    _printed.add(text)
     return new

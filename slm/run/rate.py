@@ -5,6 +5,7 @@ import gc
 import io
 import shutil
 import time
+from bisect import bisect
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,12 +110,8 @@ def _without_observers(config: RunConfig) -> RunConfig:
 
 def steps_in(rate: Rate, seconds: float, every: Intervals) -> int:
     """The most steps whose training ends within so many seconds; at least 1."""
-    low, high = 1, max(2, int(seconds / rate.step) + 2)
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = rate.total(middle, every) <= seconds
-        low, high = (middle, high) if fits else (low, middle)
-    return low
+    candidates = range(1, max(2, int(seconds / rate.step) + 2))
+    return max(bisect(candidates, seconds, key=lambda steps: rate.total(steps, every)), 1)
 
 
 def steps_for_minutes(job: Job, deadline: float) -> tuple[int, Rate]:

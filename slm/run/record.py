@@ -23,15 +23,15 @@ from slm import report
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
+from slm.run import PACKAGE
 from slm.run.changes import PATHS, recorded_sources
 from slm.run.compose import hydra_of_its_own, one_line_composition, plain
 from slm.run.fork import Point, copy_history
-from slm.run.overrides import GROUPS, flattened, key_of, normalized
+from slm.run.overrides import GROUPS, differing, flattened, key_of, normalized
 from slm.run.prepare import Job
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
 
@@ -112,14 +112,10 @@ def preset_differences(written: Mapping[str, Any], overrides: Sequence[str]) -> 
         with one_line_composition(), hydra_of_its_own():
             cfg = hydra.compose("train", groups, return_hydra_config=True)
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-        before, after = (flattened(tree, PLACES) for tree in (plain(cfg, choices, groups)[1], written))
+        changed = differing(*(flattened(tree, PLACES) for tree in (plain(cfg, choices, groups)[1], written)))
     except UserError:
         return {}
-    changed = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
-    return {
-        "choices": {key: option for key, option in choices.items() if "/" not in key},
-        "changed": {key: pair for key, pair in changed.items() if pair[0] != pair[1]},
-    }
+    return {"choices": {key: option for key, option in choices.items() if "/" not in key}, "changed": changed}
 
 
 def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
@@ -201,7 +197,8 @@ def source_code() -> dict[str, str | None]:
     """The commit of this program's source tree, and a hash of uncommitted changes and new files; None without git."""
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
     new = (_git("ls-files", "--others", "--exclude-standard", "-z", "slm", "conf") or b"").split(b"\0")[:-1]
-    content = [name + (ROOT / os.fsdecode(name)).read_bytes() for name in new if (ROOT / os.fsdecode(name)).is_file()]
+    files = {name: PACKAGE.parent / os.fsdecode(name) for name in new}
+    content = [name + path.read_bytes() for name, path in files.items() if path.is_file()]
     dirty = b"".join([diff or b"", *content])
     return {
         "git_commit": commit and commit.decode().strip(),
@@ -211,6 +208,8 @@ def source_code() -> dict[str, str | None]:
 
 def _git(*arguments: str) -> bytes | None:
     try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, timeout=10, check=True).stdout
+        return subprocess.run(
+            ["git", *arguments], cwd=PACKAGE.parent, capture_output=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None

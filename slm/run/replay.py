@@ -13,30 +13,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
 
-from slm.errors import UserError, file_operation
+from slm.errors import UserError
+from slm.files import run_folder
 from slm.run import CONF
 from slm.run.instantiate import locate
 from slm.run.overrides import GROUPS, key_of, normalized, parsed
 
 # keys of one run alone
 OWN = ("name", "tags", "run_dir", "sweep_dir", "fork", "resume", "allow_changes", "verify_resume", "plan")
-MAX_BYTES = 10**6  # of overrides.yaml
 CLASSES = ("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
 
 def recorded_overrides(folder: Path) -> list[str]:
     """overrides.yaml of a run folder without what is of Hydra or of one run only. Raises UserError if it is damaged."""
-    path = folder / "overrides.yaml"
-    with file_operation("read", path):
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    try:
-        found = yaml.safe_load(text) if len(text) < MAX_BYTES else None
-    except (yaml.YAMLError, RecursionError):
-        found = None
-    if not (isinstance(found, list) and all(isinstance(word, str) for word in found)):
+    if (found := run_folder.overrides(folder)) is None:
+        path = folder / "overrides.yaml"
         raise UserError(f"{path} is missing or damaged, and a fork begins with the overrides of its trunk")
     return normalized([word for word in found if not key_of(word).startswith("hydra") and key_of(word) not in OWN])
 

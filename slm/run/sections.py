@@ -11,6 +11,7 @@ from slm.corpora.mixture import Mixture
 from slm.data.order import Name
 from slm.data.windows import Layout
 from slm.errors import UserError
+from slm.run.overrides import LENGTHS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,6 @@ class TrainerConfig:
 
 
 UNKNOWN = 10**9  # steps of a run whose rate is not measured yet: a schedule stays in its warmup
-LENGTHS = ("steps", "tokens", "epochs", "minutes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from slm.files.sweep_folder import SweepJob
 class Outcome:
     """The end of one job: a run of its own or one of a sweep."""
 
-    name: str
     objective: float | None
     exit_code: int
     failure: str | None = None  # one line
