@@ -221,7 +221,7 @@ def test_shipped_experiments_give_no_warning(experiment, tmp_path):
 
 
 def test_a_warning_is_new_once_in_a_command():
-    with process.warnings_once():
+    with process.printed_once():
         assert [process.is_new(text) for text in ("a", "b", "a")] == [True, True, False]
     assert [process.is_new("a"), process.is_new("a")] == [True, True]
 

@@ -311,7 +311,7 @@ def test_a_folder_of_runs_is_a_sweep_over_what_differs(tmp_path):
     for lr in (0.1, 0.2):
         write_run(tmp_path / f"run-{lr}", lr=lr, width=64, seed=1, loss=lr)
     found = sweep.read(tmp_path)
-    assert found.keys == ["optimizer.lr"]
+    assert found.swept == ["optimizer.lr"]
     assert [cell.values for cell in found.cells] == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}]
     report.create(tmp_path)
     assert "Lowest val/loss: 0.1 at optimizer.lr=0.1" in text_of(tmp_path)

@@ -17,7 +17,7 @@ def answers_section(sweep: Sweep) -> str:
     Empty without several seeds, and for a search: many groups, or three numbers of a key, which have an optimum.
     """
     search = any(len(sweep.levels(key)) > 2 for key in sweep.numeric)
-    if search or SEED not in sweep.keys or sweep.seeds < 2 or not 2 <= len(sweep.cells) <= MAX_GROUPS:
+    if search or SEED not in sweep.swept or sweep.seeds < 2 or not 2 <= len(sweep.cells) <= MAX_GROUPS:
         return ""
     try:
         groups, left_out = read_groups([str(sweep.folder)])

@@ -128,14 +128,18 @@ def heat_map(path: Path, chart: tuple[str, str, list, list, np.ndarray], unit: s
     axes.set_xlabel(_text(column_key), parse_math=False)
     axes.set_ylabel(_text(row_key), parse_math=False)
     if len(rows) * len(columns) <= 150:
+        inks = ink_on(picture.cmap(shades(means)))
         for (row, column), mean in np.ndenumerate(means):
-            color = picture.cmap(picture.norm(shades(means)[row, column]))[:3]
-            ink = "white" if np.dot(color, (0.299, 0.587, 0.114)) < 0.5 else "black"
-            text, ink = (f"{mean:.4g}", ink) if np.isfinite(mean) else ("failed", "red")
+            text, ink = (f"{mean:.4g}", inks[row, column]) if np.isfinite(mean) else ("failed", "red")
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_title(f"{_text(unit)}: {_text(title)}", fontsize=10, parse_math=False)
     with atomic.replacing(path) as file:
         figure.savefig(file, dpi=DPI, format="png")
+
+
+def ink_on(colors: np.ndarray) -> np.ndarray:
+    """black or white (...), whichever is legible on colors (..., RGBA)."""
+    return np.where(colors[..., :3] @ (0.299, 0.587, 0.114) < 0.5, "white", "black")
 
 
 def shades(means: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,28 +54,21 @@ class Cell:
         return float(np.mean(self.objectives)) if self.objectives else math.inf
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A folder of runs that differ in `keys`."""
+@dataclass(kw_only=True)
+class Sweep(sweep_folder.Sweep):
+    """A folder of runs that differ in the keys `swept`. The values of its jobs are as typed, or numbers."""
 
     folder: Path
-    objective: str
-    keys: list[str]
-    jobs: list[SweepJob]  # values: as typed, or numbers (`typed_values`)
-    command: list[str] = field(default_factory=list)
-    created: str = ""
-    answers: list[str] = field(default_factory=list)  # of an ablation
-    metric: str | None = None  # of the answers
 
     @property
     def factors(self) -> list[str]:
         """The swept keys but for the seed."""
-        return [key for key in self.keys if key != SEED]
+        return [key for key in self.swept if key != SEED]
 
     @cached_property
     def short(self) -> dict[str, str]:
         """Key -> its last parts, as many as tell it from the others."""
-        return short_keys(self.keys)
+        return short_keys(self.swept)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -111,7 +104,7 @@ class Sweep:
     @cached_property
     def ranks(self) -> dict[str, dict[str, int]]:
         """Key -> text of a value -> its place among the levels."""
-        return {key: {str(level): place for place, level in enumerate(self.levels(key))} for key in self.keys}
+        return {key: {str(level): place for place, level in enumerate(self.levels(key))} for key in self.swept}
 
     @cached_property
     def numeric(self) -> list[str]:
@@ -144,8 +137,7 @@ def read(folder: Path) -> Sweep:
         replace(job, values=row, objective=job.objective if is_number(job.objective) else None)
         for job, row in zip(recorded.jobs, values)
     ]
-    facts = recorded.command, recorded.created, recorded.answers, recorded.metric
-    return Sweep(folder, recorded.objective or "", recorded.swept, jobs, *facts)
+    return Sweep(**{**vars(recorded), "jobs": jobs, "objective": recorded.objective or ""}, folder=folder)
 
 
 def of_runs(folder: Path) -> Sweep:
@@ -160,19 +152,13 @@ def of_runs(folder: Path) -> Sweep:
             columns.setdefault(column, key)
     keys = list(columns.values())[:MAX_KEYS]
     values = typed_values([{key: run.config.get(key) for key in keys} for run in runs])
-    jobs = [
-        SweepJob(
-            folder=run.folder.name,
-            values=row,
-            status=run.status,
-            objective=run.objective,
-            failure=run.info.get("failure"),
-        )
-        for run, row in zip(runs, values)
-    ]
+    jobs = []
+    for run, row in zip(runs, values):
+        facts = {"status": run.status, "objective": run.objective, "failure": run.info.get("failure")}
+        jobs.append(SweepJob(folder=run.folder.name, values=row, **facts))
     first = runs[0].info
     objective = str(first["config"].get("optimized_metric", ""))
-    return Sweep(folder, objective, keys, jobs, created=first["created"])
+    return Sweep(folder=folder, objective=objective, swept=keys, jobs=jobs, created=first["created"])
 
 
 def line_optimum(key: str, cells: Sequence[Cell], log: bool) -> Optimum | None:

@@ -82,7 +82,7 @@ def header(sweep: Sweep, optima: list[Found]) -> str:
     place = f" at {values}" if values else ""
     text = f"{'Lowest ' if values else ''}{sweep.objective}: {number(best.mean)}{place}{over}."
     boxes = {f"lowest {sweep.objective}": number(best.mean), "jobs": f"{states.count('done')} of {len(states)} done"}
-    boxes |= {sweep.short[key]: f"{len(sweep.levels(key))} values" for key in sweep.keys}
+    boxes |= {sweep.short[key]: f"{len(sweep.levels(key))} values" for key in sweep.swept}
     if sweep.noise:
         boxes["noise of one seed"] = number(sweep.noise, 2)
     return line + paragraph(text, "answer") + "".join(sentences(optima)) + facts(boxes)
@@ -152,8 +152,8 @@ def job_table(sweep: Sweep) -> str:
     rows = []
     for job in jobs:
         link = f'<a href="{quote(job.folder)}/report.html">{escaped(job.folder)}</a>'
-        rows.append((Markup(link), *(job.values.get(key) for key in sweep.keys), job.objective, job.status))
-    return table(("run", *sweep.keys, sweep.objective or "objective", "status"), rows, sortable=True)
+        rows.append((Markup(link), *(job.values.get(key) for key in sweep.swept), job.objective, job.status))
+    return table(("run", *sweep.swept, sweep.objective or "objective", "status"), rows, sortable=True)
 
 
 def failures(sweep: Sweep) -> str:
@@ -183,8 +183,9 @@ def heat_table(chart: tuple[str, str, list, list, np.ndarray]) -> str:
 
     row_key, column_key, rows, columns, means = chart
     colors, body = matplotlib.colormaps["viridis_r"](figures.shades(means)), []
+    inks = figures.ink_on(colors)
     for row, value in enumerate(rows):
-        cells = "".join(_heat_cell(means[row, i], colors[row, i], np.nanmin(means)) for i in range(len(columns)))
+        cells = "".join(map(_heat_cell, means[row], colors[row], inks[row], itertools.repeat(np.nanmin(means))))
         body.append(f'<tr><th scope="row">{level(value)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{level(value)}</th>' for value in columns)
     corner = f'<tr><th></th><th colspan="{len(columns)}">{escaped(column_key)}</th></tr>'
@@ -197,10 +198,9 @@ def level(value: Any) -> str:
     return number(value) if html.is_number(value) else escaped(value)
 
 
-def _heat_cell(mean: float, color: Any, best: float) -> str:
+def _heat_cell(mean: float, color: np.ndarray, ink: str, best: float) -> str:
     if not np.isfinite(mean):
         return '<td class="none">–</td>'
     background = "#" + "".join(f"{round(255 * part):02x}" for part in color[:3])
-    ink = "#fff" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.5 else "#000"
     kind = ' class="best"' if mean == best else ""
     return f'<td{kind} style="background:{background};color:{ink}">{mean:.4g}</td>'

@@ -38,9 +38,8 @@ class Settings:
     def __str__(self) -> str:
         values = {**vars(self.sampler), "max_new_tokens": self.max_new_tokens, "seed": self.seed}
         words = {None: "off", True: "on", False: "off"}
-        return " ".join(
-            f"{name}={value if type(value) in (int, float) else words[value]}" for name, value in values.items()
-        )
+        shown = {name: value if type(value) in (int, float) else words[value] for name, value in values.items()}
+        return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -86,13 +85,8 @@ def chat(
     with contextlib.suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  (line editing and history in input())
     settings = start = Settings(sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
-    print(
-        dim(
-            "\n".join(
-                filter(None, [loaded and printable(loaded), str(settings), "/help lists the commands, /quit leaves"])
-            )
-        )
-    )
+    head = [loaded and printable(loaded), str(settings), "/help lists the commands, /quit leaves"]
+    print(dim("\n".join(filter(None, head))))
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             try:

@@ -53,17 +53,9 @@ class LanguageModel:
         """
         check_count("max_new_tokens", max_new_tokens)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        generated = complete(
-            self.model,
-            self.tokenizer,
-            prompts,
-            sampler=Sampler(**{"temperature": 0.8, **sampler}),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            num_samples=1 if num_samples is None else num_samples,
-            stop_at_eos=stop_at_eos,
-            eos_first=self.eos_first,
-        )
+        settings = self._settings(sampler, max_new_tokens=max_new_tokens, seed=seed, stop_at_eos=stop_at_eos)
+        count = 1 if num_samples is None else num_samples
+        generated = complete(self.model, self.tokenizer, prompts, num_samples=count, **settings)
         texts = [[c.prompt + c.text for c in samples] for samples in generated]
         texts = [samples[0] for samples in texts] if num_samples is None else texts
         return texts[0] if isinstance(prompt, str) else texts
@@ -72,10 +64,11 @@ class LanguageModel:
         self, prompt: str = "", *, max_new_tokens: int = 200, seed: int = 42, stop_at_eos: bool = True, **sampler
     ) -> Iterator[str]:
         """The continuation in pieces of complete characters. Settings and errors as in `generate`."""
-        settings = {"max_new_tokens": max_new_tokens, "seed": seed, "stop_at_eos": stop_at_eos}
-        settings["eos_first"] = self.eos_first
-        settings["sampler"] = Sampler(**{"temperature": 0.8, **sampler})
+        settings = self._settings(sampler, max_new_tokens=max_new_tokens, seed=seed, stop_at_eos=stop_at_eos)
         return stream_text(self.model, self.tokenizer, prompt, **settings)
+
+    def _settings(self, sampler: dict[str, Any], **settings) -> dict[str, Any]:
+        return {"sampler": Sampler(**{"temperature": 0.8, **sampler}), "eos_first": self.eos_first, **settings}
 
     def loss(self, text: str) -> TextLoss:
         """Loss of a text as a document from its first token on, in windows of the context as in validation.

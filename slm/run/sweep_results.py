@@ -73,13 +73,13 @@ def table(folder: Path, sweep: Sweep) -> str:
         numbers = [form(job.objective, ".4f"), form(job.seconds, ".0f")]
         rows.append([*(job.values.get(key, "-") for key in sweep.swept), *numbers, state(job, shared)])
     notes = [f"({number}) {printable(failure, 500)}" for number, failure in enumerate(shared, 1)]
-    means = seeds_table(analysis.Sweep(folder, str(sweep.objective), sweep.swept, jobs))
+    means = seeds_table(analysis.Sweep(**{**vars(sweep), "jobs": jobs}, folder=folder))
     return "\n\n".join(filter(None, ("\n".join([columns(rows), *notes]), means)))
 
 
 def seeds_table(sweep) -> str | None:
     """The means over seeds of a slm.analysis.sweep.Sweep, and their differences to the lowest; None without seeds."""
-    if "seed" not in sweep.keys or sweep.noise is None:
+    if "seed" not in sweep.swept or sweep.noise is None:
         return None
     head = [*(sweep.short[key] for key in sweep.factors), sweep.objective, "seeds", "difference", "in standard errors"]
     cells, rows = [cell for cell in sweep.cells if cell.objectives], []
