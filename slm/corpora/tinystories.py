@@ -25,12 +25,6 @@ class TinyStories(Hub):
             validation_share=0.5,
             split_seed=0,
             column="text",
-            template=None,
-            separator=None,
-            document_start=None,
-            rows_per_document=1,
-            documents=None,
-            bytes=None,
         )
 
     def size(self) -> tuple[int, int] | None:

@@ -33,18 +33,12 @@ def with_sources(cfg: DictConfig, as_plain: Callable[[DictConfig], dict[str, Any
     for name, source in data["sources"].items():
         option = option_of(f"data.sources.{name}", source.get("data"))
         given = raw["data"]["sources"][name]
-        own = (
-            {key: value for key, value in given.items() if key not in ("data", *MIXED)}
-            if isinstance(given, dict)
-            else {}
-        )
+        given = given if isinstance(given, dict) else {}
+        own = {key: value for key, value in given.items() if key not in ("data", *MIXED)}
         check_keys(name, own, option)
         corpus = as_plain(OmegaConf.create({**raw, "data": OmegaConf.merge(option, own)}))["data"].get("corpus")
-        nodes[name] = {
-            "_target_": SOURCE,
-            **{key: source[key] for key in ("data", *MIXED) if key in source},
-            "corpus": corpus,
-        }
+        mixed = {key: source[key] for key in ("data", *MIXED) if key in source}
+        nodes[name] = {"_target_": SOURCE, **mixed, "corpus": corpus}
     data["corpus"] = {**data["corpus"], "sources": nodes}
     return config
 
@@ -65,13 +59,11 @@ def option_of(where: str, name: str | None) -> dict[str, Any]:
     """The section data of an option, with interpolations; empty without a name. Raises UserError if there is none."""
     if name is None:
         return {}
-    options = [
-        found for found in GlobalHydra.instance().config_loader().get_group_options("data") if found != "mixture"
-    ]
+    found = GlobalHydra.instance().config_loader().get_group_options("data")
+    options = [option for option in found if option != "mixture"]
     if name not in options:
-        raise UserError(
-            f"{where}={name} is not one of {', '.join(options)}{did_you_mean(str(name), options, cutoff=0.7)}"
-        )
+        hint = did_you_mean(str(name), options, cutoff=0.7)
+        raise UserError(f"{where}={name} is not one of {', '.join(options)}{hint}")
     return OmegaConf.to_container(hydra.compose(f"data/{name}").data)
 
 
@@ -80,7 +72,6 @@ def check_keys(name: str, own: dict[str, Any], option: dict[str, Any]):
     known = [key for key in option if f"data.{key}" in str(option)] + ["corpus"]
     for key in own if option else ():
         if key not in known:
-            hint = hint_for(
-                f"data.sources.{name}.{key}", [f"data.sources.{name}.{other}" for other in (*known, *MIXED)]
-            )
-            raise UserError(f"there is no key data.sources.{name}.{key}{hint}")
+            where = f"data.sources.{name}."
+            hint = hint_for(where + key, [where + other for other in (*known, *MIXED)])
+            raise UserError(f"there is no key {where}{key}{hint}")
