@@ -19,6 +19,7 @@ import torch
 
 from slm import checkpoint
 from slm.checkpoint import Loaded
+from slm.corpora import notices
 from slm.corpora.files import Files
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
@@ -95,6 +96,7 @@ def read_documents(file: str, data: dict[str, Any]) -> Iterator[str]:
     column = data.get("column", data.get("key"))
     column = column if isinstance(column, str) else "text"
     corpus = Files(path=file, column=column, **settings, split="contiguous", train_ratio=0.5, seed=0)
+    notices.mistaken(corpus.files(), corpus.encoding)
     yield from corpus.all_documents()
 
 

@@ -174,8 +174,13 @@ def test_eos_is_given_or_found_or_named(tmp_path):
         (b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "holds no tokenizer"),
         (b'{"model": {"type": "BPE", "vocab": {"a": 4000000000}, "merges": []}}', "an id of 4,000,000,000"),
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}}', "holds no tokenizer"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},'
+            b'"decoder": {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}}',
+            "its decoder replaces by a regular expression",
+        ),
     ],
-    ids=["empty", "bytes", "brackets", "negative", "large", "merges"],
+    ids=["empty", "bytes", "brackets", "negative", "large", "merges", "regex"],
 )
 def test_other_files_are_one_line(content, problem, tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"

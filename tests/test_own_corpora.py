@@ -1,6 +1,7 @@
 """data=files: every format, encoding and split of one's own texts, and each mistake in one line."""
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -215,6 +216,14 @@ def test_what_is_skipped_and_changed_is_counted_and_said_once(tmp_path, capsys):
     assert capsys.readouterr().err == f"data.path={tmp_path}, {expected}"
     corpus = files(tmp_path / "c.parquet", template="{id}: {text}")
     assert list(corpus.all_documents()) == ["2: "], "a row is null if one of its columns is"
+
+
+def test_a_file_in_utf8_among_others_is_noticed(tmp_path, capsys):
+    for name, encoding in {"a.txt": "latin-1", "b.md": "utf-8", "c.csv": "utf-8-sig", "d.jsonl": "latin-1"}.items():
+        (tmp_path / name).write_bytes(('{"text": "' + "größer " * 99 + '"}').encode(encoding))
+    with contextlib.suppress(UserError):
+        next(files(tmp_path, encoding="latin-1").documents("train"))
+    assert "b.md (1 of 4 files) is UTF-8, but is read as iso8859-1 (data.encoding)" in capsys.readouterr().err
 
 
 def test_blank_parts_between_separators_are_counted_and_a_table_beside_prose_is_noticed(tmp_path, capsys):

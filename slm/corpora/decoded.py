@@ -94,9 +94,8 @@ def opened(path: Path, encoding: str | None, newline: str | None = "") -> Iterat
     """
     with readable(path), contextlib.ExitStack() as closing:
         file: Any = closing.enter_context(path.open("rb"))
-        reader = next(
-            (reader for signature, reader in COMPRESSIONS.items() if file.peek(8).startswith(signature)), None
-        )
+        begin = file.peek(8)
+        reader = next((reader for signature, reader in COMPRESSIONS.items() if begin.startswith(signature)), None)
         try:
             file = io.BufferedReader(reader(file)) if reader else file
             head = file.peek(512)[:512]
@@ -114,6 +113,19 @@ def opened(path: Path, encoding: str | None, newline: str | None = "") -> Iterat
             ) from None
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{path} is damaged or cut off, copy it again: {error}") from None
+
+
+def is_utf8(path: Path) -> bool:
+    """True if a file begins as UTF-8 with characters beyond ASCII, without a byte order mark: no text in another
+    encoding does.
+
+    Raises: UserError: if it cannot be read.
+    """
+    with opened(path, "latin-1") as file:
+        begin = file.buffer.peek() if file.encoding == "latin-1" else b""  # none with a byte order mark
+    with contextlib.suppress(UnicodeDecodeError):
+        return not codecs.getincrementaldecoder("utf-8")().decode(begin).isascii()
+    return False
 
 
 def refuse_binary(path: Path, head: bytes, encoding: str | None):

@@ -181,6 +181,7 @@ class Files:
         files, tally, counts = self.files(), Counter[str](), []
         plain = {file for file in files if format_of(file, self.format) == "text"}
         notices.before(self.path, files, plain, self.separator)
+        notices.mistaken(files, self.encoding)
         for file in files:
             count = 0
             for document in self.read(file, tally):

@@ -98,18 +98,23 @@ def matching(folder: Path, parts: Sequence[str]) -> list[Path]:
                 seen.add(key)
                 places.append((place, rest or ["*"]))
                 folders = (entry for entry in place.iterdir() if not entry.name.startswith("."))
-                places += [(entry, [part, *rest]) for entry in sorted(folders) if is_folder(entry)]
+                places += [(entry, [part, *rest]) for entry in sorted(folders, key=in_order) if is_folder(entry)]
             continue
         if WILDCARDS & set(part):
             names = (entry for entry in place.iterdir() if part[0] == "." or not entry.name.startswith("."))
-            children = sorted(entry for entry in names if fnmatchcase(entry.name, part))
+            children = sorted((entry for entry in names if fnmatchcase(entry.name, part)), key=in_order)
         else:
             children = [child for child in (place / part,) if child.exists() or child.is_symlink()]
         if rest:
             places += [(child, rest) for child in children if is_folder(child)]
         else:
             found.update(child for child in children if not is_folder(child))
-    return sorted(found)
+    return sorted(found, key=in_order)
+
+
+def in_order(path: Path) -> tuple[str, ...]:
+    """The key by which paths are sorted: that of `Path` itself, which compares ten times more slowly."""
+    return path.parts
 
 
 def is_folder(path: Path) -> bool:

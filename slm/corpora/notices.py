@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from slm.corpora.decoded import LINE_ENDS
+from slm.corpora.decoded import LINE_ENDS, is_utf8
+from slm.corpora.local import suffix_of
 
 END_OF_TEXT = "<|endoftext|>"  # between documents, in many text files
 LARGE = 2**30  # bytes
@@ -28,6 +29,17 @@ def before(path: str | None, files: Collection[Path], plain: Collection[Path], s
         print(
             f"warning: {largest} is one document of {sizes[largest] / 1e9:.1f} GB, all in memory; if it holds several, "
             "give data.separator",
+            file=sys.stderr,
+        )
+
+
+def mistaken(files: Collection[Path], encoding: str | None):
+    """Warns of files in UTF-8 that are read in another encoding, which garbles them without an error."""
+    decoded = [file for file in files if suffix_of(file) != ".parquet"]
+    if encoding and (found := [file for file in decoded if is_utf8(file)]):
+        print(
+            f"warning: {found[0]} ({len(found):,} of {len(files):,} files) is UTF-8, but is read as {encoding} "
+            "(data.encoding), which garbles it: convert all to one encoding",
             file=sys.stderr,
         )
 

@@ -124,7 +124,7 @@ def parquet_rows(path: Path, template: Template) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         with readable(path), path.open("rb"):
             pass
         problem = f"{error}".partition("\n")[0]

@@ -76,8 +76,9 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError(f"tokenizer.path={path} names no end of a document; give tokenizer.eos, one of {shown}")
         try:
             return cls(with_special(content, found or EOS), found or EOS)
-        except ValueError as error:
-            raise UserError(f"tokenizer.path={path} cannot be used: {error}") from None
+        except (ValueError, KeyError, TypeError) as error:  # of a part that the library leaves unread
+            problem = error if isinstance(error, ValueError) else f"{type(error).__name__} {error} in its settings"
+            raise UserError(f"tokenizer.path={path} cannot be used: {printable(str(problem), 200)}") from None
 
     @classmethod
     def train(

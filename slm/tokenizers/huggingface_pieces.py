@@ -47,7 +47,7 @@ def _converter(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
         return lambda token: (token.removesuffix(suffix) + " " if token.endswith(suffix) else token).encode()
     if not steps:  # the library puts a space between tokens
         return lambda token: (" " + token).encode()
-    replaced = [(step["pattern"]["String"], step["content"]) for step in steps if step["type"] == "Replace"]
+    replaced = [(_literal(step["pattern"]), step["content"]) for step in steps if step["type"] == "Replace"]
     replaced += [(step["replacement"], " ") for step in steps if step["type"] == "Metaspace"]
 
     def convert(token: str) -> bytes:
@@ -58,6 +58,13 @@ def _converter(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
         return token.encode()
 
     return convert
+
+
+def _literal(pattern: Mapping[str, str]) -> str:
+    """The text of a pattern. Raises: ValueError: for a regular expression, which the library writes in another way."""
+    if "String" not in pattern:
+        raise ValueError("its decoder replaces by a regular expression")
+    return pattern["String"]
 
 
 def _of_byte_level(token: str) -> bytes:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import corpora
 import files
 import torch
 import words
@@ -31,6 +32,10 @@ FOREIGN = {
     "parquet": files.parquet,
     "text": files.text,
     "runs": files.runs,
+    "rows": corpora.rows,
+    "hub": corpora.hub,
+    "huggingface": corpora.huggingface,
+    "sentencepiece": corpora.sentencepiece,
 }
 KINDS = FOREIGN | {"experiments": words.experiments, "train": words.train_words, "generate": words.generate_words}
 
