@@ -21,6 +21,10 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
     "train": (400, 0.05),
     "generate": (500, 0.05),
     "runs": (60, 0.5),
+    "rows": (1000, 0.3, "is not UTF-", "is damaged or cut off", "cannot be read"),
+    "hub": (150, 0.1, "cannot be read"),
+    "huggingface": (500, 0.2, "holds no tokenizer"),
+    "sentencepiece": (500, 0.1, "is no model"),
 }
 
 
@@ -45,5 +49,5 @@ def test_every_mutation_is_answered(kind, tmp_path, finished):
     past = sum(count for name, count in outcomes.items() if not name.startswith(tuple(first)))
     assert past > share * cases
     assert outcomes["accepted"] > 0.02 * cases
-    assert len(outcomes) > 4, "few kinds of refusal"
+    assert len(outcomes) > (4 if kind != "sentencepiece" else 1), "few kinds of refusal"
     assert not list(tmp_path.rglob("executed"))

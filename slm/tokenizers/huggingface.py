@@ -29,6 +29,7 @@ except ImportError:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # no warning when loaders are forked, which encode nothing
 
 FILE = "huggingface.json"
+PANIC = "PanicException"  # of Rust, which is no Exception
 MAX_ID = 2**22  # vocabularies in use have less than 2**19 ids
 EOS = "<|endoftext|>"
 KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<EOS>", "[EOS]", "[SEP]")
@@ -127,8 +128,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:
-            if type(error) is not Exception:  # the library's own have no class
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__name__ != PANIC:  # the library's own have no class
                 raise
             raise UserError(f"the tokenizer cannot encode this text: {printable(str(error), 200)}") from None
         return [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
@@ -146,8 +147,8 @@ def parsed(content: str) -> Any:
     """The library's tokenizer, without truncation and padding. Raises: ValueError: for anything else."""
     try:
         tokenizer = library.Tokenizer.from_str(content)
-    except BaseException as error:  # a panic of Rust is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
         raise ValueError(printable(str(error), 200)) from None
     if (largest := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)) >= MAX_ID:
