@@ -15,7 +15,7 @@ from test_tokenizers import ADVERSARIAL, bpe_tokenizer, seeded_documents, senten
 from slm.data import encode
 from slm.data.encode import Encoder, write_split
 from slm.data.preparation import Preparation
-from slm.data.processes import mapped
+from slm.data.processes import Processes
 from slm.data.store import id_type
 from slm.errors import ResourceError
 from slm.tokenizers.characters import CharacterTokenizer
@@ -38,7 +38,10 @@ class Texts(list):
 def stored(documents: list[str], tokenizer, folder: Path) -> dict:
     """The counts and shards of the documents, which are written to the folder."""
     folder.mkdir(exist_ok=True)
-    return write_split(Texts(documents), tokenizer, Preparation(folder, np.dtype(np.uint16)), "train")
+    preparation = Preparation(folder, np.dtype(np.uint16))
+    encoder = Encoder(tokenizer, preparation.dtype)
+    with encoder.processes:
+        return write_split(Texts(documents), encoder, preparation, "train")
 
 
 @pytest.fixture
@@ -51,8 +54,8 @@ def two_cores(monkeypatch):
 
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_several_processes_write_the_same_files(make, tmp_path, two_cores, monkeypatch):
-    tokenizer, used = make(), []
-    monkeypatch.setattr(encode, "mapped", lambda *arguments: used.append(arguments[2]) or mapped(*arguments))
+    tokenizer, used, over = make(), [], Processes.map
+    monkeypatch.setattr(Processes, "map", lambda self, items: used.append(self.count) or over(self, items))
     two = stored(DOCUMENTS, tokenizer, tmp_path / "two")
     monkeypatch.setattr(encode, "cores", lambda: 1)
     one = stored(DOCUMENTS, tokenizer, tmp_path / "one")
@@ -73,26 +76,31 @@ def test_half_of_a_surrogate_pair_is_one_line(place, tmp_path, two_cores):
 
 def test_items_are_read_as_they_are_needed_and_errors_arrive():
     read = []
-    stream = mapped(abs, (read.append(number) or -number for number in range(100)), 2)
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
-    assert len(read) <= 8
-    stream.close()
-    with pytest.raises(TypeError, match="bad operand"):
-        list(mapped(abs, iter(["text"]), 2))
+    with Processes(abs, 2) as processes:
+        stream = processes.map(read.append(number) or -number for number in range(100))
+        assert [next(stream) for _ in range(3)] == [0, 1, 2]
+        assert len(read) <= 8
+        stream.close()
+        with pytest.raises(TypeError, match="bad operand"):
+            list(processes.map(["text"]))
+        assert list(processes.map([-1, -2])) == [1, 2]
 
 
 def test_a_killed_process_is_one_line():
-    with pytest.raises(ResourceError, match="a process that tokenizes was killed"):
-        list(mapped(lambda _: os.kill(os.getpid(), signal.SIGKILL), iter(range(9)), 2))
+    with (
+        Processes(lambda _: os.kill(os.getpid(), signal.SIGKILL), 2) as processes,
+        pytest.raises(ResourceError, match="a process that tokenizes was killed"),
+    ):
+        list(processes.map(range(9)))
 
 
 PARENT = """
 import os, time
-from slm.data.processes import mapped
+from slm.data.processes import Processes
 def item(number):
     os.write(1, f"{os.getpid()}\\n".encode())  # at once: two processes write
     time.sleep(60)
-list(mapped(item, iter(range(2)), 2))
+list(Processes(item, 2).map(range(2)))
 """
 
 

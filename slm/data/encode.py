@@ -14,14 +14,14 @@ from rich.text import Text
 from slm import tokenizers
 from slm.corpora import Corpus, Place, Split
 from slm.data.preparation import Preparation
-from slm.data.processes import cores, mapped
+from slm.data.processes import Processes, cores
 from slm.errors import UserError
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
 LINE_SECONDS = 60  # between two lines of progress where the output is not a terminal
-BATCH_CHARACTERS = 2**20  # encoded at a time: bounds memory, feeds the tokenizer's threads
-SMALL_BATCHES = 2  # of a corpus, before it is large enough for several processes
+BATCH_CHARACTERS = 2**18  # encoded at a time: bounds memory
+SMALL_BATCHES = 4  # the first of a corpus, encoded before it is large enough for several processes
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,15 @@ class Encoded:
 
 
 class Encoder:
-    """The function from a batch of documents to its ids."""
+    """The function from a batch of documents to its ids, and the `processes` that compute it for a large corpus."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
         self.tokenizer, self.dtype = tokenizer, dtype
         self.pieces, self.eos = tokenizers.pieces(tokenizer), np.array([tokenizer.eos], dtype=np.int32)
+        self.processes = Processes(self, cores() if tokenizer.in_processes else 1)
+        self.few = SMALL_BATCHES  # that are still encoded here
+        if self.processes.count > 1:
+            tokenizer.threads = 1  # a process with threads of a library cannot be forked safely
 
     def __call__(self, batch: list[str]) -> Encoded:
         """Raises: UserError: for half of a surrogate pair, which is no text."""
@@ -49,14 +53,15 @@ class Encoder:
         return Encoded(ids, len(batch), size, tokenizers.lost_bytes(self.pieces, batch, arrays))
 
     def over(self, documents: Iterable[str]) -> Iterator[Encoded]:
-        """All documents in order, in several processes if the corpus is large and the tokenizer uses one core."""
-        stream, processes = batches(documents), cores()
-        if not self.tokenizer.in_processes or processes == 1:
+        """All documents in order; after the first ones of the corpus, in several processes."""
+        stream = batches(documents)
+        for batch in islice(stream, self.few):
+            self.few -= 1
+            yield self(batch)
+        if self.processes.count == 1:
             yield from map(self, stream)
-            return
-        yield from map(self, islice(stream, SMALL_BATCHES))
-        if following := next(stream, None):
-            yield from mapped(self, chain([following], stream), processes)
+        elif following := next(stream, None):
+            yield from self.processes.map(chain([following], stream))
 
 
 def utf8_bytes(text: str) -> int:
@@ -68,13 +73,13 @@ def utf8_bytes(text: str) -> int:
         raise UserError(f"a document has half of a surrogate pair: {text[start : error.end + 20]!r}") from None
 
 
-def write_split(corpus: Corpus, tokenizer: Tokenizer, preparation: Preparation, split: Split) -> dict:
+def write_split(corpus: Corpus, encoder: Encoder, preparation: Preparation, split: Split) -> dict:
     """Tokenizes the documents of a split that are still missing. Returns counts and shards, for the manifest.
 
     Raises: UserError: from the corpus; without documents, or for one that is no text.
     """
     counts, place = preparation.start(split)
-    encoder, pace = Encoder(tokenizer, preparation.dtype), Pace(place, counts)
+    pace = Pace(place, counts)
     with Live(f"tokenizing {split}", console=Console(stderr=True), transient=True, auto_refresh=False) as live:
         for part in preparation.documents(corpus, split):
             for encoded in encoder.over(part):

@@ -6,10 +6,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from slm.errors import ResourceError
 
@@ -25,19 +25,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def mapped(function: Callable[[Item], Result], items: Iterator[Item], processes: int) -> Iterator[Result]:
-    """The function of each item, in order. At most 2 x `processes` items are read ahead.
+class Processes:
+    """A function, computed by several copies of this process. They are forked when they are first needed, so the
+    function and what it holds are not copied before they change; and they end at the end of the `with` block."""
 
-    The processes are forked, so the function and what it holds are not copied before they change.
-    Raises: ResourceError: if a process was killed; what the function and the items raise.
-    """
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(function,)) as pool:
+    def __init__(self, function: Callable[[Item], Result], count: int):
+        self.function, self.count, self.pool = function, count, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_):
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, items: Iterable[Item]) -> Iterator[Result]:
+        """The function of each item, in order. At most 2 x `count` items are read ahead.
+
+        Raises: ResourceError: if a process was killed; what the function and the items raise.
+        """
+        if not self.pool:
+            context = multiprocessing.get_context("fork")
+            self.pool = ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=(self.function,))
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(_call, item))
-                if len(pending) >= 2 * processes:
+                pending.append(self.pool.submit(_call, item))
+                if len(pending) >= 2 * self.count:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -15,7 +15,7 @@ from slm import tokenizers
 from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
 from slm.data import index
-from slm.data.encode import write_split
+from slm.data.encode import Encoder, write_split
 from slm.data.preparation import PROGRESS, Preparation
 from slm.errors import UserError
 from slm.files import atomic
@@ -162,7 +162,9 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
 
     def write(folder: Path):
         preparation = Preparation(folder, id_type(tokenizer.vocab_size), corpus)
-        splits = {split: write_split(corpus, tokenizer, preparation, split) for split in ("validation", "train")}
+        encoder = Encoder(tokenizer, preparation.dtype)
+        with encoder.processes:
+            splits = {split: write_split(corpus, encoder, preparation, split) for split in ("validation", "train")}
         written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits})
         for split in splits:
             written.bounds(split, tokenizer.eos)

@@ -6,6 +6,7 @@ from the documents, and `load(folder)`, the inverse of `save`.
 
 import hashlib
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,12 +47,13 @@ class Tokenizer(Protocol):
     vocab_size: int
     eos: int  # the id that ends a document
     adds_space: bool = False  # `encode` puts a space before a text, and `decode` removes it
-    in_processes: bool = False  # `encode_batch` uses one core, and is safe to call in forked processes
+    threads: int = os.cpu_count() or 1  # that `encode_batch` may use
+    in_processes: bool = False  # `encode_batch` is safe to call in forked processes
 
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array of ids per text, equal to `encode` of each; may use several threads."""
+        """One int32 array of ids per text, equal to `encode` of each."""
         return [np.array(self.encode(text), dtype=np.int32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -36,6 +36,8 @@ KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<EOS>", "[E
 
 
 class HuggingFaceTokenizer(Tokenizer):
+    in_processes = True
+
     def __init__(self, content: str, eos: str):
         """`content` is that of a tokenizer.json; `eos` one of its tokens. Raises: ValueError: for anything else."""
         self.content, self.eos_token = content, eos
@@ -126,6 +128,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return arrays
 
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.threads == 1:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not there in a forked process
         try:
             batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except BaseException as error:

@@ -5,7 +5,6 @@ The model is a pure function of documents and settings: the documents are sample
 """
 
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -49,7 +48,7 @@ LOSSLESS = {  # SentencePiece's defaults lose or change spaces, rare characters 
 
 
 class SentencePieceTokenizer(Tokenizer):
-    eos = EOS
+    eos, in_processes = EOS, True
 
     def __init__(self, model: bytes, settings: dict):
         self.model = model  # the bytes of sentencepiece.model
@@ -61,7 +60,6 @@ class SentencePieceTokenizer(Tokenizer):
         self._bytes += [piece.replace(SPACE, " ").encode() for piece in pieces]
         # BPE merges within a word; unigram scores a complete text, and ties between segmentations depend on it
         self._words = WordEncoder(self._encode) if settings["algorithm"] == "bpe" else None
-        self.in_processes = self._words is not None  # unigram uses the library's threads
 
     @classmethod
     def build(
@@ -114,7 +112,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self._words:
             return self._words.encode_batch(texts)
         split = [chunks(text) for text in texts]
-        ids = iter(self._processor.encode(list(chain.from_iterable(split)), num_threads=os.cpu_count()))
+        ids = iter(self._processor.encode(list(chain.from_iterable(split)), num_threads=self.threads))
         return [
             np.concatenate([np.array(self._exact(part, next(ids)), dtype=np.int32) for part in parts])
             for parts in split

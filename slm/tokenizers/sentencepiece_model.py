@@ -3,7 +3,6 @@
 What its normalization changes or its pieces do not cover is counted as lost text.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -27,6 +26,8 @@ NORMALIZATIONS = {  # a text, the part of it that is gone -> what the normalizat
 
 
 class SentencePieceModel(Tokenizer):
+    in_processes = True
+
     def __init__(self, model: bytes):
         """Raises: ValueError and others: for bytes that are no model."""
         if not model:
@@ -81,7 +82,7 @@ class SentencePieceModel(Tokenizer):
         return self._processor.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        batch = self._processor.encode(list(texts), num_threads=os.cpu_count())
+        batch = self._processor.encode(list(texts), num_threads=self.threads)
         return [np.array(ids, dtype=np.int32) for ids in batch]
 
     def token_bytes(self, token: int) -> bytes:

@@ -75,6 +75,8 @@ ENCODINGS: dict[Name, Known] = {
 
 
 class TiktokenTokenizer(Tokenizer):
+    in_processes = True
+
     def __init__(self, name: Name, ranks: Ranks):
         """Raises: ValueError: unless the ranks are those of distinct pieces, with all bytes, from 0 on."""
         self.name, known = name, ENCODINGS[name]
@@ -112,7 +114,10 @@ class TiktokenTokenizer(Tokenizer):
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        batch = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count())
+        if self.threads == 1:
+            batch = map(self._encoding.encode_ordinary, texts)
+        else:
+            batch = self._encoding.encode_ordinary_batch(list(texts), num_threads=self.threads)
         return [np.array(ids, dtype=np.int32) for ids in batch]
 
     def token_bytes(self, token: int) -> bytes:
