@@ -3,18 +3,22 @@
 import itertools
 import json
 import math
+import os
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import mistake, small_run
+from conftest import ROOT, mistake, small_run, trained
+from faults import override as fault
 from forks import forked
 from test_distributed import TWO
 from test_lens import EVERY_STEP, EXACT, looked  # noqa: F401
 from test_resume import history, resumes_exactly
 
 from slm import checkpoint, verify
+from slm.analysis import curves
+from slm.analysis.run_charts import main_charts, source_charts
 from slm.corpora.mixture import Mixture, Source
 from slm.data.quotas import Quotas
 from slm.data.store import prepare
@@ -115,6 +119,11 @@ def test_a_resumed_run_reads_by_weight_and_validates_each_source(composed, sourc
     assert sum(nats) / len(nats) == pytest.approx(metrics["train/loss"], rel=1e-4)
     assert targets["b"] / targets.total() == pytest.approx(0.25, abs=0.05)
 
+    chart, losses, _ = source_charts(curves.read(folder))
+    assert [line.name for line in chart.series] == ["all", "a", "b"]
+    assert [line.y[-1] for line in losses.series] == [metrics[f"val/{name}loss"] for name in ("", "a/", "b/")]
+    assert chart.title in [shown.title for shown in main_charts(curves.read(folder))]
+
     model = checkpoint.load(run_folder.checkpoints(folder)[0]).model
     for name, layout in (("a", "packed"), ("b", "documents")):
         store = prepare(config.data.corpus.sources[name].corpus, ByteTokenizer(), tmp_path / "cache")
@@ -161,11 +170,38 @@ def test_mistakes_are_one_line(composed, sources, tmp_path, settings, message):
 
 
 @pytest.mark.slow
-def test_two_processes_read_the_windows_of_one(sources, text_file, tmp_path):
-    small = [*small_run(text_file, tmp_path, sources), *SMALL, *EXACT]
-    for folder, more in (("one", ()), ("two", ("trainer.microbatch=null", *TWO))):
+def test_two_processes_read_the_windows_of_one(sources, text_file, tmp_path, monkeypatch):
+    """Aligned windows and single documents, each document on its own; stopped and resumed, bit for bit."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}")  # of the second process
+    masked = "data.sources.a.layout=aligned", "data.attention_across_documents=false"
+    small = [*small_run(text_file, tmp_path, sources), *SMALL, *EXACT, *masked]
+    two = "trainer.microbatch=null", *TWO
+    stop = *two, fault("terminate", step=2)
+    for folder, more, code in (("one", (), 0), ("two", two, 0), ("stopped", stop, 143), ("stopped", two, 0)):
         done = forked(*small, *more, f"run_dir={tmp_path / folder}")
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
+    assert verify.first_difference(tmp_path / "two", tmp_path / "stopped") is None
+    assert [*verify.find_problems(tmp_path / "stopped")] == []
     assert (tmp_path / "one" / "windows.jsonl").read_text() == (tmp_path / "two" / "windows.jsonl").read_text()
     one, two = ([line for line in history(tmp_path / folder) if "val/b/loss" in line] for folder in ("one", "two"))
     assert [line["val/b/loss"] for line in one] == pytest.approx([line["val/b/loss"] for line in two], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_fork_reads_on_as_a_mixture_with_its_weights(sources, text_file, tmp_path, monkeypatch):
+    """From its step on the windows are those of a run that had these weights from the start; and of one corpus."""
+    small = [*small_run(text_file, tmp_path, sources), *SMALL[:-1], *EXACT, "budget.steps=8"]
+    trunk, other, weights = tmp_path / "trunk", tmp_path / "other", "data.sources.a.weight=1"
+    assert trained(monkeypatch, *small, "callbacks.checkpoints.keep_at=[4]", f"run_dir={trunk}") == 0
+    assert trained(monkeypatch, *small, weights, f"run_dir={other}") == 0
+    assert trained(monkeypatch, f"fork={trunk}@4", weights, f"run_dir={tmp_path / 'fork'}") == 0
+    read = {path.name: [*jsonl.lines(path / "windows.jsonl")] for path in (trunk, other, tmp_path / "fork")}
+    assert read["fork"] == read["trunk"][:4] + read["other"][4:8]
+    assert read["trunk"][4:8] != read["other"][4:8]
+    changed = run_folder.require_run_json(tmp_path / "fork")["fork"]["changed"]
+    assert changed.keys() == {"data.corpus", "data.sources.a.weight"}
+    assert (
+        trained(monkeypatch, f"fork={trunk}@4", "data=text", f"data.path={text_file}", f"run_dir={tmp_path / 'alone'}")
+        == 0
+    )
+    assert [*verify.find_problems(tmp_path / "alone")] == []

@@ -52,7 +52,27 @@ def main_charts(curves: Curves) -> list[Chart]:
     for title, names in MAIN.items():
         if found := [name for name in names if name in curves]:
             charts.append(_chart(curves, title, UNITS[names[0]], found, floor=floors.get(title)))
+        if title == "Bits per byte":
+            charts += source_charts(curves)[:1]
     return charts
+
+
+def source_charts(curves: Curves) -> list[Chart]:
+    """For a mixture a chart per metric of its validation, a line per source and one of all; bits per byte first."""
+    sources = sources_of(curves)
+    charts = []
+    for metric in ("bits_per_byte", "loss", "text_bits_per_byte"):
+        names = [f"val/{place}{metric}" for place in ("", *(f"{source}/" for source in sources))]
+        if sources and (found := [name for name in names if name in curves]):
+            chart = _chart(curves, f"{metric.replace('_', ' ')} of each source".capitalize(), UNITS[names[0]], found)
+            labels = dict(zip(names, ("all", *sources)))
+            charts.append(replace(chart, series=[replace(s, name=labels[n]) for n, s in zip(found, chart.series)]))
+    return charts
+
+
+def sources_of(curves: Curves) -> list[str]:
+    """The names of the sources of a mixture; empty for any other run."""
+    return sorted(name.split("/")[1] for name in curves.values if re.fullmatch("val/[^/]+/perplexity", name))
 
 
 def loss_charts(curves: Curves) -> list[Chart]:
@@ -62,6 +82,7 @@ def loss_charts(curves: Curves) -> list[Chart]:
         for place, line in enumerate(chart.series):
             at, steps = int(line.y.argmin()), line.x["steps"]
             chart.series[place] = replace(line, name=f"{line.name} (lowest {line.y[at]:.3f} at step {steps[at]:.0f})")
+    charts += source_charts(curves)[:1] if charts else []
     if charts and "sample/valid_share" in curves:
         valid = _chart(curves, "Valid samples", UNITS["sample"], ["sample/valid_share"])
         charts.append(replace(valid, limits=(-0.02, 1.02)))
@@ -71,11 +92,13 @@ def loss_charts(curves: Curves) -> list[Chart]:
 def other_charts(curves: Curves) -> list[Chart]:
     """All further metrics; those below one name, such as val/excess/hero, in one chart."""
     shown = {name for names in MAIN.values() for name in names} | LEFT_OUT
+    shown |= {name for name in curves.values if name.startswith(tuple(f"val/{s}/" for s in sources_of(curves)))}
     groups: dict[str, list[str]] = {}
     for name in sorted(curves.values.keys() - shown):
-        if not name.startswith("dynamics/") and not name.endswith("/perplexity"):  # of a source: another scale
+        if not name.startswith("dynamics/"):
             groups.setdefault(name.rpartition("/")[0] if name.count("/") > 1 else name, []).append(name)
-    return [_chart(curves, name, UNITS.get(name, ""), names) for name, names in list(groups.items())[:MAX_OTHERS]]
+    charts = [_chart(curves, name, UNITS.get(name, ""), names) for name, names in list(groups.items())[:MAX_OTHERS]]
+    return source_charts(curves)[1:] + charts
 
 
 def dynamics_charts(curves: Curves) -> list[Chart]:

@@ -185,7 +185,7 @@ def describe_fork(
     if not point or (before and "fork" in before):
         return {"fork": before["fork"]} if point else {}
     trunk = run_folder.require_run_json(point.folder)
-    changed = differences(earlier, job.config.plain, (*PATHS, *OWN))
+    changed = differences(earlier, job.config.plain, (*PATHS, *OWN, "data.corpus.sources"))  # those of data.sources
     if trunk["corpus"] != (corpus := job.store.manifest["corpus"]):
         changed["data.corpus"] = [trunk["corpus"], corpus]
     consumed = run_folder.windows_until(trunk, point.step)
