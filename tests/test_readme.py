@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
 from slm import cache, compare, evaluate, lens, report, verify
+from slm.data import __main__ as corpus_command
 from slm.run import cli
 from slm.run.overrides import read_arguments
 from slm.tokenizers import __main__ as tokenizers_command
@@ -35,6 +36,7 @@ LENS = [command for command in COMMANDS if command.startswith("python -m slm.len
 REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.report")]
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
+CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
 CACHE = "python -m slm.cache"
 LONG = {
     "sweep_dir": "test_sweeps.py",
@@ -64,6 +66,7 @@ def test_the_readme_has_commands():
         *COMPARISON,
         *REPORTS,
         *TOKENIZERS,
+        *CORPORA,
         CACHE,
         QUICKSTART,
     }
@@ -170,6 +173,13 @@ def test_tokenizers(command, monkeypatch, capsys):
     words = ["runs/text" if word == "RUN" else word for word in shlex.split(command)[3:]]
     assert exit_code(monkeypatch, tokenizers_command.main, *words) == 0
     assert "bytes/token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", CORPORA)
+def test_corpus_report(command, monkeypatch, capsys):
+    words = ["runs/text" if word == "RUN" else word for word in shlex.split(command)[3:]]
+    assert exit_code(monkeypatch, corpus_command.main, *words, "cache_dir=cache") == 0
+    assert "written: " in capsys.readouterr().out
 
 
 def test_cache(monkeypatch, tmp_path, capsys):

@@ -66,9 +66,10 @@ class Reading:
     def quantiles(self) -> dict[str, int]:
         """Lengths in bytes."""
         ranks = np.searchsorted(np.cumsum(self.lengths), np.array(QUANTILES) * self.documents)
-        middles = 2 ** ((ranks + 0.5) / PER_OCTAVE)
-        found = {"shortest": self.shortest} | {f"{q:.0%}": round(m) for q, m in zip(QUANTILES, middles)}
-        return found | {"longest": round(self.longest.highest and max(self.longest.highest)[0])}
+        longest = round(max(self.longest.highest)[0])
+        middles = np.clip(2 ** ((ranks + 0.5) / PER_OCTAVE), self.shortest, longest)
+        found = {f"{share:.0%}": round(middle) for share, middle in zip(QUANTILES, middles)}
+        return {"shortest": self.shortest, **found, "longest": longest}
 
     def result(self) -> dict[str, Any]:
         its = self.characters

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,16 @@ def per_piece(hashes: np.ndarray, pieces: np.ndarray) -> Iterator[tuple[int, np.
             yield int(own[0]), np.unique(part)
 
 
-def sketch(hashes: np.ndarray):
-    """The MinHash of a document."""
+@cache
+def empty_sketch():
+    """The MinHash of no shingle, with the permutations that all share."""
     from datasketch import MinHash
 
-    found = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
+    return MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32")
+
+
+def sketch(hashes: np.ndarray):
+    """The MinHash of a document."""
+    found = empty_sketch().copy()
     found.update_batch((hashes >> np.uint64(32)).tolist())
     return found

@@ -47,7 +47,8 @@ def counts(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     yield "documents that train has, too", "", of(found["overlap"]["documents"], splits[1]["documents"])
     for n in (8, 13):
         its = found["overlap"][f"{n}_grams"]
-        yield f"sequences of {n} words that train has, too", "", of(its["in_train"], its["ngrams"])
+        part = "" if its["sampled"] == 1 else f" (sampled: {its['sampled']:.2g})"
+        yield f"sequences of {n} words that train has, too{part}", "", of(its["in_train"], its["ngrams"])
         if its["sampled"] == 1:
             yield f"documents with such {n} words", "", of(its["documents_with_one"], its["documents"])
         yield f"documents, half of whose {n} words are such", "", of(its["documents_with_half"], its["documents"])
@@ -112,9 +113,8 @@ def documents(found: Mapping[str, Any]) -> Iterator[str]:
     least = strange["shortest_characters"]
     yield f"bits per character under a character trigram model of train, for documents of at least {least} characters:"
     for end in ("highest", "lowest"):
-        yield from (
-            f"  {one['bits']:.2f}, document {one['document']:,}: {excerpt(one['text'])}" for one in strange[end]
-        )
+        for one in strange[end]:
+            yield f"  {end} {one['bits']:.2f}, document {one['document']:,}: {excerpt(one['text'])}"
 
 
 def excerpt(document: str) -> str:
