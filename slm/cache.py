@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,11 @@ def cached(
             try:
                 temporary.mkdir(exist_ok=True)
                 write(temporary)
+                before = getattr(corpus, "digests", {})
                 if corpus.fingerprint() != identity["corpus"]:
-                    raise UserError("the documents changed while they were read; start again")
+                    which = changes(before, getattr(corpus, "digests", {}))
+                    which = f" ({which})" if which else ""
+                    raise UserError(f"the documents changed while they were read{which}; start again")
                 for path in (*temporary.iterdir(), temporary):
                     atomic.flush(path)
                 files = getattr(corpus, "digests", {})
@@ -129,14 +132,19 @@ def changed_files(cache: Path, before: str, corpus: Corpus) -> str:
     for path in (cache / "tokens").glob("*.json"):
         known = atomic.read_object(path) or {}
         if known.get("corpus") == before and isinstance(old := known.get("files"), dict):
-            changes = {
-                "changed": [name for name in old if name in new and new[name] != old[name]],
-                "missing": [name for name in old if name not in new],
-                "new": [name for name in new if name not in old],
-            }
-            shown = (f"{change}: {', '.join(names[:3])}" for change, names in changes.items() if names)
-            return printable("; ".join(shown), 500)
+            return changes(old, new)
     return ""
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """How the digests of files differ, with the names of the first three of each kind."""
+    found = {
+        "changed": [name for name in old if name in new and new[name] != old[name]],
+        "missing": [name for name in old if name not in new],
+        "new": [name for name in new if name not in old],
+    }
+    shown = (f"{change}: {', '.join(names[:3])}" for change, names in found.items() if names)
+    return printable("; ".join(shown), 500)
 
 
 def keep(folder: Path, owner: object):

@@ -148,7 +148,7 @@ def test_documents_that_change_while_they_are_read_are_not_cached(corpus, tmp_pa
                 file.write("more")
             return super().encode_batch(texts)
 
-    with mistake("the documents changed while they were read; start again"):
+    with mistake(r"the documents changed while they were read \(changed: 3.txt\); start again"):
         prepared(corpus, tmp_path / "cache", Appending)
     assert not [path for path in (tmp_path / "cache" / "tokens").iterdir() if path.suffix != ".lock"]
 
