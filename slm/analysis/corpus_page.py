@@ -144,6 +144,7 @@ def draw(path: Path, found: Mapping[str, Any]):
     lengths.xaxis.set_major_formatter(EngFormatter(sep=""))
     lengths.xaxis.set_minor_formatter("")
     lengths.set(xlabel="length of a document (bytes)", ylabel="documents (%)", title="Lengths")
+    lengths.set_ylim(top=1.3 * lengths.get_ylim()[1])  # room for the legend
     lengths.legend(fontsize=9)
     train = found["splits"]["train"]
     kinds = list(train["scripts"].items())[:BARS]
