@@ -13,7 +13,8 @@ from pathlib import Path
 import omegaconf.base
 import pytest
 import torch
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 
 from slm import report
 from slm.errors import UserError
@@ -45,8 +46,10 @@ def remembered(method: Callable) -> Callable:
     return call
 
 
+Plugins.instance()  # fills the registry
+packaged = SourcesRegistry.instance().types["pkg"]
 for name in ("is_config", "is_group", "load_config"):  # a quarter of the time of a composition
-    setattr(ImportlibResourcesConfigSource, name, remembered(getattr(ImportlibResourcesConfigSource, name)))
+    setattr(packaged, name, remembered(getattr(packaged, name)))
 omegaconf.base.parse = omegaconf._utils.parse = functools.cache(omegaconf.base.parse)  # a tenth: interpolations
 
 

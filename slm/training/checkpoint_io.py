@@ -15,7 +15,9 @@ from torch import Tensor
 from slm import checkpoint
 from slm.errors import UserError
 from slm.files import archive, atomic
-from slm.security import MAX_DEPTH, MAX_NODES, is_bounded
+from slm.security import MAX_DEPTH, MAX_NODES, is_bounded, leaves
+
+MAX_TENSORS = archive.MAX_OPCODES // 32  # in a checkpoint; the pickle of one has about thirty opcodes
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -122,13 +124,14 @@ def _nodes(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_readable(state: Any) -> bool:
     """True if the values, without the numbers in tensors, come back from a file as slm.checkpoint opens it."""
-    if not is_bounded(state):
+    tensors = is_bounded(state) and sum(isinstance(leaf, Tensor) for _, leaf in leaves(state))
+    if tensors is False or tensors > MAX_TENSORS:
         return False
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.save(_without_numbers(state), file)
+            torch.save(_without_numbers(state, {}), file)
             if not archive.is_plain(file):
                 return False
             file.seek(0)
@@ -138,15 +141,15 @@ def _is_readable(state: Any) -> bool:
     return True
 
 
-def _without_numbers(value: Any) -> Any:
-    """Nested values with empty tensors. Raises TypeError for a tensor that is not dense."""
+def _without_numbers(value: Any, empty: dict[torch.dtype, Tensor]) -> Any:
+    """Nested values with an empty tensor for each type, kept in `empty`. Raises TypeError for one that is not dense."""
     if isinstance(value, Tensor):
         plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
         if not plain or value.is_nested or value.is_meta:
             raise TypeError
-        return torch.empty(0, dtype=value.dtype)
+        return empty.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
     if isinstance(value, dict):
-        return type(value)({key: _without_numbers(item) for key, item in value.items()})
+        return type(value)({key: _without_numbers(item, empty) for key, item in value.items()})
     if type(value) in (list, tuple):
-        return type(value)(map(_without_numbers, value))
+        return type(value)(_without_numbers(item, empty) for item in value)
     return value
