@@ -49,7 +49,7 @@ LONG = {
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
-STORIES = ["data.stories=400", "data.validation_stories=4", "callbacks.stories.count=1"]
+STORIES = ["data.stories=200", "data.validation_stories=4", "callbacks.stories.count=1"]
 
 
 def test_the_readme_has_commands():
@@ -105,7 +105,7 @@ def test_training(command, monkeypatch):
         pytest.skip(f"a short one with {long[0]} is in tests/{LONG[long[0]]}")
     own = ["model.context=32"] if "data=files" in arguments else TEXT
     data = STORIES if "data=storyworld" in arguments else [*own, "tokenizer.vocab_size=300"]
-    debug = [] if "debug=fdr" in arguments else ["debug=default"]
+    debug = [] if "debug=fdr" in arguments else ["debug=default", "callbacks.samples.max_new_tokens=5"]
     assert trained(monkeypatch, *arguments, *SMALL, *data, *debug) == 0
 
 
