@@ -43,7 +43,8 @@ def written(folder, items, dtype=np.uint16, format_="no_header_numpy:5", loader=
         content = len(parts).to_bytes(4, "little") + offsets.tobytes() + b"".join(parts)
         name = f"chunk-0-{number // 10}.bin"
         (folder / name).write_bytes(content)
-        chunks.append({"chunk_bytes": len(content), "chunk_size": len(parts), "dim": None, "filename": name})
+        tokens = sum(map(len, items[number : number + 10])) if loader == "TokensLoader" else None
+        chunks.append({"dim": tokens, "chunk_bytes": len(content), "chunk_size": len(parts), "filename": name})
     spec = '[1, {"type": null, "context": null, "children_spec": []}]'
     facts = {"data_format": [format_], "data_spec": spec, "compression": None, "encryption": None, **config}
     (folder / "index.json").write_text(json.dumps({"chunks": chunks, "config": {**facts, "item_loader": loader}}))

@@ -78,13 +78,12 @@ class Chunks:
                 parts.append(content[begin + low * size : begin + high * size].view(self.dtype))
             ids = np.concatenate(parts)
         if self.vocab_size is not None and len(ids):
-            for wrong in (int(ids.min()), int(ids.max())):
-                if not 0 <= wrong < self.vocab_size:
-                    raise self.damaged(
-                        number,
-                        f"has id {wrong}, but the vocabulary has {self.vocab_size:,} ids: give the tokenizer that "
-                        "made them",
-                    )
+            wrong = int(ids.max())
+            if self.dtype.kind == "i" and ids.min() < 0:
+                wrong = int(ids.min())
+            if not 0 <= wrong < self.vocab_size:
+                problem = f"has id {wrong}, but the vocabulary has {self.vocab_size:,} ids"
+                raise self.damaged(number, f"{problem}: give the tokenizer that made them")
         return ids
 
     def starts(self, number: int) -> np.ndarray:
@@ -95,6 +94,8 @@ class Chunks:
         try:
             file = Path(self.path, self.chunks[number]["filename"])
             content = self._fetch(number) if self.fetched else np.memmap(file, np.uint8, "r")
+        except UserError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: of an empty file
             raise self.damaged(number, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
         if len(content) != self.bytes[number]:

@@ -58,7 +58,8 @@ class Documents(Dataset):
         """Its ids and eos, up to the context."""
         first, end = self.bounds[index : index + 2]
         shard = int(np.searchsorted(self.starts, first, side="right")) - 1
-        return self.shards[shard][first - self.starts[shard] :][: min(end - first, self.context)]
+        length, first = min(end - first, self.context), first - self.starts[shard]
+        return self.shards[shard][first : first + length]
 
     def __getitem__(self, index: int) -> Tensor:
         """Ids (targets + 1,), int64."""

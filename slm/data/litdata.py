@@ -135,6 +135,7 @@ class Shard:
 
 def located(path: str) -> str:
     """The absolute path of a folder, or the URL."""
+    path = path.removeprefix("file://")
     return path if is_remote(path) else str(atomic.expanded(path).absolute())
 
 

@@ -74,7 +74,8 @@ class Windows(Dataset):
 
     def _ids(self, start: int, length: int) -> np.ndarray:
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
-        window = self.shards[shard][start - self.starts[shard] :][:length]
+        first = start - int(self.starts[shard])
+        window = self.shards[shard][first : first + length]
         while len(window) < length:  # continued in the next shard, or in the first one
             shard = (shard + 1) % len(self.shards)
             window = np.concatenate([window, self.shards[shard][: length - len(window)]])
