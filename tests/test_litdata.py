@@ -2,12 +2,18 @@
 
 import importlib.util
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import exit_code, mistake, trained
-from test_distributed import TWO, command
+from conftest import ROOT, exit_code, mistake, trained
+from forks import forked
+from test_distributed import TWO
 from test_order import first
 from test_resume import resumes_exactly
 
@@ -19,10 +25,7 @@ from slm.data.windows import Windows
 from slm.tokenizers.bytes import ByteTokenizer
 
 EOS = ByteTokenizer.eos
-OPTIONAL = [pytest.mark.slow]
-for module in ("litdata", "zstd"):
-    missing = importlib.util.find_spec(module) is None
-    OPTIONAL.append(pytest.mark.skipif(missing, reason=f"{module} is not installed"))
+ABSENT = [module for module in ("litdata", "zstd") if importlib.util.find_spec(module) is None]
 
 
 def stories() -> list[np.ndarray]:
@@ -133,11 +136,45 @@ def test_a_run_is_resumed_verified_and_looked_into(folder, composed, tmp_path, m
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("litdata" in ABSENT, reason="litdata is not installed")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_script_of_the_docs_and_what_litdata_reads(tmp_path, text_file, compressed):
+    """The script writes every document; blocks of ids are those that litdata cuts from the same folder."""
+    if compressed and "zstd" in ABSENT:
+        pytest.skip("zstd is not installed")
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(import sys.*?litdata.optimize.*?)```", page, re.S)
+    size = 'chunk_bytes="20KB"' + compressed * ', compression="zstd", compression_level="chunk"'
+    (tmp_path / "write.py").write_text(script.replace('chunk_bytes="64MB"', size))
+    ByteTokenizer().save(tmp_path / "tokenizer")
+    output, arguments = tmp_path / "output", ["tokenizer", "output", str(text_file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "write.py", *arguments], cwd=tmp_path, env=environment, check=True)
+    store = corpus(output, keep_chunks=2).store(ByteTokenizer(), tmp_path)
+    ids = np.concatenate([shard[:] for split in ("train", "validation") for shard in store.shards(split)])
+    texts = [text.strip() for text in text_file.read_text().split("<|endoftext|>")]
+    expected = [ids for text in texts for ids in (*ByteTokenizer().encode(text), EOS)]
+    assert np.array_equal(ids, expected)
+    if compressed:
+        assert len([*store.folder.glob("train/*.bin")]) <= 2
+        assert not corpus(f"local:{output}").is_local()
+        return
+    from litdata import StreamingDataset
+    from litdata.streaming.item_loader import TokensLoader
+
+    theirs = StreamingDataset(str(output), item_loader=TokensLoader(block_size=33))
+    begins = [0, *np.cumsum([its["dim"] for its in json.loads((output / "index.json").read_text())["chunks"]])]
+    places = [place for begin, end in pairwise(begins) for place in range(begin, end - 32, 33)]
+    assert len(theirs) == len(places)
+    assert all(np.array_equal(theirs[i].numpy(), ids[place : place + 33]) for i, place in enumerate(places))
+
+
+@pytest.mark.slow
 def test_two_processes_and_loader_processes_read_the_same_windows(folder, tmp_path):
     small = ["tokenizer=bytes", "trainer=cpu", "debug=default", f"cache_dir={tmp_path / 'cache'}", "log_windows=true"]
     logs = []
     for name, more in {"one": [], "two": TWO, "loaders": ["data.workers=2"]}.items():
-        done = command(*settings(folder), *small, *more, "trainer.microbatch=2", f"run_dir={tmp_path / name}")
+        done = forked(*settings(folder), *small, *more, "trainer.microbatch=2", f"run_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
         logs.append((tmp_path / name / "windows.jsonl").read_text())
     assert logs[0] == logs[1] == logs[2]

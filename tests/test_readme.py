@@ -46,6 +46,7 @@ LONG = {
     "data.sources.stories.weight": "test_mixture.py",
     "data.repository": "test_hub.py",
     "data.streaming": "test_hub.py",
+    "data=litdata": "test_litdata.py",
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
