@@ -4,13 +4,13 @@ import io
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import exit_code, mistake
 
+import slm.cache
 from slm.cache import changed_files
 from slm.cache import main as cache_main
 from slm.corpora.text import Text
@@ -216,23 +216,25 @@ def prepare_noting(corpus: Text, cache: Path, note: Path):
     return prepared(corpus, cache, Noting)
 
 
-def test_waiting_for_another_process_is_announced_with_its_id(corpus, tmp_path, capsys):
+def test_waiting_for_another_process_is_announced_with_its_id(corpus, tmp_path, capsys, monkeypatch):
     store = prepared(corpus, tmp_path / "cache")
     shutil.rmtree(store.folder)
-    ready, done = os.pipe()
+    (ready, done), (announced, announce), real = os.pipe(), os.pipe(), slm.cache.announce_wait
 
     def hold():
         with atomic.locked(store.folder.with_suffix(".lock"), wait=True):
             os.write(done, b"x")
-            time.sleep(0.3)
+            os.read(announced, 1)
+
+    monkeypatch.setattr(slm.cache, "announce_wait", lambda lock: (real(lock), os.write(announce, b"x")))
 
     process = child(hold)
     os.read(ready, 1)
     capsys.readouterr()
     assert ids(prepared(corpus, tmp_path / "cache")) == ids(store)
     os.waitpid(process, 0)
-    announced = capsys.readouterr().err.splitlines()[0]
-    assert announced.startswith(f"waiting for the tokens of this corpus, which process {process} is preparing (")
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith(f"waiting for the tokens of this corpus, which process {process} is preparing (")
 
 
 # The command

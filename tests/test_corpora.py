@@ -208,8 +208,7 @@ def test_the_cache_of_load_dataset_is_used_offline(tmp_path, read):
 
 
 def test_without_a_hub_one_request_with_a_time_limit_and_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("slm.corpora.repository.PROBE_SECONDS", 0.3)
-    trickle = (time.sleep(0.1) or b"H" for _ in range(20))
+    trickle = (time.sleep(0.1) or b"H" for _ in range(100))
     for server, endpoint, offline, message in (
         (Server(500), None, "", "HTTP 500"),
         (Server(), None, "", "does not answer like a Hub"),
@@ -221,11 +220,12 @@ def test_without_a_hub_one_request_with_a_time_limit_and_one_line(tmp_path, monk
         with server:
             monkeypatch.setenv("HF_ENDPOINT", endpoint or f"{server.endpoint}/")
             monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-            started = time.monotonic()
+            limit, started = 0.3 if server.fixed[2] is trickle else 30, time.monotonic()  # a busy machine answers late
+            monkeypatch.setattr("slm.corpora.repository.PROBE_SECONDS", limit)
             for use in (lambda corpus: corpus.fingerprint(), lambda corpus: next(corpus.documents("train"))):
                 with mistake(rf"{message}.*give data\.path=<folder with a copy>"):
                     use(tinystories(None, cache=tmp_path))
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 5
             assert len(server.requests) == (0 if endpoint or offline else 1)
 
 
