@@ -211,7 +211,9 @@ class Repository:
             for split, files in (builder.config.data_files or {}).items()
         }
         if builder.name not in READERS:
-            raise UserError(f"{self} holds {builder.name} data: only {', '.join(READERS)} are read")
+            saved = f"; write parquet: datasets.load_from_disk('{source}').to_parquet('texts.parquet')"
+            remedy = saved if builder.name == "arrow" else ""
+            raise UserError(f"{self} holds {builder.name} data: only {', '.join(READERS)} are read{remedy}")
         given = {name: getattr(builder.config, name) for name in (item.name for item in fields(builder.config))}
         default = type(builder.config)()
         plain = {name: value for name, value in given.items() if isinstance(value, str | int)}

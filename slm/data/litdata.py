@@ -38,8 +38,8 @@ class Litdata:
     def documents(self, split: Split) -> Iterator[str]:
         """Raises: UserError: when they are read."""
         raise UserError(
-            "data=litdata holds token ids and no text: give the tokenizer that made them, such as tokenizer=gpt2, or "
-            "tokenizer=huggingface tokenizer.path=tokenizer.json"
+            "data=litdata holds token ids and no text, neither to learn a tokenizer nor for a report: give the "
+            "tokenizer that made them, such as tokenizer=gpt2, or tokenizer=huggingface tokenizer.path=tokenizer.json"
         )
         yield
 

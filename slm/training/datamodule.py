@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from slm.corpora import Corpus
 from slm.data.order import Order
 from slm.data.windows import Splits, evenly_spaced
-from slm.errors import ResourceError
+from slm.errors import ResourceError, UserError
 from slm.tokenizers import Tokenizer, text_lengths
 from slm.training.callbacks.signals import ignore_signals
 
@@ -153,6 +153,8 @@ class WithIndices(Dataset):
             return torch.tensor(indices), self.windows.__getitems__(indices)
         except OSError as error:
             raise ResourceError(f"windows {indices} cannot be read: {error.strerror}; check the disk") from None
+        except UserError:  # with a sentence of its own
+            raise
         except Exception as error:
             error.add_note(f"in windows {indices}")
             raise
