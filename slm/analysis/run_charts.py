@@ -30,6 +30,11 @@ UNITS = {
     "update_ratio": "norm of update / norm of weights",
     "activation_rms": "root mean square",
     "dead_share": "share of hidden units",
+    "mean": "mean",
+    "std": "standard deviation",
+    "rms": "root mean square",
+    "zeros": "share of zeros",
+    "max_abs": "largest absolute value",
     "attention_entropy": "nats",
     "attention_entropy_min": "nats",
     "gradient_noise_scale": "windows",
@@ -42,6 +47,7 @@ MAIN = {  # title -> metrics
     "Throughput": ("tokens_per_second",),
     "Memory": ("device/memory_gb",),
 }
+LAYERED = ("dynamics/", "activations/")
 LEFT_OUT = {"train/tokens", "seconds", "val/perplexity", "val/floor_bits_per_byte"}  # axes, and other views of a chart
 
 
@@ -95,20 +101,21 @@ def other_charts(curves: Curves) -> list[Chart]:
     shown |= {name for name in curves.values if name.startswith(tuple(f"val/{s}/" for s in sources_of(curves)))}
     groups: dict[str, list[str]] = {}
     for name in sorted(curves.values.keys() - shown):
-        if not name.startswith("dynamics/"):
+        if not name.startswith(LAYERED):
             groups.setdefault(name.rpartition("/")[0] if name.count("/") > 1 else name, []).append(name)
     charts = [_chart(curves, name, UNITS.get(name, ""), names) for name, names in list(groups.items())[:MAX_OTHERS]]
     return source_charts(curves)[1:] + charts
 
 
 def dynamics_charts(curves: Curves) -> list[Chart]:
-    """A chart per quantity of dynamics/<tensor or block>/<quantity>, a line per tensor or block, by depth."""
+    """A chart per quantity of dynamics/<tensor or block>/<quantity>, a line per tensor or block, by depth; likewise
+    of activations/<block>/<part>/<statistic>, whose quantity has two names."""
     groups: dict[str, list[str]] = {}
     for name in sorted(curves.values, key=natural):
-        if name.startswith("dynamics/"):
-            groups.setdefault(name.rpartition("/")[2], []).append(name)
+        if name.startswith(LAYERED):
+            groups.setdefault(name.split("/", 2)[2] if name.count("/") > 1 else name, []).append(name)
     return [
-        _chart(curves, quantity, UNITS.get(quantity, ""), names, layers=True)
+        _chart(curves, quantity, UNITS.get(quantity.rpartition("/")[2], ""), names, layers=True)
         for quantity, names in list(groups.items())[:MAX_OTHERS]
     ]
 
@@ -142,7 +149,7 @@ def _chart(
     common = names[0].rpartition("/")[0] + "/" if len(names) > 1 and not layers else ""
     series = []
     for name, color in zip(names, colors(len(names), ordered=layers and len(names) > 2)):
-        label = name.removeprefix("dynamics/").rpartition("/")[0] if layers else name
+        label = name.split("/")[1] if layers else name
         label = label if layers or title in MAIN else label.removeprefix(common)
         style = "thin" if name.startswith("train/") or name == "tokens_per_second" else "line"
         series.append(run_series(curves, name, label or name, color, limit, style="line" if layers else style))

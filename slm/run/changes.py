@@ -1,6 +1,6 @@
 """Which settings differ between two configurations, and which of them a resumed run may change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
     *(f"trainer.{key}" for key in ("benchmark", "detect_anomaly", "profiler", "fast_dev_run", "limit_val_batches")),
     *(f"trainer.{key}" for key in ("num_sanity_val_steps", "enable_model_summary", "inference_mode")),
 )
+# callbacks that do not only observe
+CHANGING = ("slm.training.callbacks.gradients.", "slm.training.callbacks.auxiliary_loss.")
 ADDED = {"data.order": "shuffle", "data.attention_across_documents": True}
 OPTIMIZER = "optimizer._target_"
 
@@ -45,6 +47,7 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
     paths = [f"data.sources.{name}.path" for name in sources]
     paths += [f"data.corpus.sources.{name}.corpus.{key}" for name in sources for key in ("path", "cache")]
     found = differences(old, new.plain, (*FREE, *paths, *new.allow_changes))
+    found |= changed_callbacks(old, new)
     changed = {key: f"{key}: {before} -> {after}" for key, (before, after) in found.items()}
     optimizers = [flattened(plain).get(OPTIMIZER) for plain in (old, new.plain)]
     fixed = any(f"{key}.".startswith(ORDER) for key in changed)
@@ -55,6 +58,19 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
     if changed:
         give = " or ".join(filter(None, (", ".join(("the same one", *remedies[:-1])), *remedies[-1:])))
         raise UserError(f"{what} was trained with another configuration ({'; '.join(changed.values())}); give {give}")
+
+
+def changed_callbacks(old: dict[str, Any], new: RunConfig) -> dict[str, list[Any]]:
+    """The differences in callbacks of CHANGING, as in `differences`; all others may change."""
+    before, after = old.get("callbacks"), new.plain["callbacks"]
+    before, found = before if isinstance(before, Mapping) else {}, {}
+    for name in {**before, **after}:
+        pair = [section.get(name) for section in (before, after)]
+        targets = [node.get("_target_") if isinstance(node, Mapping) else None for node in pair]
+        if any(str(target).startswith(CHANGING) for target in targets):
+            nodes = pair if targets[0] == targets[1] else targets
+            found |= differences(*({"callbacks": {name: node}} for node in nodes), new.allow_changes)
+    return {key: values for key, values in found.items() if not key.endswith(".every_n_steps")}
 
 
 def recorded_sources(job: Job, before: dict[str, Any] | None) -> dict[str, Any]:

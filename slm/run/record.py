@@ -3,13 +3,11 @@
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from slm import report
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
-from slm.run import PACKAGE
 from slm.run.changes import PATHS, recorded_sources
+from slm.run.code import classes, source_code
 from slm.run.compose import hydra_of_its_own, one_line_composition, plain
 from slm.run.fork import Point, copy_history
 from slm.run.overrides import GROUPS, differing, flattened, key_of, normalized
@@ -79,6 +77,7 @@ def describe_run(job: Job, before: dict[str, Any] | None, step: int) -> dict[str
         "status": "running",
         "objective": None,
         "failure": None,
+        "classes": classes(config.plain),
         "config": config.plain,
     }
 
@@ -190,26 +189,3 @@ def config_hash(config: dict[str, Any]) -> str:
     """Equal for equal configurations, wherever their files lie."""
     values = flattened(config, without=PATHS)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-@cache  # what is imported stays the same
-def source_code() -> dict[str, str | None]:
-    """The commit of this program's source tree, and a hash of uncommitted changes and new files; None without git."""
-    commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
-    new = (_git("ls-files", "--others", "--exclude-standard", "-z", "slm", "conf") or b"").split(b"\0")[:-1]
-    files = {name: PACKAGE.parent / os.fsdecode(name) for name in new}
-    content = [name + path.read_bytes() for name, path in files.items() if path.is_file()]
-    dirty = b"".join([diff or b"", *content])
-    return {
-        "git_commit": commit and commit.decode().strip(),
-        "git_dirty": hashlib.sha256(dirty).hexdigest() if dirty else None,
-    }
-
-
-def _git(*arguments: str) -> bytes | None:
-    try:
-        return subprocess.run(
-            ["git", *arguments], cwd=PACKAGE.parent, capture_output=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None

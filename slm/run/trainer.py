@@ -23,6 +23,7 @@ from slm.model import GPT
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.cost import time_limit
 from slm.run.prepare import Job, optimizer_of
+from slm.training.callbacks.gradients import Gradients
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
 from slm.training.callbacks.signals import StopSignals
@@ -105,8 +106,9 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     callbacks += build_callbacks(config, facts, early).values()
     if config.log_windows:
         callbacks.append(WindowLog(run_dir))
-    # averaged weights before their use in samples; the guard after callbacks that change gradients
-    callbacks.sort(key=lambda c: isinstance(c, Guard) - isinstance(c, lightning_callbacks.WeightAveraging))
+    # averaged weights before their use in samples, changed gradients before they are observed; the guard last
+    first = (lightning_callbacks.WeightAveraging, Gradients)
+    callbacks.sort(key=lambda c: isinstance(c, Guard) - isinstance(c, first))
     loggers = [MetricsFile(run_dir / "metrics.jsonl"), *build_loggers(config, run_dir, run_info)]
     trainer = build_trainer(job, callbacks, loggers)
     for logger in loggers:

@@ -35,6 +35,7 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.model, self.make_optimizer, self.schedule, self.features = model, optimizer, schedule, features
         self.description = description
+        self.auxiliary: list[Callable[..., Tensor]] = []  # (model, inputs, targets, features) -> added to the mean loss
         self.validation = LanguageModelMetrics()
         self.sources: list[str] = []  # of a mixture
         self.by_source = torch.nn.ModuleList()  # the metrics of each
@@ -47,7 +48,7 @@ class Pretraining(L.LightningModule):
 
     def __getstate__(self) -> dict:
         """Without the compiled function: a copy, as weight averaging makes one, computes its own features."""
-        return {**super().__getstate__(), "features": None}
+        return {**super().__getstate__(), "features": None, "auxiliary": []}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) for tokens (B, T)."""
@@ -79,6 +80,8 @@ class Pretraining(L.LightningModule):
         mean = cross_entropy(features, self.model.head.weight, targets, self.model.config.logit_softcap)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
+        for added in self.auxiliary:
+            mean = mean + added(self.model, inputs, targets, features)
         return mean * (count.to(mean.dtype) / (len(windows) * self.targets_per_window))  # default: perhaps 16 bits
 
     def on_train_batch_end(self, outputs, windows: Tensor, index: int):

@@ -17,7 +17,7 @@ from slm.errors import UserError
 from slm.loss import IGNORE
 from slm.model import GPT
 from slm.optim.roles import roles
-from slm.training.callbacks import step_ends
+from slm.training.callbacks import is_due, step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
 from slm.training.module import split
@@ -71,7 +71,7 @@ class Dynamics(Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         """The hooks see the gradient of each microbatch alone, before accumulation and before devices exchange it."""
         first = batch_idx % trainer.accumulate_grad_batches == 0
-        if not self._is_due(trainer.global_step + 1):
+        if not is_due(trainer.global_step + 1, self.every_n_steps):
             return
         if first and self.microbatches > 1:
             self._remove_hooks()
@@ -79,7 +79,7 @@ class Dynamics(Callback):
         self.batch = batch
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        if not self._is_due(trainer.global_step + 1):
+        if not is_due(trainer.global_step + 1, self.every_n_steps):
             return
         power = self._microbatch_power(trainer)
         self._remove_hooks()
@@ -105,9 +105,6 @@ class Dynamics(Callback):
 
     def on_exception(self, trainer, module, exception):
         self._remove_hooks()
-
-    def _is_due(self, step: int) -> bool:
-        return step == 1 or step % self.every_n_steps == 0
 
     def _note_power(self, gradient: Tensor):
         self.power.append(torch.linalg.vector_norm(gradient, dtype=torch.float32).square())
@@ -191,12 +188,9 @@ def probe(model: GPT, windows: Tensor) -> dict[str, Tensor]:
                 lambda module, inputs: attention.append(entropies(module, inputs[0], inputs[2], kept))
             ),
         ]
-    training = model.training
-    model.eval()
     try:
-        model.features(inputs)
+        evaluated(model, inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     heads = torch.stack(attention)  # (L, H)
@@ -206,6 +200,16 @@ def probe(model: GPT, windows: Tensor) -> dict[str, Tensor]:
         "attention_entropy": heads.mean(1),
         "attention_entropy_min": heads.amin(1),
     }
+
+
+def evaluated(model: GPT, inputs: Tensor):
+    """A forward pass of inputs (B, T) for hooks to observe, without dropout and without compilation."""
+    training = model.training
+    model.eval()
+    try:
+        model.features(inputs)
+    finally:
+        model.train(training)
 
 
 def rms_of(x: Tensor, kept: Tensor) -> Tensor:
