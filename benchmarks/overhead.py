@@ -82,7 +82,7 @@ def bare_loop(job: Job) -> float:
             windows = run.data.train.__getitems__([next(order) for _ in range(job.microbatch)]).to(device)
             with torch.autocast(device.type, dtype, enabled=hardware.sixteen_bit):
                 features = model.features(windows[:, :-1])
-                loss = cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap)
+                loss = cross_entropy(features, targets=windows[:, 1:], **model.readout)
             (loss / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip_val)
         for group, peak in zip(optimizer.param_groups, peaks):

@@ -10,6 +10,7 @@ Shapes: B batch, T new positions, S cached plus new positions, C width, H query 
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,10 @@ class AttentionConfig:
     qk_norm: bool = False  # RMSNorm on queries and keys (arXiv:2302.05442)
     value_embeddings: bool = False  # in every second block a gated embedding of the token is added to the values
     rope_base: float = 10_000.0
-    bias: bool  # in linear layers and LayerNorm; the head never has one
+    bias: bool  # in linear layers and LayerNorm; not in the head
+    norm_eps: float = 1e-5  # added to the variance or mean square in every norm
     dropout: float = 0.0  # on embeddings, attention weights and both residual branches
+    attention_dropout: float | None = None  # on attention weights; None: dropout
     document_start: int | None = None  # id with which a document begins, whose tokens see only each other; None: all
 
     def __post_init__(self):
@@ -69,8 +72,11 @@ class AttentionConfig:
             raise UserError(f"model.context={self.context} must be at most {most} with model.head_dim={self.head_dim}")
         if self.document_start is not None and not 0 <= self.document_start < self.vocab_size:
             raise UserError(f"model.document_start={self.document_start} is no id of {self.vocab_size}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout={self.dropout} must be at least 0 and below 1")
+        if not 0 < self.norm_eps < 1:
+            raise UserError(f"model.norm_eps={self.norm_eps} must be above 0 and below 1")
+        for name in (name for name in vars(self) if name.endswith("dropout")):
+            if (share := getattr(self, name)) is not None and not 0 <= share < 1:
+                raise UserError(f"model.{name}={share} must be at least 0 and below 1")
 
     @property
     def heads(self) -> int:
@@ -92,6 +98,11 @@ class AttentionConfig:
     @property
     def _pattern(self) -> list[int | None]:
         return list(self.window) if isinstance(self.window, list | tuple) else [self.window]
+
+    def dropout_of(self, part: Literal["embedding", "attention", "residual"]) -> float:
+        """The share of numbers that become 0 there: its own, or that of all parts."""
+        own = getattr(self, f"{part}_dropout")
+        return self.dropout if own is None else own
 
     def has_value_embedding(self, layer: int) -> bool:
         """Every second block, and always the last one, as in nanochat."""
@@ -228,12 +239,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig, layer: int):
         super().__init__()
-        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout_of("attention")
         self.heads, self.kv_heads = config.heads, config.kv_width // config.head_dim
         self.window = config.windows[layer]
         self.qkv = nn.Linear(config.width, config.width + 2 * config.kv_width, bias=config.bias)
-        self.query_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.value_embedding = self.value_gate = None
         if config.has_value_embedding(layer):
             self.value_embedding = nn.Embedding(config.vocab_size, config.kv_width)

@@ -17,20 +17,29 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100  # a target that counts for nothing, as in torch
 
 
-def cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """Mean nats per target of features (..., C) read out by weight (V, C). Targets (...) may hold IGNORE.
+def cross_entropy(
+    features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Mean nats per target of features (..., C) read out by weight (V, C) and bias (V,). Targets (...) may hold IGNORE.
 
     `softcap` is the model's `logit_softcap`: the logits are `softcapped`.
     """
-    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten(), softcap)
+    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten(), softcap, bias)
 
 
 @torch.no_grad()
-def token_nats(features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+def token_nats(
+    features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Nats of each target, in the shape of targets; 0 where it is IGNORE. For evaluation: no gradient."""
     rows, flat = features.flatten(0, -2), targets.flatten()
-    logits = ((c, _wide(softcapped(rows[c] @ weight.t(), softcap))) for c in _chunks(rows, weight))
+    logits = ((c, _wide(_logits(rows[c], weight, bias, softcap))) for c in _chunks(rows, weight))
     return torch.cat([F.cross_entropy(chunk, flat[c], reduction="none") for c, chunk in logits]).view_as(targets)
+
+
+def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = rows @ weight.t()
+    return softcapped(logits if bias is None else logits + bias, softcap)
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -74,19 +83,22 @@ def text_sizes(windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    def forward(
+        ctx, features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, bias: Tensor | None
+    ) -> Tensor:
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         with torch.autocast(device, enabled=False):
-            x, w = features.to(dtype), weight.to(dtype)
+            x, w, b = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             kept = (targets != IGNORE).unsqueeze(1)
             x_kept = x * kept
             wide = torch.promote_types(dtype, torch.float32)  # of sums, whatever torch's default
             total = torch.zeros((), dtype=wide, device=x.device)
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+            grad_b = None if bias is None else torch.zeros_like(bias, dtype=wide)
             for rows in _chunks(x, w):
                 target = targets[rows].clamp(min=0).unsqueeze(1)
-                logits = softcapped(x[rows] @ w.t(), softcap)
+                logits = _logits(x[rows], w, b, softcap)
                 nats = -_wide(logits).log_softmax(1).gather(1, target)
                 total += (nats * kept[rows]).sum()
                 if any(ctx.needs_input_grad):
@@ -96,16 +108,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         error = (error * (1 - (logits / softcap).square())).to(dtype)
                     grad_x[rows] = error @ w
                     grad_w += error.t() @ x_kept[rows]
+                    if grad_b is not None:
+                        grad_b += (error * kept[rows]).sum(0, dtype=wide)
             grad_x *= kept
         # sums, not means: the mean's factor would vanish in float16; it comes in with the loss scale in backward
         count = kept.sum().clamp(min=1)
-        ctx.save_for_backward(grad_x, grad_w, count)
+        ctx.save_for_backward(grad_x, grad_w, grad_b, count)
         ctx.dtypes = features.dtype, weight.dtype
         return total / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        grad_x, grad_w, count = ctx.saved_tensors
+        grad_x, grad_w, grad_b, count = ctx.saved_tensors
         scale = grad / count
-        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None, None
+        grad_b = None if grad_b is None else (grad_b * scale).to(ctx.dtypes[1])
+        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None, None, grad_b

@@ -17,7 +17,7 @@ LEAST_HEAD_DIM = 16  # of its kernels
 
 def takes_blocks(config: AttentionConfig, device: str, training: bool) -> bool:
     """True if FlexAttention is used in a compiled function: on CUDA, and without dropout, which it does not have."""
-    return device == "cuda" and config.head_dim >= LEAST_HEAD_DIM and not (training and config.dropout)
+    return device == "cuda" and config.head_dim >= LEAST_HEAD_DIM and not (training and config.dropout_of("attention"))
 
 
 def document_starts(tokens: Tensor, start: int) -> Tensor:

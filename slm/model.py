@@ -9,6 +9,7 @@ Shapes: B batch, T new positions, C width, V vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,11 @@ class GPTConfig(AttentionConfig):
     norm: str  # of NORMS
     mlp: str  # of MLPS
     tied: bool  # one matrix embeds tokens and reads them out (arXiv:1608.05859)
+    head_bias: bool = False  # a learned bias for each logit
+    embedding_dropout: float | None = None  # on the sum of embeddings; None: dropout
+    residual_dropout: float | None = None  # on the results of attention and MLP; None: dropout
+    init_std: float = 0.02  # of the normal distribution that all matrices start from
+    init_residual_scale: bool = True  # matrices that write to the residual stream start smaller by sqrt(2 * depth)
     zero_init_residual: bool = False  # residual branches start at zero, so blocks start as identities
     residual_scalars: bool = False  # a learned scalar for each block's input and one for the embedding added to it
     logit_softcap: float | None = None  # logits become softcap * tanh(logits / softcap) (arXiv:2408.00118)
@@ -59,6 +65,8 @@ class GPTConfig(AttentionConfig):
         super().__post_init__()
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
+        if not 0 < self.init_std < math.inf:
+            raise UserError(f"model.init_std={self.init_std} must be above 0 and finite")
         if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
             raise UserError(f"model.logit_softcap={self.logit_softcap} must be above 0 and finite, or null")
         for name, known in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS)):
@@ -76,9 +84,13 @@ class GPTConfig(AttentionConfig):
 
 POSITIONS = ("rope", "learned")
 NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
-    "layernorm": lambda config: nn.LayerNorm(config.width, bias=config.bias),
-    "rmsnorm": lambda config: RMSNorm(config.width, eps=1e-5),
+    "layernorm": lambda config: nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias),
+    "rmsnorm": lambda config: RMSNorm(config.width, eps=config.norm_eps),
 }
+
+
+def dropout(share: float) -> nn.Module:
+    return nn.Dropout(share) if share else nn.Identity()
 
 
 class MLP(nn.Module):
@@ -104,7 +116,7 @@ class Block(nn.Module):
         norm = NORMS[config.norm]
         self.attention_norm, self.attention = norm(config), Attention(config, layer)
         self.mlp_norm, self.mlp = norm(config), MLP(config)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = dropout(config.dropout_of("residual"))
 
     def forward(
         self, x: Tensor, tokens: Tensor, rotation: Rotation | None, masks: Masks, cache: Cache | None
@@ -116,7 +128,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids (B, T) to logits (B, T, V), in two steps: `features`, then `logits`.
 
-    The loss takes features and `head.weight` instead, so that the logits of a whole batch never exist.
+    The loss takes features and the `readout` instead, so that the logits of a whole batch never exist.
     """
 
     def __init__(self, config: GPTConfig):
@@ -126,24 +138,25 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if learned else None
         self.rotary = None if learned else Rotary(config)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = dropout(config.dropout_of("embedding"))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.residual_scales = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.embedding_scales = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.norm = NORMS[config.norm](config)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.tokens.weight
         self.reset_parameters()
 
     def reset_parameters(self):
-        """GPT-2: normal(0, 0.02), and writers to the residual stream smaller by sqrt(2 * depth), or zero."""
+        """GPT-2: normal(0, init_std), and writers to the residual stream smaller by sqrt(2 * depth), or zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.init_std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        writers_std = 0.0 if self.config.zero_init_residual else 0.02 / math.sqrt(2 * self.config.depth)
+        scale = math.sqrt(2 * self.config.depth) if self.config.init_residual_scale else 1.0
+        writers_std = 0.0 if self.config.zero_init_residual else self.config.init_std / scale
         for block in self.blocks:
             for writer in (block.attention.out, block.mlp.out):
                 nn.init.normal_(writer.weight, std=writers_std)
@@ -184,6 +197,11 @@ class GPT(nn.Module):
         if cache:
             cache.length = end
         return self.norm(x)
+
+    @property
+    def readout(self) -> dict[str, Any]:
+        """The way from features to logits, as arguments of the functions of slm.loss."""
+        return {"weight": self.head.weight, "bias": self.head.bias, "softcap": self.config.logit_softcap}
 
     def logits(self, features: Tensor) -> Tensor:
         """Features (..., C) to logits (..., V)."""

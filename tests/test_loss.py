@@ -27,12 +27,12 @@ def problem(dtype=torch.float32):
     return features, weight, targets
 
 
-def gradients(loss, features, weight):
-    return torch.autograd.grad(3 * loss, (features, weight))
+def gradients(loss, *parameters):
+    return torch.autograd.grad(3 * loss, parameters)
 
 
-def by_torch(features, weight, targets, softcap):
-    logits = (features @ weight.T).flatten(0, 1)
+def by_torch(features, weight, targets, softcap, bias=None):
+    logits = F.linear(features, weight, bias).flatten(0, 1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -48,6 +48,24 @@ def test_equals_torch_with_gradients(softcap):
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(gradients(ours, features, weight), gradients(theirs, features, weight), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_bias_of_the_head(softcap, precision):
+    features, weight, targets = problem()
+    bias = torch.randn(101).requires_grad_()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        ours = cross_entropy(features, weight, targets, softcap, bias)
+        nats = token_nats(features, weight, targets, softcap, bias).sum() / (targets != IGNORE).sum()
+    theirs = by_torch(features, weight, targets, softcap, bias)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if precision == torch.float32 else {"rtol": 3e-2, "atol": 3e-3}
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    torch.testing.assert_close(nats, theirs, **tolerance)
+    parameters = features, weight, bias
+    for mine, true in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+        assert (mine - true).norm() <= (1e-5 if precision == torch.float32 else 3e-2) * true.norm()
 
 
 @pytest.mark.usefixtures("rows")

@@ -24,6 +24,7 @@ AXES = {
 }
 PLAIN = {**SMALL, "positions": "rope", "norm": "layernorm", "mlp": "gelu"}
 LATER = {"window": [3, None], "value_embeddings": True, "residual_scalars": True, "logit_softcap": 2.0}
+LATER |= {"head_bias": True}
 GRID = [
     *(dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())),
     *({key: value} for key, value in LATER.items()),
@@ -62,6 +63,25 @@ def test_parameter_counts(name, vocab_size, total, non_embedding):
     assert (counts.total, counts.non_embedding) == (total, non_embedding)
 
 
+SEEDS = {  # the models of five systems that others have stated: keys, vocabulary -> parameters
+    "smalllm": ("", 16_000, 20_340_480),
+    "char_slm": ("context=256 depth=4 width=256 positions=learned tied=false head_bias=true", 99, 3_275_875),
+    "char_slm gated": (
+        "context=256 depth=4 width=256 positions=learned tied=false head_bias=true mlp=geglu mlp_width=1024",
+        100,
+        4_329_060,
+    ),
+    "sml": ("context=256 depth=6 positions=learned", 8_192, 10_745_856 + 384 * 8192),
+    "slm_notebook": ("context=128 depth=6 positions=learned", 50_257, 29_995_392),
+}
+
+
+@pytest.mark.parametrize(("keys", "vocab_size", "total"), SEEDS.values(), ids=SEEDS)
+def test_parameter_counts_of_stated_models(keys, vocab_size, total):
+    words = [f"model.{word}" for word in keys.split()]
+    assert parameters(GPTConfig(**cli.compose(words).plain["model"], vocab_size=vocab_size)).total == total
+
+
 @pytest.mark.parametrize("choice", [{"kv_heads": 1, "mlp": "geglu"}, {"value_embeddings": True, "mlp_width": 8}])
 def test_flops_are_those_that_torch_counts(choice):
     from torch.utils.flop_counter import FlopCounterMode
@@ -85,8 +105,8 @@ def test_a_window_saves_the_flops_of_the_positions_before_it():
 def test_parameters_of_later_parts():
     """Embeddings of values are embeddings; gates and scalars are not."""
     plain, later = (parameters(GPTConfig(**{**PLAIN, "depth": 3, **choice})) for choice in ({}, LATER))
-    assert later.total - plain.total == 2 * (17 * 16 + 12 * 4) + 2 * 3
-    assert later.non_embedding - plain.non_embedding == 2 * 12 * 4 + 2 * 3
+    assert later.total - plain.total == 2 * (17 * 16 + 12 * 4) + 2 * 3 + 17
+    assert later.non_embedding - plain.non_embedding == 2 * 12 * 4 + 2 * 3 + 17
 
 
 @pytest.mark.parametrize("choice", GRID, ids=lambda choice: "-".join(map(str, choice.values())))
@@ -141,9 +161,9 @@ def test_the_softcap_of_logits_and_loss():
     assert plain(inputs).abs().max() > 2 > logits.abs().max()
     torch.testing.assert_close(logits, 2 * torch.tanh(plain(inputs) / 2))
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(2, 12)
-    arguments = capped.features(inputs), capped.head.weight, targets, capped.config.logit_softcap
-    torch.testing.assert_close(token_nats(*arguments), expected)
-    torch.testing.assert_close(cross_entropy(*arguments), expected.mean())
+    torch.testing.assert_close(token_nats(capped.features(inputs), targets=targets, **capped.readout), expected)
+    loss = cross_entropy(capped.features(inputs), targets=targets, **capped.readout)
+    torch.testing.assert_close(loss, expected.mean())
 
 
 @pytest.mark.parametrize("choice", [{}, LATER])
@@ -152,7 +172,7 @@ def test_every_parameter_has_a_gradient(choice, sixteen_bit):
     model, windows = moved(model_of(depth=3, qk_norm=True, **choice)), torch.randint(17, (2, 13))
     with torch.autocast("cpu", torch.bfloat16, enabled=sixteen_bit):
         features = model.features(windows[:, :-1])
-        cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap).backward()
+        cross_entropy(features, targets=windows[:, 1:], **model.readout).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all()
         assert parameter.grad.any(), name
@@ -176,24 +196,51 @@ def test_dropout_is_where_it_is_promised(monkeypatch):
     monkeypatch.setattr(
         F, "dropout", lambda x, p, training=True, *_: rates.append((x.shape[1:], p * training)) or real(x, p, training)
     )
-    model, tokens = model_of(dropout=0.3), torch.randint(17, (2, 12))
-    residual, weights = (12, 16), (12, 12)
-    model.train()(tokens)
-    assert rates == [(residual, 0.3)] + 2 * [(weights, 0.3), (residual, 0.3), (residual, 0.3)]
-    rates.clear()
-    model.eval()(tokens)
+    tokens, residual, weights = torch.randint(17, (2, 12)), (12, 16), (12, 12)
+    own = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "residual_dropout": 0.4}
+    for choice, (e, a, r) in ({}, (0.3, 0.3, 0.3)), (own, (0.1, 0.2, 0.4)):
+        model = model_of(dropout=0.3, **choice)
+        rates.clear()
+        model.train()(tokens)
+        assert rates == [(residual, e)] + 2 * [(weights, a), (residual, r), (residual, r)]
+        rates.clear()
+        model.eval()(tokens)
+        assert {rate for _, rate in rates} == {0}
+        assert torch.equal(model(tokens), model(tokens))
+    model_of(dropout=0.3, **dict.fromkeys(own, 0.0)).train()(tokens)
     assert {rate for _, rate in rates} == {0}
-    assert torch.equal(model(tokens), model(tokens))
 
 
-def test_initialisation():
+def test_norms_are_their_formulas_with_their_epsilon():
+    x = 0.1 * torch.randn(3, 12, 16)
+    for eps in (1e-5, 0.1):
+        layer, root = model_of(norm_eps=eps), model_of(norm_eps=eps, norm="rmsnorm", qk_norm=True)
+        expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps).sqrt()
+        torch.testing.assert_close(layer.blocks[1].mlp_norm(x), expected)
+        torch.testing.assert_close(root.norm(x), x / (x.square().mean(-1, keepdim=True) + eps).sqrt())
+        assert root.blocks[0].attention.query_norm.eps == root.blocks[0].attention.key_norm.eps == eps
+
+
+@pytest.mark.parametrize(
+    ("choice", "std", "writers"),
+    [
+        ({}, 0.02, 0.02 / math.sqrt(8)),
+        ({"init_std": 0.05}, 0.05, 0.05 / math.sqrt(8)),
+        ({"init_residual_scale": False, "head_bias": True}, 0.02, 0.02),
+    ],
+)
+def test_initialisation(choice, std, writers):
     """GPT-2's: 0.02, residual writers smaller by sqrt(2 depth), no two blocks alike; the first loss is near ln V."""
-    model = model_of(width=256, head_dim=64, depth=4, vocab_size=1000, tied=False)
+    model = model_of(width=256, head_dim=64, depth=4, vocab_size=1000, tied=False, **choice)
+    assert model.head.bias is None or not model.head.bias.any()
+    assert model.tokens.weight.std().item() == pytest.approx(std, rel=0.05)
     for block in model.blocks:
         for matrix in (block.attention.qkv, block.mlp.up):
-            assert matrix.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert matrix.weight.std().item() == pytest.approx(std, rel=0.05)
         for writer in (block.attention.out, block.mlp.out):
-            assert writer.weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.05)
+            assert writer.weight.std().item() == pytest.approx(writers, rel=0.05)
+    if std != 0.02:
+        return
     assert not torch.equal(model.blocks[0].mlp.up.weight, model.blocks[1].mlp.up.weight)
     tokens = torch.randint(1000, (8, 13))
     loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())

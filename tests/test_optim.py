@@ -27,7 +27,7 @@ def test_every_parameter_has_a_role(tied):
     assert found["tokens.weight"] == found["positions.weight"] == "embedding"
     assert found.get("head.weight") == (None if tied else "readout")
     assert found["blocks.0.attention.qkv.weight"] == found["blocks.1.mlp.out.weight"] == "hidden"
-    assert found["blocks.0.attention.qkv.bias"] == found["norm.weight"] == "vector"
+    assert found["blocks.0.attention.qkv.bias"] == found["norm.weight"] == found["head.bias"] == "vector"
     assert found["blocks.1.attention.query_norm.weight"] == "vector"
     assert found["blocks.1.attention.value_embedding.weight"] == "embedding"
     assert found["blocks.1.attention.value_gate.weight"] == "hidden"
@@ -57,6 +57,17 @@ def test_steps_are_those_of_plain_adamw(decay):
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_matrices_are_all_but_biases_and_norms_by_name():
+    """The rule of a loop that exempts names with `bias` or `norm`; a tied embedding is decayed."""
+    model = model_of(positions="learned")
+    decayed, plain = AdamW(**SETTINGS)(model).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    exempt = {id(p) for name, p in model.named_parameters() if "bias" in name or "norm" in name}
+    assert {id(p) for p in plain["params"]} == exempt
+    assert model.head.weight is model.tokens.weight
+    assert any(p is model.tokens.weight for p in decayed["params"])
 
 
 def take_steps(model, optimizer, count):

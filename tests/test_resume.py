@@ -199,3 +199,32 @@ def test_resume_from_another_run(run, tmp_path):
     (first / "checkpoints" / "best.json").write_text(json.dumps({"file": "step-000005.ckpt"}))
     assert run_folder.find_resume_checkpoint(str(first), tmp_path).name == "step-000010.ckpt"
     assert run_folder.find_checkpoint(str(first), tmp_path).name == "step-000005.ckpt"
+
+
+LATER_KEYS = {  # that a run of an earlier version does not have
+    "model": (
+        *("norm_eps", "embedding_dropout", "attention_dropout", "residual_dropout", "head_bias"),
+        *("init_std", "init_residual_scale"),
+    ),
+    "schedule": ("warmup_start", "min_lr_clips", "microbatches"),
+}
+
+
+def test_a_run_of_an_earlier_version_goes_on(run):
+    """Its checkpoints and its configuration lack the keys that were added since."""
+    arguments = "schedule=cosine", "val_every_n_steps=4", "budget.epochs=null"
+    straight = run(*arguments, "budget.steps=8", folder="straight")
+    folder = run(*arguments, "budget.steps=8", "budget.max_time=null")
+    path = run_folder.checkpoints(folder)[0]
+    raw = checkpoint.read(path)
+    plain = raw["slm"]["config"]
+    for section, values in (("model", raw["slm"]["model"]), ("model", plain["model"]), ("schedule", plain["schedule"])):
+        for key in LATER_KEYS[section]:
+            values.pop(key)
+    checkpoint.save(raw, path)
+    assert checkpoint.load(path).model.config == checkpoint.load(straight).model.config
+    run(*arguments, "budget.steps=10")
+    with mistake("model.init_std: 0.02 -> 0.03"):
+        run(*arguments, "budget.steps=12", "model.init_std=0.03")
+    longer = run(*arguments, "budget.steps=10", folder="straight")
+    assert_same(final_state(folder), final_state(longer))

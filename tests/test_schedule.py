@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+import torch
 
 from slm.errors import UserError
 from slm.optim import schedule
@@ -40,6 +41,54 @@ def curve(name, steps=1000, **settings):
 def test_schedules_are_their_formulas(curve, expected):
     for step, value in expected.items():
         assert curve(step) == pytest.approx(value, abs=1e-12), step
+
+
+def seed_001(step):
+    """LambdaLR over 50,000 steps: 0 at the first step, and max(0.1, cosine)."""
+    if step < 2000:
+        return step / 2000
+    return max(0.1, 0.5 * (1 + math.cos(math.pi * (step - 2000) / (50_000 - 2000))))
+
+
+def seed_004(microbatch):
+    """LinearLR from 1 / 3 over 1,000 microbatches, then CosineAnnealingLR over 19,000 up to five times the peak."""
+    if microbatch < 1000:
+        return 1 / 3 + 2 / 3 * microbatch / 1000
+    return 5 + (1 - 5) * (1 + math.cos(math.pi * (microbatch - 1000) / 19_000)) / 2
+
+
+def test_a_floor_that_clips_and_a_warmup_from_0():
+    """Seed 001 at the steps that it names: 1.5e-4 of 3e-4 in the middle, where a floor that scales gives 1.65e-4."""
+    settings = {"steps": 50_000, "warmup_steps": 2000, "min_lr_ratio": 0.1, "warmup_start": 0.0}
+    clipped, scaled = curve("cosine", **settings, min_lr_clips=True), curve("cosine", **settings)
+    for step in (0, 1, 1999, 2000, 2001, 26_000, 40_000, 46_000, 49_999, 50_000):
+        assert clipped(step) == pytest.approx(seed_001(step), abs=1e-12), step
+    assert (3e-4 * clipped(26_000), 3e-4 * scaled(26_000)) == pytest.approx((1.5e-4, 1.65e-4), rel=1e-9)
+
+
+def test_a_schedule_in_microbatches_that_rises():
+    """Seed 004 in the units of torch's own schedulers, and at the microbatch of each of 625 updates."""
+    settings = {"warmup_steps": 1000, "min_lr_ratio": 5.0, "warmup_start": 1 / 3}
+    each = curve("cosine", steps=20_000, **settings)
+    for step, rate in {0: 1e-4 / 3, 500: 1e-4 * 2 / 3, 1000: 1e-4, 10_500: 3e-4, 20_000: 5e-4}.items():
+        assert 1e-4 * each(step) == pytest.approx(rate, rel=1e-12)
+    updates = curve("cosine", steps=625, **settings, microbatches=32)
+    for update in range(625):
+        assert updates(update) == pytest.approx(seed_004(32 * update + 31), abs=1e-12)
+
+
+def test_torchs_own_schedulers_of_seed_004():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    parts = [
+        torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 3, total_iters=10),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=190, eta_min=5e-4),
+    ]
+    by_torch = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[10])
+    ours = curve("cosine", steps=200, warmup_steps=10, min_lr_ratio=5.0, warmup_start=1 / 3)
+    for step in range(200):
+        assert ours(step) == pytest.approx(by_torch.get_last_lr()[0] / 1e-4, abs=1e-9), step
+        optimizer.step()
+        by_torch.step()
 
 
 DECAYING = [("linear", {}), ("cosine", {}), ("warmup_stable_decay", {"decay_fraction": 0.5})]
@@ -83,6 +132,8 @@ def test_first_and_last_values_are_those_of_the_keys(name, settings, final, step
             {"warmup_fraction": 1.5},
             r"warmup_fraction=1.5 must be between 0 and 1 \(a share of all steps\)",
         ),
+        ("cosine", {"min_lr_ratio": 0.1, "warmup_start": 1.5}, "warmup_start=1.5 must be between 0 and 1 .*, or null"),
+        ("cosine", {"min_lr_ratio": 0.1, "microbatches": 0}, "microbatches=0 must be at least 1"),
         ("linear", {"min_lr_ratio": -0.1}, r"min_lr_ratio=-0.1 must be at least 0 \(a share of the peak\)"),
         ("cosine", {"min_lr_ratio": math.nan}, "min_lr_ratio=nan must be at least 0"),
         (

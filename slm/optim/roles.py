@@ -23,12 +23,12 @@ def roles(model: GPT) -> dict[str, Role]:
         for name, parameter in module.named_parameters(module_name, recurse=False):
             if isinstance(module, nn.Embedding) or parameter is model.tokens.weight:
                 found[name] = "embedding"
+            elif parameter.ndim == 1:
+                found[name] = "vector"
             elif module is model.head:
                 found[name] = "readout"
             elif parameter.ndim == 2:
                 found[name] = "hidden"
-            elif parameter.ndim == 1:
-                found[name] = "vector"
             else:
                 raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
     return {name: found[name] for name, _ in model.named_parameters()}  # a tied matrix appears once

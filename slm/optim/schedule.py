@@ -30,14 +30,39 @@ def linear(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int |
     return 1 - fall + min_lr_ratio * fall
 
 
-def cosine(step: int, steps: int, *, warmup_fraction: float, warmup_steps: int | None, min_lr_ratio: float) -> float:
-    """Half a cosine from the peak to `min_lr_ratio` (arXiv:1608.03983, without restarts)."""
+def cosine(
+    step: int,
+    steps: int,
+    *,
+    warmup_fraction: float,
+    warmup_steps: int | None,
+    min_lr_ratio: float,
+    warmup_start: float | None = None,
+    min_lr_clips: bool = False,
+    microbatches: int = 1,
+) -> float:
+    """Half a cosine from the peak to `min_lr_ratio` (arXiv:1608.03983, without restarts).
+
+    `warmup_start`: the first update has this share of the peak, the peak is reached after the warmup and the end after
+    the last update, one step later than otherwise: the formula of torch's schedulers. `min_lr_clips`: the cosine falls
+    to 0, and `min_lr_ratio` is the least value. `microbatches`: the unit of the warmup is a microbatch, of which a step
+    has so many, and an update has the value of its last one, as where a schedule moves with every microbatch.
+    """
     _check_min(min_lr_ratio)
+    if microbatches < 1:
+        raise UserError(f"schedule.microbatches={microbatches} must be at least 1 (of a step)")
+    step, steps = (step + 1) * microbatches - 1, steps * microbatches
     warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    if warmup_start is None:
+        rise, progress = (step + 1) / max(warmup, 1), _progress(step, warmup, steps)
+    else:
+        _check_start(warmup_start)
+        rise = warmup_start + (1 - warmup_start) * step / max(warmup, 1)
+        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
     if step < warmup:
-        return (step + 1) / warmup
-    fall = 0.5 * (1 - math.cos(math.pi * _progress(step, warmup, steps)))
-    return 1 - fall + min_lr_ratio * fall
+        return rise
+    fall = 0.5 * (1 - math.cos(math.pi * progress))
+    return max(min_lr_ratio, 1 - fall) if min_lr_clips else 1 - fall + min_lr_ratio * fall
 
 
 def warmup_stable_decay(
@@ -84,6 +109,11 @@ def _warmup(steps: int, fraction: float, given: int | None) -> int:
 def _check_min(ratio: float):
     if not 0 <= ratio < math.inf:
         raise UserError(f"schedule.min_lr_ratio={ratio} must be at least 0 (a share of the peak)")
+
+
+def _check_start(share: float):
+    if not 0 <= share <= 1:
+        raise UserError(f"schedule.warmup_start={share} must be between 0 and 1 (a share of the peak), or null")
 
 
 def _progress(step: int, start: int, end: int) -> float:

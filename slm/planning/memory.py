@@ -154,7 +154,7 @@ def _one_step(
         memory.part = "activations"
         features = model.features(windows[:, :-1])
         memory.part = "loss"
-        loss = cross_entropy(features, model.head.weight, windows[:, 1:], config.logit_softcap)
+        loss = cross_entropy(features, targets=windows[:, 1:], **model.readout)
         forward, memory.highest = memory.highest, Counter()
         model.zero_grad(set_to_none=True)
         memory.part = "working"

@@ -81,5 +81,5 @@ def _train_once(model: GPT, size: int, hardware: Hardware):
     dtype = AUTOCAST.get(hardware.precision)
     with torch.autocast(hardware.device.type, dtype=dtype, enabled=dtype is not None):
         features = model.features(windows[:, :-1])
-        cross_entropy(features, model.head.weight, windows[:, 1:], model.config.logit_softcap).backward()
+        cross_entropy(features, targets=windows[:, 1:], **model.readout).backward()
     del spare

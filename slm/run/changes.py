@@ -27,6 +27,7 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
 # callbacks that do not only observe
 CHANGING = ("slm.training.callbacks.gradients.", "slm.training.callbacks.auxiliary_loss.")
 ADDED = {"data.order": "shuffle", "data.attention_across_documents": True}
+ADDED |= {"schedule.min_lr_clips": False, "schedule.microbatches": 1}
 OPTIMIZER = "optimizer._target_"
 
 

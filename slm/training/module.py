@@ -77,7 +77,7 @@ class Pretraining(L.LightningModule):
         microbatch and on every device, whatever the lengths of their windows."""
         inputs, targets = split(windows)
         features = (self.features or self.model.features)(inputs)
-        mean = cross_entropy(features, self.model.head.weight, targets, self.model.config.logit_softcap)
+        mean = cross_entropy(features, targets=targets, **self.model.readout)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         for added in self.auxiliary:
@@ -91,8 +91,7 @@ class Pretraining(L.LightningModule):
     def validation_step(self, windows: Tensor, index: int, dataloader_idx: int = 0) -> Tensor:
         """Nats of each target (B, T), 0 for IGNORE."""
         inputs, targets = split(windows)
-        features, softcap = self.model.features(inputs), self.model.config.logit_softcap
-        nats = token_nats(features, self.model.head.weight, targets, softcap)
+        nats = token_nats(self.model.features(inputs), targets=targets, **self.model.readout)
         if self.text_lengths is not None:
             self.text_lengths = self.text_lengths.to(nats.device)
         for metrics in (self.validation, *self.by_source[dataloader_idx : dataloader_idx + 1]):
