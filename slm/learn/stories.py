@@ -1,0 +1,20 @@
+"""A small corpus for the checks: generated stories as ids, without file or network."""
+
+import torch
+from torch import Tensor
+
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.tokenizers.bpe import BPETokenizer
+
+VOCABULARY = 600
+
+
+def stories(count: int) -> list[str]:
+    return list(Storyworld(level="tiny", stories=count, validation_stories=1, seed=0).documents("train"))
+
+
+def story_ids(count: int) -> tuple[BPETokenizer, Tensor]:
+    """A tokenizer of 600 ids, and the ids of so many stories in a row, each with eos at its end."""
+    texts = stories(count)
+    tokenizer = BPETokenizer.build(texts, vocab_size=VOCABULARY, pattern="gpt2", sample_documents=len(texts), seed=0)
+    return tokenizer, torch.tensor([token for text in texts for token in [*tokenizer.encode(text), tokenizer.eos]])
