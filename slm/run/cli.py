@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
 from slm.files import atomic
 from slm.files.run_folder import new_folder
-from slm.run import CONF, ablation  # noqa: F401  (Hydra's sweeper of ablations)
+from slm.run import CONF, ablation, json_line  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.plan_sweep import is_planned, plan_sweep
@@ -35,8 +35,9 @@ def train_main():
     """python train.py: exits with 0, 2, 3, 4, 129, 130, 143, 152, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
-    with one_line_errors():
-        overrides, flags, read = read_arguments(sys.argv[1:], expanded)
+    arguments = sys.argv[1:]
+    with one_line_errors(), json_line.printed(arguments), one_line_errors():
+        overrides, flags, read = read_arguments(arguments, expanded)
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
@@ -52,6 +53,8 @@ def train_main():
                 is_worker = process_name() != launching_process
                 return recorded_job(folder, is_worker, lambda: run_job(cfg, own_files))
             outcomes.append(run_job(cfg, own_files))
+            if outcomes[-1].failure:
+                json_line.note(error=outcomes[-1].failure)
             if outcomes[-1].stopped:
                 sys.exit(outcomes[-1].exit_code)
             return math.nan if outcomes[-1].objective is None else outcomes[-1].objective
@@ -67,7 +70,9 @@ def train_main():
                     launcher.conclude()
                 raise
             codes = [launcher.conclude() for launcher in launchers]
-    sys.exit(max((*codes, *(outcome.exit_code for outcome in outcomes)), default=0))
+        if code := max((*codes, *(outcome.exit_code for outcome in outcomes)), default=0):
+            sys.exit(code)
+    sys.exit(0)
 
 
 def generate_main():
@@ -165,17 +170,21 @@ def run(
         from slm.run.plan import make_plan
         from slm.run.plan_text import shown
 
-        print(shown(make_plan(config)))
+        plan = make_plan(config)
+        json_line.note(**plan.facts())
+        print(shown(plan))
         return math.nan, 0
     if config.verify_resume:
         from slm.run.verify_resume import verify_resume
 
         same = verify_resume([*own_files, *overrides], run_dir.resolve().with_name(f"verify_{run_dir.name}"))
+        json_line.note(resumes_exactly=same)
         return math.nan, 0 if same else 1
     from slm.hardware import is_first_process
     from slm.run.train import train
 
     temporary = config.trainer.fast_dev_run and is_first_process(config.trainer)
+    json_line.note(folder=str(run_dir))
     try:
         objective = train(config, run_dir=run_dir, overrides=overrides, again=again)
     finally:

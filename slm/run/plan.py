@@ -16,7 +16,7 @@ from slm.corpora.mixture import by_source
 from slm.data.mixture import passes
 from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
 from slm.data.windows import Splits
-from slm.estimate import training_flops_per_token
+from slm.estimate import parameters, training_flops_per_token
 from slm.hardware import Hardware, resident_bytes
 from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
@@ -128,6 +128,11 @@ class Plan:
                 compiles=compiles,
             )
         return COUNTED[key]
+
+    def facts(self) -> dict[str, Any]:
+        """The plan in numbers, for print=json: `cost` in dollars, on this device. None for what is not known."""
+        sizes = {"parameters": parameters(self.model).total, "steps": self.steps, "tokens": self.tokens}
+        return {**sizes, "device": self.device.name, **self.record(), "cost": self.device.cost(self.seconds)}
 
     def record(self) -> dict[str, Any]:
         """For run.json. On a CPU the peak is that of the process, with what it holds before the model is built."""

@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.run import CONF
+from slm.run import CONF, json_line
 from slm.run.compose import one_line_composition, plain
 from slm.run.overrides import key_of
 from slm.tables import clock, columns, gigabytes
@@ -38,6 +38,7 @@ def plan_sweep():
         kept = [word for word in sys.argv[1:] if key_of(word) not in ("hydra/launcher", "hydra.sweep.dir")]
         sys.argv[1:] = ["hydra/launcher=basic", f"hydra.sweep.dir='{folder}'", *kept]
         job()
+    json_line.note(jobs=[{"overrides": overrides, **plan.facts()} for overrides, plan in jobs])
     print(sweep_table(jobs))
 
 

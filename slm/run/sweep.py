@@ -23,6 +23,7 @@ from slm import report
 from slm.errors import UserError
 from slm.files import claim, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
+from slm.run import json_line
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import is_alive, parallel_jobs
 from slm.run.sweep_results import finished_line, table, write_results
@@ -70,6 +71,7 @@ class RecordingLauncher(Launcher):
         if not any(self._has_run(job) for job in self.before.jobs):
             self.before = Sweep()  # nothing was trained: it may start again with other settings
         check_command(self.folder, self.before, self.command)
+        json_line.note(sweep=str(self.folder))
         self.is_open = False
         self.names: list[str] = []  # of this command's jobs
         self.crashes: dict[str, int] = {}
