@@ -1,7 +1,7 @@
 """Checks that a run folder is complete, or that two runs are equal bit for bit.
 
 python -m slm.verify RUN        checks hashes, opens every checkpoint, and finds missing or repeated metrics and windows
-python -m slm.verify RUN RUN    compares weights, optimizer, metrics, samples and windows
+python -m slm.verify RUN RUN    says which parts differ: windows, metrics, samples, weights, optimizer, callbacks
 """
 
 import argparse
@@ -18,10 +18,17 @@ import torch
 from slm import checkpoint
 from slm.data.mixture import recorded_order
 from slm.data.order import make_order
-from slm.errors import UserError, one_line_errors, printable
+from slm.errors import UserError, one_line, one_line_errors, printable
 from slm.files import atomic, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
+from slm.security import leaves
 
+OWN = "name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume"  # settings of a folder, not of a run
+STATES = {  # part -> its keys in a checkpoint
+    "weights": ("global_step", "state_dict", "current_model_state"),
+    "optimizer": ("optimizer_states",),
+    "callbacks": ("callbacks",),
+}
 CLOCK = (  # differ from attempt to attempt
     *("tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"),
 )
@@ -33,11 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=lambda text: Path(run_folder.named(text)), help="a run folder")
     parser.add_argument("other", type=Path, nargs="?", help="a run folder to compare it with, bit for bit")
+    parser.add_argument("--common", action="store_true", help="ignore metrics and callbacks that one of two runs lacks")
     arguments = parser.parse_args()
     if arguments.other:
-        difference = first_difference(arguments.run, arguments.other)
-        print(f"first difference: {difference}" if difference else "equal bit for bit")
-        return int(difference is not None)
+        return print_comparison(arguments.run, arguments.other, arguments.common)
+    if arguments.common:
+        raise UserError("--common is for two runs: python -m slm.verify RUN RUN --common")
     problems = list(find_problems(arguments.run))
     for problem in problems:
         print(f"problem: {printable(problem, 1000)}")
@@ -165,25 +173,83 @@ def shown(steps: list[int]) -> str:
     return ", ".join(map(str, steps[:5])) + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
 
 
+def print_comparison(one: Path, other: Path, common: bool) -> int:
+    """Prints the parts of two runs that are equal, and how the others differ. Returns 1 if a result differs, else 0."""
+    results, causes = differences(one, other, common), causes_of_difference(one, other)
+    equal = [part for part, found in results.items() if not found]
+    every = len(equal) == len(results)
+    print(f"equal bit for bit: {', '.join(equal)}" if every else f"equal: {', '.join(equal) or 'nothing'}")
+    for part, found in (results | causes).items():
+        if found:
+            print(printable(f"different {part}: {found}", 600))
+    return int(not every)
+
+
 def first_difference(one: Path, other: Path) -> str | None:
     """The first difference in windows, metrics, samples or the state of training; None if there is none.
 
     Raises UserError for a folder that is not a run folder.
     """
+    return next((found for found in differences(one, other).values() if found), None)
+
+
+def differences(one: Path, other: Path, common: bool = False) -> dict[str, str | None]:
+    """The first difference of each part of the results of two runs; None for an equal one.
+
+    `common` leaves out metrics and states of callbacks that one of them lacks. Raises UserError for a folder that is
+    not a run folder.
+    """
     for folder in (one, other):
         run_folder.require_run_json(folder)
-    for name in run_folder.LOGS:
-        pairs = itertools.zip_longest(jsonl.lines(one / name), jsonl.lines(other / name), fillvalue={})
-        for number, lines in enumerate(pairs, start=1):
-            a, b = ({key: value for key, value in line.items() if key not in CLOCK} for line in lines)
-            if a != b:
-                return f"{name}, line {number}: {a} and {b}"
+    found = {log.partition(".")[0]: log_difference(one, other, log, common) for log in run_folder.LOGS}
     newest = [path for folder in (one, other) for path in run_folder.checkpoints(folder)[:1]]
     if len(newest) < 2:
-        return "only one of them has a checkpoint" if newest else None
+        return found | {"weights": "only one of them has a checkpoint" if newest else None}
     a, b = map(checkpoint.read, newest)
-    keys = "global_step", "state_dict", "current_model_state", "optimizer_states", "callbacks"
-    return next((place for key in keys if (place := difference_in(a.get(key), b.get(key), key))), None)
+    if common:
+        a["callbacks"], b["callbacks"] = (
+            {k: x["callbacks"][k] for k in a["callbacks"].keys() & b["callbacks"]} for x in (a, b)
+        )
+    for part, keys in STATES.items():
+        places = (difference_in(a.get(key), b.get(key), key) for key in keys)
+        found[part] = next(filter(None, places), None)
+    return found
+
+
+def log_difference(one: Path, other: Path, log: str, common: bool) -> str | None:
+    """The first line in which a file of JSON lines differs, with the values that do, but for those of the clock."""
+    names = [{name for line in jsonl.lines(run / log) for name in line} for run in (one, other) if common]
+
+    def kept(run: Path) -> Iterator[dict[str, Any]]:
+        for line in jsonl.lines(run / log):
+            values = {k: v for k, v in line.items() if k not in CLOCK and all(k in its for its in names)}
+            if values.keys() - {"step"} or not common:
+                yield values
+
+    for number, (a, b) in enumerate(itertools.zip_longest(kept(one), kept(other), fillvalue={}), start=1):
+        if a != b:
+            step = a.get("step", b.get("step"))
+            return f"{log}, line {number}: step {step}: {listed(a, b)}"
+    return None
+
+
+def causes_of_difference(one: Path, other: Path) -> dict[str, str | None]:
+    """What may explain a difference: settings, and the code of the two runs. None: equal, or not recorded in both."""
+    infos = [run_folder.require_run_json(run) for run in (one, other)]
+    settings = [{key: v for key, v in leaves(info["config"]) if key.partition(".")[0] not in OWN} for info in infos]
+    names = ("git_commit", "git_dirty", "classes")
+    code = [dict(leaves({name: info.get(name) for name in names})) for info in infos]
+    recorded = code[0].keys() & code[1].keys()
+    code = [{key: value for key, value in its.items() if key in recorded} for its in code]
+    found = {"configuration": listed(*settings), "code": listed(*code)}
+    return {part: text or None for part, text in found.items()}
+
+
+def listed(a: dict[str, Any], b: dict[str, Any], limit: int = 5) -> str:
+    """The entries that differ in two mappings, at most `limit` of them."""
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+    shown = [f"{key} {one_line(a.get(key), 60)} and {one_line(b.get(key), 60)}" for key in keys[:limit]]
+    return ", ".join(shown) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def difference_in(a: Any, b: Any, place: str) -> str | None:

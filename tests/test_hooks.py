@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import mistake
+from conftest import ROOT, mistake
 from test_distributed import TWO, command, small_run
 from test_model import model_of
 from test_resume import assert_same, final_state, history, resumes_exactly
@@ -19,101 +22,108 @@ from slm.data.windows import Windows
 from slm.files import jsonl, run_folder
 from slm.model import GPT
 from slm.run import code
+from slm.run.changes import check_unchanged
+from slm.run.cli import compose
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.training.callbacks import gradients as transforms
 from slm.training.callbacks.activations import Activations
 from slm.training.callbacks.auxiliary_loss import AuxiliaryLoss, ZLoss
 
+PAGE = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+(OWN,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+COMMANDS = [shlex.split(line) for line in re.findall(r"^python train\.py (.*)$", PAGE, re.M)]
 PLAIN = "callbacks.samples=null", "trainer.precision=32-true", "model.dropout=0.0", "log_every_n_steps=1"
-ACTIVATIONS = "callbacks=activations", "callbacks.activations.every_n_steps=2"
 SGD = (
-    "optimizer=sgd",
-    "optimizer.momentum=0",
-    "optimizer.nesterov=false",
-    "schedule=constant",
-    "trainer.gradient_clip_val=null",
-    "budget.steps=1",
+    *("optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false", "schedule=constant", "budget.steps=1"),
+    *("trainer.gradient_clip_val=null", "trainer.microbatch=1", "log_windows=true", "val_every_n_steps=9"),
 )
 NOISE = "callbacks=gradients", "callbacks.gradients.apply=[centralize,noise]"
 Z_LOSS = "callbacks=auxiliary_loss", "callbacks.auxiliary_loss.weight=0.01"
 
 
-def lines_of(folder, prefix: str) -> list[dict]:
+def lines_of(folder, prefix: str | tuple[str, ...]) -> list[dict]:
     return [line for line in history(folder) if any(name.startswith(prefix) for name in line)]
 
 
-def moved(folder, before) -> dict[str, torch.Tensor]:
-    """Parameter name -> its change during the run."""
-    after = checkpoint.load(folder).model.state_dict()
-    return {name: after[name] - weight for name, weight in before.state_dict().items()}
+class Start:
+    """What a run of `composed` begins with: the model, and the windows of its first step."""
+
+    def __init__(self, config, cache: Path):
+        self.config, self.cache = config, cache
+
+    def model(self, **changes) -> GPT:
+        torch.manual_seed(self.config.seed)
+        return GPT(type(self.config.model)(**{**vars(self.config.model), "vocab_size": 257, **changes}))
+
+    def windows(self, folder: Path) -> torch.Tensor:
+        store = prepare(self.config.data.corpus, ByteTokenizer(), self.cache)
+        chosen = next(jsonl.lines(folder / "windows.jsonl"))["windows"]
+        return torch.as_tensor(Windows(store, "train", 64).__getitems__(chosen))
+
+    def moved(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Parameter name -> its change during the run."""
+        after = checkpoint.load(folder).model.state_dict()
+        return {name: after[name] - weight.detach() for name, weight in self.model().named_parameters()}
 
 
 @pytest.fixture
-def untrained(composed) -> GPT:
-    """The model of `composed` runs before the first step."""
-    config = composed(*PLAIN)
-    torch.manual_seed(config.seed)
-    return GPT(type(config.model)(**{**vars(config.model), "vocab_size": ByteTokenizer().vocab_size}))
+def start(composed, tmp_path) -> Start:
+    return Start(composed(*PLAIN), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ("trainer.precision=bf16-mixed", "model.dropout=0.1", "trainer.microbatch=2", "trainer.compile=false"),
-        ("model.gradient_checkpointing=true", "data.layout=documents", "trainer.compile=false"),
-        pytest.param(("trainer.compile=true", "trainer.microbatch=2"), marks=pytest.mark.slow),
+        (
+            "trainer.precision=bf16-mixed",
+            "model.dropout=0.1",
+            "model.gradient_checkpointing=true",
+            "trainer.compile=false",
+        ),
+        pytest.param(("model.dropout=0.1", "data.layout=documents"), marks=pytest.mark.slow),
+        pytest.param(("trainer.compile=true", "optimizer=muon"), marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler, about itself
 def test_observers_and_the_identity_are_neutral(run, settings):
-    common = *PLAIN, *settings, "budget.steps=3"
+    common = *PLAIN, *settings, "trainer.microbatch=2", "budget.steps=3", "val_every_n_steps=3"
+    hooks = "callbacks=[activations,gradients]", "callbacks.gradients.apply=[identity]"
     plain = run(*common, folder="plain")
-    hooks = "callbacks=[activations,gradients]", "callbacks.gradients.apply=[identity]", ACTIVATIONS[1]
-    observed = run(*common, *hooks, folder="observed")
+    observed = run(*common, *hooks, "callbacks.activations.every_n_steps=2", folder="observed")
     assert_same(final_state(plain), final_state(observed))
-    assert history(plain) == [line for line in history(observed) if line not in lines_of(observed, "activations/")]
-    assert [line["step"] for line in lines_of(observed, "activations/")] == [1, 2]
+    found = lines_of(observed, "activations/")
+    assert history(plain) == [line for line in history(observed) if line not in found]
+    assert [line["step"] for line in found] == [1, 2]
 
 
-def test_activations_are_those_of_the_whole_batch(run, composed, untrained, tmp_path):
-    """Of four microbatches, against hooks on one forward pass of all windows."""
-    folder = run(*PLAIN, *ACTIVATIONS, "trainer.microbatch=1", "budget.steps=1", "log_windows=true", "model.mlp=relu2")
-    store = prepare(composed().data.corpus, ByteTokenizer(), tmp_path / "cache")
-    chosen = next(jsonl.lines(folder / "windows.jsonl"))["windows"]
-    windows = torch.as_tensor(Windows(store, "train", 64).__getitems__(chosen))
-    model, seen = GPT(type(untrained.config)(**{**vars(untrained.config), "mlp": "relu2"})), {}
-    model.load_state_dict(untrained.state_dict())
-    model.blocks[1].register_forward_hook(lambda module, inputs, x: seen.update(stream=x))
-    model.blocks[0].mlp.out.register_forward_hook(lambda module, inputs, x: seen.update(hidden=inputs[0], mlp=x))
-    with torch.no_grad():
-        model(windows[:, :-1])
+def test_activations_and_half_a_gradient(run, start):
+    """Of four microbatches, against hooks on one forward pass of all windows, and autograd's gradients."""
+    hooks = "callbacks=[activations,gradients]", "callbacks.gradients.apply=[scale]"
+    folder, seen = run(*PLAIN, *SGD, *hooks, "model.mlp=relu2"), {}
+    model, windows = start.model(mlp="relu2"), start.windows(folder)
+    model.blocks[1].register_forward_hook(lambda module, inputs, x: seen.update({"block01": x}))
+    model.blocks[0].mlp.out.register_forward_hook(
+        lambda module, inputs, x: seen.update({"block00/hidden": inputs[0], "block00/mlp": x})
+    )
+    loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
     (found,) = lines_of(folder, "activations/")
-    for name, x in (("block01", seen["stream"]), ("block00/hidden", seen["hidden"]), ("block00/mlp", seen["mlp"])):
+    for name, x in seen.items():
         expected = {"mean": x.mean(), "std": x.std(correction=0), "rms": x.square().mean().sqrt()}
         expected |= {"zeros": (x == 0).float().mean(), "max_abs": x.abs().max()}
         for statistic, value in expected.items():
             assert found[f"activations/{name}/{statistic}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-7), name
     assert found["activations/block00/hidden/zeros"] > 0.3
+    names, changes = [name for name, _ in model.named_parameters()], start.moved(folder)
+    for name, gradient in zip(names, torch.autograd.grad(loss, model.parameters()), strict=True):
+        torch.testing.assert_close(changes[name], -0.5 * 0.1 * gradient, rtol=1e-2, atol=1e-6)
+    assert changes["tokens.weight"].abs().max() > 1e-3
 
 
-def test_half_the_gradient_is_half_the_update_of_sgd(run, untrained):
-    whole = moved(run(*PLAIN, *SGD, folder="whole"), untrained)
-    half = moved(
-        run(*PLAIN, *SGD, "callbacks=gradients", "callbacks.gradients.apply=[scale]", folder="half"), untrained
-    )
-    for name, change in whole.items():
-        torch.testing.assert_close(half[name], change / 2, rtol=1e-3, atol=2e-7)
-    assert whole["tokens.weight"].abs().max() > 1e-5
-
-
-def test_frozen_parameters_stay_and_all_others_do_not(run, untrained):
-    frozen = (
-        "callbacks.gradients.apply=[freeze]",
-        "callbacks.gradients.transforms.freeze.parameters=[embedding,blocks.0.*]",
-    )
-    changes = moved(run(*PLAIN, "callbacks=gradients", *frozen, "budget.steps=2"), untrained)
-    for name, change in changes.items():
-        fixed = name.startswith(("tokens.", "head.", "positions.", "blocks.0."))
+def test_frozen_parameters_stay_and_all_others_do_not(run, start):
+    frozen = "callbacks.gradients.transforms.freeze.parameters=[embedding,blocks.0.*]"
+    folder = run(*PLAIN, "callbacks=gradients", "callbacks.gradients.apply=[freeze]", frozen, "budget.steps=2")
+    for name, change in start.moved(folder).items():
+        fixed = name.startswith(("tokens.", "positions.", "blocks.0."))
         assert bool(change.any()) is not fixed, name
 
 
@@ -143,68 +153,41 @@ def test_z_loss_has_the_gradient_of_its_formula():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_an_auxiliary_loss_is_added_and_logged_apart(run, composed, untrained, tmp_path):
+def test_an_auxiliary_loss_is_added_and_logged_apart(run, start):
     """Its gradient in one step of SGD is that of cross-entropy plus weight * loss; train/loss has none of it."""
-    plain = run(*PLAIN, *SGD, folder="plain")
-    folder = run(*PLAIN, *SGD, *Z_LOSS, "trainer.microbatch=1", "log_windows=true", folder="added")
-    changes = moved(folder, untrained)
-    store = prepare(composed().data.corpus, ByteTokenizer(), tmp_path / "cache")
-    chosen = next(jsonl.lines(folder / "windows.jsonl"))["windows"]
-    windows = torch.as_tensor(Windows(store, "train", 64).__getitems__(chosen))
-    logits = untrained(windows[:, :-1])
+    folder = run(*PLAIN, *SGD, *Z_LOSS)
+    model, windows = start.model(), start.windows(folder)
+    logits, changes = model(windows[:, :-1]), start.moved(folder)
     z = logits.logsumexp(-1).square().mean()
-    loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()) + 0.01 * z
-    rate = history(folder)[0]["train/lr"]
-    for name, gradient in zip(dict(untrained.named_parameters()), torch.autograd.grad(loss, untrained.parameters())):
-        torch.testing.assert_close(changes[name], -rate * gradient, rtol=1e-2, atol=1e-6)
+    loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    names = [name for name, _ in model.named_parameters()]
+    for name, gradient in zip(names, torch.autograd.grad(loss + 0.01 * z, model.parameters()), strict=True):
+        torch.testing.assert_close(changes[name], -0.1 * gradient, rtol=1e-2, atol=1e-6)
     (logged,) = lines_of(folder, "auxiliary/")
     assert logged["auxiliary/ZLoss"] == pytest.approx(z.item(), rel=1e-4)
-    assert history(folder)[0]["train/loss"] == pytest.approx(history(plain)[0]["train/loss"], rel=1e-5)
+    assert history(folder)[0]["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", ["true", pytest.param("false", marks=pytest.mark.slow)])
-def test_own_hooks_resume_exactly(composed, tmp_path, monkeypatch, checkpointing):
-    """A loss of the hidden states, and a transform with a state, from a file beside the command."""
-    (tmp_path / "own_hooks.py").write_text(OWN)
+def test_the_example_of_the_page_resumes_exactly(composed, tmp_path, monkeypatch, checkpointing):
+    """A loss of hidden states, and a transform with a state, from a file beside the command."""
+    (tmp_path / "my_hooks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_hooks", raising=False)
+    monkeypatch.delitem(sys.modules, "my_hooks", raising=False)
+    own = {word for words in COMMANDS for word in words if "my_hooks." in word}
     config = composed(
-        *("callbacks=[gradients,auxiliary_loss]", f"model.gradient_checkpointing={checkpointing}"),
-        *("callbacks.gradients.apply=[mine,noise]", "+callbacks.gradients.transforms.mine._target_=own_hooks.Momentum"),
-        *("callbacks.auxiliary_loss.loss._target_=own_hooks.Smooth", "callbacks.auxiliary_loss.weight=0.1"),
-        *("budget.steps=6", "callbacks.checkpoints.every_n_steps=2", "trainer.microbatch=2", "callbacks.samples=null"),
+        *("callbacks=[gradients,auxiliary_loss]", f"model.gradient_checkpointing={checkpointing}", *own),
+        *("callbacks.gradients.apply=[slow,noise]", "callbacks.auxiliary_loss.weight=0.1", "trainer.microbatch=2"),
+        *("budget.steps=4", "callbacks.checkpoints.every_n_steps=2", "callbacks.samples=null", "val_every_n_steps=4"),
     )
     straight = resumes_exactly(config, tmp_path, monkeypatch, [7])
-    assert len(lines_of(straight, "auxiliary/Smooth")) == 6
+    assert len(lines_of(straight, "auxiliary/Smooth")) == 4
     info = run_folder.read_run_json(straight)
-    for key in ("callbacks.gradients.transforms.mine", "callbacks.auxiliary_loss.loss"):
-        assert info["classes"][key]["sha256"] == code.file_hash(sys.modules["own_hooks"].Momentum)
+    for key in ("callbacks.gradients.transforms.slow", "callbacks.auxiliary_loss.loss"):
+        assert info["classes"][key]["sha256"] == code.file_hash(sys.modules["my_hooks"].Smooth)
     assert info["classes"]["model"]["class"] == "slm.model.GPT"
-
-
-OWN = """
-import torch
-
-
-class Momentum:
-    def __init__(self):
-        self.sums = {}
-
-    def __call__(self, gradients, step):
-        self.sums = {name: 0.5 * self.sums.get(name, 0) + g for name, g in gradients.items()}
-        return self.sums
-
-    def state_dict(self):
-        return self.sums
-
-    def load_state_dict(self, state):
-        self.sums = state
-
-
-class Smooth:
-    def __call__(self, hidden):
-        return torch.stack([(b - a).square().mean() for a, b in zip(hidden, hidden[1:], strict=False)]).mean()
-"""
+    for words in (words for words in COMMANDS if "-m" not in words):
+        compose(words)
 
 
 def test_mistakes_are_one_line(run, composed):
@@ -227,15 +210,18 @@ def test_mistakes_are_one_line(run, composed):
         transforms.fitting("mine", {"a": torch.zeros(2)}, {"a": torch.zeros(3)})
 
 
-def test_a_resumed_run_keeps_what_changes_its_training(run):
-    folder = run(*PLAIN, *NOISE, "budget.steps=1")
+def test_a_resumed_run_keeps_what_changes_its_training(composed):
+    old = composed(*PLAIN, *NOISE).plain
     with mistake(
         r"callbacks.gradients.transforms.noise.eta: 0.01 -> 0.3\); give .*allow_changes=\[callbacks.gradients"
     ):
-        run(*PLAIN, *NOISE, "callbacks.gradients.transforms.noise.eta=0.3", "budget.steps=2")
+        check_unchanged(Path("run"), old, composed(*PLAIN, *NOISE, "callbacks.gradients.transforms.noise.eta=0.3"))
     with mistake("callbacks.gradients: slm.training.callbacks.gradients.Gradients -> None"):
-        run(*PLAIN, "budget.steps=2")
-    assert run(*PLAIN, *NOISE, "log_every_n_steps=2", "budget.steps=2") == folder
+        check_unchanged(Path("run"), old, composed(*PLAIN))
+    allowed = "allow_changes=[callbacks.gradients]", "callbacks=[dynamics,auxiliary_loss]"
+    with mistake("callbacks.auxiliary_loss: None -> "):
+        check_unchanged(Path("run"), old, composed(*PLAIN, *allowed))
+    check_unchanged(Path("run"), old, composed(*PLAIN, *NOISE, "callbacks.checkpoints.every_n_steps=7"))
 
 
 def test_new_files_are_changes(tmp_path, monkeypatch):

@@ -86,12 +86,34 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path, verified, capsys):
 
 def test_the_first_difference_is_named(finished, copy, verified, capsys):
     assert verified(str(finished), str(copy)) == 0
-    assert capsys.readouterr().out == "equal bit for bit\n"
+    parts = "windows, metrics, samples, weights, optimizer, callbacks"
+    assert capsys.readouterr().out == f"equal bit for bit: {parts}\n"
     change_weight(copy, lambda weight: torch.nextafter(weight, torch.tensor(9.0)))
     assert verified(str(finished), str(copy)) == 1
-    assert capsys.readouterr().out.startswith("first difference: state_dict.model.tokens.weight, by up to ")
+    equal, different = capsys.readouterr().out.splitlines()
+    assert equal == f"equal: {parts.replace('weights, ', '')}"
+    assert different.startswith("different weights: state_dict.model.tokens.weight, by up to ")
     edit("windows.jsonl", swap_windows)(copy)
     assert verify.first_difference(finished, copy).startswith("windows.jsonl, line 4: ")
+
+
+def test_parts_and_causes_of_a_difference(finished, copy, verified, capsys):
+    """--common ignores metrics of one run alone; settings and files of classes explain, but are no difference."""
+    edit("metrics.jsonl", lambda lines: lines.insert(3, '{"step": 4, "mine": 1}\n'))(copy)
+    info = run_folder.read_run_json(copy)
+    info["config"]["callbacks"]["mine"] = {"_target_": "hooks.\x1b[1mMine"}
+    info["classes"]["model"]["sha256"] = "0" * 64
+    run_folder.write_run_json(copy, info)
+    assert verified(str(finished), str(copy)) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "equal: windows, samples, weights, optimizer, callbacks"
+    assert printed[1].startswith("different metrics: metrics.jsonl, line 4: step 4: ")
+    assert printed[2] == r"different configuration: callbacks.mine._target_ None and hooks.\x1b[1mMine"
+    assert printed[3].startswith("different code: classes.model.sha256 ")
+    assert printed[3].endswith(f" and {'0' * 30} ... {'0' * 30}")
+    assert verified(str(finished), str(copy), "--common") == 0
+    assert capsys.readouterr().out.startswith("equal bit for bit: windows, metrics, ")
+    assert verified(str(finished), "--common") == 2
 
 
 @pytest.mark.slow

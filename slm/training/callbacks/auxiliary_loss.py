@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -39,6 +40,7 @@ class AuxiliaryLoss(Callback):
                 f"{', '.join(OFFERED)}"
             )
         self.loss, self.weight, self.every_n_steps = loss, weight, every_n_steps
+        self.restored: dict | None = None  # state from a checkpoint, on the CPU
         self.hidden: list[Tensor] = []
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
         self.sums: Tensor | float = 0.0  # of the loss times targets, and of targets, in this step
@@ -51,13 +53,15 @@ class AuxiliaryLoss(Callback):
         return {"state": self.loss.state_dict()} if hasattr(self.loss, "state_dict") else {}
 
     def load_state_dict(self, state: dict):
-        self.loss.load_state_dict(state["state"])
+        self.restored = state["state"]
 
     def on_fit_start(self, trainer, module):
         if "hidden" in self.names and module.features is not None:
             raise UserError(
                 "callbacks.auxiliary_loss: hidden states of compiled code are out of reach; give trainer.compile=false"
             )
+        if self.restored is not None:
+            self.loss.load_state_dict(move_data_to_device(self.restored, module.device))
         module.auxiliary.append(self._added)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -38,11 +39,14 @@ class Gradients(Callback):
                     f"+callbacks.gradients.transforms.{name}._target_=CLASS"
                 )
         self.chain: list[tuple[str, Transform]] = [(name, transforms[name]) for name in apply]
+        self.restored: dict[str, Any] = {}  # states from a checkpoint, on the CPU
 
     def on_fit_start(self, trainer, module):
-        for _, transform in self.chain:
+        for name, transform in self.chain:
             if hasattr(transform, "begin"):
                 transform.begin(module.model)
+            if name in self.restored:
+                transform.load_state_dict(move_data_to_device(self.restored[name], module.device))
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         parameters = {name: p for name, p in module.model.named_parameters() if p.grad is not None}
@@ -58,9 +62,7 @@ class Gradients(Callback):
         return {"states": states} if states else {}
 
     def load_state_dict(self, state: dict):
-        for name, transform in self.chain:
-            if name in state.get("states", {}):
-                transform.load_state_dict(state["states"][name])
+        self.restored = state["states"]
 
 
 def fitting(name: str, changed: Any, given: Named) -> Named:
