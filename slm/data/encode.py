@@ -26,7 +26,7 @@ SMALL_BATCHES = 4  # the first of a corpus, encoded before it is large enough fo
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a batch of documents, eos after each, in the type of the store; and its counts."""
+    """The ids of a batch of documents, eos after each unless they are joined, in the type of the store; and its counts."""
 
     ids: np.ndarray
     documents: int
@@ -37,9 +37,10 @@ class Encoded:
 class Encoder:
     """The function from a batch of documents to its ids, and the `processes` that compute it for a large corpus."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype, has_ends: bool = True):
         self.tokenizer, self.dtype = tokenizer, dtype
-        self.pieces, self.eos = tokenizers.pieces(tokenizer), np.array([tokenizer.eos], dtype=np.int32)
+        self.pieces = tokenizers.pieces(tokenizer)
+        self.end = np.array([tokenizer.eos] if has_ends else [], dtype=np.int32)  # after each document
         self.processes = Processes(self, cores() if tokenizer.in_processes else 1)
         self.few = SMALL_BATCHES  # that are still encoded here
         if self.processes.count > 1:
@@ -49,7 +50,7 @@ class Encoder:
         """Raises: UserError: for half of a surrogate pair, which is no text."""
         size = sum(map(utf8_bytes, batch))
         arrays = self.tokenizer.encode_batch(batch)
-        ids = np.concatenate([part for array in arrays for part in (array, self.eos)]).astype(self.dtype)
+        ids = np.concatenate([part for array in arrays for part in (array, self.end)]).astype(self.dtype)
         return Encoded(ids, len(batch), size, tokenizers.lost_bytes(self.pieces, batch, arrays))
 
     def over(self, documents: Iterable[str]) -> Iterator[Encoded]:

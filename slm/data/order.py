@@ -17,7 +17,8 @@ from torch import Tensor
 
 from slm.data.permutation import Permutation
 
-Name = Literal["shuffle", "nearby", "replacement", "strided"]  # of data.order
+Name = Literal["shuffle", "sequential", "nearby", "replacement", "strided"]  # of data.order
+ANY_LAYOUT = "shuffle", "sequential"  # the others need windows of equal length
 
 STRETCH, TOGETHER = 2**25, 8  # of order "nearby": targets of a stretch, and the stretches that are shuffled together
 
@@ -44,6 +45,8 @@ class Passes(ABC):
     text, with as many targets; what that is, the Dataset defines. `arrangements` is their number, 1 for fixed windows.
     """
 
+    counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
+
     def __init__(self, targets: np.ndarray, seed: int, arrangements: int = 1):
         self.targets, self.seed, self.arrangements = targets, seed, arrangements
         self.length = len(targets)  # of a pass
@@ -67,8 +70,14 @@ class Passes(ABC):
         indices = self.drawn(number, torch.Generator().manual_seed(self.seed * 1_000_003 + number))
         return (np.asarray(indices[place : place + BLOCK]) for place in range(start, self.length, BLOCK))
 
-    @abstractmethod
-    def targets_before(self, position: int) -> int: ...
+    def targets_before(self, position: int) -> int:
+        if are_equal(self.targets):
+            return position * int(self.targets[0])
+        number, done = divmod(position, self.length)
+        if self.counted[0] != number:
+            lengths = [self.targets[block % self.length] for block in self.of_pass(number)]
+            self.counted = number, np.append(0, np.concatenate(lengths).cumsum())
+        return int(number * self.counted[1][-1] + self.counted[1][done])
 
 
 class InfiniteShuffle(Passes):
@@ -78,21 +87,17 @@ class InfiniteShuffle(Passes):
     Only windows of unequal lengths need memory for each to count their targets, 8 bytes; and up to LARGE of them, for
     their permutation."""
 
-    counted: tuple[int, np.ndarray] = -1, np.empty(0)  # a pass, and the targets before each of its windows
-
     def drawn(self, number: int, generator: torch.Generator) -> Tensor | Permutation:
         permutation = torch.randperm(self.length, generator=generator) if self.length <= LARGE else None
         first = self.length * (int(torch.randint(self.arrangements, (), generator=generator)) if number else 0)
         return Permutation(self.length, generator, first) if permutation is None else permutation + first
 
-    def targets_before(self, position: int) -> int:
-        if are_equal(self.targets):
-            return position * int(self.targets[0])
-        number, done = divmod(position, self.length)
-        if self.counted[0] != number:
-            lengths = [self.targets[block % self.length] for block in self.of_pass(number)]
-            self.counted = number, np.append(0, np.concatenate(lengths).cumsum())
-        return int(number * self.counted[1][-1] + self.counted[1][done])
+
+class Sequential(Passes):
+    """Every window once in each pass, in the order of the text."""
+
+    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+        return torch.arange(self.length)
 
 
 class Replacement(Passes):
@@ -146,7 +151,7 @@ class Nearby(Passes):
 
 def make_order(name: Name, targets: np.ndarray, seed: int, arrangements: int) -> Order:
     """The order of this name. Strided windows are shuffled, and cut at the same places in every pass."""
-    kind = {"nearby": Nearby, "replacement": Replacement}.get(name, InfiniteShuffle)
+    kind = {"sequential": Sequential, "nearby": Nearby, "replacement": Replacement}.get(name, InfiniteShuffle)
     return kind(targets, seed, arrangements)
 
 

@@ -29,7 +29,7 @@ VERIFIED = "verified.json"  # beside the manifest: the stamps of the shards that
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Token ids on disk. A split is its documents in order, each followed by eos."""
+    """Token ids on disk. A split is its documents in order, each followed by eos unless they are joined."""
 
     folder: Path
     manifest: dict
@@ -93,6 +93,11 @@ class TokenStore:
         return stamp
 
     @property
+    def has_ends(self) -> bool:
+        """False if no eos follows the documents: data.joined."""
+        return self.manifest.get("has_ends", True)
+
+    @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.manifest["dtype"])
 
@@ -119,7 +124,7 @@ class TokenStore:
         It never is for a corpus of one document; a prompt after eos would then follow what no window shows.
         """
         train = self.manifest["splits"]["train"]
-        return (train["documents"] - 1) * context * 100 >= train["tokens"]
+        return self.has_ends and (train["documents"] - 1) * context * 100 >= train["tokens"]
 
     def shards(self, split: Split) -> list[np.memmap]:
         """One memory-mapped array (ids,) of uint16 or uint32 per file."""
@@ -159,14 +164,16 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
         return corpus.store(tokenizer, cache)
     identity = store_identity(corpus, tokenizer)
     expected = {**identity, "vocab_size": tokenizer.vocab_size}
+    if not (has_ends := getattr(corpus, "has_ends", True)):
+        expected["has_ends"] = False
 
     def write(folder: Path):
         preparation = Preparation(folder, id_type(tokenizer.vocab_size), corpus)
-        encoder = Encoder(tokenizer, preparation.dtype)
+        encoder = Encoder(tokenizer, preparation.dtype, has_ends)
         with encoder.processes:
             splits = {split: write_split(corpus, encoder, preparation, split) for split in ("validation", "train")}
         written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits})
-        for split in splits:
+        for split in splits if has_ends else ():
             written.bounds(split, tokenizer.eos)
         preparation.complete({**expected, "splits": splits})
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from slm.corpora import Split
 from slm.data.documents import Aligned, Documents
-from slm.data.order import LARGE, Name, Order, make_order, total
+from slm.data.order import ANY_LAYOUT, LARGE, Name, Order, make_order, total
 from slm.data.store import TokenStore
 from slm.errors import UserError
 
@@ -172,8 +172,7 @@ class Splits:
     @cached_property
     def targets(self) -> np.ndarray:
         """The number of targets in each chosen window."""
-        complete = len(self.chosen) == len(self.train)
-        return self.train.targets if complete else self.train.targets[self.chosen]
+        return self.train.targets[slice(len(self.chosen)) if isinstance(self.chosen, range) else self.chosen]
 
     @property
     def targets_per_window(self) -> float:
@@ -204,23 +203,29 @@ def split_windows(
     train_windows: int | None = None,
     order: Name = "shuffle",
     stride: int | None = None,
+    batch_windows: int = 1,
 ) -> Splits:
     """All windows in this layout; of the train split so many are chosen, evenly spaced (None: all).
 
     A pass over more than LARGE windows moves all of them by one offset, and keeps the documents in their order.
-    `stride` in ids is for order="strided" (None: context). Raises: UserError: if a split has no window.
+    `stride` in ids is for order="strided" (None: context). A pass of order="sequential" leaves out the last windows that
+    do not fill a batch of `batch_windows`. Joined documents keep their order, too. Raises: UserError: if a split has no
+    window.
     """
-    if layout != "packed" and order != "shuffle":
+    if layout != "packed" and order not in ANY_LAYOUT:
         raise UserError(f"data.order={order} needs data.layout=packed, not {layout}")
-    fixed = layout != "packed" or order == "strided" or train_windows is not None
+    fixed = layout != "packed" or order in ("strided", "sequential") or train_windows is not None
     if layout in KINDS:
         train, validation = (KINDS[layout](store, split, context, eos) for split in ("train", "validation"))
     else:
         train, validation = Windows(store, "train", context, stride), Windows(store, "validation", context)
     arrangements = 1 if fixed else context
-    if order == "shuffle" and not fixed and len(train) <= LARGE:
+    if order == "shuffle" and not fixed and len(train) <= LARGE and store.has_ends:
         train, arrangements = Rearranged(store, "train", context, eos), ARRANGEMENTS
-    return Splits(store, train, validation, evenly_spaced(len(train), train_windows), order, arrangements)
+    chosen = evenly_spaced(len(train), train_windows)
+    if order == "sequential" and len(chosen) >= batch_windows:
+        chosen = chosen[: len(chosen) - len(chosen) % batch_windows]
+    return Splits(store, train, validation, chosen, order, arrangements)
 
 
 def evenly_spaced(count: int, limit: int | None) -> Sequence[int]:

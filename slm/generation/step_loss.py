@@ -18,6 +18,7 @@ from slm.loss import IGNORE
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
+WINDOWS = "layout", "train_windows", "order", "stride", "batch_windows"  # keys of data that decide them
 MARKED = 0.05, 3  # share of a window's tokens that are the most surprising ones, and the least number of them
 
 
@@ -72,7 +73,7 @@ def step_readings(
 def splits_read(info: dict[str, Any], source: str, context: int, tokenizer: Tokenizer, store: TokenStore) -> Splits:
     """The windows that a run has of a source, "" for its one corpus. Raises UserError for another number of them."""
     data = info["config"]["data"]
-    settings = {key: data[key] for key in ("layout", "train_windows", "order", "stride") if key in data}
+    settings = {key: data[key] for key in WINDOWS if key in data}
     if layout := source and data["sources"][source].get("layout"):
         settings["layout"] = layout
     splits = split_windows(store, tokenizer.eos, context=context, **settings)

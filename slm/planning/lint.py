@@ -131,7 +131,9 @@ def large_vocabulary(vocab_size: int, train_tokens: int) -> str | None:
     )
 
 
-def unread(store: TokenStore, split: Split, windows: Windows | Documents, targets: np.ndarray) -> str | None:
+def unread(
+    store: TokenStore, split: Split, windows: Windows | Documents, targets: np.ndarray, order: str = "shuffle"
+) -> str | None:
     """The share of a split's tokens outside the chosen windows, of which `targets` has the lengths, and the reasons."""
     share, reasons = 1 - total(targets) / store.tokens(split), []
     if windows.longest > windows.context:
@@ -141,9 +143,8 @@ def unread(store: TokenStore, split: Split, windows: Windows | Documents, target
             f"cut (model.context={-(-windows.longest // 64) * 64} would cut none)"
         )
     if len(targets) < len(windows) and share > TRIFLE:
-        reasons.append(
-            f"data.train_windows={len(targets)} leaves out {len(windows) - len(targets):,} of {len(windows):,} windows"
-        )
+        cause = "data.order=sequential" if order == "sequential" else f"data.train_windows={len(targets)}"
+        reasons.append(f"{cause} leaves out {len(windows) - len(targets):,} of {len(windows):,} windows")
     elif isinstance(windows, Windows) and share > TRIFLE:
         reasons.append(f"the last ones do not fill a window of model.context={windows.context}")
     return f"{percent(share)} of the {split} tokens are never read: {', and '.join(reasons)}" if reasons else None

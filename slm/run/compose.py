@@ -29,7 +29,7 @@ from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
 from slm.run.names import REFUSED_TRAINER_KEYS, did_you_mean, hint_for
-from slm.run.overrides import check_data_keys, check_left_out_callbacks, flattened, own_nodes
+from slm.run.overrides import check_data_keys, check_left_out_nodes, flattened, own_nodes
 from slm.run.sources import with_sources
 from slm.security import refuse_secrets
 
@@ -233,5 +233,5 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> tup
             if isinstance(values.get(folder), str):
                 values[folder] = str(atomic.expanded(values[folder]))
         values["name"] = values.get("name") or choices.get("model") or "run"
-    check_left_out_callbacks(overrides, config)
+    check_left_out_nodes(overrides, config)
     return config, written

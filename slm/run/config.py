@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 
 from slm.corpora.deduplicated import deduplicated
+from slm.corpora.joined import joined
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.run.instantiate import Node, check, describe_target, is_node, required
-from slm.run.names import DEFAULT_CALLBACKS, REFUSED_TRAINER_KEYS, hint_for
+from slm.run.names import OPTIONAL_NODES, REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
 
@@ -33,6 +34,7 @@ ORDER = (  # prefixes of the keys that decide which windows a run reads
         "data.order.",
         "data.stride.",
         "data.deduplicate.",
+        "data.joined.",
         "data.corpus.",
         "data.sources.",
         "tokenizer.",
@@ -208,6 +210,8 @@ def read_data(values: Any) -> DataConfig:
     if not hasattr(corpus, "store"):  # of ids that may be elsewhere
         refuse_url("data.path", values.get("path"))
     names = {entry.name for entry in fields(DataConfig)}
+    if values.get("joined") is True:
+        corpus = joined(corpus)
     if values.get("deduplicate") == "exact":
         corpus = deduplicated(corpus)
     return typed(DataConfig, {k: v for k, v in values.items() if k in names} | {"corpus": corpus}, "data")
@@ -263,8 +267,8 @@ def read_nodes(group: str, values: Any, *, imported: bool) -> dict[str, Node]:
         raise UserError(f"{group} must hold nodes by name, not be {values!r}; {{}} is none")
     nodes = {}
     for name, value in values.items():
-        if group == "callbacks" and name in DEFAULT_CALLBACKS and isinstance(value, Mapping) and not is_node(value):
-            continue  # settings, from an experiment or debug option, of a callback that callbacks=none leaves out
+        if name in OPTIONAL_NODES[group] and isinstance(value, Mapping) and not is_node(value):
+            continue  # settings, from an experiment or debug option, of a node that the option of the group leaves out
         if group == "logger" and is_node(value):
             value = {key: item for key, item in value.items() if item is not None}
         if value is not None and not imported and is_node(value):

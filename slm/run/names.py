@@ -98,7 +98,10 @@ REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exa
 }
 
 
-DEFAULT_CALLBACKS = ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories")
+OPTIONAL_NODES = {  # group -> nodes that an option of it may leave out, while an experiment has settings for them
+    "callbacks": ("metrics", "progress", "samples", "early_stopping", "guard", "checkpoints", "stories"),
+    "logger": ("wandb", "tensorboard"),
+}
 GENERATION = {  # key of generate.py -> its names elsewhere
     "max_new_tokens": "max_tokens max_length length n_tokens",
     "num_samples": "num_return_sequences n best_of",

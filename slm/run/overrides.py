@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 
 from slm.errors import UserError
 from slm.run import CONF
-from slm.run.names import DEFAULT_CALLBACKS, SAME_KEY, hint_for
+from slm.run.names import OPTIONAL_NODES, SAME_KEY, hint_for
 from slm.security import leaves, refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
@@ -220,15 +220,15 @@ def check_data_keys(overrides: Sequence[str], unresolved: Any):
         print(f"warning: data.{name} has no effect: no other key refers to it", file=sys.stderr)
 
 
-def check_left_out_callbacks(overrides: Sequence[str], config: Mapping[str, Any]):
-    """Raises UserError for a setting on the command line of a callback that callbacks=none leaves out."""
-    callbacks = config.get("callbacks")
+def check_left_out_nodes(overrides: Sequence[str], config: Mapping[str, Any]):
+    """Raises UserError for a setting on the command line of a callback or logger that the option leaves out."""
     for key in map(key_of, overrides):
-        name = key.removeprefix("callbacks.").partition(".")[0]
-        node = callbacks.get(name) if isinstance(callbacks, Mapping) and key.startswith("callbacks.") else None
-        left_out = name in DEFAULT_CALLBACKS and isinstance(node, Mapping) and "_target_" not in node
-        if left_out and key != f"callbacks.{name}":
-            raise UserError(f"{key} has no effect: callbacks.{name} is left out; take callbacks=default")
+        group, _, rest = key.partition(".")
+        name, nodes = rest.partition(".")[0], config.get(group)
+        if name in OPTIONAL_NODES.get(group, ()) and isinstance(nodes, Mapping) and key != f"{group}.{name}":
+            if isinstance(nodes.get(name), Mapping) and "_target_" not in nodes[name]:
+                remedy = "callbacks=default" if group == "callbacks" else f"logger={name}"
+                raise UserError(f"{key} has no effect: {group}.{name} is left out; take {remedy}")
 
 
 def flattened(config: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

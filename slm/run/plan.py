@@ -88,6 +88,7 @@ class Plan:
         if self.steps is None:
             return None
         windows = self.text.validation_windows or self.config.data.validation_windows or 0
+        windows += self.config.data.validated_train_windows or 0
         validated = -(-self.steps // self.config.val_every_n_steps) * windows
         windows = self.windows * (4 / 3 if self.model.gradient_checkpointing else 1) + validated / 3
         flops = training_flops_per_token(self.model) * self.text.targets_per_window * windows

@@ -134,7 +134,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     found = [lost_text(config, splits.store, chosen.name)]
     for source, part in splits.by_source().items():
         unread = [
-            lint.unread(part.store, "train", part.train, part.targets),
+            lint.unread(part.store, "train", part.train, part.targets, part.order_name),
             lint.unread(part.store, "validation", part.validation, part.validation.targets),
         ]
         found += [f"{source}: {line}" if source and line else line for line in unread]
@@ -162,7 +162,7 @@ def model_of(config: RunConfig, vocab_size: int, eos: int = 0) -> GPTConfig:
 def windows_of(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> Splits:
     """The windows that a run reads. Raises: UserError: if a source has none."""
     data, parts = config.data, {}
-    settings = {key: getattr(data, key) for key in ("train_windows", "order", "stride")}
+    settings = {key: getattr(data, key) for key in ("train_windows", "order", "stride", "batch_windows")}
     for name, store in stores.items():
         layout = (data.corpus.sources[name].layout if name else None) or data.layout
         with named(name):

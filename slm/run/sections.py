@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from slm.corpora import Corpus
 from slm.corpora.mixture import Mixture
-from slm.data.order import Name
+from slm.data.order import ANY_LAYOUT, Name
 from slm.data.windows import Layout
 from slm.errors import UserError
 from slm.run.overrides import LENGTHS
@@ -20,6 +20,7 @@ class DataConfig:
 
     corpus: Corpus
     deduplicate: Literal["exact"] | None
+    joined: bool | None
     layout: Layout
     order: Name
     stride: int | None
@@ -27,6 +28,7 @@ class DataConfig:
     batch_windows: int
     train_windows: int | None
     validation_windows: int | None
+    validated_train_windows: int | None
     workers: int | None
     timeout: float
 
@@ -40,13 +42,18 @@ class DataConfig:
     def __post_init__(self):
         if self.batch_windows < 1:
             raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
-        if (others := sorted(self.layouts - {"packed"})) and self.order != "shuffle":
-            raise UserError(f"data.order={self.order} needs data.layout=packed, not {others[0]}")
+        if others := sorted(self.layouts - {"packed"}):
+            if self.order not in ANY_LAYOUT:
+                raise UserError(f"data.order={self.order} needs data.layout=packed, not {others[0]}")
+            if self.joined:
+                raise UserError(f"data.joined=true has no ends of documents, which data.layout={others[0]} needs")
+        if self.joined and not self.attention_across_documents:
+            raise UserError("data.joined=true has no ends of documents, which attention_across_documents=false needs")
         if self.stride is not None and self.order != "strided":
             raise UserError(f"data.stride={self.stride} is for data.order=strided, not {self.order}")
-        for name in ("train_windows", "validation_windows", "stride"):
+        for name in ("train_windows", "validation_windows", "validated_train_windows", "stride"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"data.{name}={value} must be at least 1, or null for all")
+                raise UserError(f"data.{name}={value} must be at least 1, or null")
         cores = os.cpu_count() or 1
         if self.workers is not None and not 0 <= self.workers <= 8 * cores:
             raise UserError(

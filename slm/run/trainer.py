@@ -197,6 +197,7 @@ def build_data(job: Job) -> WindowsData:
         corpus=config.data.corpus,
         microbatch=job.microbatch,
         validation_windows=config.data.validation_windows,
+        validated_train_windows=config.data.validated_train_windows,
         workers=config.data.workers if config.data.workers is not None else 2 if on_gpu else 0,
         timeout=config.data.timeout,
         pin_memory=on_gpu,
@@ -208,6 +209,8 @@ def build_data(job: Job) -> WindowsData:
             f"data.validation_windows={config.data.validation_windows} (of {fewest}) must be at least "
             f"the {devices} devices"
         )
+    if (count := config.data.validated_train_windows) and len(data.validated_train) < devices:
+        raise UserError(f"data.validated_train_windows={count} must be at least the {devices} devices")
     return data
 
 

@@ -32,6 +32,9 @@ KINDS = {  # the "kind" in tokenizer.json -> module:class
 }
 
 
+LATER = "path", "character_coverage"  # settings that caches of earlier versions do not name
+
+
 class Damaged(UserError):
     """A folder without a tokenizer that can be loaded."""
 
@@ -69,9 +72,10 @@ class Tokenizer(Protocol):
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What names a tokenizer in the cache: its settings, with the digest of a local file, without a `path` of null."""
+    """What names a tokenizer in the cache: its settings, with the digest of a local file, without LATER ones of null."""
+    settings = {key: value for key, value in settings.items() if key not in LATER or value is not None}
     if not isinstance(path := settings.get("path"), str):
-        return {key: value for key, value in settings.items() if key != "path" or value is not None}
+        return settings
     local, names = atomic.expanded(path), ("tokenizer.json", "tokenizer_config.json")
     files = [local, *(local / name for name in names), local.with_name(names[1])]
     return {**settings, "sha256": [atomic.sha256(file) for file in files if file.is_file()]}

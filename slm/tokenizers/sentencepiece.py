@@ -33,7 +33,6 @@ LOSSLESS = {  # SentencePiece's defaults lose or change spaces, rare characters 
     "remove_extra_whitespaces": False,
     "add_dummy_prefix": False,
     "byte_fallback": True,
-    "character_coverage": 1.0,
     "required_chars": SPACE,  # also if no document has a space: as bytes it would be a literal U+2581
     "max_sentence_length": 2**30,  # bytes of the longest document; SentencePiece's largest value
     "input_sentence_size": 0,  # all documents
@@ -70,10 +69,12 @@ class SentencePieceTokenizer(Tokenizer):
         algorithm: Algorithm,
         sample_documents: int,
         seed: int,
+        character_coverage: float | None = None,
         path: str | None = None,
     ) -> Tokenizer:
         """Trains on `sample_documents` documents, sampled from the first 4 x `sample_documents`; reads no others.
 
+        Characters beyond `character_coverage`, the share of the text that gets ids of its own, are written as bytes.
         With the `path` of a model the other settings have no effect.
         Raises: UserError: for a vocabulary size that these documents do not allow, or documents without text; for a
         `path` without a model.
@@ -82,15 +83,20 @@ class SentencePieceTokenizer(Tokenizer):
             return SentencePieceModel.read(path)
         if algorithm not in get_args(Algorithm):
             raise UserError(f"tokenizer.algorithm={algorithm}: must be bpe or unigram")
+        if character_coverage is not None and not 0.98 <= character_coverage <= 1:
+            raise UserError(f"tokenizer.character_coverage={character_coverage} must be from 0.98 to 1, or null for 1")
         settings = {
             "vocab_size": vocab_size,
             "algorithm": algorithm,
             "sample_documents": sample_documents,
             "seed": seed,
         }
+        coverage = 1.0 if character_coverage is None else character_coverage
+        if coverage < 1:
+            settings["character_coverage"] = coverage
         documents = [text.replace(RESERVED, " ") for text in sample(documents, sample_documents, seed)]
         parts = [part for text in documents for part in SOLID.sub(rf"\g<0>{RESERVED}", text).split(RESERVED)]
-        return cls(train(parts, vocab_size, algorithm), settings)
+        return cls(train(parts, vocab_size, algorithm, coverage), settings)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -158,7 +164,7 @@ def chunks(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
+def train(documents: list[str], vocab_size: int, algorithm: Algorithm, coverage: float = 1.0) -> bytes:
     """A trained SentencePiece model of exactly `vocab_size` ids, as bytes.
 
     Raises: UserError: for documents without text; for a `vocab_size` that is too small or too large for them.
@@ -173,6 +179,7 @@ def train(documents: list[str], vocab_size: int, algorithm: Algorithm) -> bytes:
     if vocab_size < FIRST_BYTE + 256 + 1:
         raise UserError(f"{too_small}, at least {FIRST_BYTE + 256 + 1}")
     model, settings = io.BytesIO(), {"vocab_size": vocab_size, "model_type": algorithm, **LOSSLESS}
+    settings["character_coverage"] = coverage
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(documents), model_writer=model, **settings)
     except (RuntimeError, ValueError) as error:

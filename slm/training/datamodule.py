@@ -21,6 +21,7 @@ class WindowsData(L.LightningDataModule):
     """The windows of `split_windows`. Its state is a position: the windows consumed by all devices.
 
     `validation_windows` limits that split of each source to so many windows, evenly spaced; None: all.
+    `validated_train_windows` of train, evenly spaced, are validated as well, in the last loader; None: none.
     `timeout` in seconds is for loader processes. Works in any Trainer.
     """
 
@@ -32,6 +33,7 @@ class WindowsData(L.LightningDataModule):
         microbatch: int,
         seed: int,
         validation_windows: int | None = None,
+        validated_train_windows: int | None = None,
         workers: int = 0,
         timeout: float = 300,
         pin_memory: bool = False,
@@ -43,6 +45,12 @@ class WindowsData(L.LightningDataModule):
         self.targets_per_window = splits.targets_per_window
         self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
         self.train = splits.chosen_windows
+        parts, count = [*splits.by_source().values()], validated_train_windows
+        self.validated_train = [  # indices, as many of each source
+            index * len(parts) + source
+            for source, part in enumerate(parts if count else ())
+            for index in evenly_spaced(len(part.chosen), -(-count // len(parts)))
+        ]
         self.order = splits.order(seed)
         self.tokenizer, self.corpus = tokenizer, corpus
         lossless = not splits.store.manifest["splits"]["validation"].get("lost_bytes")
@@ -72,11 +80,14 @@ class WindowsData(L.LightningDataModule):
         return self._loader(WithIndices(self.train), sampler=Positions(self.order, self.start[1], rank, world))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The same evenly spaced windows at every validation; of each source of a mixture in a loader of its own."""
+        """The same evenly spaced windows at every validation; of each source of a mixture in a loader of its own, then
+        those of train."""
         rank, world, loaders = self.trainer.global_rank, self.trainer.world_size, []
         for windows in self.validations.values():
             chosen = evenly_spaced(len(windows), self.validation_windows)
             loaders.append(self._loader(Subset(windows, chosen[rank::world])))
+        if self.validated_train:
+            loaders.append(self._loader(Subset(self.train, self.validated_train[rank::world])))
         return loaders if len(loaders) > 1 else loaders[0]
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int) -> Tensor:

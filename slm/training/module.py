@@ -39,6 +39,7 @@ class Pretraining(L.LightningModule):
         self.validation = LanguageModelMetrics()
         self.sources: list[str] = []  # of a mixture
         self.by_source = torch.nn.ModuleList()  # the metrics of each
+        self.on_train = LanguageModelMetrics()  # of windows of train, which a loader after all others has
         self.targets_per_window: float = model.config.context  # mean, over the training split
         self.text_lengths: Tensor | None = None  # (2, V) bytes per id; no buffer, which averaging would change
         self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
@@ -89,12 +90,13 @@ class Pretraining(L.LightningModule):
             self._set_learning_rate()
 
     def validation_step(self, windows: Tensor, index: int, dataloader_idx: int = 0) -> Tensor:
-        """Nats of each target (B, T), 0 for IGNORE."""
+        """Nats of each target (B, T), 0 for IGNORE. The loader after those of the sources has windows of train."""
         inputs, targets = split(windows)
         nats = token_nats(self.model.features(inputs), targets=targets, **self.model.readout)
         if self.text_lengths is not None:
             self.text_lengths = self.text_lengths.to(nats.device)
-        for metrics in (self.validation, *self.by_source[dataloader_idx : dataloader_idx + 1]):
+        own = (self.validation, *self.by_source[dataloader_idx : dataloader_idx + 1])
+        for metrics in own if dataloader_idx < max(len(self.sources), 1) else (self.on_train,):
             metrics.update(nats, windows, self.text_lengths)
         return nats
 
@@ -103,6 +105,9 @@ class Pretraining(L.LightningModule):
         for prefix, metrics in zip(names, (self.validation, *self.by_source)):
             self.log_dict({f"{prefix}/{name}": value for name, value in metrics.compute().items()})
             metrics.reset()
+        if self.on_train.tokens > 0:
+            self.log("val/train_loss", self.on_train.compute()["loss"])
+            self.on_train.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.make_optimizer(self.model)

@@ -53,11 +53,15 @@ class Stories(Callback):
     def on_validation_start(self, trainer, module):
         self.tallies = []
         if not self.floors:
-            stories = [self.corpus.story("validation", i).text for i in trainer.val_dataloaders.dataset.indices]
+            loaders = trainer.val_dataloaders  # the first one of several, if the train split is validated, too
+            loader = loaders[0] if isinstance(loaders, list) else loaders
+            stories = [self.corpus.story("validation", i).text for i in loader.dataset.indices]
             self.floors = [story_floor(self.corpus.seen, story, trainer.datamodule.tokenizer) for story in stories]
             self.sizes = list(map(len, stories))
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if dataloader_idx:
+            return
         for nats in outputs.cpu().double().numpy():
             floor = self.floors[len(self.tallies)]
             self.tallies.append(tally(nats[: len(floor.bits)] / math.log(2), floor))
