@@ -26,7 +26,7 @@ SMALL_BATCHES = 4  # the first of a corpus, encoded before it is large enough fo
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a batch of documents, eos after each unless they are joined, in the type of the store; and its counts."""
+    """The ids of a batch of documents, eos after each that is not joined, in the type of the store; and its counts."""
 
     ids: np.ndarray
     documents: int

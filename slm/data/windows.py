@@ -208,9 +208,9 @@ def split_windows(
     """All windows in this layout; of the train split so many are chosen, evenly spaced (None: all).
 
     A pass over more than LARGE windows moves all of them by one offset, and keeps the documents in their order.
-    `stride` in ids is for order="strided" (None: context). A pass of order="sequential" leaves out the last windows that
-    do not fill a batch of `batch_windows`. Joined documents keep their order, too. Raises: UserError: if a split has no
-    window.
+    `stride` in ids is for order="strided" (None: context). A pass of order="sequential" leaves out the last windows
+    that do not fill a batch of `batch_windows`. Joined documents keep their order, too. Raises: UserError: if a split
+    has no window.
     """
     if layout != "packed" and order not in ANY_LAYOUT:
         raise UserError(f"data.order={order} needs data.layout=packed, not {layout}")

@@ -225,10 +225,11 @@ def check_left_out_nodes(overrides: Sequence[str], config: Mapping[str, Any]):
     for key in map(key_of, overrides):
         group, _, rest = key.partition(".")
         name, nodes = rest.partition(".")[0], config.get(group)
-        if name in OPTIONAL_NODES.get(group, ()) and isinstance(nodes, Mapping) and key != f"{group}.{name}":
-            if isinstance(nodes.get(name), Mapping) and "_target_" not in nodes[name]:
-                remedy = "callbacks=default" if group == "callbacks" else f"logger={name}"
-                raise UserError(f"{key} has no effect: {group}.{name} is left out; take {remedy}")
+        if name not in OPTIONAL_NODES.get(group, ()) or not isinstance(nodes, Mapping) or key == f"{group}.{name}":
+            continue
+        if isinstance(nodes.get(name), Mapping) and "_target_" not in nodes[name]:
+            remedy = "callbacks=default" if group == "callbacks" else f"logger={name}"
+            raise UserError(f"{key} has no effect: {group}.{name} is left out; take {remedy}")
 
 
 def flattened(config: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:

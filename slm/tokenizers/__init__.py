@@ -72,7 +72,7 @@ class Tokenizer(Protocol):
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What names a tokenizer in the cache: its settings, with the digest of a local file, without LATER ones of null."""
+    """What names a tokenizer in the cache: its settings, with the digest of a local file, without a null of LATER."""
     settings = {key: value for key, value in settings.items() if key not in LATER or value is not None}
     if not isinstance(path := settings.get("path"), str):
         return settings
