@@ -1,6 +1,6 @@
 """The verdict on a learner's result: what was expected, what came, where they differ first, and the likely mistake."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,10 +24,7 @@ def shown(value: object) -> str:
 
 
 def same(what: str, given: object, expected: object, mistakes: Mapping[str, object] | None = None) -> None:
-    """Checks an exact result, such as a list of ids. `mistakes`: a sentence -> the result of that mistake.
-
-    Raises: Wrong: if it is another one.
-    """
+    """Checks an exact result, such as a list of ids. `mistakes` as in `close`. Raises: Wrong: if it is another one."""
     require(given is not None, f"{what} returned None.", "Is there a `return` at the end?")
     if given == expected:
         return
@@ -36,7 +33,7 @@ def same(what: str, given: object, expected: object, mistakes: Mapping[str, obje
         pairs = enumerate(zip(given, expected))
         place = next((place for place, (one, other) in pairs if one != other), min(len(given), len(expected)))
         lines.append(f"The first difference is at place {place}; the lengths are {len(given)} and {len(expected)}.")
-    raise Wrong("\n".join([*lines, *(hint for hint, result in (mistakes or {}).items() if given == result)]))
+    raise Wrong("\n".join([*lines, *named(mistakes or {}, lambda result: given == result)]))
 
 
 def close(
@@ -44,8 +41,8 @@ def close(
 ) -> float:
     """Checks numbers, as a tensor or a float, and returns the largest difference.
 
-    `mistakes`: a sentence that names a mistake -> the numbers that result from it. Raises: Wrong: if a number differs
-    by more than `tolerance`, relative for numbers above 1.
+    `mistakes`: a sentence that names a mistake -> the numbers that result from it, or a tuple of possible results.
+    Raises: Wrong: if a number differs by more than `tolerance`, relative for numbers above 1.
     """
     require(given is not None, f"{what} returned None.", "Is there a `return` at the end?")
     is_number = isinstance(given, Tensor | int | float)
@@ -61,7 +58,13 @@ def close(
             f"{what} differs from the reference.",
             f"{where} must be {expected[place].item():.6g}, and is {given[place].item():.6g}.",
         ]
-        raise Wrong("\n".join([*lines, *named(given, mistakes or {}, tolerance)]))
+
+        def explains(result: object) -> bool:
+            result = tensor(result).double()
+            settings = {"rtol": 0, "atol": 10 * tolerance, "equal_nan": True}
+            return result.shape == given.shape and torch.allclose(given.double(), result, **settings)
+
+        raise Wrong("\n".join([*lines, *named(mistakes or {}, explains)]))
     return difference.max().item() if difference.numel() else 0.0
 
 
@@ -77,13 +80,7 @@ def distance(given: Tensor, expected: Tensor) -> Tensor:
     return torch.where(given == expected, 0.0, difference)
 
 
-def named(given: Tensor, mistakes: Mapping[str, object], tolerance: float) -> list[str]:
-    """The sentences of those mistakes from which exactly these numbers result, NaN included."""
-    found = []
-    for sentence, result in mistakes.items():
-        result = tensor(result)
-        if result.shape == given.shape and torch.allclose(
-            given.double(), result.double(), rtol=0, atol=10 * tolerance, equal_nan=True
-        ):
-            found.append(sentence)
-    return found
+def named(mistakes: Mapping[str, object], explains: Callable[[object], bool]) -> list[str]:
+    """The sentences of those mistakes of which a result explains what came."""
+    results = {text: result if isinstance(result, tuple) else (result,) for text, result in mistakes.items()}
+    return [text for text, possible in results.items() if any(map(explains, possible))]

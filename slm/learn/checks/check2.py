@@ -38,7 +38,7 @@ def checks(own) -> Iterator[str]:
 def pieces(own):
     expected = [BYTES.index(byte) for byte in "Aé ".encode()]
     hint = "These are the characters' code points or the plain bytes: an id is the place of a byte in BYTES."
-    same('byte_ids("Aé ")', own.byte_ids("Aé "), expected, {hint: [*map(ord, "Aé ")], hint + " ": [*"Aé ".encode()]})
+    same('byte_ids("Aé ")', own.byte_ids("Aé "), expected, {hint: ([*map(ord, "Aé ")], [*"Aé ".encode()])})
     given = own.count_pairs({(1, 2, 1, 2): 5, (2, 1): 1})
     once = {(1, 2): 2, (2, 1): 2}
     hint = "Each pair must count as often as its word occurs."

@@ -180,19 +180,23 @@ def block(own) -> float:
     def attended(x: Tensor) -> Tensor:
         return original.attention(x, None, None, {}, None)
 
-    normed, middle = original.attention_norm(x), x + attended(original.attention_norm(x))
-    hidden = original.mlp(original.mlp_norm(middle))
-    post = original.attention_norm(x + attended(x))
-    without_first = attended(normed)
+    def expanded(x: Tensor) -> Tensor:
+        return original.mlp(original.mlp_norm(x))
+
+    normed = original.attention_norm(x)
+    alone, middle, post = attended(normed), x + attended(normed), original.attention_norm(x + attended(x))
+    between = normed + alone
     mistakes = {
-        "The residual stream x is not added: x + attention(...), x + mlp(...).": original.mlp(
-            original.mlp_norm(without_first)
-        ),
-        "The second branch is not added to the residual stream.": hidden,
+        "The residual stream x is not added to the attention's result.": alone + expanded(alone),
+        "The residual stream x is not added: x + attention(...), x + mlp(...).": expanded(alone),
+        "The second branch is not added to the residual stream.": expanded(middle),
+        "The normed x is added, not x: a norm is inside its branch only.": original.mlp_norm(between)
+        + expanded(between),
         "The norm comes after the addition (post-norm): it must be inside the branch.": original.mlp_norm(
             post + original.mlp(post)
         ),
-        "The MLP reads the stream of before the attention.": middle + original.mlp(original.mlp_norm(x)),
+        "The MLP reads the stream of before the attention.": middle + expanded(x),
+        "The norms are missing.": x + attended(x) + original.mlp(x + attended(x)),
     }
     return close(f"Block({WIDTH}, {HEADS})(x)", mine(x), original(x, None, None, {}, None), mistakes)
 

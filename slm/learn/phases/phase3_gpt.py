@@ -116,7 +116,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids (B, T) to logits (B, T, V) of the token after each position."""
 
-    def __init__(self, vocab_size, context, width, heads, depth):
+    def __init__(self, vocab_size: int, context: int, width: int, heads: int, depth: int):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(context, width)
@@ -124,8 +124,14 @@ class GPT(nn.Module):
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.head.weight = self.tokens.weight  # one matrix reads tokens in and out: weight tying
-        for matrix in (parameter for parameter in self.parameters() if parameter.dim() == 2):
-            nn.init.normal_(matrix, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:  # their sum over all blocks stays of the size of one: GPT-2
+            nn.init.normal_(block.attention.out.weight, std=0.02 / math.sqrt(2 * depth))
+            nn.init.normal_(block.mlp.out.weight, std=0.02 / math.sqrt(2 * depth))
 
     def embed(self, tokens):
         """(B, T) to (B, T, C): the embedding of the token plus that of its position, 0 to T - 1 in every row."""

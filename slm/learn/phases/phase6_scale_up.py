@@ -1,51 +1,58 @@
-"""Phase 6: scale up. Your tokenizer and your attention in train.py, the size of a model, its evaluation, its tuning.
+"""Phase 6: scale up. Your tokenizer and your GPT in train.py; the size of a model, its evaluation, its tuning.
 
-    python train.py experiment=quickstart model._target_=phase6_scale_up.OwnGPT model.positions=learned \\
-        model.qk_norm=false tokenizer._target_=phase2_bpe.BPE.build +tokenizer.vocab_size=600
+    python train.py data=storyworld model=own model._target_=phase3_gpt.GPT model.context=192 +model.width=128 \\
+        +model.heads=4 +model.depth=4 tokenizer._target_=phase2_bpe.BPE.build +tokenizer.vocab_size=600
 
-trains the quickstart with them, started in this folder, and a GPU does the same a hundred times larger.
+in this folder trains them; with trainer=gpu and larger numbers it is the same at another scale.
 """
 
 import math
 
 from slm.attention import Attention
-from slm.errors import UserError
 from slm.learn.phases.phase3_gpt import MultiHead
-from slm.model import GPT
+from slm.model import GPT, GPTConfig
 
 
 class OwnAttention(Attention):
     """The attention of slm.model.GPT, computed by your MultiHead. It has the same parts: heads, qkv and out."""
 
     def forward(self, x, tokens, rotation, masks, cache):
-        """The normed residual stream x (B, T, C) to (B, T, C).
+        """The normed residual stream x (B, T, C) to (B, T, C). Your attention needs x alone.
 
-        In training and validation there is no cache, and MultiHead.forward(self, x) does all. Generation gives a cache
-        with the keys and values of earlier positions, so that a step reads one new token; leave that to the original:
-        super().forward with the same arguments.
+        MultiHead.forward is a function of two arguments; its first, `self`, is any object with heads, qkv and out.
         """
         # your code
-        if cache:
-            return super().forward(x, tokens, rotation, masks, cache)
         return MultiHead.forward(self, x)
 
 
 class OwnGPT(GPT):
-    """slm's GPT, with the same first weights, in which your code computes the attention.
+    """slm's GPT with your attention, so that you can combine it with other norms and MLPs:
 
-    Your attention has neither rotary positions nor dropout, normed queries, fewer key/value heads or windows.
+    model=own model._target_=phase6_scale_up.OwnGPT +model.width=128 ... +model.norm=rmsnorm +model.mlp=swiglu
     """
 
-    def __init__(self, config):
+    def __init__(
+        self,
+        vocab_size: int,
+        context: int,
+        width: int,
+        heads: int,
+        depth: int,
+        norm: str = "layernorm",
+        mlp: str = "gelu",
+    ):
+        sizes = {
+            "vocab_size": vocab_size,
+            "context": context,
+            "depth": depth,
+            "width": width,
+            "head_dim": width // heads,
+        }
+        config = GPTConfig(**sizes, positions="learned", norm=norm, mlp=mlp, tied=True, bias=True)
         super().__init__(config)
-        if config.positions != "learned" or config.dropout or config.qk_norm or config.kv_heads or config.window:
-            raise UserError(
-                "OwnGPT needs model.positions=learned model.dropout=0 model.qk_norm=false model.kv_heads=null "
-                "model.window=null"
-            )
         for layer, block in enumerate(self.blocks):
             own = OwnAttention(config, layer)
-            own.load_state_dict(block.attention.state_dict())
+            own.load_state_dict(block.attention.state_dict())  # the same first weights
             block.attention = own
 
 
