@@ -150,3 +150,11 @@ def test_start_overwrites_nothing(folder, monkeypatch, capsys):
     assert exit_code(monkeypatch, command.main, "start", "mine") == 2
     assert "may hold your work" in capsys.readouterr().err
     assert (folder / "phase1_autograd.py").read_text() == "my work"
+
+
+def test_the_example_of_the_page_draws_its_graph(folder):
+    page = (ROOT / "docs" / "learn.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    assert names["a"].grad == 7
+    assert (folder.parent / "graph.png").stat().st_size > 5000

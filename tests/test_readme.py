@@ -11,6 +11,7 @@ from conftest import ROOT, exit_code, small_run, trained
 
 from slm import cache, compare, evaluate, lens, report, verify
 from slm.data import __main__ as corpus_command
+from slm.learn import __main__ as learn_command
 from slm.run import cli
 from slm.run.overrides import read_arguments
 from slm.tokenizers import __main__ as tokenizers_command
@@ -37,6 +38,7 @@ REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
+LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 LONG = {
     "sweep_dir": "test_sweeps.py",
@@ -68,6 +70,7 @@ def test_the_readme_has_commands():
         *REPORTS,
         *TOKENIZERS,
         *CORPORA,
+        *LEARN,
         CACHE,
         QUICKSTART,
     }
@@ -181,6 +184,13 @@ def test_corpus_report(command, monkeypatch, capsys):
     words = ["runs/text" if word == "RUN" else word for word in shlex.split(command)[3:]]
     assert exit_code(monkeypatch, corpus_command.main, *words, "cache_dir=cache") == 0
     assert "written: " in capsys.readouterr().out
+
+
+def test_learn(monkeypatch, capsys):
+    """In their order: an unchanged start folder does not pass."""
+    codes = [exit_code(monkeypatch, learn_command.main, *command.split()[3:]) for command in LEARN]
+    assert codes == [1 if "check mine" in command else 0 for command in LEARN]
+    assert "Value.__mul__ is not written yet" in capsys.readouterr().out
 
 
 def test_cache(monkeypatch, tmp_path, capsys):

@@ -74,7 +74,7 @@ def check_phase(phase: Phase, folder: Path | None) -> bool:
     except Failed as failed:
         first, *others = str(failed).splitlines()
         print(f"  FAIL  {first}", *others, sep="\n        ")
-        print(f"phase {phase.number} is not passed yet: {count} checks passed before this one\n", flush=True)
+        print(f"phase {phase.number} is not passed yet; checks passed before: {count}\n", flush=True)
         return False
     print(f"passed: {count} checks in {time.perf_counter() - begin:.1f} s\n", flush=True)
     return True
