@@ -1,7 +1,7 @@
 """Writes the report of a run or a sweep: report.html, one file without network, and PNGs in its folder report/.
 
 python -m slm.report FOLDER ...   a run (also one that is running or was killed), a sweep, or a folder of runs
-A run and a sweep write theirs at their end.
+A run and a sweep write theirs at their end. For a run the command draws loss.png, too.
 """
 
 import argparse
@@ -14,33 +14,44 @@ from slm.errors import UserError, one_line, one_line_errors
 from slm.files import atomic, run_folder
 from slm.files.stdio import make_stdio_robust
 
+AXES = "steps", "tokens", "flops", "seconds"  # of slm.analysis.curves, which imports numpy
+
 
 @one_line_errors()
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
+    parser.add_argument("--x", choices=AXES, default="steps", help="horizontal axis of the curves (default: steps)")
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # about characters that no font has
     for folder in map(atomic.expanded, arguments.folder):
-        print(create(folder))
+        print(create(folder, arguments.x))
+        if (folder / "run.json").exists() and (picture := draw(folder, arguments.x)):
+            print(picture)
 
 
-def create(folder: Path) -> Path:
-    """Writes the report of a folder and returns the path of report.html. Raises UserError, OSError."""
+def create(folder: Path, axis: str = "steps") -> Path:
+    """Writes the report of a folder, with curves along this axis, and returns the path of report.html.
+
+    Raises UserError, OSError.
+    """
     from slm.analysis import run_page, sweep_page
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about characters that no font has
-        (run_page if (folder / "run.json").exists() else sweep_page).write(folder)
+        (run_page if (folder / "run.json").exists() else sweep_page).write(folder, axis)
     return folder / "report.html"
 
 
-def draw(folder: Path) -> Path | None:
-    """loss.png of a run; None without losses."""
+def draw(folder: Path, axis: str = "steps") -> Path | None:
+    """loss.png of a run, along this axis; None without losses. Raises UserError if the axis was not recorded."""
     from slm.analysis import curves, figures, run_charts
+    from slm.analysis.charts import along
 
-    charts = run_charts.loss_charts(curves.read(folder))
+    info = run_folder.require_run_json(folder) if axis == "flops" else {}
+    charts = along(run_charts.loss_charts(curves.read(folder, info.get("flops_per_token"))), axis)
     if not charts:
         return None
     figures.save(folder / "loss.png", charts, folder.name)

@@ -63,7 +63,9 @@ def pytest_collection_finish():
 def blank_pictures() -> Iterator[None]:
     """loss.png is empty in tests without `drawn`, since drawing takes a quarter of a run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda folder: (folder / "loss.png").write_bytes(b"") or folder / "loss.png")
+        patch.setattr(
+            report, "draw", lambda folder, axis="": (folder / "loss.png").write_bytes(b"") or folder / "loss.png"
+        )
         yield
 
 

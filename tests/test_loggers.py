@@ -80,12 +80,13 @@ def test_an_address_that_does_not_answer_is_a_reason_in_one_line(address, reason
 
 
 def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, capsys):
-    """Without a key the run is kept offline; both attempts are one W&B run; a table of samples is logged."""
+    """Without a key the run is kept offline; both attempts are one W&B run; a table of samples is logged, and the best
+    checkpoint if that is asked for."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     run("logger=wandb")
-    folder = run("logger=wandb", "budget.steps=12")
+    folder = run("logger=wandb", "budget.steps=12", "logger.wandb.log_model=best", "tags=[first, small]")
     assert "no key" in capsys.readouterr().out
     attempts = list((folder / "wandb").glob("offline-run-*"))
     identity = json.loads((folder / "run.json").read_text())["run_id"]
@@ -94,13 +95,20 @@ def test_wandb_offline_keeps_its_id_over_a_resume(run, tmp_path, monkeypatch, ca
     tables = [json.loads(path.read_text()) for path in (folder / "wandb").rglob("*.table.json")]
     assert {table["columns"][0] for table in tables} == {"step"}
     assert {table["data"][0][0] for table in tables} == {0, 5, 10, 12}
+    records = list(wandb_records(folder, max(attempts).name))
+    assert [list(record.run.tags) for record in records if record.HasField("run")] == [["first", "small"]]
+    artifacts = [record.artifact for record in records if record.HasField("artifact")]
+    (model,) = (artifact for artifact in artifacts if artifact.type == "model")
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert [content.path for content in model.manifest.contents] == [best["file"]]
+    assert {"best", f"step-{best['step']}"} <= set(model.aliases)
 
 
-def wandb_records(folder):
+def wandb_records(folder, attempt="offline-run-*"):
     """The records that W&B keeps of an offline run: a LevelDB log after a header of seven bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (path,) = folder.glob(f"wandb/{attempt}/*.wandb")
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if (left := 2**15 - at % 2**15) < 7:  # the end of a block

@@ -196,7 +196,9 @@ def test_a_run_that_was_killed(finished, tmp_path, monkeypatch, capsys):
     child = {"fork": fork, "config": {**info["config"], "seed": 1}}
     write_run(tmp_path / "child", lr=0.1, width=64, seed=1, loss=2.5, steps=9, **child)
     assert exit_code(monkeypatch, report.main, str(folder), str(tmp_path / "child")) == 0
-    assert capsys.readouterr().out.split() == [str(folder / "report.html"), str(tmp_path / "child" / "report.html")]
+    assert capsys.readouterr().out.split() == [
+        str(place / name) for place in (folder, tmp_path / "child") for name in ("report.html", "loss.png")
+    ]
     page = text_of(folder)
     parts = "running, or killed", "2 attempts, the later", "3 skipped loss nan", "peak memory, GB 2", "step 5 of killed"
     assert [part for part in parts if part not in page] == []
@@ -423,3 +425,14 @@ def test_scripts_of_others_do_not_run(run, tmp_path):
     copy.write_text(page.replace("<main>", "<script>document.title = 'taken'</script><main>"), encoding="utf-8")
     with pytest.raises(AssertionError, match="violates the following"):
         dumped(copy, tmp_path / "profile", 800)
+
+
+def test_curves_along_the_chosen_axis_of_a_run_that_was_killed(tmp_path, monkeypatch, capsys, drawn):
+    folder = write_run(tmp_path / "run", lr=0.1, width=8, seed=1, loss=2.0, status="running")
+    assert exit_code(monkeypatch, report.main, str(folder), "--x", "tokens") == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report.html"), str(folder / "loss.png")]
+    assert all(next(iter(chart["axes"])) == "tokens" for chart in charts(folder))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({**line, "seconds": None}) + "\n" for line in lines))
+    assert exit_code(monkeypatch, report.main, str(folder), "--x", "seconds") == 2
+    assert "--x seconds was not recorded; the curves have steps, tokens, flops" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Charts as data: drawn by report.js in the page, and by matplotlib in slm.analysis.figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+
+from slm.errors import UserError
 
 # Okabe and Ito, "Color universal design", without yellow and black; lighter blue and green on a dark page
 CATEGORIES = {
@@ -69,6 +71,13 @@ class Chart:
             "grid": self.grid,
             "series": [_plain(series) for series in self.series],
         }
+
+
+def along(charts: Sequence[Chart], axis: str) -> list[Chart]:
+    """The charts with this axis first, on which they are drawn. Raises UserError if it was not recorded."""
+    if missing := [chart for chart in charts if axis not in chart.axes]:
+        raise UserError(f"--x {axis} was not recorded; the curves have {', '.join(missing[0].axes)}")
+    return [replace(chart, axes={axis: chart.axes[axis], **chart.axes}) for chart in charts]
 
 
 def _plain(series: Series) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from slm.analysis import curves as run_curves
 from slm.analysis import figures, forks
+from slm.analysis.charts import along
 from slm.analysis.curves import Curves
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
 from slm.analysis.run_charts import POINTS, dynamics_charts, last, main_charts, other_charts
@@ -17,12 +18,15 @@ MAX_PROMPTS, MAX_SAMPLES, MAX_EVENTS, MAX_KEYS = 4, 10, 200, 600
 IDENTITY = ("run_id", "created", "git_commit", "config_hash", "corpus", "tokenizer", "device", "devices", "precision")
 
 
-def write(folder: Path):
-    """Writes report.html, and curves.png (dynamics.png) in report/. Raises UserError if run.json is damaged."""
+def write(folder: Path, axis: str = "steps"):
+    """Writes report.html, and curves.png (dynamics.png) in report/, with this horizontal axis.
+
+    Raises UserError if run.json is damaged, or if the run has not recorded the axis.
+    """
     run = Run(folder)
     info, summary = run.info, run.summary
     curves = run_curves.read(folder, info.get("flops_per_token"))
-    charts, dynamics = main_charts(curves), dynamics_charts(curves)
+    charts, dynamics = along(main_charts(curves), axis), along(dynamics_charts(curves), axis)
     pictures = folder / "report"
     pictures.mkdir(exist_ok=True)
     for name, drawn in (("curves", charts), ("dynamics", dynamics[:8])):
@@ -38,7 +42,7 @@ def write(folder: Path):
         section("Configuration", configuration(info)),
         section("Samples", samples(folder)),
         section("Layers", page.group(dynamics), picture(pictures / "dynamics.png", "dynamics of the layers")),
-        section("Further metrics", page.group(other_charts(curves))),
+        section("Further metrics", page.group(along(other_charts(curves), axis))),
         section("Identity", identity(info)),
     ]
     footer = paragraph(

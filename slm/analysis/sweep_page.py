@@ -12,6 +12,7 @@ import numpy as np
 
 from slm.analysis import figures, html
 from slm.analysis.answers import answers_section
+from slm.analysis.charts import along
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
 from slm.analysis.optimum import AT_THE_EDGE
 from slm.analysis.sweep import BESIDE_FAILURES, Sweep, read
@@ -24,12 +25,12 @@ INTERNAL = re.compile(r"^(\+\+)?hydra\.sweeper\.(?=variants\.|seeds=|detect=)") 
 SAFE = re.compile(r"[\w.+/@:,=-]+|[\w.+/@-]+='[^']*'")  # as it is in a shell
 
 
-def write(folder: Path):
+def write(folder: Path, axis: str = "steps"):
     """Writes report.html, and objective.png, heatmap.png and curves.png in report/, as far as there is something to
-    draw. Raises UserError for a folder without runs."""
+    draw; curves along this axis. Raises UserError for a folder without runs, or whose runs lack the axis."""
     sweep = read(folder)
     objective, optima = objective_chart(sweep)
-    curves, maps = curve_charts(sweep), list(heat_maps(sweep))
+    curves, maps = along(curve_charts(sweep), axis), list(heat_maps(sweep))
     pictures = folder / "report"
     pictures.mkdir(exist_ok=True)
     if objective:

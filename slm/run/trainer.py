@@ -30,7 +30,7 @@ from slm.training.callbacks.signals import StopSignals
 from slm.training.callbacks.window_log import WindowLog
 from slm.training.checkpoint_io import DurableCheckpointIO
 from slm.training.datamodule import WindowsData
-from slm.training.loggers import MetricsFile, adapt, why_offline
+from slm.training.loggers import MetricsFile, WandB, adapt, why_offline
 from slm.training.module import Pretraining
 from slm.training.process import quiet_lightning
 
@@ -220,9 +220,10 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
     facts |= {"path": run_dir / "metrics.jsonl"}
     loggers = []
     for node in config.logger.values():
-        if node.target is WandbLogger and (run_dir.parent / "sweep.json").exists():
+        is_wandb = node.target in (WandB, WandbLogger)
+        if is_wandb and (run_dir.parent / "sweep.json").exists():
             node = replace(node, settings={"group": run_dir.parent.name, **node.settings})
-        if node.target is WandbLogger and node.names("offline"):
+        if is_wandb and node.names("offline"):
             reason = why_offline()
             facts["offline"] = reason is not None
             if reason:

@@ -7,14 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import lightning.pytorch as L
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm.errors import one_line
-from slm.files import atomic, jsonl
+from slm.files import atomic, jsonl, run_folder
 
 
 def write_metrics(trainer: L.Trainer, values: dict[str, float]):
@@ -104,6 +106,40 @@ class CSVFile(MetricsFile):
             atomic.write_text(self.path.with_suffix(".csv"), table.getvalue())
         except OSError as error:  # Lightning would raise it instead of the error that ended the training
             print(f"warning: {error.filename} was not written: {error.strerror}", file=sys.stderr)
+
+
+class WandB(WandbLogger):
+    """Lightning's W&B logger; its settings, such as project, group and tags, are those of Lightning and wandb.init.
+
+    With log_model=best, or true, the best checkpoint is an artifact once the run is done. Offline too: `wandb sync`
+    sends it with the rest. `path` is metrics.jsonl of the run folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        save_dir: str,
+        name: str | None = None,
+        id: str | None = None,
+        offline: bool = False,
+        log_model: Literal["best"] | bool = False,
+        **settings,
+    ):
+        super().__init__(save_dir=save_dir, name=name, id=id, offline=offline, **settings)
+        self.folder, self.sends_best = path.parent, bool(log_model)
+
+    @rank_zero_only
+    def finalize(self, status: str):
+        super().finalize(status)
+        pointer = self.folder / "checkpoints" / "best.json"
+        if status == "success" and self.sends_best and pointer.exists():
+            best, step = run_folder.pointed(pointer), run_folder.step_of(run_folder.pointed(pointer))
+            facts = {"name": f"model-{self.experiment.id}", "type": "model"}
+            try:
+                self.experiment.log_artifact(str(best), aliases=["best", f"step-{step}"], **facts)
+            except Exception as error:  # the run is done, whatever becomes of its copy
+                print(f"warning: {best.name} is no artifact of W&B ({one_line(error, 300)})", file=sys.stderr)
 
 
 def why_offline() -> str | None:
