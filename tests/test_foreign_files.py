@@ -23,7 +23,7 @@ from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
-from slm.files import atomic
+from slm.files import archive, atomic
 from slm.model import GPT, GPTConfig
 from slm.run import cli
 from slm.run.train import train
@@ -335,6 +335,18 @@ def test_an_archive_is_the_same_for_every_reader_and_no_larger_than_its_file(wha
         assert checkpoint.load(path).step == 3
     else:
         refused(lambda: checkpoint.load(path), str(path), "not a checkpoint, or a truncated one")
+
+
+def test_a_pickle_of_many_gigabytes_of_nothing_is_not_read_into_memory(saved, monkeypatch):
+    """A sparse file takes no room on a disk, and its pickle would take all of the memory."""
+    path = saved(content())
+    with zipfile.ZipFile(path) as archived:
+        size = max(part.file_size for part in archived.infolist() if part.filename.endswith("data.pkl"))
+    monkeypatch.setattr(archive, "MAX_BYTES", size)
+    assert checkpoint.load(path).step == 3
+    monkeypatch.setattr(archive, "MAX_BYTES", size - 1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)
+    refused(lambda: checkpoint.load(path), str(path), "it holds more than tensors and plain values")
 
 
 class Empty(ByteTokenizer):

@@ -1,8 +1,10 @@
 """A start that would lose something is refused before anything on disk changes."""
 
+import bisect
 import collections
 import datetime
 import functools
+import io
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +18,7 @@ from test_resume import final_state, history, set_status
 
 from slm import checkpoint
 from slm.errors import UserError
-from slm.files import run_folder
+from slm.files import archive, run_folder
 from slm.training import checkpoint_io
 
 QUICK = "callbacks.samples=null", "val_every_n_steps=100", "schedule=constant"
@@ -308,6 +310,25 @@ def test_a_state_that_is_accepted_is_read_back_as_it_was(finished, tmp_path, kin
     kept = checkpoint.read(tmp_path / newest.name)["callbacks"]["Mine"]["kept"]
     assert type(kept) is type(value)
     assert repr(kept) == repr(value)
+
+
+def test_the_file_of_a_state_with_as_many_tensors_as_are_accepted_is_read_back(monkeypatch):
+    """Tensors of four dimensions, beside other values; with more of them the state is refused before it is written."""
+    monkeypatch.setattr(archive, "MAX_OPCODES", 10_000)
+    numbers, file = {f"number {i}": [i + 0.5, b"a\xff"] for i in range(300)}, io.BytesIO()
+
+    def state(tensors: int) -> dict:
+        return {
+            "callbacks": {
+                "Mine": numbers | {str(i): torch.nn.Parameter(torch.ones(1, 1, 1, i)) for i in range(tensors)}
+            }
+        }
+
+    most = bisect.bisect(range(1000), 0, key=lambda tensors: not checkpoint_io._is_readable(state(tensors))) - 1
+    assert 50 < most < 200
+    checkpoint_io.refuse_unreadable(state(most))
+    torch.save(state(most), file)
+    assert archive.is_plain(file, archive.MAX_OPCODES)
 
 
 def test_such_a_state_is_refused_at_a_later_save_too(run, tmp_path):

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-MAX_OPCODES = 10**6  # of the pickle; a number takes one or two, a tensor about forty
+MAX_OPCODES = 10**6  # of the pickle; a number takes one or two
+TENSOR_OPCODES = 48  # that a tensor takes at most: 37 for a parameter of four dimensions
+MAX_BYTES = 2**29  # of the pickle, which is read into memory; tokenizers in use take up to 70 MB
 CALLED = re.compile(  # by the pickle; weights_only allows others, which make memory of any size from one number
     r"collections (OrderedDict|Counter)|_codecs encode|(__builtin__|builtins) (set|complex)"
     r"|torch (Size|device|[A-Z]\w+Storage|u?int\d+|b?float\w+|complex\d+|bool)"
@@ -19,17 +21,21 @@ CALLED = re.compile(  # by the pickle; weights_only allows others, which make me
 ENCODE = "GLOBAL", "_codecs encode"  # how bytes are written: a call with text and "latin1"; some codecs take forever
 
 
-def is_plain(file: Path | BinaryIO) -> bool:
-    """True if the pickle in the archive has at most MAX_OPCODES, names only what is in CALLED, and encodes only latin1.
+def is_plain(file: Path | BinaryIO, most: int = MAX_OPCODES) -> bool:
+    """True if the pickle in the archive has at most so many opcodes and MAX_BYTES, names only what is in CALLED, and
+    encodes only latin1.
 
     Raises: BadZipFile: for an archive that `opened` refuses; OSError: if the file cannot be read; others of zipfile
     and pickletools for a damaged file.
     """
-    with opened(file) as archive, archive.open(*pickles(archive)) as pickled:
+    with opened(file) as archive:
+        pickled = archive.getinfo(*pickles(archive))
+        if pickled.file_size > MAX_BYTES:
+            return False
         values: list[Any] = []  # the texts that are pushed; else opcode and argument
         memo: dict[int, Any] = {}
-        for opcode, argument, _ in pickletools.genops(pickled.read()):  # of memory, ten times faster; torch does, too
-            if len(values) > MAX_OPCODES or (opcode.name in ("GLOBAL", "INST") and not CALLED.fullmatch(argument)):
+        for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
+            if len(values) > most or (opcode.name in ("GLOBAL", "INST") and not CALLED.fullmatch(argument)):
                 return False
             if opcode.name.endswith("PUT"):
                 memo[argument] = values[-1]

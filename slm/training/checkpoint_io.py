@@ -17,8 +17,6 @@ from slm.errors import UserError
 from slm.files import archive, atomic
 from slm.security import MAX_DEPTH, MAX_NODES, is_bounded, leaves
 
-MAX_TENSORS = archive.MAX_OPCODES // 32  # in a checkpoint; the pickle of one has about thirty opcodes
-
 
 class DurableCheckpointIO(CheckpointIO):
     """Copies a checkpoint and writes the copy in a thread, after flushing the logs of the run folder to disk.
@@ -124,15 +122,15 @@ def _nodes(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_readable(state: Any) -> bool:
     """True if the values, without the numbers in tensors, come back from a file as slm.checkpoint opens it."""
-    tensors = is_bounded(state) and sum(isinstance(leaf, Tensor) for _, leaf in leaves(state))
-    if tensors is False or tensors > MAX_TENSORS:
+    if not is_bounded(state):
         return False
+    tensors = sum(isinstance(leaf, Tensor) for _, leaf in leaves(state))
     file = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.save(_without_numbers(state, {}), file)
-            if not archive.is_plain(file):
+            if not archive.is_plain(file, archive.MAX_OPCODES - archive.TENSOR_OPCODES * tensors):
                 return False
             file.seek(0)
             torch.load(file, weights_only=True)
