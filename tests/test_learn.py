@@ -100,6 +100,7 @@ def test_the_references_of_bpe_and_gpt_pass(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_all_references_pass_in_less_than_two_gigabytes(tmp_path):
+    pytest.importorskip("resource")  # not on Windows
     code = "import resource, sys; from slm.learn.__main__ import main; sys.argv[1:] = ['check']; code = main(); "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000, 'MB'); sys.exit(code)"
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(tmp_path)}

@@ -57,5 +57,5 @@ def explanation(error: BaseException, folder: Path) -> str:
         line = path.read_text(encoding="utf-8").splitlines()[number - 1].strip()
         lines.append(f"{path.name}, line {number}, in {name}: {line}")
     if not own:
-        lines.append("The check cannot use what your code returned; compare its type with the docstring.")
+        lines.append("The check needs the names, and the types of results, of the file that `start` wrote.")
     return "\n".join(lines)

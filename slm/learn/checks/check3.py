@@ -57,56 +57,50 @@ def with_weights(module: nn.Module, original: nn.Module) -> nn.Module:
     """The learner's module with the weights of the original, moved off their first values so that all of them count."""
     for parameter in original.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
-    theirs, mine = original.state_dict(), module.state_dict()
-    shapes = {name: tuple(weight.shape) for name, weight in theirs.items()}
-    line = f"{type(module).__name__} must have the parameters {shapes}."
-    require(shapes == {name: tuple(weight.shape) for name, weight in mine.items()}, line)
-    module.load_state_dict(theirs)
+    mine, theirs = (
+        {name: tuple(weight.shape) for name, weight in each.state_dict().items()} for each in (module, original)
+    )
+    for name in mine | theirs:
+        given, expected = (shapes.get(name, "none") for shapes in (mine, theirs))
+        line = f"The shape of the parameter {name} of {type(module).__name__} must be {expected}, and is {given}."
+        require(given == expected, line)
+    module.load_state_dict(original.state_dict())
     return module.eval()
 
 
 def mask(own):
-    given, expected = own.causal_mask(4), torch.ones(4, 4).tril().bool()
+    given, ones = own.causal_mask(4), torch.ones(4, 4, dtype=torch.bool)
     require(isinstance(given, Tensor) and given.dtype == torch.bool, "causal_mask must be a tensor of bool.")
     mistakes = {
-        "A position sees the one after it, the token that it must predict: off by one.": torch.ones(4, 4)
-        .tril(1)
-        .bool(),
-        "A position must see itself, too: off by one.": torch.ones(4, 4).tril(-1).bool(),
-        "The mask is upside down: rows are queries, columns are keys.": torch.ones(4, 4).triu().bool(),
+        "A position sees the one after it, the token that it must predict: off by one.": ones.tril(1),
+        "A position must see itself, too: off by one.": ones.tril(-1),
+        "The mask is upside down: rows are queries, columns are keys.": ones.triu(),
     }
-    close("causal_mask(4)", given, expected, mistakes)
+    close("causal_mask(4)", given, ones.tril(), mistakes)
 
 
 def attention(own) -> float:
     q, k, v = torch.randn(3, 2, HEADS, 6, 8).unbind()
-    expected = attend(q, k, v)
-    scores, seen = q @ k.mT, torch.ones(6, 6).tril().bool()
-    scaled = scores / math.sqrt(8)
+    ones = torch.ones(6, 6, dtype=torch.bool)
+    products = q @ k.mT
+    scores, seen = products / math.sqrt(8), ones.tril()
 
-    def weighted(scores: Tensor, seen: Tensor, dim: int = -1, fill: float = -math.inf) -> Tensor:
-        return scores.masked_fill(~seen, fill).softmax(dim) @ v
+    def weighted(scores: Tensor, seen: Tensor = seen, dim: int = -1, hidden: float = -math.inf) -> Tensor:
+        return scores.masked_fill(~seen, hidden).softmax(dim) @ v
 
+    over_queries = weighted(scores, dim=-2)
+    with_zeros = weighted(scores, hidden=0.0)
     mistakes = {
-        "The scores are not divided by sqrt(D).": weighted(scores, seen),
-        "The scores are divided by D, not by sqrt(D).": weighted(scores / 8, seen),
-        "A position sees the one after it: the mask is off by one.": weighted(scaled, seen.logical_or(shifted(seen))),
-        "A position does not see itself: the mask is off by one.": weighted(scaled, seen.tril(-1)),
-        "There is no mask: each position sees all.": weighted(scaled, torch.ones(6, 6).bool()),
-        "The softmax is over the queries (dim=-2): the weights of one query's keys, dim=-1, must sum to 1.": weighted(
-            scaled, seen, dim=-2
-        ),
-        "Hidden scores are 0, which still has weight: they must be -infinity before the softmax.": weighted(
-            scaled, seen, fill=0.0
-        ),
-        "The mask comes after the softmax, so the visible weights do not sum to 1.": scaled.softmax(-1) * seen @ v,
+        "The scores are not divided by sqrt(D).": weighted(products),
+        "The scores are divided by D, not by sqrt(D).": weighted(products / 8),
+        "A position sees the one after it: the mask is off by one.": weighted(scores, ones.tril(1)),
+        "A position does not see itself: the mask is off by one.": weighted(scores, ones.tril(-1)),
+        "There is no mask: each position sees all.": weighted(scores, ones),
+        "The softmax is over the queries (dim=-2): the weights of a query's keys, dim=-1, must sum to 1.": over_queries,
+        "Hidden scores are 0, which still has weight: they must be -infinity before the softmax.": with_zeros,
+        "The mask comes after the softmax, so the visible weights do not sum to 1.": scores.softmax(-1) * seen @ v,
     }
-    return close("attention(q, k, v) with the shapes (2, 4, 6, 8)", own.attention(q, k, v), expected, mistakes)
-
-
-def shifted(seen: Tensor) -> Tensor:
-    """The mask with one more key per query."""
-    return torch.ones_like(seen).tril(1)
+    return close("attention(q, k, v) with the shapes (2, 4, 6, 8)", own.attention(q, k, v), attend(q, k, v), mistakes)
 
 
 def head(own) -> float:
@@ -114,9 +108,8 @@ def head(own) -> float:
     original.out.weight.copy_(torch.eye(8))
     original.out.bias.zero_()
     mine = own.Head(8, 8)
-    for linear, weight, bias in zip(
-        (mine.query, mine.key, mine.value), original.qkv.weight.chunk(3), original.qkv.bias.chunk(3)
-    ):
+    parts = zip((mine.query, mine.key, mine.value), original.qkv.weight.chunk(3), original.qkv.bias.chunk(3))
+    for linear, weight, bias in parts:
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
     x = torch.randn(2, 10, 8)
@@ -143,20 +136,15 @@ def layer_norm(own) -> float:
     original = nn.LayerNorm(WIDTH)
     mine = with_weights(own.LayerNorm(WIDTH), original)
     x = 3 * torch.randn(2, 10, WIDTH) + 1
-    centred, weight, bias = x - x.mean(-1, keepdim=True), original.weight, original.bias
+    centred, gain, bias = x - x.mean(-1, keepdim=True), original.weight, original.bias
     variance = centred.square().mean(-1, keepdim=True)
+    unbiased = centred / torch.sqrt(variance * WIDTH / (WIDTH - 1) + 1e-5) * gain + bias
+    over_positions = F.layer_norm(x.mT, (10,)).mT * gain + bias
     mistakes = {
-        "The variance divides by C - 1 (torch's default): use unbiased=False, or a mean of squares.": centred
-        / torch.sqrt(variance * WIDTH / (WIDTH - 1) + 1e-5)
-        * weight
-        + bias,
-        "Mean and variance are over the positions: they must be over the last dimension, C.": F.layer_norm(
-            x.mT, (10,)
-        ).mT
-        * weight
-        + bias,
+        "The variance divides by C - 1 (torch's default): use unbiased=False, or a mean of squares.": unbiased,
+        "Mean and variance are over the positions: they must be over the last dimension, C.": over_positions,
         "The gain and the bias are missing.": F.layer_norm(x, (WIDTH,)),
-        "The division is by the variance, not by its square root.": centred / (variance + 1e-5) * weight + bias,
+        "The division is by the variance, not by its square root.": centred / (variance + 1e-5) * gain + bias,
     }
     return close(f"LayerNorm({WIDTH})(x)", mine(x), original(x), mistakes)
 
@@ -184,17 +172,16 @@ def block(own) -> float:
         return original.mlp(original.mlp_norm(x))
 
     normed = original.attention_norm(x)
-    alone, middle, post = attended(normed), x + attended(normed), original.attention_norm(x + attended(x))
-    between = normed + alone
+    alone, middle = attended(normed), x + attended(normed)
+    added_normed = original.mlp_norm(normed + alone) + expanded(normed + alone)
+    after = original.attention_norm(x + attended(x))
+    after = original.mlp_norm(after + original.mlp(after))
     mistakes = {
         "The residual stream x is not added to the attention's result.": alone + expanded(alone),
         "The residual stream x is not added: x + attention(...), x + mlp(...).": expanded(alone),
         "The second branch is not added to the residual stream.": expanded(middle),
-        "The normed x is added, not x: a norm is inside its branch only.": original.mlp_norm(between)
-        + expanded(between),
-        "The norm comes after the addition (post-norm): it must be inside the branch.": original.mlp_norm(
-            post + original.mlp(post)
-        ),
+        "The normed x is added, not x: a norm is inside its branch only.": added_normed,
+        "The norm comes after the addition (post-norm): it must be inside the branch.": after,
         "The MLP reads the stream of before the attention.": middle + expanded(x),
         "The norms are missing.": x + attended(x) + original.mlp(x + attended(x)),
     }

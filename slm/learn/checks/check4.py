@@ -30,7 +30,7 @@ def checks(own) -> Iterator[str]:
     resumed(own, tokenizer.vocab_size, ids)
     yield "save and load: 3 updates, a checkpoint and 3 more are 6 updates, bit for bit"
     model = fresh(tokenizer.vocab_size)
-    history = own.train(model, reference.adamw(model), ids, STEPS, context=CONTEXT, peak=1e-2)
+    history = own.train(model, reference.adamw(model), ids, STEPS, context=CONTEXT, peak=1e-2, every=10)
     first, last = math.log(tokenizer.vocab_size), history[-1][2]
     line = f"The validation loss after {STEPS} steps must be below {LEARNED * first:.2f}, and is {last:.2f}."
     require(last < LEARNED * first, line)

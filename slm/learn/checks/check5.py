@@ -47,9 +47,12 @@ def filters(own, logits: Tensor):
     for row, k in [*((row, k) for row in logits[:20] for k in (1, 5, 50, 80)), (ties, 2), (ties, 3), (ties, 6)]:
         expected = sampling.top_k(row, k)
         zero = expected.masked_fill(expected == -math.inf, 0.0)
+        kept = row.topk(min(k, len(row)))
+        picked = torch.full_like(row, -math.inf).scatter(0, kept.indices, kept.values)
         smallest = row.masked_fill(row < row.sort(descending=True).values[min(k, len(row)) - 1], -math.inf)
         mistakes = {
             "The others are 0, which is a logit like any other: they must be -infinity.": zero,
+            "torch.topk takes any of several equal logits: a stable sort keeps their order.": picked,
             "More than k stay, since some logits are equal: keep the one with the smaller id.": smallest,
         }
         shown = row.tolist() if len(row) < 10 else f"{len(row)} logits"
