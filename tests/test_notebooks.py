@@ -36,8 +36,8 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
     if path.stem == "read_a_run":
         pytest.importorskip("pandas", reason="the extra 'dev' is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    notebook = nbformat.read(path, as_version=4)
-    client.NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook = nbformat.reads(path.read_text().replace("STEPS = 600", "STEPS = 40"), as_version=4)
+    client.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
