@@ -24,7 +24,7 @@ from slm.files.run_folder import new_folder
 from slm.run import CONF, ablation, json_line  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
-from slm.run.plan_sweep import is_planned, plan_sweep
+from slm.run.plan_sweep import asks_for, plan_sweep, prepare_sweep
 from slm.run.process import is_new, printed_once
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
@@ -41,7 +41,9 @@ def train_main():
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
-        if read.multirun and is_planned(overrides):
+        if read.multirun and asks_for("prepare", overrides):
+            return prepare_sweep()
+        if read.multirun and asks_for("plan", overrides):
             return plan_sweep()
         launching_process = process_name()  # the function below may run in another one
 
@@ -165,7 +167,12 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
 def run(
     config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
 ) -> tuple[float, int]:
-    """Trains, plans, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
+    """Trains, prepares, plans, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
+    if config.prepare:
+        from slm.run.prepare_only import prepared
+
+        print(prepared(config))
+        return math.nan, 0
     if config.plan:
         from slm.run.plan import make_plan
         from slm.run.plan_text import shown

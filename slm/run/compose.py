@@ -34,7 +34,7 @@ from slm.run.sources import with_sources
 from slm.security import refuse_secrets
 
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # of OmegaConf
-GLOBAL_GROUPS = ("experiment", "hparams_search", "debug", "local")  # their files change keys of every section
+GLOBAL_GROUPS = ("experiment", "hparams_search", "recipe", "debug", "local")  # their files change keys of every section
 EXTRAS = {  # launcher or sweeper -> the extra of this package that installs it
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm", "optuna"), "sweeps"),
     "ray": "ray",

@@ -72,6 +72,7 @@ class RunConfig:
     allow_changes: list[str]
     verify_resume: bool
     report: bool
+    prepare: bool
     plan: bool | Literal["measure"]
     lint: bool
     price_per_hour: float | None
@@ -116,6 +117,9 @@ class RunConfig:
             self._check_fork(self.fork)
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
+        others = {f"plan={str(self.plan).lower()}": self.plan, "verify_resume=true": self.verify_resume}
+        if self.prepare and (other := next((name for name, given in others.items() if given), None)):
+            raise UserError(f"prepare=true and {other} exclude one another: prepare first, then give the other alone")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise UserError(f"price_per_hour={self.price_per_hour} must be at least 0 and finite")
         self._check_callbacks()

@@ -1,8 +1,8 @@
-"""plan=true with -m: a line per job of a sweep, and their sum. No sweep folder is made."""
+"""plan=true with -m: a line per job of a sweep, and their sum. prepare=true with -m. No sweep folder is made."""
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,35 +11,49 @@ from omegaconf import DictConfig, OmegaConf
 from slm.run import CONF, json_line
 from slm.run.compose import one_line_composition, plain
 from slm.run.overrides import key_of
+from slm.run.process import is_new, printed_once
 from slm.tables import clock, columns, gigabytes
 
 
-def is_planned(overrides: Sequence[str]) -> bool:
-    """True if the command line asks for a plan."""
-    asked = [override.partition("=")[2] for override in overrides if key_of(override) == "plan"]
+def asks_for(key: str, overrides: Sequence[str]) -> bool:
+    """True if the command line sets plan or prepare."""
+    asked = [override.partition("=")[2] for override in overrides if key_of(override) == key]
     return asked[-1:] not in ([], ["false"])
 
 
 def plan_sweep():
     """Plans the jobs that the command line, in sys.argv, would run, in this process. Raises UserError."""
-    from slm.run.config import read_config
     from slm.run.plan import Plan, make_plan
 
     jobs: list[tuple[list[str], Plan]] = []
+    for_each_job(lambda overrides, config: jobs.append((overrides, make_plan(config))))
+    json_line.note(jobs=[{"overrides": overrides, **plan.facts()} for overrides, plan in jobs])
+    print(sweep_table(jobs))
+
+
+def prepare_sweep():
+    """Prepares what the jobs would read, each tokenizer and each text once. Raises UserError."""
+    from slm.run.prepare_only import prepared
+
+    with printed_once():
+        for_each_job(lambda overrides, config: is_new(found := prepared(config)) and print(found, flush=True))
+
+
+def for_each_job(call: Callable[[list[str], "RunConfig"], object]):  # noqa: F821 (imports torch)
+    """Calls a function with the overrides and the configuration of each job of the command line, in sys.argv."""
+    from slm.run.config import read_config
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     def job(cfg: DictConfig) -> float:
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)
-        jobs.append((overrides, make_plan(read_config(*plain(cfg, hydra_config.runtime.choices, overrides)))))
+        call(overrides, read_config(*plain(cfg, hydra_config.runtime.choices, overrides)))
         return 0.0
 
     with tempfile.TemporaryDirectory() as folder, one_line_composition():
         kept = [word for word in sys.argv[1:] if key_of(word) not in ("hydra/launcher", "hydra.sweep.dir")]
         sys.argv[1:] = ["hydra/launcher=basic", f"hydra.sweep.dir='{folder}'", *kept]
         job()
-    json_line.note(jobs=[{"overrides": overrides, **plan.facts()} for overrides, plan in jobs])
-    print(sweep_table(jobs))
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], "Plan"]]) -> str:  # noqa: F821 (imports torch)

@@ -101,11 +101,8 @@ def optimizer_of(config: RunConfig, hardware: Hardware) -> Callable[[GPT], torch
     return config.optimizer
 
 
-def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch: int) -> Job:
-    """Takes tokenizer and token store from the cache, or builds them, and warns of text that is lost or never read.
-
-    Raises: UserError: for data that cannot be used; for a metric that this tokenizer does not allow.
-    """
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """The tokenizer, from the cache or built now. Raises UserError."""
     corpus, cache, chosen = config.data.corpus, Path(config.cache_dir), TokenizerPlan.of(config)
 
     def build(documents: Iterable[str]) -> Tokenizer:
@@ -118,7 +115,14 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         print(f"tokenizer: {built.vocab_size:,} ids after {time.perf_counter() - begin:.1f} s")
         return built
 
-    tokenizer = prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
+    return prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
+
+def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch: int) -> Job:
+    """Takes tokenizer and token store from the cache, or builds them, and warns of text that is lost or never read.
+
+    Raises: UserError: for data that cannot be used; for a metric that this tokenizer does not allow.
+    """
+    tokenizer = tokenizer_of(config)
     splits = windows_of(config, prepare_stores(config, tokenizer), tokenizer)
     windows = len(splits.chosen)
     job = Job(
@@ -131,7 +135,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
         steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
     )
-    found = [lost_text(config, splits.store, chosen.name)]
+    found = [lost_text(config, splits.store, TokenizerPlan.of(config).name)]
     for source, part in splits.by_source().items():
         unread = [
             lint.unread(part.store, "train", part.train, part.targets, part.order_name),
