@@ -157,6 +157,13 @@ def explain(error: BaseException) -> UserError | None:
         return ResourceError("too many open files for this process; raise its limit (ulimit -n 4096)")
     if "can't start new thread" in text or os.strerror(errno.EAGAIN) in text:
         return ResourceError(f"the system refuses one more process or thread: {text}; see ulimit -u")
+    if (
+        isinstance(error, RuntimeError | ImportError | AttributeError) and "torchvision" in text
+    ):  # imported by Lightning
+        return UserError(
+            f"the installed torchvision does not fit this torch ({text[:200]}); slm does not need it: pip uninstall "
+            "torchvision, or install both again from one index: pip install --force-reinstall torch torchvision"
+        )
     if not isinstance(error, OSError) or error.errno is None:
         return None
     number, file, operation = error.errno, str(error.filename or "a file"), getattr(error, "operation", None)

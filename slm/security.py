@@ -3,6 +3,8 @@
 What the user types or keeps in conf/ is trusted; the content of checkpoints, run folders, tokenizers and data is not.
 """
 
+import netrc
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,3 +91,13 @@ def is_number(value: Any) -> bool:
 def is_file_name(name: str) -> bool:
     """True for a name that is one file, not hidden, on every system."""
     return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256
+
+
+def has_wandb_key(host: str | None) -> bool:
+    """True if Weights & Biases has a key for this host, in WANDB_API_KEY or by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -23,7 +23,8 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"optim", "generation", "planning"},
     {"evaluate", "verify", "results", "training"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
-    {"compare", "report", "lens"},
+    {"checks"},
+    {"compare", "report", "lens", "doctor"},
     {"run"},  # the composition root: Hydra
     {"learn"},  # lessons, whose checks compare with every room
     {"__main__"},

@@ -14,7 +14,7 @@ from slm.security import is_number
 
 IDENTITY = (  # keys that name a run, its folders and its observers, not what it learns
     *("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "allow_changes", "logger", "plan"),
-    *("lint", "report", "price_per_hour", "verify_resume", "log_windows"),
+    *("prepare", "lint", "report", "price_per_hour", "verify_resume", "log_windows"),
     *("data.path", "data.corpus.path", "data.corpus.cache"),
 )
 OPTIONS = ("model", "data", "tokenizer", "optimizer", "schedule")  # groups whose option is shown where it differs

@@ -167,7 +167,7 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
 def run(
     config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
 ) -> tuple[float, int]:
-    """Trains, prepares, plans, or verifies that the configuration resumes exactly. Returns the objective and the exit code."""
+    """Trains, prepares, plans, or verifies that a run resumes exactly. Returns the objective and the exit code."""
     if config.prepare:
         from slm.run.prepare_only import prepared
 

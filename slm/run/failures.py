@@ -62,7 +62,7 @@ def out_of_memory(job: Job) -> ResourceError:
         remedies.insert(0, f"trainer.microbatch={less}")
     return ResourceError(
         f"out of memory with {microbatch} windows per forward pass; the same training needs less with "
-        f"{' or '.join(remedies)}"
+        f"{' or '.join(remedies)}; +recipe=low_memory has the smaller passes, checkpointing and bfloat16"
     )
 
 

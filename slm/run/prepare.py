@@ -117,6 +117,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
 
     return prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
 
+
 def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch: int) -> Job:
     """Takes tokenizer and token store from the cache, or builds them, and warns of text that is lost or never read.
 

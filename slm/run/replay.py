@@ -22,7 +22,7 @@ from slm.run.instantiate import locate
 from slm.run.overrides import GROUPS, key_of, normalized, parsed
 
 # keys of one run alone
-OWN = ("name", "tags", "run_dir", "sweep_dir", "fork", "resume", "allow_changes", "verify_resume", "plan")
+OWN = ("name", "tags", "run_dir", "sweep_dir", "fork", "resume", "allow_changes", "verify_resume", "plan", "prepare")
 CLASSES = ("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
 

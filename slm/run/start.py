@@ -86,6 +86,7 @@ COMMANDS = {
     "cache": lambda: module("cache"),
     "report": lambda: module("report"),
     "compare": lambda: module("compare"),
+    "doctor": lambda: module("doctor"),
 }
 
 

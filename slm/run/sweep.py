@@ -42,7 +42,12 @@ def recording(command: Sequence[str]) -> Iterator[list["RecordingLauncher"]]:
 
         def instantiate(plugins, hydra_context, task_function, config):
             inner = original(plugins, hydra_context, task_function, config)
-            if config.get("verify_resume") or config.get("plan") or config.trainer.get("fast_dev_run"):
+            if (
+                config.get("verify_resume")
+                or config.get("plan")
+                or config.get("prepare")
+                or config.trainer.get("fast_dev_run")
+            ):
                 return inner
             launchers.append(RecordingLauncher(inner, config, command, held))
             return launchers[-1]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import netrc
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from slm.errors import one_line
 from slm.files import atomic, jsonl, run_folder
+from slm.security import has_wandb_key
 
 
 def write_metrics(trainer: L.Trainer, values: dict[str, float]):
@@ -154,12 +154,3 @@ def why_offline() -> str | None:
     except (requests.RequestException, ValueError) as error:
         return one_line(f"no answer from {address} ({error})", 300)
     return None
-
-
-def has_wandb_key(host: str | None) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

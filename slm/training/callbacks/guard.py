@@ -18,6 +18,7 @@ from slm.files import atomic, jsonl
 from slm.training.callbacks import step_ends
 from slm.training.loggers import write_metrics
 
+SMALLER_STEPS = "lower optimizer.lr, or start with +recipe=stable"
 OTHER_PRECISION = "use trainer.precision=bf16-mixed, or 32-true on a GPU without bfloat16"
 
 
@@ -146,9 +147,9 @@ class Guard(Callback):
             windows = self.trainer.datamodule.step_windows(stats.indices)
             self._log_event(stats.step, "skipped", facts, windows=windows)
         elif skip:
-            self._stop(stats, facts, f" after {self.in_a_row} skipped steps", "lower optimizer.lr")
+            self._stop(stats, facts, f" after {self.in_a_row} skipped steps", SMALLER_STEPS)
         else:
-            self._stop(stats, facts, "", "lower optimizer.lr, or go on with on_nonfinite=skip")
+            self._stop(stats, facts, "", f"{SMALLER_STEPS}, or go on with on_nonfinite=skip")
 
     def _stop(self, stats: "PendingStats", facts: str, after: str, remedy: str):
         """Writes crash.json. Raises Diverged."""
