@@ -169,9 +169,9 @@ def run(
 ) -> tuple[float, int]:
     """Trains, prepares, plans, or verifies that a run resumes exactly. Returns the objective and the exit code."""
     if config.prepare:
-        from slm.run.prepare_only import prepared
+        from slm.run import prepare_only
 
-        print(prepared(config))
+        prepare_only.report(prepare_only.prepared(config))
         return math.nan, 0
     if config.plan:
         from slm.run.plan import make_plan

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from slm.run import CONF, json_line
 from slm.run.compose import one_line_composition, plain
 from slm.run.overrides import key_of
-from slm.run.process import is_new, printed_once
 from slm.tables import clock, columns, gigabytes
 
 
@@ -33,10 +32,11 @@ def plan_sweep():
 
 def prepare_sweep():
     """Prepares what the jobs would read, each tokenizer and each text once. Raises UserError."""
-    from slm.run.prepare_only import prepared
+    from slm.run.prepare_only import prepared, report
 
-    with printed_once():
-        for_each_job(lambda overrides, config: is_new(found := prepared(config)) and print(found, flush=True))
+    found: dict[str, dict] = {}  # by folder
+    for_each_job(lambda overrides, config: found.update((row["folder"], row) for row in prepared(config)))
+    report(list(found.values()))
 
 
 def for_each_job(call: Callable[[list[str], "RunConfig"], object]):  # noqa: F821 (imports torch)

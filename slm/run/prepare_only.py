@@ -5,14 +5,17 @@ from pathlib import Path
 
 from slm.cache import place
 from slm.data.store import TokenStore, tokenizer_identity
+from slm.run import json_line
 from slm.run.config import RunConfig
 from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, windows_of
 from slm.run.process import is_new
 from slm.tables import columns
 
+Row = dict[str, str | int]
 
-def prepared(config: RunConfig) -> str:
-    """What a run with this configuration reads, as a table: contents, sizes, folders. What is missing is prepared now.
+
+def prepared(config: RunConfig) -> list[Row]:
+    """What a run with this configuration reads: its tokenizer and its tokens. What is missing is prepared now.
 
     A GPU is not needed, whatever trainer says: the machine with the network may have none. Raises UserError.
     """
@@ -22,16 +25,24 @@ def prepared(config: RunConfig) -> str:
     if (warning := lost_text(config, splits.store, chosen.name)) and is_new(warning):
         print(f"warning: {warning}", file=sys.stderr)
     folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(chosen.settings, config.data.corpus))
-    rows = [("prepared", "content", "size", "folder")]
-    rows.append((f"tokenizer {chosen.name}", f"{tokenizer.vocab_size:,} ids", megabytes(folder), folder))
-    for name, store in stores.items():
-        rows.append((f"tokens {name}".strip(), content(store), megabytes(store.folder), store.folder))
-    return columns(rows, width=1000)
+    ids = f"{tokenizer.vocab_size:,} ids"
+    return [
+        row_of(f"tokenizer {chosen.name}", ids, folder),
+        *(row_of(f"tokens {name}".strip(), content(store), store.folder) for name, store in stores.items()),
+    ]
+
+
+def row_of(what: str, content: str, folder: Path) -> Row:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"prepared": what, "content": content, "bytes": size, "folder": str(folder)}
 
 
 def content(store: TokenStore) -> str:
     return f"{store.tokens('train'):,} train and {store.tokens('validation'):,} validation tokens"
 
 
-def megabytes(folder: Path) -> str:
-    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:,.2f} MB"
+def report(rows: list[Row]):
+    """Prints the rows as a table, and notes them for print=json."""
+    json_line.note(prepared=rows)
+    lines = [(row["prepared"], row["content"], f"{row['bytes'] / 1e6:,.2f} MB", row["folder"]) for row in rows]
+    print(columns([("prepared", "content", "size", "folder"), *lines], width=1000))
