@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +23,7 @@ from slm import tokenizers
 from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
+from slm.own_model import AnyConfig, OwnConfig, OwnModel, build
 from slm.security import is_bounded, is_file_name, leaves
 from slm.tokenizers import Tokenizer
 
@@ -33,7 +35,7 @@ MAX_NUMBER = 2**63  # whole numbers in the description of a model are smaller
 class Loaded:
     """The content of a checkpoint that generation and evaluation need."""
 
-    model: GPT  # in eval mode
+    model: GPT | OwnModel  # in eval mode
     tokenizer: Tokenizer
     step: int
     config: dict[str, Any]  # the run's resolved configuration
@@ -42,12 +44,12 @@ class Loaded:
     eos_first: bool  # training windows often have eos before the start of a document, so a prompt does, too
 
 
-def describe(model: GPTConfig, tokenizer: Tokenizer, config: dict | None = None, run: dict | None = None) -> dict:
+def describe(model: AnyConfig, tokenizer: Tokenizer, config: dict | None = None, run: dict | None = None) -> dict:
     """The part of a checkpoint that makes it sufficient on its own; `run` is run.json."""
     run = run or {}
     return {
         "format": FORMAT,
-        "model": asdict(model),
+        "model": model.plain() if isinstance(model, OwnConfig) else asdict(model),
         "tokenizer": tokenizer_files(tokenizer),
         "config": config or {},
         "run_id": run.get("run_id", ""),
@@ -94,16 +96,25 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[Tokenizer] | None = None) -> Loaded:
+class Outside(UserError):
+    """A checkpoint with a tokenizer or a model of a class outside slm, which was not given."""
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    tokenizer: type[Tokenizer] | None = None,
+    model: Callable[..., torch.nn.Module] | None = None,
+) -> Loaded:
     """Rebuilds model and tokenizer from a .ckpt file alone, or from the best of a run folder.
 
-    `tokenizer` is the class of a tokenizer from outside slm: nothing that a file names is ever imported.
+    `tokenizer` and `model` are the classes of those from outside slm: nothing that a file names is ever imported.
     Raises UserError for a missing, damaged or foreign file, OSError for one that cannot be read.
     """
     path = run_folder.find_checkpoint(str(path), Path("runs"))
     checkpoint = read(path)
     described, weights = checkpoint["slm"], checkpoint["state_dict"]
-    config = _model_config(path, described["model"])
+    config = _model_config(path, described["model"], model)
     check_weights(path, config, weights)
     restored = _tokenizer(path, described["tokenizer"], tokenizer.load if tokenizer else tokenizers.load)
     if restored.vocab_size != config.vocab_size:
@@ -111,10 +122,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[T
             f"{path} is damaged: its tokenizer has {restored.vocab_size:,} ids and its model {config.vocab_size:,}; "
             "take another checkpoint"
         )
-    model = GPT(config)
-    model.load_state_dict(_without_prefix(weights))
+    built = build(config)
+    built.load_state_dict(_without_prefix(weights))
     return Loaded(
-        model=model.to(device).eval(),
+        model=built.to(device).eval(),
         tokenizer=restored,
         step=checkpoint["global_step"],
         config=described["config"],
@@ -124,13 +135,23 @@ def load(path: str | Path, device: str | torch.device = "cpu", tokenizer: type[T
     )
 
 
-def check_weights(path: Path, config: GPTConfig, weights: dict[str, Tensor]):
+def facts(path: Path) -> tuple[str, int, dict[str, Tensor]]:
+    """Run, step and weights of a checkpoint that is checked as by `load`, as far as its classes are those of slm."""
+    try:
+        loaded = load(path)
+        return loaded.run_id, loaded.step, loaded.model.state_dict()
+    except Outside:
+        raw = read(path)
+        return raw["slm"]["run_id"], raw["global_step"], _without_prefix(raw["state_dict"])
+
+
+def check_weights(path: Path, config: AnyConfig, weights: dict[str, Tensor]):
     """Raises UserError with the first three missing, unknown or wrongly shaped tensors of such a model."""
-    if config.depth > len(weights):
+    if isinstance(config, GPTConfig) and config.depth > len(weights):
         raise UserError(f"{path} holds {len(weights)} tensors, too few for model.depth={config.depth}")
     try:
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+            expected = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
     except (RuntimeError, TypeError, OverflowError):  # of torch, for tensors larger than any memory
         raise UserError(f"{path} is damaged: its model is too large to be built; take another checkpoint") from None
     found = {name: tuple(tensor.shape) for name, tensor in _without_prefix(weights).items()}
@@ -147,8 +168,10 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
-def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
+def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> AnyConfig:
     """The configuration of the model. Raises UserError for an unknown, missing, mistyped or impossible value."""
+    if "target" in values:
+        return _own_config(path, values, make)
     hints = get_type_hints(GPTConfig)
     for name, value in values.items():
         types = _types_in(hints.get(name))
@@ -161,6 +184,20 @@ def _model_config(path: Path, values: dict[str, Any]) -> GPTConfig:
         return GPTConfig(**values)
     except (TypeError, UserError) as error:
         raise UserError(f"{path} is damaged: {printable(str(error))[:200]}") from None
+
+
+def _own_config(path: Path, values: dict[str, Any], make: Callable | None) -> OwnConfig:
+    name = printable(str(values["target"]))[:100]
+    if make is None:
+        raise Outside(f"{path} holds a model of a class outside slm, {name}; give it: slm.load(..., model=MyModel)")
+    counts = [values.get(key) for key in ("vocab_size", "context")]
+    try:
+        if not all(type(count) is int and 0 < count < MAX_NUMBER for count in counts):
+            raise TypeError("a size has the wrong type")
+        signature(make).bind_partial(**values["settings"])
+        return OwnConfig(make=make, **values)
+    except TypeError as error:
+        raise UserError(f"{path} does not hold the settings of this class but those of {name}: {error}") from None
 
 
 def _types_in(hint: Any) -> set[type]:
@@ -240,7 +277,7 @@ def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path],
         try:
             return load(Path(folder))
         except tokenizers.UnknownKind:
-            raise UserError(
+            raise Outside(
                 f"{path} holds a tokenizer of a class outside slm; give the class: slm.load(..., tokenizer=MyTokenizer)"
             ) from None
         except tokenizers.Damaged:

@@ -12,6 +12,7 @@ from torch import nn
 
 from slm.files import CONF
 from slm.model import GPT, GPTConfig
+from slm.own_model import AnyConfig, OwnModel, build
 
 PARTS = {  # of a model -> names of parameters, of which the first that fits counts
     "embedding": r"^(tokens|positions)\.|value_embedding",
@@ -20,7 +21,7 @@ PARTS = {  # of a model -> names of parameters, of which the first that fits cou
     "MLP": r"\.mlp\.",
     "head": r"^head\.",
 }
-NEWEST: dict[str, GPT] = {}  # the model that was counted last: a run counts one several times
+NEWEST: dict[str, GPT | OwnModel] = {}  # the model that was counted last: a run counts one several times
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Parameters:
     non_embedding: int  # without embeddings of tokens, positions and values; an untied head counts
 
 
-def parameters(config: GPTConfig) -> Parameters:
+def parameters(config: AnyConfig) -> Parameters:
     """Exact counts, from a model that takes no memory."""
     model = _without_memory(config)
     total = sum(p.numel() for p in model.parameters())
@@ -37,7 +38,7 @@ def parameters(config: GPTConfig) -> Parameters:
     return Parameters(total, total - sum(weight.numel() for weight in embeddings))
 
 
-def parts(config: GPTConfig) -> dict[str, int]:
+def parts(config: AnyConfig) -> dict[str, int]:
     """The parameters by part of the model, none of them twice; a tied head has none of its own."""
     counts = dict.fromkeys([*PARTS, "other"], 0)
     for name, parameter in _without_memory(config).named_parameters():
@@ -47,20 +48,22 @@ def parts(config: GPTConfig) -> dict[str, int]:
     return {part: count for part, count in counts.items() if count}
 
 
-def training_flops_per_token(config: GPTConfig) -> int:
+def training_flops_per_token(config: AnyConfig) -> int:
     """6 per weight of a linear layer, plus 12 * width per block and visible position for attention scores and their
     use (arXiv:2204.02311, appendix B): those of the context, or of the window if it is shorter. Recomputed
-    activations do not count, as usual for MFU."""
+    activations do not count, as usual for MFU. Of a model of one's own: 6 per parameter but embeddings."""
+    if not isinstance(config, GPTConfig):
+        return 6 * parameters(config).non_embedding
     linear = [module for module in _without_memory(config).modules() if isinstance(module, nn.Linear)]
     visible = sum(window or config.context for window in config.windows)
     return 6 * sum(module.weight.numel() for module in linear) + 12 * config.width * visible
 
 
-def _without_memory(config: GPTConfig) -> GPT:
+def _without_memory(config: AnyConfig) -> GPT | OwnModel:
     if (key := repr(config)) not in NEWEST:
         NEWEST.clear()
         with torch.device("meta"):
-            NEWEST[key] = GPT(config)
+            NEWEST[key] = build(config)
     return NEWEST[key]
 
 

@@ -18,21 +18,26 @@ IGNORE = -100  # a target that counts for nothing, as in torch
 
 
 def cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+    features: Tensor, weight: Tensor | None, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Mean nats per target of features (..., C) read out by weight (V, C) and bias (V,). Targets (...) may hold IGNORE.
 
-    `softcap` is the model's `logit_softcap`: the logits are `softcapped`.
+    `softcap` is the model's `logit_softcap`: the logits are `softcapped`. Without a weight, features are the logits.
     """
+    if weight is None:
+        total = F.cross_entropy(_wide(features).flatten(0, -2), targets.flatten(), reduction="sum")
+        return total / (targets != IGNORE).sum().clamp(min=1)
     return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten(), softcap, bias)
 
 
 @torch.no_grad()
 def token_nats(
-    features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+    features: Tensor, weight: Tensor | None, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Nats of each target, in the shape of targets; 0 where it is IGNORE. For evaluation: no gradient."""
     rows, flat = features.flatten(0, -2), targets.flatten()
+    if weight is None:
+        return F.cross_entropy(_wide(rows), flat, reduction="none").view_as(targets)
     logits = ((c, _wide(_logits(rows[c], weight, bias, softcap))) for c in _chunks(rows, weight))
     return torch.cat([F.cross_entropy(chunk, flat[c], reduction="none") for c, chunk in logits]).view_as(targets)
 

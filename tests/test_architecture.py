@@ -19,6 +19,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
     {"masks"},
     {"model"},
+    {"own_model"},
     {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation", "planning"},
     {"evaluate", "verify", "results", "training"},  # Lightning

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from slm.errors import UserError, printable
 from slm.files import atomic
@@ -21,6 +21,8 @@ class Request:
     """The settings of conf/generate.yaml. Raises: UserError: if two of them exclude each other."""
 
     ckpt: str
+    tokenizer: str | None
+    model: str | None
     runs_dir: str
     prompt: str
     prompts_file: str | None
@@ -65,8 +67,8 @@ class Request:
         return prompts
 
 
-def generate_command(request: Request):
-    """Prints texts. Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint."""
+def generate_command(request: Request, classes: dict[str, Any]):
+    """Prints texts. `classes` are those of `tokenizer` and `model`, where they are given. Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint."""
     sampler = Sampler(**{field.name: getattr(request, field.name) for field in fields(Sampler)})
     prompts = request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
@@ -74,7 +76,7 @@ def generate_command(request: Request):
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
-    loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype)
+    loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype, **classes)
     settings = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, "stop_at_eos": request.stop_at_eos}
     both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "eos_first": loaded.eos_first}
     if request.interactive:

@@ -1,9 +1,11 @@
 """A trained model with its tokenizer in one object, for Python and for generate.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from slm import checkpoint
 from slm.files import atomic, run_folder
@@ -87,15 +89,16 @@ def load(
     device: Device = "auto",
     dtype: Dtype = "float32",
     tokenizer: type[Tokenizer] | None = None,
+    model: Callable[..., torch.nn.Module] | None = None,
 ) -> LanguageModel:
     """The model of a .ckpt file, a run folder (its best, else its newest), or latest, last or best of `runs_dir`.
 
-    `tokenizer` is the class of a tokenizer from outside slm. Raises UserError for a checkpoint that is missing,
-    damaged or foreign, and for a device that is not there.
+    `tokenizer` and `model` are the classes of those from outside slm. Raises UserError for a checkpoint that is
+    missing, damaged or foreign, and for a device that is not there.
     """
     place = choose_device(device, "device")
     check_dtype(dtype, place)
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
-    loaded = checkpoint.load(path, place, tokenizer)
-    model = for_decoding(loaded.model, dtype)
-    return LanguageModel(model, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first)
+    loaded = checkpoint.load(path, place, tokenizer, model)
+    fast = for_decoding(loaded.model, dtype)
+    return LanguageModel(fast, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first)

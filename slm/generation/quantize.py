@@ -18,7 +18,7 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
     int8 stores the matrices of all linear layers in 8 bits; their inputs and all other parameters stay as they are.
     Raises: UserError: if dtype is int8 and the model is not on a CPU.
     """
-    device = model.tokens.weight.device
+    device = next(model.parameters()).device
     check_dtype(dtype, device)
     if dtype == "int8":
         for name, module in list(model.named_modules()):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slm.attention import Cache, visible
 from slm.model import GPT
+from slm.own_model import Ids, OwnModel
 
 
 class Reader:
@@ -22,9 +23,12 @@ class Reader:
 
     def __init__(self, model: GPT, rows: int, positions: int):
         self.model = model
-        weight = model.tokens.weight
+        self.weight = weight = next(model.parameters())
         self.device = weight.device
-        self.cache = self.make_cache(model.config, rows, positions, weight.device, weight.dtype)
+        if isinstance(model, OwnModel):
+            self.cache = Ids(rows, self.device)
+        else:
+            self.cache = self.make_cache(model.config, rows, positions, weight.device, weight.dtype)
 
     def begin(self, end: int) -> int:
         """The first position to read next, so that all rows are read up to `end`: the start of the context's window
@@ -40,7 +44,7 @@ class Reader:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Ids (B, T) to logits (B, V)."""
-        with small_kernels(self.model.tokens.weight):
+        with small_kernels(self.weight):
             return self.model.logits(self.model.features(tokens, self.cache)[:, -1])
 
     def keep(self, rows: list[int]):

@@ -90,8 +90,8 @@ def generate(
 
 @torch.inference_mode()  # as a decorator it is off outside of this generator
 def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
-    device = model.tokens.weight.device
-    reader_class = GraphReader if device.type == "cuda" else Reader
+    device = next(model.parameters()).device
+    reader_class = GraphReader if device.type == "cuda" and isinstance(model, GPT) else Reader
     reader = reader_class(model, len(rows), max((len(row.ids) + row.remaining for row in rows), default=1))
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     begin, end = 0, min((len(row.ids) for row in rows), default=0)  # the ids of this step

@@ -59,7 +59,7 @@ def padded(windows: Sequence[Sequence[int]]) -> Tensor:
 @torch.inference_mode()
 def window_nats(model: GPT, windows: Tensor) -> Tensor:
     """The nats (B, T - 1) of the targets of windows (B, T) in float64 on the CPU, 0 for IGNORE."""
-    device, rows = model.tokens.weight.device, max(1, 2**24 // (windows.size(1) * model.config.vocab_size))
+    device, rows = next(model.parameters()).device, max(1, 2**24 // (windows.size(1) * model.config.vocab_size))
     parts = []
     for batch in windows.to(device).split(rows):
         logits = model(batch[:, :-1].clamp(min=0)).float()

@@ -16,16 +16,18 @@ def roles(model: GPT) -> dict[str, Role]:
     bias or scalar.
 
     A tied matrix is an embedding. The gate of value embeddings, a small matrix, is hidden, as in nanochat.
+    In a model of one's own the head is hidden, and a tensor of more dimensions, which Muon cannot take, is a readout.
     Raises: ValueError: if a parameter has no role.
     """
     found: dict[str, Role] = {}
+    gpt = isinstance(model, GPT)
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(module_name, recurse=False):
-            if isinstance(module, nn.Embedding) or parameter is model.tokens.weight:
+            if isinstance(module, nn.Embedding) or (gpt and parameter is model.tokens.weight):
                 found[name] = "embedding"
             elif parameter.ndim == 1:
                 found[name] = "vector"
-            elif module is model.head:
+            elif (gpt and module is model.head) or (not gpt and parameter.ndim > 2):
                 found[name] = "readout"
             elif parameter.ndim == 2:
                 found[name] = "hidden"

@@ -15,7 +15,7 @@ from slm.data.order import total
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, Windows
 from slm.files import CONF
-from slm.model import GPTConfig
+from slm.own_model import AnyConfig
 
 TRIFLE = 0.05  # share of a split's tokens that may stay unread without a warning
 MANY_EPOCHS = 4  # up to so many, repeated text is about as good as new text (arXiv:2305.16264)
@@ -34,7 +34,7 @@ def recipe(
     targets_per_window: float,
     windows: int,
     train_tokens: int,
-    model: GPTConfig,
+    model: AnyConfig,
     schedule: Callable[[int, int], float],
     optimizer: Mapping[str, Any],
 ) -> list[str | None]:
@@ -86,12 +86,12 @@ def few_steps(steps: int, epochs: float) -> str | None:
     return f"{steps} steps are few to learn from: less than about {FEW_STEPS} show only how training begins; {fix}"
 
 
-def far_learning_rate(optimizer: Mapping[str, Any], width: int) -> str | None:
+def far_learning_rate(optimizer: Mapping[str, Any], width: int | None) -> str | None:
     """AdamW's best rate falls as 1 / width (the hidden matrices of muP, arXiv:2203.03466), Muon's stays."""
     presets = {name: _yaml(CONF / "optimizer" / f"{name}.yaml") for name in ("adamw", "muon")}
     name = next((name for name, preset in presets.items() if preset["_target_"] == optimizer.get("_target_")), None)
     given, rule = optimizer.get("lr"), ""
-    if name is None or not isinstance(given, int | float):
+    if name is None or width is None or not isinstance(given, int | float):
         return None
     expected = presets[name]["lr"]
     if name == "adamw":

@@ -20,6 +20,7 @@ from slm.hardware import AUTOCAST, is_here
 from slm.loss import chunk_rows, cross_entropy
 from slm.masks import takes_blocks
 from slm.model import GPT, GPTConfig
+from slm.own_model import AnyConfig, build
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 # The constants of a CPU are fitted to 26 trainings and tested on 20 others (docs/plan.md). The heap keeps what is freed
@@ -83,7 +84,7 @@ class _Allocations(TorchDispatchMode):
 
 
 def training_memory(
-    config: GPTConfig,
+    config: AnyConfig,
     optimizer: Callable[[GPT], torch.optim.Optimizer],
     *,
     microbatch: int,
@@ -100,7 +101,7 @@ def training_memory(
     torch.compile, which needs less: of what it saves, only masks are left out, if it `compiles`. `averaged`: a callback
     averages weights. `saves`: a checkpoint is written while training goes on.
     """
-    if compiles and takes_blocks(config, device.type, training=True):
+    if compiles and isinstance(config, GPTConfig) and takes_blocks(config, device.type, training=True):
         config = replace(config, document_start=None)
     here = is_here({"cuda": "gpu"}.get(device.type, device.type))
     counted = device if here else torch.device("cpu")
@@ -124,9 +125,11 @@ def _cuda_overhead() -> float:
     return 2 * (2**25 if hopper else 8_519_680) + CUDA_SMALL
 
 
-def _moments(config: GPTConfig, one_step: Callable[[GPTConfig], list[Counter[str]]]) -> list[dict[str, float]]:
+def _moments(config: AnyConfig, one_step: Callable[[AnyConfig], list[Counter[str]]]) -> list[dict[str, float]]:
     """Bytes by part at each moment. A deep model is counted as a line through two shallow ones with the same pattern
     of blocks."""
+    if not isinstance(config, GPTConfig):
+        return [{name: float(moment[name]) for name in PARTS} for moment in one_step(config)]
     period = lcm(len(config.window) if isinstance(config.window, list | tuple) else 1, 1 + config.value_embeddings)
     shallow = 3 * period + config.depth % period
     if config.depth <= shallow + period:
@@ -137,12 +140,12 @@ def _moments(config: GPTConfig, one_step: Callable[[GPTConfig], list[Counter[str
 
 
 def _one_step(
-    config: GPTConfig, *, optimizer: Callable, microbatch: int, device: torch.device, precision: str
+    config: AnyConfig, *, optimizer: Callable, microbatch: int, device: torch.device, precision: str
 ) -> list[Counter[str]]:
     """The live bytes by part at their highest total up to the loss, with the gradients of the step before (which
     Lightning frees then), and after it."""
     with FakeTensorMode(), _Allocations() as memory, torch.device(device), _precision(precision, device):
-        model = GPT(config)
+        model = build(config)
         windows = torch.randint(config.vocab_size, (microbatch, config.context + 1))
         for parameter in model.parameters():
             memory.part = "gradients"

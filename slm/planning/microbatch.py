@@ -5,7 +5,8 @@ import torch
 from slm.errors import ResourceError, UserError, is_out_of_memory
 from slm.hardware import AUTOCAST, Hardware
 from slm.loss import cross_entropy
-from slm.model import GPT, GPTConfig
+from slm.model import GPT
+from slm.own_model import AnyConfig, build
 
 GPU_MICROBATCH, CPU_MICROBATCH = 32, 8  # windows, unless trainer.microbatch says otherwise
 SPARE_COPIES = 3  # of the parameters, kept free for two moments of AdamW and what else a step needs
@@ -52,12 +53,12 @@ def divisors(share: int, limit: int) -> list[int]:
     return [size for size in range(min(share, limit), 0, -1) if share % size == 0]
 
 
-def largest_microbatch(config: GPTConfig, share: int, hardware: Hardware) -> int:
+def largest_microbatch(config: AnyConfig, share: int, hardware: Hardware) -> int:
     """The largest divisor of a device's `share` of windows that fits beside gradients and optimizer state.
 
     Each one is tried, since no formula predicts an allocator. Raises ResourceError if a single window does not fit.
     """
-    model = GPT(config).to(hardware.device)
+    model = build(config).to(hardware.device)
     for size in divisors(share, share if hardware.accelerator == "gpu" else CPU_MICROBATCH):
         try:
             _train_once(model, size, hardware)

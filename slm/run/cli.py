@@ -95,12 +95,15 @@ def generate_main():
         config, _ = composed("generate", overrides)
         from slm.generation.command import Request, generate_command
         from slm.run.config import typed
+        from slm.run.instantiate import locate
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
         if prompts:
             config["prompt"] = prompts[-1].partition("=")[2]
-        generate_command(typed(Request, config, ""))
+        request = typed(Request, config, "")
+        given = {key: getattr(request, key) for key in ("tokenizer", "model") if getattr(request, key)}
+        generate_command(request, {key: locate(path, key) for key, path in given.items()})
 
 
 def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from slm import own_model
 from slm.corpora.deduplicated import deduplicated
 from slm.corpora.joined import joined
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
+from slm.own_model import AnyConfig, OwnConfig
 from slm.run.instantiate import Node, check, describe_target, is_node, required
 from slm.run.names import OPTIONAL_NODES, REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
@@ -80,7 +82,7 @@ class RunConfig:
     on_nonfinite: Literal["stop", "skip"]
     on_spike: Literal["warn", "skip"]
     budget: Budget
-    model: GPTConfig  # vocab_size is 1 until the tokenizer is known
+    model: AnyConfig  # vocab_size is 1 until the tokenizer is known
     data: DataConfig
     tokenizer: Node  # builds from documents
     optimizer: Callable[[GPT], torch.optim.Optimizer]
@@ -201,7 +203,20 @@ def read_model(values: Any) -> GPTConfig:
         raise UserError("model.vocab_size is decided by the tokenizer; give tokenizer.vocab_size")
     if isinstance(values, Mapping) and "document_start" in values:
         raise UserError("model.document_start follows from the data; give data.attention_across_documents=false")
+    if is_node(values):
+        return read_own_model(values)
     return typed(GPTConfig, {**values, "vocab_size": 1} if isinstance(values, Mapping) else values, "model")
+
+
+def read_own_model(values: Mapping[str, Any]) -> OwnConfig:
+    """The configuration of a model of one's own, of which a small one has been tried."""
+    settings = {key: value for key, value in values.items() if key != "context"}
+    node = Node.read("model", settings)
+    node.check_complete(own_model.FACTS)
+    facts = {"context": values.get("context"), "vocab_size": 64}
+    config = OwnConfig(target=values["_target_"], make=node.target, settings=dict(node.settings), **facts)
+    own_model.check(config)
+    return config
 
 
 def read_data(values: Any) -> DataConfig:

@@ -16,7 +16,7 @@ from slm.corpora.mixture import by_source
 from slm.data.mixture import passes
 from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
 from slm.data.windows import Splits
-from slm.estimate import parameters, training_flops_per_token
+from slm.estimate import device_table, parameters, training_flops_per_token
 from slm.hardware import Hardware, resident_bytes
 from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
@@ -93,7 +93,10 @@ class Plan:
         windows = self.windows * (4 / 3 if self.model.gradient_checkpointing else 1) + validated / 3
         flops = training_flops_per_token(self.model) * self.text.targets_per_window * windows
         return Work(
-            flops=flops, passes=self.model.depth * windows / self.microbatch, width=self.model.width, steps=self.steps
+            flops=flops,
+            passes=getattr(self.model, "depth", 1) * windows / self.microbatch,
+            width=self.model.width or device_table()["full_width"],
+            steps=self.steps,
         )
 
     @cached_property

@@ -8,6 +8,8 @@ from pathlib import Path
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
 from slm.files.run_folder import checkpoint_files
 from slm.hardware import is_here
+from slm.model import GPTConfig
+from slm.own_model import shape
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
 from slm.run.plan import Plan
@@ -25,7 +27,7 @@ def _model_lines(plan: Plan) -> Iterator[str]:
     counts = ", ".join(f"{part} {count:,}" for part, count in parts(model).items())
     yield f"model:  {parameters(model).total:,} parameters: {counts}"
     yield (
-        f"        {model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}; "
+        f"        {shape(model)}, context {model.context}, vocabulary {model.vocab_size:,}; "
         f"{training_flops_per_token(model) / 1e6:,.2f} MFLOP per token, forward and backward"
     )
 
@@ -65,10 +67,11 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
         f"memory: {gigabytes(memory.peak)}{there} GB at the peak, microbatch "
         f"{plan.microbatch}, {plan.hardware.precision}: {held}"
     )
-    other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
-    less = replace(plan, model=other).memory
-    switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
-    yield f"        {gigabytes(less.peak)} GB with {switched}"
+    if isinstance(model, GPTConfig):
+        other = replace(model, gradient_checkpointing=not model.gradient_checkpointing)
+        less = replace(plan, model=other).memory
+        switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
+        yield f"        {gigabytes(less.peak)} GB with {switched}"
     files = checkpoint_files(plan.config.callbacks["checkpoints"].settings, plan.steps or 0)
     free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
     size = gigabytes(memory.weights + memory.optimizer)

@@ -64,6 +64,7 @@ def generate():
     """python generate.py, slm generate."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before a text is generated, Ctrl-C simply ends the program
     make_stdio_robust(ignore_failed_writes=False)
+    sys.path.append("")
     from slm.run.cli import generate_main
 
     generate_main()

@@ -9,6 +9,7 @@ from typing import Any
 from slm.errors import Stopped
 from slm.estimate import parameters
 from slm.files import jsonl
+from slm.own_model import shape
 from slm.run.fork import shown
 from slm.run.plan import outcome
 from slm.run.prepare import Job, shown_passes
@@ -22,7 +23,7 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         f"run:    {job.run_dir}" + (f", from {start.name}" if start else "") + fork_line(run_info.get("fork")),
         f"data:   {job.store.tokens('train'):,} train tokens, {job.store.tokens('validation'):,} validation tokens",
         f"model:  {counts.total:,} parameters ({counts.non_embedding:,} without embeddings), "
-        f"{model.depth} x {model.width}, context {model.context}, vocabulary {model.vocab_size:,}",
+        f"{shape(model)}, context {model.context}, vocabulary {model.vocab_size:,}",
         f"budget: {job.steps:,} steps of {batch} windows = {job.tokens:,} tokens, {epochs:.2f} epochs"
         + (f"\n        reads {shown_passes(job.passes)}" if job.passes else ""),
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",

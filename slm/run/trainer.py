@@ -20,6 +20,7 @@ from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled, local_rank
 from slm.model import GPT
+from slm.own_model import OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.cost import time_limit
 from slm.run.prepare import Job, optimizer_of
@@ -89,7 +90,7 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     quiet_lightning()
     config, run_dir = job.config, job.run_dir
     torch.manual_seed(config.seed)
-    model = GPT(job.model)
+    model = build(job.model)
     features = compile_features(model, job)
     run_info["compiled"] = features is not None
     module = Pretraining(
@@ -121,7 +122,7 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     return dict(zip(EARLY_FACTS, (run_dir, config, config.data.corpus, config.data.layout), strict=True))
 
 
-def compile_features(model: GPT, job: Job) -> Callable | None:
+def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
     """The compiled features of the model if the run compiles it."""
     if not job.config.trainer.compiles(job.hardware.accelerator):
         return None
