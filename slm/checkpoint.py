@@ -172,6 +172,8 @@ def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> 
     """The configuration of the model. Raises UserError for an unknown, missing, mistyped or impossible value."""
     if "target" in values:
         return _own_config(path, values, make)
+    if make:
+        raise UserError(f"{path} holds a GPT of slm, which needs no class of a model")
     hints = get_type_hints(GPTConfig)
     for name, value in values.items():
         types = _types_in(hints.get(name))
@@ -189,7 +191,10 @@ def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> 
 def _own_config(path: Path, values: dict[str, Any], make: Callable | None) -> OwnConfig:
     name = printable(str(values["target"]))[:100]
     if make is None:
-        raise Outside(f"{path} holds a model of a class outside slm, {name}; give it: slm.load(..., model=MyModel)")
+        raise Outside(
+            f"{path} holds a model of a class outside slm, {name}; give the class: generate.py model_class=..., "
+            "slm.load(..., model=MyModel)"
+        )
     counts = [values.get(key) for key in ("vocab_size", "context")]
     try:
         if not all(type(count) is int and 0 < count < MAX_NUMBER for count in counts):
@@ -278,7 +283,8 @@ def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path],
             return load(Path(folder))
         except tokenizers.UnknownKind:
             raise Outside(
-                f"{path} holds a tokenizer of a class outside slm; give the class: slm.load(..., tokenizer=MyTokenizer)"
+                f"{path} holds a tokenizer of a class outside slm; give the class: generate.py tokenizer_class=..., "
+                "slm.load(..., tokenizer=MyTokenizer)"
             ) from None
         except tokenizers.Damaged:
             raise UserError(

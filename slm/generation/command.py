@@ -21,8 +21,8 @@ class Request:
     """The settings of conf/generate.yaml. Raises: UserError: if two of them exclude each other."""
 
     ckpt: str
-    tokenizer: str | None
-    model: str | None
+    tokenizer_class: str | None
+    model_class: str | None
     runs_dir: str
     prompt: str
     prompts_file: str | None
@@ -68,7 +68,10 @@ class Request:
 
 
 def generate_command(request: Request, classes: dict[str, Any]):
-    """Prints texts. `classes` are those of `tokenizer` and `model`, where they are given. Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint."""
+    """Prints texts. `classes` are those of tokenizer and model, for `load`, where they are given.
+
+    Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint.
+    """
     sampler = Sampler(**{field.name: getattr(request, field.name) for field in fields(Sampler)})
     prompts = request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)

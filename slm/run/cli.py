@@ -102,8 +102,8 @@ def generate_main():
         if prompts:
             config["prompt"] = prompts[-1].partition("=")[2]
         request = typed(Request, config, "")
-        given = {key: getattr(request, key) for key in ("tokenizer", "model") if getattr(request, key)}
-        generate_command(request, {key: locate(path, key) for key, path in given.items()})
+        given = {"tokenizer": request.tokenizer_class, "model": request.model_class}
+        generate_command(request, {key: locate(path, f"{key}_class") for key, path in given.items() if path})
 
 
 def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:

@@ -29,7 +29,7 @@ class Node:
         if not is_node(value):
             raise UserError(f"{where} must have a _target_, the class to build, not be {value!r}")
         settings = {key: cls.nested(f"{where}.{key}", item) for key, item in value.items() if key != "_target_"}
-        target = locate(value["_target_"], where)
+        target = locate(value["_target_"], f"{where}._target_")
         check(target, settings, where)
         return cls(where, target, settings)
 
@@ -91,7 +91,7 @@ def is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def locate(path: str, where: str) -> Callable:
+def locate(path: str, key: str) -> Callable:
     """The class, function or classmethod with that dotted path. Raises UserError if it cannot be imported."""
     parts = path.split(".") if isinstance(path, str) else []
     for cut in range(len(parts) - 1 if all(parts) else 0, 0, -1):
@@ -99,27 +99,27 @@ def locate(path: str, where: str) -> Callable:
             found = import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
             if error.name and not f"{path}.".startswith(f"{error.name}."):
-                raise UserError(f"{where}._target_={path} needs the package {error.name}; pip install it") from None
+                raise UserError(f"{key}={path} needs the package {error.name}; pip install it") from None
             continue
         except SyntaxError as error:
             place = f"{error.filename}, line {error.lineno}: " if error.filename else ""
-            raise UserError(f"{where}._target_={path} cannot be imported: {place}{error.msg}") from None
+            raise UserError(f"{key}={path} cannot be imported: {place}{error.msg}") from None
         except (ImportError, ValueError) as error:  # the latter of the module's own statements
-            raise UserError(f"{where}._target_={path} cannot be imported: {error}") from None
+            raise UserError(f"{key}={path} cannot be imported: {error}") from None
         for name in parts[cut:]:
             if not hasattr(found, name):
                 hint = did_you_mean(name, dir(found))
                 owner = getattr(found, "__name__", found)
-                raise UserError(f"{where}._target_={path} cannot be imported: {owner} has no {name}{hint}")
+                raise UserError(f"{key}={path} cannot be imported: {owner} has no {name}{hint}")
             found = getattr(found, name)
         if callable(found):
             with contextlib.suppress(ValueError):
                 inspect.signature(found)
                 return found
-            raise UserError(f"{where}._target_={path} has no signature to check settings against; wrap it in a class")
+            raise UserError(f"{key}={path} has no signature to check settings against; wrap it in a class")
     missing = f"; there is no package {parts[0]}, and no {parts[0]}.py in the working folder" if parts else ""
     hint = missing if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
-    raise UserError(f"{where}._target_={path} cannot be imported{hint}")
+    raise UserError(f"{key}={path} cannot be imported{hint}")
 
 
 def describe_target(target: Callable) -> str:

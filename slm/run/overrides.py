@@ -130,9 +130,9 @@ def key_of(override: str) -> str:
 def own_nodes(overrides: Sequence[str], config: dict[str, Any]):
     """Empties each node of a configuration whose `_target_` the command line names, but for keys given there.
 
-    Otherwise a class would silently receive settings of the one that it replaces.
+    The context stays: every model has one. Otherwise a class would silently receive settings of the one it replaces.
     """
-    given = [key_of(override) for override in overrides]
+    given = [*map(key_of, overrides), "model.context"]
     for key in given:
         *path, last = key.split(".")
         node = config
