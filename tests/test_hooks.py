@@ -101,7 +101,7 @@ def test_activations_and_half_a_gradient(run, start):
     hooks = "callbacks=[activations,gradients]", "callbacks.gradients.apply=[scale]"
     folder, seen = run(*PLAIN, *SGD, *hooks, "model.mlp=relu2"), {}
     model, windows = start.model(mlp="relu2"), start.windows(folder)
-    model.blocks[1].register_forward_hook(lambda module, inputs, x: seen.update({"block01": x}))
+    model.blocks[1].register_forward_hook(lambda module, inputs, x: seen.update({"block01/stream": x}))
     model.blocks[0].mlp.out.register_forward_hook(
         lambda module, inputs, x: seen.update({"block00/hidden": inputs[0], "block00/mlp": x})
     )
@@ -200,6 +200,10 @@ def test_mistakes_are_one_line(run, composed):
             "callbacks.gradients.apply=[freeze]",
             "callbacks.gradients.transforms.freeze.parameters=[readuot]",
         )
+    with mistake("gradients has no Nose; did you mean Noise"):
+        composed("+callbacks.mine._target_=slm.training.callbacks.gradients.Nose")
+    with mistake("gradients has no Mine; it has Gradients, Identity, Noise, Centralize, Scale, Freeze"):
+        composed("+callbacks.mine._target_=slm.training.callbacks.gradients.Mine")
     with mistake("noise: eta=-1 and gamma=0.55 must be at least 0"):
         run(*apply[:1], "callbacks.gradients.transforms.noise.eta=-1")
     with mistake("callbacks.activations.every_n_steps=0 must be at least 1"):

@@ -109,14 +109,14 @@ def other_charts(curves: Curves) -> list[Chart]:
 
 def dynamics_charts(curves: Curves) -> list[Chart]:
     """A chart per quantity of dynamics/<tensor or block>/<quantity>, a line per tensor or block, by depth; likewise
-    of activations/<block>/<part>/<statistic>, whose quantity has two names."""
+    of activations/<block>/<part>/<statistic>, whose quantity is the part's statistic."""
     groups: dict[str, list[str]] = {}
     for name in sorted(curves.values, key=natural):
         if name.startswith(LAYERED):
             groups.setdefault(name.split("/", 2)[2] if name.count("/") > 1 else name, []).append(name)
     return [
         _chart(curves, quantity, UNITS.get(quantity.rpartition("/")[2], ""), names, layers=True)
-        for quantity, names in list(groups.items())[:MAX_OTHERS]
+        for quantity, names in list(groups.items())[: 2 * MAX_OTHERS]
     ]
 
 

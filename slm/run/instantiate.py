@@ -108,7 +108,7 @@ def locate(path: str, key: str) -> Callable:
             raise UserError(f"{key}={path} cannot be imported: {error}") from None
         for name in parts[cut:]:
             if not hasattr(found, name):
-                hint = did_you_mean(name, dir(found))
+                hint = did_you_mean(name, dir(found)) or classes_in(found)
                 owner = getattr(found, "__name__", found)
                 raise UserError(f"{key}={path} cannot be imported: {owner} has no {name}{hint}")
             found = getattr(found, name)
@@ -120,6 +120,13 @@ def locate(path: str, key: str) -> Callable:
     missing = f"; there is no package {parts[0]}, and no {parts[0]}.py in the working folder" if parts else ""
     hint = missing if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
     raise UserError(f"{key}={path} cannot be imported{hint}")
+
+
+def classes_in(module: Any) -> str:
+    """What a module defines, for a message; empty if it defines no class."""
+    entries = getattr(module, "__dict__", {}).items()
+    own = [name for name, its in entries if inspect.isclass(its) and its.__module__ == getattr(module, "__name__", "")]
+    return f"; it has {', '.join(own[:20])}" if own else ""
 
 
 def describe_target(target: Callable) -> str:

@@ -21,9 +21,9 @@ STATISTICS = ("mean", "std", "rms", "zeros", "max_abs")
 
 
 class Activations(Callback):
-    """Logs activations/<block>/<statistic> and activations/<block>/<part>/<statistic>, first and every so many steps.
+    """Logs activations/<block>/<part>/<statistic> at the first step and every `every_n_steps` steps.
 
-    The block itself is the residual stream after it; its parts are attention and mlp, which add to the stream, and
+    Parts are attention and mlp, which add to the residual stream, stream, which is the latter after the block, and
     hidden, the MLP's units behind their activation. Over all microbatches and devices, at positions with a target.
     Only observes, without a forward pass of its own; compiled code hides its parts, so there the microbatches go
     forward once more, without dropout. Raises UserError if every_n_steps is below 1, or for a model without blocks.
@@ -92,11 +92,6 @@ class Activations(Callback):
 def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """Name, module, and whether its input is meant instead of its output, of each block and those parts that it has."""
     for layer, its in enumerate(getattr(model, "blocks", ())):
-        mlp = getattr(its, "mlp", None)
-        found = {
-            "": its,
-            "/attention": getattr(its, "attention", None),
-            "/mlp": mlp,
-            "/hidden": getattr(mlp, "out", None),
-        }
-        yield from ((block(layer) + name, part, name == "/hidden") for name, part in found.items() if part is not None)
+        attention, mlp = getattr(its, "attention", None), getattr(its, "mlp", None)
+        found = {"stream": its, "attention": attention, "mlp": mlp, "hidden": getattr(mlp, "out", None)}
+        yield from ((f"{block(layer)}/{n}", part, n == "hidden") for n, part in found.items() if part is not None)
