@@ -8,6 +8,7 @@ from conftest import mistake, small_run, trained
 
 from slm.corpora.deduplicated import Deduplicated, Digests, deduplicated, digest
 from slm.corpora.hub import Hub
+from slm.corpora.mixture import Mixture, Source
 from slm.data.store import prepare
 from slm.tokenizers.bytes import ByteTokenizer
 
@@ -44,6 +45,20 @@ def test_each_document_stays_at_its_first_place_and_validation_has_precedence():
         "validation": 20 - len({*validation}),
     }
     assert corpus.fingerprint() != corpus.corpus.fingerprint()
+
+
+def test_a_source_without_train_documents_is_one_line_and_no_endless_sample():
+    """A mixture repeats its short sources for the sample of the tokenizer."""
+    others = Texts(["a", "b"], ["c"])
+
+    def sample(source, change) -> list[str]:
+        sources = {"a": Source(corpus=others, weight=1), "b": Source(corpus=source, weight=1)}
+        return list(change(Mixture(sources=sources)).documents("train"))
+
+    with mistake("data.sources.b: data.deduplicate=exact leaves no train document: validation has all of them, too"):
+        sample(Texts(["same"] * 9, ["same"]), deduplicated)
+    with mistake("data.sources.b: the train split has no documents"):
+        sample(Texts([], ["c"]), lambda mixture: mixture)
 
 
 def test_a_set_of_digests_is_that_of_python():

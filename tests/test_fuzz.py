@@ -25,6 +25,7 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
     "hub": (150, 0.1, "cannot be read"),
     "huggingface": (500, 0.2, "holds no tokenizer"),
     "sentencepiece": (500, 0.1, "is no model"),
+    "litdata": (500, 0.3, "is damaged, or not of"),
 }
 
 

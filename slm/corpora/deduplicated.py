@@ -66,9 +66,14 @@ class Deduplicated:
         return getattr(self.corpus, name)
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Raises: UserError: from the corpus."""
+        """Raises: UserError: from the corpus; if all train documents are in validation."""
         self._begin(split)
-        yield from self._first(split, self.corpus.documents(split))
+        empty = True
+        for text in self._first(split, self.corpus.documents(split)):
+            empty = False
+            yield text
+        if split == "train" and self.dropped["held_out"] and empty:
+            raise UserError("data.deduplicate=exact leaves no train document: validation has all of them, too")
         self._complete.add(split)
 
     def fingerprint(self) -> str:

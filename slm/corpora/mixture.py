@@ -98,7 +98,7 @@ class Mixture:
     def documents(self, split: Split) -> Iterator[str]:
         """Train: from each source by weight, short sources repeated, until all are read or the sample is large enough.
 
-        Raises: UserError: from a source, with its name.
+        Raises: UserError: from a source, with its name; for one without train documents.
         """
         if split == "validation":
             return chain.from_iterable(self._documents(name, split) for name in self.sources)
@@ -151,6 +151,8 @@ class Mixture:
                 yield text
                 continue
             complete.add(name)
+            if not taken[name]:
+                raise UserError(f"data.sources.{name}: the train split has no documents")
             if weights is None:
                 del streams[name]
             else:

@@ -36,6 +36,7 @@ FOREIGN = {
     "hub": corpora.hub,
     "huggingface": corpora.huggingface,
     "sentencepiece": corpora.sentencepiece,
+    "litdata": corpora.litdata,
 }
 KINDS = FOREIGN | {"experiments": words.experiments, "train": words.train_words, "generate": words.generate_words}
 

@@ -1,5 +1,5 @@
 """Cases on corpora and tokenizers of others: rows in every format and compression, copies of Hub repositories,
-tokenizer.json and .model files. Documents of files without a mutation are equal in all formats."""
+tokenizer.json and .model files, folders of litdata. Documents of files without a mutation are equal in all formats."""
 
 import bz2
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mutations
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from files import DOCUMENTS, PROBE
@@ -23,6 +24,8 @@ from slm import tokenizers
 from slm.corpora import rows as row_readers
 from slm.corpora.files import Files
 from slm.corpora.hub import Hub
+from slm.data.litdata import Litdata
+from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.huggingface import HuggingFaceTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 from slm.tokenizers.sentencepiece_model import SentencePieceModel
@@ -232,3 +235,41 @@ def used(tokenizer: tokenizers.Tokenizer, folder: Path):
     saved.mkdir()
     tokenizer.save(saved)
     assert tokenizers.load(saved).encode(PROBE) == ids
+
+
+def chunk(texts: list[str]) -> bytes:
+    """The ids of these documents as one chunk of litdata."""
+    items = [np.array([*text.encode(), ByteTokenizer.eos], "<u2").tobytes() for text in texts]
+    offsets = np.cumsum([4 * len(items) + 8, *map(len, items)]).astype("<u4")
+    return len(items).to_bytes(4, "little") + offsets.tobytes() + b"".join(items)
+
+
+def litdata(rng: random.Random, folder: Path) -> Callable[[int], None]:
+    """A folder of litdata.optimize with a mutated index, heads of chunks or ids; all windows of a store are read."""
+    files = {f"chunk-0-{number}.bin": chunk(DOCUMENTS[number * 5 :][:5]) for number in range(3)}
+    chunks = [{"filename": name, "chunk_bytes": len(content), "chunk_size": 5, "dim": len(content) // 2 - 14}
+              for name, content in files.items()]  # fmt: skip
+    spec = '[1, {"type": null, "context": null, "children_spec": []}]'
+    config = {"data_format": ["no_header_numpy:5"], "data_spec": spec, "compression": None, "encryption": None,
+              "item_loader": "TokensLoader", "chunk_bytes": 64000000, "chunk_size": None}  # fmt: skip
+
+    def case(number: int):
+        place = folder / str(number)
+        place.mkdir()
+        index = {"chunks": chunks, "config": config}
+        text = json.dumps(mutations.changed(index, rng, plain=True) if number % 3 else index)
+        content = text.encode("utf-8", "surrogatepass")
+        (place / "index.json").write_bytes(mutations.damaged(content, rng) if number % 6 == 1 else content)
+        name = rng.choice(list(files))
+        head = mutations.damaged(files[name][:28], rng)
+        damaged = mutations.damaged(files[name], rng) if number % 2 else head + files[name][28:]
+        for other, its in files.items():
+            (place / other).write_bytes(damaged if other == name and number % 3 == 0 else its)
+        corpus = Litdata(path=str(place), validation_path=None, validation_share=0.2, keep_chunks=None)
+        store = corpus.store(ByteTokenizer(), place / "cache")
+        for split in ("train", "validation"):
+            ids = np.concatenate([shard[:] for shard in store.shards(split)])
+            assert len(ids) == store.tokens(split) == store.bounds(split, ByteTokenizer.eos)[-1]
+            assert ids.max() < ByteTokenizer.vocab_size
+
+    return case
