@@ -44,7 +44,7 @@ class DataConfig:
             raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
         if others := sorted(self.layouts - {"packed"}):
             if self.order not in ANY_LAYOUT:
-                remedy = "give data.order=shuffle, or another layout"
+                remedy = "give data.order=shuffle, too"
                 raise UserError(f"data.order={self.order} needs data.layout=packed, not {others[0]}; {remedy}")
             if self.joined:
                 raise UserError(f"data.joined=true has no ends of documents, which data.layout={others[0]} needs")
