@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import exit_code, mistake, trained
+from presets_table import BEGIN, END, PAGE, table
 
+from slm.estimate import parameters
 from slm.hardware import resolve_hardware
 from slm.model import GPT
 from slm.planning.microbatch import choose_microbatch
@@ -131,15 +133,26 @@ def test_a_preset_has_every_stated_number(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_preset_has_the_exact_number_of_parameters(name):
-    vocab_size, parameters, inner, hidden = SIZES[name]
+    vocab_size, total, inner, hidden = SIZES[name]
     config = replace(preset(name).model, vocab_size=vocab_size)
     with torch.device("meta"):
         model = GPT(config)
     outside = [model.tokens.weight, model.head.weight, model.head.bias, getattr(model.positions, "weight", None)]
     embeddings = {id(weight): weight.numel() for weight in outside if weight is not None}
-    assert sum(weight.numel() for weight in model.parameters()) == parameters
-    assert parameters - sum(embeddings.values()) == inner
+    assert sum(weight.numel() for weight in model.parameters()) == total
+    assert total - sum(embeddings.values()) == inner
     assert config.hidden_width == hidden
+
+
+def test_the_variant_of_a_readme_by_its_code():
+    gated = preset("char_slm", "model.mlp=geglu", "model.mlp_width=1024").model
+    assert parameters(replace(gated, vocab_size=100)).total == 4_329_060
+
+
+@pytest.mark.slow
+def test_the_table_of_the_presets_is_up_to_date():
+    """python tests/presets_table.py writes it anew."""
+    assert BEGIN + table() + END in PAGE.read_text(encoding="utf-8")
 
 
 def test_microbatches_and_precisions_of_the_stated_machines():
@@ -196,6 +209,8 @@ def test_a_small_run_of_each_preset_generates(name, cache, tmp_path, monkeypatch
     assert small.plain["tokenizer"]["_target_"] == own.replace("gpt2.GPT2Tokenizer", "bpe.BPETokenizer")
     assert trained(monkeypatch, *words, cache, f"run_dir={tmp_path / 'run'}") == 0
     assert "10: val/loss" in capsys.readouterr().out
-    words = f"ckpt={tmp_path / 'run'}", "prompt=Once upon", "max_new_tokens=8"
-    assert exit_code(monkeypatch, cli.generate_main, *words) == 0
-    assert capsys.readouterr().out.startswith("Once upon")
+    assert exit_code(monkeypatch, cli.generate_main, f"ckpt={tmp_path / 'run'}", "sampler=run") == 0
+    prompts = small.plain["callbacks"]["samples"]["prompts"] or [""]
+    printed = capsys.readouterr().out
+    assert printed
+    assert all(prompt in printed for prompt in prompts)

@@ -1,9 +1,10 @@
 """The work of generate.py: load a checkpoint, generate, print."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from slm.errors import UserError, printable
 from slm.files import atomic
@@ -27,6 +28,7 @@ class Request:
     prompt: str
     prompts_file: str | None
     num_samples: int
+    sampler: Literal["own", "run"]
     max_new_tokens: int
     temperature: float
     top_k: int | None
@@ -49,6 +51,22 @@ class Request:
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
 
+    def like_run(self, config: Mapping[str, Any]) -> tuple[Self, list[str]]:
+        """With the settings of callbacks.samples in the configuration of a run, and its prompts, if it has any.
+
+        Raises: UserError: if it has no valid ones.
+        """
+        callbacks = config.get("callbacks")
+        its = callbacks.get("samples") if isinstance(callbacks, Mapping) else None
+        if not (isinstance(its, Mapping) and isinstance(its.get("sampler"), Mapping)):
+            raise UserError("sampler=run: the run has no callbacks.samples; give sampler=own, and the settings")
+        names = {field.name for field in fields(Sampler)}
+        given = {name: value for name, value in its["sampler"].items() if name in names}
+        sampler = asdict(Sampler(**given)) | {"max_new_tokens": its.get("max_new_tokens")}
+        check_count("callbacks.samples.max_new_tokens of the run", sampler["max_new_tokens"])
+        prompts = its.get("prompts") if isinstance(its.get("prompts"), list) else []
+        return replace(self, **sampler), [prompt for prompt in prompts if isinstance(prompt, str)]
+
     def prompts(self) -> list[str]:
         """`prompt`, or the lines of `prompts_file`. Raises: UserError: if that is unreadable, empty or not UTF-8."""
         if self.prompts_file is None:
@@ -67,19 +85,27 @@ class Request:
         return prompts
 
 
+def sampler_of(request: Request) -> Sampler:
+    return Sampler(**{field.name: getattr(request, field.name) for field in fields(Sampler)})
+
+
 def generate_command(request: Request, classes: dict[str, Any]):
     """Prints texts. `classes` are those of tokenizer and model, for `load`, where they are given.
 
     Raises: UserError: for a wrong value before anything is loaded; for a wrong checkpoint.
     """
-    sampler = Sampler(**{field.name: getattr(request, field.name) for field in fields(Sampler)})
-    prompts = request.prompts()
+    sampler, prompts = sampler_of(request), request.prompts()
     check_count("max_new_tokens", request.max_new_tokens)
     check_count("num_samples", request.num_samples)
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
     loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype, **classes)
+    if request.sampler == "run":
+        request, its = request.like_run(loaded.config)
+        sampler = sampler_of(request)
+        if its and prompts == [""] and not (request.interactive or request.stream):
+            prompts, single = its, len(its) * request.num_samples == 1 and request.format == "text"
     settings = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, "stop_at_eos": request.stop_at_eos}
     both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "eos_first": loaded.eos_first}
     if request.interactive:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from slm.run import CONF
 
 GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
-EXPERIMENTS = "experiment/"
+CHOOSING = "experiment/", "debug/"  # files that choose options
 
 
 class Composer(ConfigLoaderImpl):
@@ -32,7 +32,7 @@ composition.ConfigLoaderImpl = Composer
 
 
 def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
-    """Deletes from the loaded experiments what they set for an option that is not among `defaults`."""
+    """Deletes from loaded experiments and debug options what they set for an option that is not among `defaults`."""
     paths = [default.config_path for default in defaults if default.config_path]
     taken = dict(path.split("/", 1) for path in paths if "/" in path)
     first = next((default.config_path for default in defaults if default.primary), None)
@@ -40,7 +40,7 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
         return
     shared = repo.load_config(first).config
     for path in paths:
-        if not path.startswith(EXPERIMENTS):
+        if not path.startswith(CHOOSING):
             continue
         config = repo.load_config(path).config
         for group, option in (choices(first, repo) | choices(path, repo)).items():
