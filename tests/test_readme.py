@@ -109,7 +109,11 @@ def test_training(command, monkeypatch):
         pytest.skip(f"a short one with {long[0]} is in tests/{LONG[long[0]]}")
     own = ["model.context=32"] if "data=files" in arguments else TEXT
     data = STORIES if "data=storyworld" in arguments else [*own, "tokenizer.vocab_size=300"]
-    debug = [] if "debug=fdr" in arguments else ["debug=default", "callbacks.samples.max_new_tokens=5"]
+    debug = (
+        []
+        if any(word.startswith("debug=") for word in arguments)
+        else ["debug=default", "callbacks.samples.max_new_tokens=5"]
+    )
     assert trained(monkeypatch, *arguments, *SMALL, *data, *debug) == 0
 
 
