@@ -9,7 +9,7 @@ import shutil
 import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
-from slm import cache, compare, evaluate, lens, report, verify
+from slm import cache, compare, evaluate, hardware, lens, report, verify
 from slm.data import __main__ as corpus_command
 from slm.learn import __main__ as learn_command
 from slm.run import cli
@@ -18,13 +18,14 @@ from slm.tokenizers import __main__ as tokenizers_command
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = [
+LINES = [
     line.split("  #")[0].strip()
     for page in PAGES
     for block in re.findall(r"```sh\n(.*?)```", page, re.S)
     for line in block.splitlines()
-    if not line.startswith(("git clone", "python3 -m venv", "pip install"))
+    if not line.startswith(("git clone", "python3 -m venv", "pip install", "uv sync"))  # they need the network
 ]
+COMMANDS = list(dict.fromkeys(LINES))
 TABLE = [
     words for line in README.splitlines() if line.startswith("| ") for words in re.findall(r"`([^`]*=[^`]*)`", line)
 ]
@@ -40,6 +41,7 @@ TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m s
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
+DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
 LONG = {
     "sweep_dir": "test_sweeps.py",
     "fork": "test_fork.py",
@@ -49,6 +51,9 @@ LONG = {
     "data.repository": "test_hub.py",
     "data.streaming": "test_hub.py",
     "data=litdata": "test_litdata.py",
+    "prepare": "test_prepare.py",
+    "experiment=gpt2_124m debug": "test_presets.py",
+    "verify_resume": "test_verify.py",
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]
@@ -72,6 +77,7 @@ def test_the_readme_has_commands():
         *CORPORA,
         *LEARN,
         CACHE,
+        DOCTOR,
         QUICKSTART,
     }
     assert known == set(COMMANDS)
@@ -214,6 +220,20 @@ def test_ci_runs_the_installation_and_the_quickstart():
 @pytest.mark.parametrize("words", TABLE)
 def test_commands_of_the_table_compose(words):
     check(shlex.split(words))
+
+
+@pytest.mark.slow
+def test_settings_of_the_troubleshooting_page_compose(text_file, monkeypatch):
+    monkeypatch.setattr(hardware.torch.cuda, "is_available", lambda: True)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.rpartition(" | ")[2] for line in page.splitlines() if line.startswith("| ")]
+    found = {code for cell in cells for code in re.findall(r"`([^`]*=[^`]*)`", cell)}
+    settings = [code for code in found if re.match(r"(-m )?\+?[a-z_.]+=", code) and not re.search(r"[A-Z]{3}", code)]
+    assert len(settings) > 20
+    for code in settings:
+        data = [] if re.search(r"tokenizer|data=", code) else ["data=text", f"data.path={text_file}"]
+        alphabet = ["tokenizer=characters"] if "alphabet" in code else []
+        check([*data, *alphabet, *shlex.split(code)])
 
 
 def test_options_named_in_the_readme_exist():
