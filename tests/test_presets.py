@@ -196,6 +196,7 @@ def cache(tmp_path_factory) -> str:
 def test_a_small_run_of_each_preset_generates(name, cache, tmp_path, monkeypatch, capsys):
     """debug=shrink keeps what a preset is, but for sizes; it trains without network, and generate.py reads the run."""
     words = [f"experiment={name}", "debug=shrink"]
+    words += ["data.validated_train_windows=8"] if "notebook" in name else []
     small, large = cli.compose(words), preset(name)
     for part, keys in (
         ("model", ("positions", "norm", "mlp", "tied", "bias", "head_bias", "dropout", "gradient_checkpointing")),

@@ -5,6 +5,7 @@ does not have, and optimizer.weight_decay of Muon is another quantity in AdamW. 
 (data.batch_windows, of conf/train.yaml) stay. Done while Hydra composes, so that it also holds for each job of a sweep.
 """
 
+import re
 from collections.abc import Iterable
 
 from hydra._internal import hydra as composition
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from slm.run import CONF
 
 GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
-CHOOSING = "experiment/", "debug/"  # files that choose options
+CHOOSING = re.compile("(experiment|debug)/[^/]+")  # files that choose options
 
 
 class Composer(ConfigLoaderImpl):
@@ -40,7 +41,7 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
         return
     shared = repo.load_config(first).config
     for path in paths:
-        if not path.startswith(CHOOSING):
+        if not CHOOSING.fullmatch(path):
             continue
         config = repo.load_config(path).config
         for group, option in (choices(first, repo) | choices(path, repo)).items():
