@@ -42,6 +42,7 @@ CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
+PLAIN_LOOP = "python examples/plain_loop.py"  # tests/test_examples.py
 LONG = {
     "sweep_dir": "test_sweeps.py",
     "fork": "test_fork.py",
@@ -78,6 +79,7 @@ def test_the_readme_has_commands():
         *LEARN,
         CACHE,
         DOCTOR,
+        PLAIN_LOOP,
         QUICKSTART,
     }
     assert known == set(COMMANDS)
