@@ -9,10 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from slm.run import cli, start, train, trainer  # noqa: F401  (imported before a fork)
 
+# A first backward pass decides for which devices autograd has threads, which a fork would lose. Without a GPU
+# it has none; but it would after a plan (fake tensors), if torch is a build for CUDA.
+torch.ones(1, requires_grad=True).sum().backward()
 SCRIPT = Path(__file__).parents[1] / "train.py"
 
 

@@ -105,7 +105,7 @@ def limit_memory(monkeypatch, windows: int, error: Exception) -> list[int]:
 
 def test_out_of_memory_suggests_a_microbatch_for_the_same_batch(run, tmp_path):
     remedies = r"trainer.microbatch=3 or trainer.auto_microbatch=true or model.gradient_checkpointing=true"
-    with pytest.raises(ResourceError, match=rf"out of memory with 6 windows .* {remedies}"):
+    with pytest.raises(ResourceError, match=rf"out of memory with 6 windows .* {remedies}; .recipe=low_memory"):
         run(*SAVING, fault("out-of-memory"), "data.batch_windows=6", "trainer.microbatch=6")
     assert steps_saved(tmp_path / "run") == [6, 5]
     assert smaller_microbatch(9, 18, CPU) == 6
