@@ -51,7 +51,7 @@ LONG = {
     "data.sources.stories.weight": "test_mixture.py",
     "data.repository": "test_hub.py",
     "data.streaming": "test_hub.py",
-    "data=litdata": "test_litdata.py",
+    "data=litdata data.path": "test_litdata.py",
     "prepare": "test_prepare.py",
     "experiment=gpt2_124m debug": "test_presets.py",
     "verify_resume": "test_verify.py",
