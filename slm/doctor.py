@@ -19,8 +19,8 @@ from slm.errors import one_line, one_line_errors, printable
 from slm.files.stdio import make_stdio_robust
 
 Check = Callable[[], Finding | list[Finding]]
-SECONDS = 5.0  # for all checks, which run at the same time
-SPARE = 0.5  # of it, to end an import and to ask the driver
+SECONDS = 5.5  # for all checks, which run at the same time
+SPARE = 0.25  # of it, to end an import and to ask the driver
 
 
 def checks_of(seconds: float) -> dict[str, Check]:
@@ -84,7 +84,7 @@ def main() -> int:
     """Exit code: 2 if there is an error, else 0."""
     parser = argparse.ArgumentParser(prog="python -m slm.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="a list of objects: check, status, found, remedy")
-    parser.add_argument("--wait", type=float, default=SECONDS, metavar="SECONDS", help="for all checks; default 5")
+    parser.add_argument("--wait", type=float, default=SECONDS, metavar="SECONDS", help="for all checks; default 5.5")
     arguments = parser.parse_args()
     findings = examine(checks_of(max(arguments.wait - SPARE, 1)), arguments.wait)
     print(json.dumps([asdict(finding) for finding in findings], indent=1) if arguments.json else shown(findings))

@@ -84,8 +84,8 @@ def test_device(monkeypatch):
     assert busy.status == "error"
     for result, checks, status in (
         (({}, "ImportError: libcudart.so.12", False), ["torch"], "error"),
-        ((CPU, TORCHVISION, False), ["device", "lightning"], "error"),
-        ((CPU, None, True), ["device", "lightning"], "warning"),
+        ((CPU, TORCHVISION, False), ["device", "torchmetrics"], "error"),
+        ((CPU, None, True), ["device", "torchmetrics"], "warning"),
         (({}, None, True), ["torch"], "warning"),
     ):
         monkeypatch.setattr(machine, "probe", lambda seconds, result=result: result)

@@ -20,11 +20,11 @@ PROGRAM = "#include <Python.h>\n#include <cmath>\nint main() { return 0; }\n"
 
 
 def device(seconds: float) -> list[Finding]:
-    """What training runs on, and whether torch and Lightning can be imported within that time."""
+    """What training runs on, and whether torch and torchmetrics can be imported within that time."""
     facts, failure, late = probe(seconds)
     driver = answer_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", seconds=2)
     if late:
-        slow = Finding("lightning" if facts else "torch", "warning", f"not imported after {seconds:.0f} s", SLOW)
+        slow = Finding("torchmetrics" if facts else "torch", "warning", f"not imported after {seconds:.0f} s", SLOW)
         return [device_finding(facts, driver), slow] if facts else [slow]
     if not facts:
         return [
@@ -35,7 +35,7 @@ def device(seconds: float) -> list[Finding]:
         fix = "python -m pip install --force-reinstall lightning torchmetrics"
         if "torchvision" in failure:
             fix = "python -m pip uninstall torchvision, which slm does not need and which does not fit this torch"
-        found.append(Finding("lightning", "error", f"cannot be imported: {failure}", fix))
+        found.append(Finding("torchmetrics", "error", f"cannot be imported: {failure}", fix))
     return found
 
 
