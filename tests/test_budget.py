@@ -38,6 +38,7 @@ def test_a_step_takes_what_most_later_ones_take(steps):
     assert watch.step == 1.0
 
 
+@pytest.mark.slow
 def test_a_run_of_minutes_is_bit_for_bit_the_run_of_its_steps(monkeypatch, text_file, tmp_path, capsys):
     """With dropout, whose random numbers measuring must not move; the same command then finds the run done."""
     small = [*small_run(text_file, tmp_path), "model.dropout=0.1", "log_windows=true", "report=false"]

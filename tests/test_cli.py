@@ -111,7 +111,7 @@ MISTAKES = {  # tests/test_mistakes.py has impossible values, tests/test_habits.
     "++modle.width=64": "there is no key modle; did you mean model?",
     "+trainer.foo=3": "trainer.foo is not a setting",
     "+data.path2=x": "there is no key data.path2; did you mean data.path?",
-    "model=smal": "model=smal is not one of base, gpt2_124m, gpt2_350m, small, tiny; did you mean small?",
+    "model=smal": "model=smal is not one of base, gpt2_124m, gpt2_350m, own, small, tiny; did you mean small?",
     "model=3": "model=3 is not one of base, gpt2_124m",
     "model.width=65": "model.width=65 must be a multiple of model.head_dim=32; try model.width=64 or 96",
     "model.width=64,96": "model.width=64,96 gives several values; add -m",

@@ -93,11 +93,11 @@ def limit_memory(monkeypatch, windows: int, error: Exception) -> list[int]:
     """Makes the search for a microbatch raise above so many windows. Returns the list that collects its attempts."""
     tried, real = [], microbatch.cross_entropy
 
-    def limited(features, *rest):
+    def limited(features, **rest):
         tried.append(len(features))
         if len(features) > windows:
             raise error
-        return real(features, *rest)
+        return real(features, **rest)
 
     monkeypatch.setattr(microbatch, "cross_entropy", limited)
     return tried

@@ -222,8 +222,9 @@ def build_loggers(config: RunConfig, run_dir: Path, run_info: dict[str, Any]) ->
     loggers = []
     for node in config.logger.values():
         is_wandb = node.target in (WandB, WandbLogger)
-        if is_wandb and (run_dir.parent / "sweep.json").exists():
-            node = replace(node, settings={"group": run_dir.parent.name, **node.settings})
+        if is_wandb:  # tags as they were written: without values of the environment
+            group = {"group": run_dir.parent.name} if (run_dir.parent / "sweep.json").exists() else {}
+            node = replace(node, settings={"tags": config.plain["tags"], **group, **node.settings})
         if is_wandb and node.names("offline"):
             reason = why_offline()
             facts["offline"] = reason is not None

@@ -120,13 +120,14 @@ class WandB(WandbLogger):
         *,
         path: Path,
         save_dir: str,
+        project: str,
         name: str | None = None,
         id: str | None = None,
         offline: bool = False,
         log_model: Literal["best"] | bool = False,
         **settings,
     ):
-        super().__init__(save_dir=save_dir, name=name, id=id, offline=offline, **settings)
+        super().__init__(save_dir=save_dir, project=project, name=name, id=id, offline=offline, **settings)
         self.folder, self.sends_best = path.parent, bool(log_model)
 
     @rank_zero_only

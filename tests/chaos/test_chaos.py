@@ -40,6 +40,7 @@ def generator() -> random.Random:
     return random.Random(seed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, run):
     """The short variant: three kills, at changes in the checkpoint folder."""
     more = "budget.steps=40", "callbacks.checkpoints.every_n_steps=3"
