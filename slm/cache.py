@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.corpora import Corpus
-from slm.corpora.deduplicated import Deduplicated
-from slm.corpora.joined import Joined
+from slm.corpora.wrapped import Wrapped
 from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, one_line_errors, printable
 from slm.files import atomic
 from slm.files.stdio import make_stdio_robust
@@ -120,10 +119,8 @@ def announce_wait(lock: Path):
 
 def described(corpus: Corpus) -> str:
     """The class of a corpus and its settings."""
-    if isinstance(corpus, Deduplicated):
-        return f"{described(corpus.corpus)} deduplicate=exact"
-    if isinstance(corpus, Joined):
-        return f"{described(corpus.corpus)} joined=true"
+    if isinstance(corpus, Wrapped):
+        return f"{described(corpus.corpus)} {corpus.setting}"
     settings = {name: value for name, value in vars(corpus).items() if isinstance(value, str | int | float)}
     shown = (f"{name}={value!r}" for name, value in settings.items() if not name.startswith("_"))
     return " ".join([type(corpus).__name__, *shown])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.checks.finding import Finding
+from slm.checks.packages import ROOT
 from slm.errors import one_line
 
 LITTLE_MEMORY = 4e9, 1e9  # bytes available: a warning, an error
@@ -135,6 +136,3 @@ def answer_of(*command: str, seconds: float) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return one_line(done.stdout.strip().partition("\n")[0], 200)
-
-
-ROOT = Path(__file__).parents[2]

@@ -1,16 +1,13 @@
 """data.deduplicate=exact: a corpus in which every document occurs once, on one side only."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from slm.corpora import Corpus, Place, Split
-from slm.corpora.mixture import Mixture
+from slm.corpora.wrapped import Wrapped, wrapped
 from slm.errors import UserError
 
 
@@ -47,23 +44,19 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
-class Deduplicated:
+class Deduplicated(Wrapped):
     """The documents of `corpus`, each at its first place. What validation has is dropped from train.
 
-    Other attributes are those of the corpus. Read in order, validation first; if train is read alone, validation is
-    read before it.
+    Read in order, validation first; if train is read alone, validation is read before it.
     """
 
+    setting = "deduplicate=exact"
+
     def __init__(self, corpus: Corpus):
-        self.corpus = corpus
+        super().__init__(corpus)
         self.known: dict[Split, Digests] = {}
         self.dropped: Counter[str] = Counter()  # train: earlier in train; held_out: in validation; validation
         self._complete: set[Split] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "corpus":  # of an object without its attributes, as of copy
-            raise AttributeError(name)
-        return getattr(self.corpus, name)
 
     def documents(self, split: Split) -> Iterator[str]:
         """Raises: UserError: from the corpus; if all train documents are in validation."""
@@ -75,10 +68,6 @@ class Deduplicated:
         if split == "train" and self.dropped["held_out"] and empty:
             raise UserError("data.deduplicate=exact leaves no train document: validation has all of them, too")
         self._complete.add(split)
-
-    def fingerprint(self) -> str:
-        """Of the corpus, and of the fact that nothing is repeated."""
-        return hashlib.sha256(json.dumps([self.corpus.fingerprint(), "deduplicate=exact"]).encode()).hexdigest()
 
     def _begin(self, split: Split):
         if split == "train" and "validation" not in self._complete:
@@ -114,9 +103,10 @@ class DeduplicatedParts(Deduplicated):
 
 def deduplicated(corpus: Corpus) -> Corpus:
     """The corpus without repeated documents; of a mixture, each source for itself."""
-    if isinstance(corpus, Mixture):
-        sources = {name: replace(source, corpus=deduplicated(source.corpus)) for name, source in corpus.sources.items()}
-        return Mixture(sources=sources, tokenizer_weights=corpus.tokenizer_weights)
+    return wrapped(corpus, _deduplicated)
+
+
+def _deduplicated(corpus: Corpus) -> Deduplicated:
     if hasattr(corpus, "store"):
         raise UserError("data.deduplicate=exact compares texts, and data=litdata holds token ids: give none")
     return (DeduplicatedParts if hasattr(corpus, "parts") else Deduplicated)(corpus)

@@ -65,9 +65,13 @@ class Passes(ABC):
                 yield from block.tolist()
             number, done = number + 1, 0
 
+    def generator(self, number: int) -> torch.Generator:
+        """That of a pass."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
     def of_pass(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
         """The indices of a pass in their order from a place on, in blocks."""
-        indices = self.drawn(number, torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+        indices = self.drawn(number, self.generator(number))
         return (np.asarray(indices[place : place + BLOCK]) for place in range(start, self.length, BLOCK))
 
     def targets_before(self, position: int) -> int:
@@ -128,8 +132,7 @@ class Nearby(Passes):
         return torch.cat([*self.groups(number, generator)])
 
     def of_pass(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return (group.numpy() for group in self.groups(number, generator, start))
+        return (group.numpy() for group in self.groups(number, self.generator(number), start))
 
     def groups(self, number: int, generator: torch.Generator, start: int = 0) -> Iterator[Tensor]:
         """The indices of a pass from a place on, of one group of stretches after another."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slm.errors import UserError
 from slm.loss import IGNORE
-from slm.training.callbacks import is_due, step_ends
+from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.dynamics import block, evaluated
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
@@ -53,10 +53,10 @@ class Activations(Callback):
         if module.features is not None:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 evaluated(module.model, inputs)
-            self._remove_hooks()
+            remove_hooks(self.handles)
 
     def on_before_backward(self, trainer, module, loss):
-        self._remove_hooks()  # before gradient checkpointing runs the blocks again
+        remove_hooks(self.handles)  # before gradient checkpointing runs the blocks again
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.sums and step_ends(trainer, batch_idx):
@@ -71,7 +71,7 @@ class Activations(Callback):
             write_metrics(trainer, dict(zip(names, table.flatten().tolist(), strict=True)))
 
     def on_exception(self, trainer, module, exception):
-        self._remove_hooks()
+        remove_hooks(self.handles)
 
     def _hook(self, name: str, of_input: bool):
         @torch.no_grad()
@@ -82,11 +82,6 @@ class Activations(Callback):
             self.highest[name] = torch.maximum(self.highest.get(name, x.new_zeros(())), x.abs().amax())
 
         return note
-
-    def _remove_hooks(self):
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
 
 
 def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from slm.errors import UserError
 from slm.loss import IGNORE, chunk_rows
 from slm.model import GPT
-from slm.training.callbacks import is_due, step_ends
+from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
 
@@ -73,7 +73,7 @@ class AuxiliaryLoss(Callback):
 
     def _added(self, model: GPT, inputs: Tensor, targets: Tensor, features: Tensor) -> Tensor:
         """What is added to the mean loss of a microbatch."""
-        self._remove_hooks()
+        remove_hooks(self.handles)
         offered = {"model": model, "inputs": inputs, "targets": targets, "features": features, "hidden": self.hidden}
         if "logits" in self.names:
             offered["logits"] = model.logits(features)
@@ -90,12 +90,7 @@ class AuxiliaryLoss(Callback):
             write_metrics(trainer, {f"auxiliary/{type(self.loss).__name__}": total / count})
 
     def on_exception(self, trainer, module, exception):
-        self._remove_hooks()
-
-    def _remove_hooks(self):
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        remove_hooks(self.handles)
 
 
 class ZLoss:

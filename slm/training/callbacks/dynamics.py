@@ -17,7 +17,7 @@ from slm.errors import UserError
 from slm.loss import IGNORE
 from slm.model import GPT
 from slm.optim.roles import roles
-from slm.training.callbacks import is_due, step_ends
+from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
 from slm.training.module import split
@@ -110,9 +110,8 @@ class Dynamics(Callback):
         self.power.append(torch.linalg.vector_norm(gradient, dtype=torch.float32).square())
 
     def _remove_hooks(self):
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks, self.power = [], []
+        remove_hooks(self.hooks)
+        self.power = []
 
     def _microbatch_power(self, trainer) -> list[Tensor]:
         """The mean squared gradient norm of one microbatch, over all microbatches and devices; a collective."""
@@ -191,8 +190,7 @@ def probe(model: GPT, windows: Tensor) -> dict[str, Tensor]:
     try:
         evaluated(model, inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
+        remove_hooks(hooks)
     heads = torch.stack(attention)  # (L, H)
     return {
         "activation_rms": torch.stack(rms),
