@@ -23,14 +23,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slm.corpora import Corpus
 from slm.corpora.wrapped import Wrapped
-from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, one_line_errors, printable
-from slm.files import atomic
+from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, printable
+from slm.files import atomic, json_line
 from slm.files.stdio import make_stdio_robust
 
 KINDS = ("tokens", "tokenizers")
@@ -214,7 +214,7 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
             yield entry, "in use"
 
 
-@one_line_errors()
+@json_line.command
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
     parser = argparse.ArgumentParser(prog="python -m slm.cache", description=__doc__.splitlines()[0])
@@ -228,14 +228,18 @@ def main() -> int:
     days, cache = -math.inf if arguments.all else arguments.older_than_days, atomic.expanded(arguments.cache_dir)
     if arguments.action == "list":
         found = entries(cache)
+        json_line.note(entries=[asdict(entry) | {"folder": str(entry.folder)} for entry in found])
         for entry in found:
             print(entry.line())
         print(f"{cache}: {len(found)} folders, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB")
         return 0
     if days is None or not (arguments.all or days >= 0):
         raise UserError("prune needs --older-than-days N, with N at least 0, or --all")
+    pruned = []
     for entry, reason in prune(cache, time.time() - days * DAY):
+        pruned.append(asdict(entry) | {"folder": str(entry.folder), "kept": reason})
         print(f"{'kept' if reason else 'deleted'} {entry.line()}" + (f" ({reason})" if reason else ""))
+    json_line.note(entries=pruned)
     return 0
 
 

@@ -19,13 +19,13 @@ from slm.analysis.comparison import FACTS, Comparison, compare
 from slm.analysis.comparison_page import answers, cell, page
 from slm.analysis.groups import read_groups
 from slm.analysis.wording import p_text, rounded
-from slm.errors import one_line_errors, printable
-from slm.files import atomic, run_folder
+from slm.errors import printable
+from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.tables import comma_separated
 
 
-@one_line_errors()
+@json_line.command
 def main():
     """Exit code: 0, 2 for runs that cannot be compared, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.compare", description=__doc__.partition("\n\n")[2])
@@ -41,6 +41,7 @@ def main():
     for reason in left_out:
         print(printable(f"left out: {reason}", 1000), file=sys.stderr)
     comparison = compare(groups, base=arguments.base, metric=arguments.metric, best=arguments.best)
+    json_line.note(**facts(comparison))
     chosen = {kind: file for kind in WRITERS if (file := getattr(arguments, kind))}
     if "-" not in chosen.values():
         print(printable(page(comparison)))
@@ -73,8 +74,13 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
+    return json.dumps(facts(comparison), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def facts(comparison: Comparison) -> dict[str, Any]:
+    """The comparison in numbers, as plain types."""
     names = [group.name for group in comparison.groups]
-    content = {
+    return {
         "metric": comparison.metric,
         "value": "best" if comparison.best else "last",
         "settings": {key: dict(zip(names, row)) for key, row in comparison.settings.items()},
@@ -83,7 +89,6 @@ def as_json(comparison: Comparison) -> str:
         "warnings": comparison.warnings,
         "answers": answers(comparison),
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_latex(comparison: Comparison) -> str:

@@ -15,7 +15,8 @@ from threading import Thread
 
 from slm.checks import machine, packages, services, storage
 from slm.checks.finding import Finding
-from slm.errors import one_line, one_line_errors, printable
+from slm.errors import one_line, printable
+from slm.files import json_line
 from slm.files.stdio import make_stdio_robust
 
 Check = Callable[[], Finding | list[Finding]]
@@ -79,7 +80,7 @@ def shown(findings: Sequence[Finding]) -> str:
     return printable("\n".join(lines))
 
 
-@one_line_errors()
+@json_line.command
 def main() -> int:
     """Exit code: 2 if there is an error, else 0."""
     parser = argparse.ArgumentParser(prog="python -m slm.doctor", description=__doc__.splitlines()[0])
@@ -87,7 +88,9 @@ def main() -> int:
     parser.add_argument("--wait", type=float, default=SECONDS, metavar="SECONDS", help="for all checks; default 5.5")
     arguments = parser.parse_args()
     findings = examine(checks_of(max(arguments.wait - SPARE, 1)), arguments.wait)
-    print(json.dumps([asdict(finding) for finding in findings], indent=1) if arguments.json else shown(findings))
+    found = [asdict(finding) for finding in findings]
+    json_line.note(findings=found)
+    print(json.dumps(found, indent=1) if arguments.json else shown(findings))
     return 2 if any(finding.status == "error" for finding in findings) else 0
 
 

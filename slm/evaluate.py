@@ -26,8 +26,8 @@ from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.grammar import Story
 from slm.corpora.storyworld.world import StoryWorld
-from slm.errors import UserError, one_line_errors, printable
-from slm.files import atomic, run_folder
+from slm.errors import UserError, printable
+from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
 from slm.generation.quantize import for_decoding
@@ -40,7 +40,7 @@ from slm.tokenizers import Tokenizer
 TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 
 
-@one_line_errors()
+@json_line.command
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", type=run_folder.named, help="a run folder, a .ckpt file, latest, last or best")
@@ -73,6 +73,8 @@ def text_page(path: Path, files: Sequence[str]) -> str:
     documents = [document for file in files for document in read_documents(file, data) if document.strip()]
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
     known = loss.bits_per_byte is not None
+    facts = {"checkpoint": str(path), "step": loaded.step, "layout": layout, "documents": len(documents)}
+    json_line.note(**facts, **asdict(loss))
     lines = [
         f"{path}, step {loaded.step}",
         f"{len(documents):,} document(s), {loss.tokens:,} tokens with their ends"
@@ -104,6 +106,7 @@ def evaluate_stories(path: Path, arguments: argparse.Namespace):
     """Prints the page and writes evaluation.json beside the checkpoint's run. Raises UserError."""
     evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
     print(printable(page(evaluation)))
+    json_line.note(**evaluation)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
     print(folder / "evaluation.json")

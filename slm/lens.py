@@ -25,8 +25,8 @@ from slm.analysis.spikes import largest_jump
 from slm.checkpoint import Loaded
 from slm.data.mixture import recorded_order
 from slm.data.store import TokenStore
-from slm.errors import UserError, one_line_errors, printable
-from slm.files import atomic, run_folder
+from slm.errors import UserError, printable
+from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.step_loss import Reading, step_readings
 from slm.hardware import choose_device
@@ -39,7 +39,7 @@ SHOWN = 64  # windows in an HTML file
 NAMED = 6  # most surprising tokens of a window that are listed with their loss
 
 
-@one_line_errors()
+@json_line.command
 def main():
     """Exit code: 0, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
@@ -76,8 +76,9 @@ def look(arguments: argparse.Namespace):
     print(printable("\n".join(title)))
     for place, reading in enumerate(readings[: arguments.windows], start=1):
         print("\n" + "\n".join(shown(reading, place, colour, arguments.tokens)))
+    found = {"run": str(folder), "step": step, "checkpoint": path.name, "windows": [*map(asdict, readings)]}
+    json_line.note(**found)
     if arguments.json:
-        found = {"run": str(folder), "step": step, "checkpoint": path.name, "windows": [*map(asdict, readings)]}
         atomic.write_text(arguments.json, json.dumps(found, ensure_ascii=False) + "\n")
     if arguments.html:
         atomic.write_text(arguments.html, page(title, readings[:SHOWN]))

@@ -10,24 +10,28 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from slm.errors import UserError, one_line, one_line_errors
-from slm.files import atomic, run_folder
+from slm.errors import UserError, one_line
+from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 
 AXES = "steps", "tokens", "flops", "seconds"  # of slm.analysis.curves, which imports numpy
 
 
-@one_line_errors()
+@json_line.command
 def main():
     parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
     parser.add_argument("--x", choices=AXES, default="steps", help="horizontal axis of the curves (default: steps)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # about characters that no font has
+    written = []
     for folder in map(atomic.expanded, arguments.folder):
-        print(create(folder, arguments.x))
+        written.append(create(folder, arguments.x))
+        print(written[-1])
         if (folder / "run.json").exists() and (picture := draw(folder, arguments.x)):
+            written.append(picture)
             print(picture)
+    json_line.note(files=[str(path) for path in written])
 
 
 def create(folder: Path, axis: str = "steps") -> Path:

@@ -15,6 +15,7 @@ from slm.security import is_number, leaves
 from slm.tables import columns
 
 COLUMNS = ("name", "status", "objective", "steps", "parameters")  # of run.json, in a printed table
+IDENTITY = ("run_id", "name", "seed", "steps", "attempts", "device", "precision", "git_commit")
 MEASURED = re.compile("val/|sample/|train/loss$")  # the metrics that a run is judged by
 
 
@@ -131,3 +132,12 @@ def _value(info: dict[str, Any], key: str) -> Any:
     """A field of run.json, or a value of its configuration by dotted key; None if there is none."""
     value = info[key] if key in info else dict(leaves(info["config"])).get(key)
     return round(value, 4) if isinstance(value, float) and key in info else value
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Folder, identity and numbers of a run, for print=json; the folder alone if it holds none."""
+    run = Run(folder)
+    try:
+        return {"folder": str(folder), **{name: run.info.get(name) for name in IDENTITY}, **run.summary}
+    except UserError:
+        return {"folder": str(folder)}

@@ -18,8 +18,8 @@ import torch
 from slm import checkpoint
 from slm.data.mixture import recorded_order
 from slm.data.order import make_order
-from slm.errors import UserError, one_line, one_line_errors, printable
-from slm.files import atomic, jsonl, run_folder
+from slm.errors import UserError, one_line, printable
+from slm.files import atomic, json_line, jsonl, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.security import leaves
 
@@ -34,7 +34,7 @@ CLOCK = (  # differ from attempt to attempt
 )
 
 
-@one_line_errors()
+@json_line.command
 def main() -> int:
     """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments, 4 for unreadable files."""
     parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
@@ -47,6 +47,7 @@ def main() -> int:
     if arguments.common:
         raise UserError("--common is for two runs: python -m slm.verify RUN RUN --common")
     problems = list(find_problems(arguments.run))
+    json_line.note(folder=str(arguments.run), problems=problems)
     for problem in problems:
         print(f"problem: {printable(problem, 1000)}")
     if not problems:
@@ -177,11 +178,12 @@ def print_comparison(one: Path, other: Path, common: bool) -> int:
     """Prints the parts of two runs that are equal, and how the others differ. Returns 1 if a result differs, else 0."""
     results, causes = differences(one, other, common), causes_of_difference(one, other)
     equal = [part for part, found in results.items() if not found]
+    different = {part: found for part, found in (results | causes).items() if found}
+    json_line.note(equal=equal, different=different)
     every = len(equal) == len(results)
     print(f"equal bit for bit: {', '.join(equal)}" if every else f"equal: {', '.join(equal) or 'nothing'}")
-    for part, found in (results | causes).items():
-        if found:
-            print(printable(f"different {part}: {found}", 600))
+    for part, found in different.items():
+        print(printable(f"different {part}: {found}", 600))
     return int(not every)
 
 

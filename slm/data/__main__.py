@@ -25,8 +25,8 @@ from slm.corpora import Corpus
 from slm.corpora.mixture import by_source, named
 from slm.data.encode import LINE_SECONDS
 from slm.data.store import TokenStore, store_identity, tokenizer_identity
-from slm.errors import UserError, one_line, one_line_errors
-from slm.files import atomic
+from slm.errors import UserError, one_line
+from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
 from slm.files.stdio import make_stdio_robust
 from slm.run.cli import compose
@@ -39,7 +39,7 @@ from slm.tokenizers import Tokenizer
 UNTRAINED = ("bytes", "gpt2", "tiktoken", "huggingface")  # tokenizers that need no documents
 
 
-@one_line_errors()
+@json_line.command
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
     words = sys.argv[1:]
@@ -62,7 +62,9 @@ def main() -> int:
     out = out or new_folder(
         Path("reports"), type(config.data.corpus).__name__.lower(), time.strftime("%Y-%m-%d_%H%M%S")
     )
-    for path in write(out, found):
+    files = list(write(out, found))
+    json_line.note(sources=found, files=[str(path) for path in files])
+    for path in files:
         print(f"written: {path}")
     return 0
 

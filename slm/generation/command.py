@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Literal, Self
 
 from slm.errors import UserError, printable
-from slm.files import atomic
+from slm.files import atomic, json_line
 from slm.generation.chat import chat, write
 from slm.generation.completion import completions
 from slm.generation.language_model import Device, load
@@ -50,6 +50,8 @@ class Request:
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
+        if json_line.asked() and (self.interactive or self.stream):
+            raise UserError("print=json prints whole texts; leave out interactive and stream")
 
     def like_run(self, config: Mapping[str, Any]) -> tuple[Self, list[str]]:
         """With the settings of callbacks.samples in the configuration of a run, and its prompts, if it has any.
@@ -110,13 +112,15 @@ def generate_command(request: Request, classes: dict[str, Any]):
     both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "eos_first": loaded.eos_first}
     if request.interactive:
         chat(loaded=f"{loaded.path} (step {loaded.step})", **both, **settings)
-    elif request.stream or (request.stream is None and single):
+    elif request.stream or (request.stream is None and single and not json_line.asked()):
         write(chain(prompts, loaded.stream(prompts[0], **settings, **asdict(sampler))))
         print()
     else:
-        stream = completions(prompts=prompts, num_samples=request.num_samples, **both, **settings)
+        stream, found = completions(prompts=prompts, num_samples=request.num_samples, **both, **settings), []
         for number, completion in enumerate(stream):
+            found.append({**asdict(completion), "sample": number % request.num_samples})
             if request.format == "text":
                 print(f"{printable(completion.prompt + completion.text)}\n---")
             else:  # `sample` counts the completions of a prompt; JSON escapes what a console cannot show
-                print(json.dumps({**asdict(completion), "sample": number % request.num_samples}))
+                print(json.dumps(found[-1]))
+        json_line.note(checkpoint=str(loaded.path), step=loaded.step, completions=found)

@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-from slm.errors import UserError, one_line_errors
-from slm.files import atomic
+from slm.errors import UserError
+from slm.files import atomic, json_line
 from slm.files.stdio import make_stdio_robust
 from slm.learn.exercises import PHASES, Phase, start
 
 
-@one_line_errors()
+@json_line.command
 def main() -> int:
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):

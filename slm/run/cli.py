@@ -19,9 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
-from slm.files import atomic
+from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
-from slm.run import CONF, ablation, json_line  # noqa: F401  (ablation: Hydra's sweeper)
+from slm.results import facts
+from slm.run import CONF, ablation  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
 from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.plan_sweep import asks_for, plan_sweep, prepare_sweep
@@ -79,9 +80,10 @@ def train_main():
 
 def generate_main():
     """python generate.py: the value of prompt= is taken literally, whatever it contains."""
-    with one_line_errors():
-        prompts = [argument for argument in sys.argv[1:] if argument.lstrip("+").startswith("prompt=")]
-        others = [argument for argument in sys.argv[1:] if argument not in prompts]
+    arguments = sys.argv[1:]
+    with one_line_errors(), json_line.printed(arguments), one_line_errors():
+        prompts = [argument for argument in arguments if argument.lstrip("+").startswith("prompt=")]
+        others = [argument for argument in arguments if argument not in prompts]
         refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
         if any(word in ("-h", "--help") for word in others):
             return print(
@@ -194,7 +196,7 @@ def run(
     from slm.run.train import train
 
     temporary = config.trainer.fast_dev_run and is_first_process(config.trainer)
-    json_line.note(folder=str(run_dir))
+    json_line.note_at_end(lambda: facts(run_dir))
     try:
         objective = train(config, run_dir=run_dir, overrides=overrides, again=again)
     finally:

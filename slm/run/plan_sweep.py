@@ -8,7 +8,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slm.run import CONF, json_line
+from slm.files import json_line
+from slm.run import CONF
 from slm.run.compose import one_line_composition, plain
 from slm.run.overrides import key_of
 from slm.tables import clock, columns, gigabytes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slm.cache import place
 from slm.data.store import TokenStore, tokenizer_identity
-from slm.run import json_line
+from slm.files import json_line
 from slm.run.config import RunConfig
 from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, windows_of
 from slm.run.process import is_new

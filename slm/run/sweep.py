@@ -21,12 +21,11 @@ from omegaconf import DictConfig
 
 from slm import report
 from slm.errors import UserError
-from slm.files import claim, sweep_folder
+from slm.files import claim, json_line, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
-from slm.run import json_line
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import is_alive, parallel_jobs
-from slm.run.sweep_results import finished_line, table, write_results
+from slm.run.sweep_results import facts, finished_line, table, write_results
 
 ATTEMPTS = 2  # in one command, of a job whose process ends without an answer, such as by the system's lack of memory
 
@@ -76,7 +75,7 @@ class RecordingLauncher(Launcher):
         if not any(self._has_run(job) for job in self.before.jobs):
             self.before = Sweep()  # nothing was trained: it may start again with other settings
         check_command(self.folder, self.before, self.command)
-        json_line.note(sweep=str(self.folder))
+        json_line.note_at_end(lambda: facts(self.folder))
         self.is_open = False
         self.names: list[str] = []  # of this command's jobs
         self.crashes: dict[str, int] = {}

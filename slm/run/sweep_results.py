@@ -94,3 +94,10 @@ def seeds_table(sweep) -> str | None:
 
 def form(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """The jobs of a sweep folder, as in results.csv, for print=json."""
+    found = sweep_folder.read(folder)
+    jobs = [row(folder, found, job) for job in found.jobs] if found else []
+    return {"folder": str(folder), "optimized_metric": found and found.objective, "jobs": jobs}

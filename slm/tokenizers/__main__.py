@@ -10,12 +10,12 @@ import argparse
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import get_args
 
 from slm import tokenizers
-from slm.errors import UserError, file_operation, one_line_errors, printable
-from slm.files import atomic
+from slm.errors import UserError, file_operation, printable
+from slm.files import atomic, json_line
 from slm.files.stdio import make_stdio_robust
 from slm.tables import columns
 from slm.tokenizers import Tokenizer
@@ -47,7 +47,7 @@ class Measured:
         return cls(sum(map(len, arrays)), failures, lost, seconds)
 
 
-@one_line_errors()
+@json_line.command
 def main() -> None:
     """Exit code: 0, or 2 or 4 for a mistake or a file that cannot be read."""
     parser = argparse.ArgumentParser(
@@ -116,15 +116,18 @@ def pieces_of(tokenizer: Tokenizer, text: str) -> str:
 def table(chosen: dict[str, Tokenizer], text: str) -> str:
     """A row per tokenizer, and the first paragraph that each does not restore."""
     paragraphs, size = PARAGRAPH.split(text), len(text.encode())
-    rows, lines = [HEAD], []
+    rows, lines, facts = [HEAD], [], []
     for name, tokenizer in chosen.items():
         its = Measured.of(tokenizer, paragraphs)
+        counts = asdict(its) | {"failures": len(its.failures)}
+        facts.append({"tokenizer": name, "vocab_size": tokenizer.vocab_size, **counts})
         share = f"{len(its.failures)} of {len(paragraphs):,}"
         ratio, speed = f"{size / max(its.tokens, 1):.3f}", f"{size / 1e6 / max(its.seconds, 1e-9):.1f}"
         rows.append((short(name), f"{tokenizer.vocab_size:,}", f"{its.tokens:,}", ratio, share, its.lost_bytes, speed))
         if its.failures:
             restored = tokenizer.decode(tokenizer.encode(its.failures[0]))
             lines.append(f"{short(name)} does not restore {its.failures[0][:60]!r}: {restored[:60]!r}")
+    json_line.note(bytes=size, paragraphs=len(paragraphs), tokenizers=facts)
     title = f"{size:,} bytes, {len(paragraphs):,} paragraph{'s' if len(paragraphs) > 1 else ''}"
     return "\n".join([title, columns(rows, right=True), *map(printable, lines)])
 
