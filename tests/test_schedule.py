@@ -77,18 +77,43 @@ def test_a_schedule_in_microbatches_that_rises():
         assert updates(update) == pytest.approx(seed_004(32 * update + 31), abs=1e-12)
 
 
-def test_torchs_own_schedulers_of_seed_004():
+LR = torch.optim.lr_scheduler
+BY_TORCH = {  # name and settings of 200 updates -> schedulers of torch, and the updates at which the next one begins
+    ("cosine", "min_lr_ratio", 5.0): lambda o: ([LR.CosineAnnealingLR(o, T_max=190, eta_min=5e-4)], []),
+    ("linear", "min_lr_ratio", 0.1): lambda o: ([LR.LinearLR(o, start_factor=1, end_factor=0.1, total_iters=190)], []),
+    ("constant",): lambda o: ([LR.ConstantLR(o, factor=1)], []),
+    ("inverse_sqrt",): lambda o: ([LR.LambdaLR(o, lambda step: math.sqrt(10 / (step + 10)))], []),
+    ("warmup_stable_decay", "min_lr_ratio", 0.1, "decay_fraction", 0.4): lambda o: (
+        [LR.ConstantLR(o, factor=1), LR.LinearLR(o, start_factor=1, end_factor=0.1, total_iters=80)],
+        [120],
+    ),
+}
+
+
+@pytest.mark.parametrize("key", BY_TORCH, ids=lambda key: key[0])
+def test_torchs_own_schedulers(key):
+    """With warmup_start all schedules are torch's, step by step, and with microbatches every fourth value."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
-    parts = [
-        torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 3, total_iters=10),
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=190, eta_min=5e-4),
-    ]
-    by_torch = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[10])
-    ours = curve("cosine", steps=200, warmup_steps=10, min_lr_ratio=5.0, warmup_start=1 / 3)
+    parts, further = BY_TORCH[key](optimizer)
+    warmup = LR.LinearLR(optimizer, start_factor=1 / 3, total_iters=10)
+    by_torch = LR.SequentialLR(optimizer, [warmup, *parts], milestones=[10, *further])
+    settings = {"warmup_steps": 10, "warmup_start": 1 / 3, **dict(zip(key[1::2], key[2::2], strict=True))}
+    ours, slower = curve(key[0], steps=200, **settings), curve(key[0], steps=50, **settings, microbatches=4)
     for step in range(200):
-        assert ours(step) == pytest.approx(by_torch.get_last_lr()[0] / 1e-4, abs=1e-9), step
+        rate = by_torch.get_last_lr()[0] / 1e-4
+        assert ours(step) == pytest.approx(rate, abs=1e-9), step
+        assert step % 4 != 3 or slower(step // 4) == pytest.approx(rate, abs=1e-9), step
         optimizer.step()
         by_torch.step()
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
+def test_a_floor_that_clips_every_decay(name):
+    settings = {"decay_fraction": 0.4} if name == "warmup_stable_decay" else {}
+    to_zero, clipped = (curve(name, min_lr_ratio=least, min_lr_clips=least > 0, **settings) for least in (0.0, 0.2))
+    values = [to_zero(step) for step in range(1000)]
+    assert [clipped(step) for step in range(1000)] == values[:100] + [max(0.2, value) for value in values[100:]]
+    assert len({*values[900:]}) == 100
 
 
 DECAYING = [("linear", {}), ("cosine", {}), ("warmup_stable_decay", {"decay_fraction": 0.5})]
@@ -134,6 +159,9 @@ def test_first_and_last_values_are_those_of_the_keys(name, settings, final, step
         ),
         ("cosine", {"min_lr_ratio": 0.1, "warmup_start": 1.5}, "warmup_start=1.5 must be between 0 and 1 .*, or null"),
         ("cosine", {"min_lr_ratio": 0.1, "microbatches": 0}, "microbatches=0 must be at least 1"),
+        ("inverse_sqrt", {"warmup_start": -0.1}, "warmup_start=-0.1 must be between 0 and 1"),
+        ("constant", {"warmup_steps": 4001, "microbatches": 4}, "warmup_steps=4001 .* run's 4000 microbatches"),
+        ("linear", {"min_lr_ratio": 2.0, "min_lr_clips": True}, "min_lr_clips=true needs .*=2.0 to be at most 1"),
         ("linear", {"min_lr_ratio": -0.1}, r"min_lr_ratio=-0.1 must be at least 0 \(a share of the peak\)"),
         ("cosine", {"min_lr_ratio": math.nan}, "min_lr_ratio=nan must be at least 0"),
         (
