@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slm.errors import UserError
     from slm.generation.language_model import LanguageModel, load
     from slm.results import Run, runs
-    from slm.run.python import train
+    from slm.run.cli import train
 
 __all__ = ["LanguageModel", "Run", "UserError", "load", "runs", "train"]
 __version__ = "0.2.0"
@@ -24,7 +24,7 @@ _MODULES = {
     "load": "slm.generation.language_model",
     "Run": "slm.results",
     "runs": "slm.results",
-    "train": "slm.run.python",
+    "train": "slm.run.cli",
     "UserError": "slm.errors",
 }
 

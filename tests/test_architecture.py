@@ -86,7 +86,7 @@ def test_the_command_line_is_read_without_torch():
 
 def test_a_plan_needs_no_lightning():
     heavy = "[name for name in ('lightning', 'matplotlib', 'datasets') if name in sys.modules]"
-    code = f"import sys, slm.run.plan_text, slm.run.plan_sweep; print({heavy})"
+    code = f"import sys, slm.run.without_training; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,4 +1,4 @@
-"""The commands: arguments to a configuration through Hydra, mistakes to one line, outcomes to exit codes."""
+"""The commands, and slm.train: arguments to a configuration by Hydra, mistakes to one line, outcomes to exit codes."""
 
 import gc
 import math
@@ -21,11 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
 from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
-from slm.results import facts
+from slm.results import Run, facts
 from slm.run import CONF, ablation  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
-from slm.run.overrides import check_single, key_of, normalized, parsed, quoted, read_arguments
-from slm.run.plan_sweep import asks_for, plan_sweep, prepare_sweep
+from slm.run.overrides import check_no_sweep, check_single, key_of, normalized, parsed, quoted, read_arguments
 from slm.run.process import is_new, printed_once
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
@@ -42,10 +41,10 @@ def train_main():
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
-        if read.multirun and asks_for("prepare", overrides):
-            return prepare_sweep()
-        if read.multirun and asks_for("plan", overrides):
-            return plan_sweep()
+        if read.multirun and (is_given("prepare", overrides) or is_given("plan", overrides)):
+            from slm.run.without_training import plan_sweep, prepare_sweep
+
+            return prepare_sweep() if is_given("prepare", overrides) else plan_sweep()
         launching_process = process_name()  # the function below may run in another one
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -76,6 +75,12 @@ def train_main():
         if code := max((*codes, *(outcome.exit_code for outcome in outcomes)), default=0):
             sys.exit(code)
     sys.exit(0)
+
+
+def is_given(key: str, overrides: Sequence[str]) -> bool:
+    """True if the last override of a key is another value than false."""
+    values = [override.partition("=")[2] for override in overrides if key_of(override) == key]
+    return values[-1:] not in ([], ["false"])
 
 
 def generate_main():
@@ -124,7 +129,27 @@ def compose(overrides: Sequence[str] = ()):
 
     overrides = expanded(overrides)
     check_single(parsed(overrides), ", and one run takes one")
+    check_no_sweep(overrides)
     return read_config(*composed("train", overrides))
+
+
+def train(overrides: str | Sequence[str] = ()) -> Run:
+    """slm.train: trains like `python train.py` with these overrides, and returns the run.
+
+    A run stopped by Ctrl-C or SIGTERM has the status "stopped"; the same run_dir resumes it. Raises UserError,
+    ResourceError or Diverged.
+    """
+    overrides = expanded([overrides] if isinstance(overrides, str) else overrides)
+    config = compose(overrides)
+    try:
+        folder = choose_folder(config)
+        if run(config, folder, overrides)[1]:
+            raise UserError("verify_resume: the resumed run differs, see above")
+    except Stopped:
+        pass
+    finally:
+        os.environ.pop("SLM_RUN_DIR", None)
+    return Run(folder)
 
 
 def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
@@ -173,18 +198,13 @@ def run(
     config, run_dir: Path, overrides: list[str], own_files: Sequence[str] = (), again: str | None = None
 ) -> tuple[float, int]:
     """Trains, prepares, plans, or verifies that a run resumes exactly. Returns the objective and the exit code."""
-    if config.prepare:
-        from slm.run import prepare_only
+    if config.prepare or config.plan:
+        from slm.run.without_training import plan_run, prepare_runs
 
-        prepare_only.report(prepare_only.prepared(config))
-        return math.nan, 0
-    if config.plan:
-        from slm.run.plan import make_plan
-        from slm.run.plan_text import shown
-
-        plan = make_plan(config)
-        json_line.note(**plan.facts())
-        print(shown(plan))
+        if config.prepare:
+            prepare_runs([config])
+        else:
+            plan_run(config)
         return math.nan, 0
     if config.verify_resume:
         from slm.run.verify_resume import verify_resume
@@ -193,12 +213,12 @@ def run(
         json_line.note(resumes_exactly=same)
         return math.nan, 0 if same else 1
     from slm.hardware import is_first_process
-    from slm.run.train import train
+    from slm.run.train import train as train_into
 
     temporary = config.trainer.fast_dev_run and is_first_process(config.trainer)
     json_line.note_at_end(lambda: facts(run_dir))
     try:
-        objective = train(config, run_dir=run_dir, overrides=overrides, again=again)
+        objective = train_into(config, run_dir=run_dir, overrides=overrides, again=again)
     finally:
         if temporary:
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The plan of one run as text for people."""
+"""The plan of one run, or of the jobs of a sweep, as text for people."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +116,38 @@ def _device_table(plan: Plan) -> str:
         f"Cost: dollars, prices assumed on {assumed['assumed_on']} in conf/devices.yaml; price_per_hour=... is this "
         "machine's."
     )
+
+
+def sweep_table(jobs: Sequence[tuple[Sequence[str], Plan]]) -> str:
+    """Swept keys, sizes, time and cost of each job of a sweep, from its overrides and its plan; and the sums."""
+    values = [dict(override.partition("=")[::2] for override in overrides) for overrides, _ in jobs]
+    swept = [key for key in values[0] if len({str(value.get(key)) for value in values}) > 1]
+    rows = [[*swept, "parameters", "steps", "tokens", "memory GB", "time", "cost"]]
+    plans = [plan for _, plan in jobs]
+    seconds, tokens = [plan.seconds for plan in plans], [plan.tokens for plan in plans]
+    costs = [plan.device.cost(plan.seconds) for plan in plans]
+    for value, plan, cost in zip(values, plans, costs, strict=True):
+        rows.append(
+            [
+                *(value.get(key, "") for key in swept),
+                f"{parameters(plan.model).total:,}",
+                "?" if plan.steps is None else f"{plan.steps:,}",
+                "?" if plan.tokens is None else f"{plan.tokens:,}",
+                gigabytes(plan.memory.peak),
+                "?" if plan.seconds is None else clock(plan.seconds),
+                money(cost),
+            ]
+        )
+    total = [f"{len(jobs)} jobs", *[""] * (len(swept) + 1)] if swept else [f"{len(jobs)} jobs", ""]
+    total += [
+        "?" if None in tokens else f"{sum(tokens):,}",
+        gigabytes(max(plan.memory.peak for plan in plans)),
+        "?" if None in seconds else clock(sum(seconds)),
+        "?" if None in costs else money(sum(costs)),
+    ]
+    assumed = f"{device_table()['utilisation']:.0%} of the peak assumed; plan=measure measures"
+    rate = "measured" if all(plan.rate for plan in plans) else assumed
+    device = plans[0].device.name.removeprefix("this one, ")
+    if rate == "measured" and not all(plan.text.cached for plan in plans):
+        rate += " on random windows, as tokens are not in the cache"
+    return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."

@@ -1,4 +1,7 @@
-"""How long a training takes here: measured by a short one that is thrown away, for budget.minutes and plan=measure."""
+"""How long a training takes here, measured by a short one that is thrown away, and how long it may take.
+
+For budget.minutes and plan=measure; for budget.max_time and max_cost.
+"""
 
 import contextlib
 import gc
@@ -11,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from slm.errors import UserError
+from slm.files import jsonl
+from slm.planning.devices import price_of
 from slm.run.config import RunConfig
 from slm.run.prepare import Job
 from slm.run.sections import UNKNOWN
@@ -124,3 +129,28 @@ def steps_for_minutes(job: Job, deadline: float) -> tuple[int, Rate]:
         f"{rate.validation:.2g} s, samples of {rate.samples:.2g} s"
     )
     return steps, rate
+
+
+def time_limit(job: Job) -> tuple[float | None, str]:
+    """The seconds of this attempt, by budget.max_time or what earlier attempts have left of budget.max_cost, whichever
+    ends first, and its name. None: no limit.
+
+    Raises UserError for a device without a price, or if the cost is reached.
+    """
+    budget, limit = job.config.budget, job.config.budget.max_seconds()
+    if budget.max_cost is None:
+        return limit, "budget.max_time"
+    price = price_of(job.hardware, job.config.price_per_hour)
+    if not price:
+        raise UserError(
+            f"budget.max_cost={budget.max_cost:g} needs a price, and conf/devices.yaml has none for "
+            f"{job.hardware.name}; give price_per_hour=<of this machine>"
+        )
+    spent = max(jsonl.numbers(job.run_dir / "metrics.jsonl", "seconds"), default=0.0)
+    left = 3600 * budget.max_cost / price - spent
+    if left <= 0:
+        raise UserError(
+            f"earlier attempts of {job.run_dir} have used up budget.max_cost={budget.max_cost:g} "
+            f"({spent / 3600:.3g} hours at {price:g}); give more"
+        )
+    return (limit, "budget.max_time") if limit is not None and limit < left else (left, "budget.max_cost")

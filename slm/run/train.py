@@ -12,6 +12,7 @@ from slm.errors import Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process
 from slm.planning.microbatch import largest_microbatch
+from slm.run import resume
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of
@@ -19,8 +20,6 @@ from slm.run.plan import with_plan
 from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
 from slm.run.record import begin_run, close_run, complete_report, describe_run, preset_differences
-from slm.run.restored import apply_settings, check_optimizer
-from slm.run.resume import as_begun, check_again, check_corpus, check_start, find_start
 from slm.run.summary import conclude, print_summary
 
 
@@ -43,23 +42,23 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     first = is_first_process(config.trainer)  # read now: the end of a distributed run clears the environment
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
-        check_again(config, run_dir, before)
+        resume.check_again(config, run_dir, before)
         if before["status"] == "done" and before["budget"] == config.plain["budget"]:
             if first and config.report:
                 complete_report(run_dir)
             print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
             return lowest(run_dir, config.optimized_metric)
-        check_corpus(run_dir, before, config)
+        resume.check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
-    start = find_start(config, run_dir, before, trunk)
+    start = resume.find_start(config, run_dir, before, trunk)
     from slm.run.trainer import assemble, build_callbacks, early_facts  # imports Lightning
 
     callbacks: dict[str, Any] = {}
     build_callbacks(config, early_facts(config, run_dir), callbacks)
     job, deadline = prepared_in_time(config, run_dir, before, hardware, microbatch)
-    step, earlier = check_start(start, job, before)
-    job = replace(job, splits=as_begun(job.splits, before, earlier))
+    step, earlier = resume.check_start(start, job, before)
+    job = replace(job, splits=resume.as_begun(job.splits, before, earlier))
     job, plan = with_plan(job, before, step, deadline)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     assembled = assemble(job, run_info, callbacks)
@@ -72,8 +71,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
 
     def restored(trainer):
         if start:
-            check_optimizer(trainer.optimizers[0])
-            apply_settings(callbacks, earlier, config)
+            resume.check_optimizer(trainer.optimizers[0])
+            resume.apply_settings(callbacks, earlier, config)
         open_again()
 
     from slm.training.callbacks.opening import Opening

@@ -22,8 +22,8 @@ from slm.hardware import compiled, local_rank
 from slm.model import GPT
 from slm.own_model import OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
-from slm.run.cost import time_limit
 from slm.run.prepare import Job, optimizer_of
+from slm.run.rate import time_limit
 from slm.training.callbacks.gradients import Gradients
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding

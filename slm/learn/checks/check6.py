@@ -11,7 +11,7 @@ from slm.learn.checks.check3 import config
 from slm.learn.verdict import close, require, same
 from slm.model import GPT
 from slm.results import Run
-from slm.run.python import train
+from slm.run.cli import train
 
 STEPS = 20
 RATES = 3e-3, 1e-2  # beside 1e-3, the default
