@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from slm.hardware import resolve_hardware
 from slm.planning.microbatch import choose_microbatch
 from slm.run import cli
-from slm.run.config import read_config
+from slm.run.read_config import read_config
 from slm.run.trainer import build_callbacks, early_facts
 
 INF, NAN, HUGE = math.inf, math.nan, 10**30

@@ -152,7 +152,7 @@ class AblationSweeper(Sweeper):
                 raise UserError(f"{override.input_line} gives several values; in an ablation each is a variant")
             if override.key_or_group in ("seed", "variant"):
                 raise UserError(f"{override.input_line} has no effect in an ablation, which sets it; give seeds=<n>")
-        from slm.run.config import read_config
+        from slm.run.read_config import read_config
 
         configs = {}
         for name in (BASE, *self.variants):

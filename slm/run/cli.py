@@ -101,8 +101,8 @@ def generate_main():
         check_single(parsed(overrides), ", and generate.py takes one")
         config, _ = composed("generate", overrides)
         from slm.generation.command import Request, generate_command
-        from slm.run.config import typed
         from slm.run.instantiate import locate
+        from slm.run.read_config import typed
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -125,7 +125,7 @@ def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[s
 
 def compose(overrides: Sequence[str] = ()):
     """The RunConfig of these overrides, as `python train.py` would read them. Raises UserError."""
-    from slm.run.config import read_config
+    from slm.run.read_config import read_config
 
     overrides = expanded(overrides)
     check_single(parsed(overrides), ", and one run takes one")
@@ -162,7 +162,7 @@ def run_job(cfg: DictConfig, own_files: Sequence[str]) -> Outcome:
     overrides = OmegaConf.to_container(hydra_config.overrides.task)  # interpolations as they were typed
     try:
         values = plain(cfg, hydra_config.runtime.choices, overrides)
-        from slm.run.config import read_config
+        from slm.run.read_config import read_config
 
         config = read_config(*values)
         if sweep:
