@@ -14,12 +14,13 @@ from slm.data.store import TokenStore, tokenizer_identity
 from slm.files import json_line
 from slm.run import CONF
 from slm.run.compose import one_line_composition, plain
-from slm.run.config import RunConfig, read_config
+from slm.run.config import RunConfig
 from slm.run.overrides import key_of
 from slm.run.plan import make_plan
 from slm.run.plan_text import shown, sweep_table
 from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, windows_of
 from slm.run.process import is_new
+from slm.run.read_config import read_config
 from slm.tables import columns
 
 Row = dict[str, str | int]
