@@ -12,7 +12,6 @@ HASH.lock, which is never deleted, since a process may wait for it, and HASH.jso
 import argparse
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -27,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slm import system
 from slm.corpora import Corpus
 from slm.corpora.wrapped import Wrapped
 from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, printable
@@ -83,7 +83,7 @@ def cached(
                 known = {"files": files} if len(files) <= MAX_FILES else {}
                 description = {"source": described(corpus), **known, **identity}
                 atomic.write_text(folder.with_suffix(".json"), json.dumps(description, default=str))
-                temporary.rename(folder)
+                system.patiently(lambda: temporary.rename(folder))
                 atomic.flush(folder.parent)
             finally:
                 if not (progress and (temporary / progress).is_file()):
@@ -153,7 +153,7 @@ def keep(folder: Path, owner: object):
         os.utime(folder)
         file = open(folder.with_suffix(".lock"), "rb")  # noqa: SIM115 (closed with its owner)
         weakref.finalize(owner, file.close)
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        system.lock_as_user(file)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
         try:
             with atomic.locked(lock, wait=False), open(lock, "rb") as file:
                 with file_operation("lock", lock):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    system.lock_against_users(file)
                 remains = folder.with_name(f"{folder.name[:16]}.{os.getpid()}.partial")  # never half under its own name
                 with file_operation("delete", folder):
                     folder.rename(remains)

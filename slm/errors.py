@@ -32,7 +32,7 @@ def environment_secrets() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if SECRET_VARIABLE.search(name) and len(value) >= SECRET_LENGTH and not value.startswith("/")
+        if SECRET_VARIABLE.search(name) and len(value) >= SECRET_LENGTH and not Path(value).is_absolute()
     }
 
 

@@ -6,17 +6,16 @@
 import ctypes
 import os
 import platform
-import resource
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
+from slm import system
 from slm.errors import ResourceError, UserError
 
 LAUNCHER_VARIABLES = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")  # of torchrun, srun, ...
@@ -168,23 +167,12 @@ def check_open_files(loaders: int):
 
     Without enough of them a loader process hangs, since its errors cannot reach the training process.
     """
-    needed, (soft, hard) = 64 + 32 * loaders, resource.getrlimit(resource.RLIMIT_NOFILE)
-    if loaders and resource.RLIM_INFINITY != soft < needed:
-        if resource.RLIM_INFINITY != hard < needed:
-            raise ResourceError(
-                f"this process may open {hard} files, and {loaders} loader processes need {needed}; "
-                f"raise the limit (ulimit -n {needed}), or give data.workers=0"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; where the system does not tell, its highest value so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    needed = 64 + 32 * loaders
+    if loaders and (allowed := system.allow_open_files(needed)) < needed:
+        raise ResourceError(
+            f"this process may open {allowed} files, and {loaders} loader processes need {needed}; "
+            f"raise the limit (ulimit -n {needed}), or give data.workers=0"
+        )
 
 
 def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:

@@ -20,8 +20,8 @@ from slm.files import atomic, run_folder
 from slm.hardware import Hardware
 from slm.planning import microbatch
 from slm.planning.microbatch import smaller_microbatch
+from slm.system import STOP_SIGNALS as STOPPING
 from slm.training.callbacks.fault import SIGNALS
-from slm.training.callbacks.signals import SIGNALS as STOPPING
 from slm.training.loggers import CSVFile
 
 SAVING = "callbacks.samples=null", "callbacks.checkpoints.every_n_steps=3"

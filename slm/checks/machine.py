@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from slm import system
 from slm.checks.finding import Finding
 from slm.checks.packages import ROOT
 from slm.errors import one_line
@@ -66,7 +67,7 @@ def device_finding(facts: dict[str, Any], driver: str | None) -> Finding:
     """The device that trainer=auto takes."""
     if problem := facts.get("problem"):
         return Finding("device", "error", problem, "python train.py trainer=cpu works without it")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = system.cores()
     shown = [facts["name"] if facts["accelerator"] == "gpu" else f"{facts['name']}, {cores} cores"]
     shown += facts["flags"] if facts["accelerator"] == "cpu" else [f"{facts['memory'] / 1e9:.0f} GB"]
     shown += [f"driver {driver}"] if driver else []

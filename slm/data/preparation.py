@@ -86,7 +86,7 @@ class Preparation:
             for split in self.splits:
                 (self.folder / DIGESTS.format(split)).unlink(missing_ok=True)
         with file_operation("write", path := self.folder / "manifest.json"):
-            path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            path.write_text(json.dumps(manifest, indent=1), encoding="utf-8", newline="\n")
 
     def _counted(self, split: Split, documents: Iterator[str]) -> Iterator[str]:
         for text in documents:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Self, TypeVar
 
+from slm import system
 from slm.errors import ResourceError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -20,9 +20,9 @@ _function: Callable = None  # of a process that is a copy of this one
 
 def cores() -> int:
     """The cores that processes of this one can use; 1 where they cannot be copies of it, as on macOS."""
-    if sys.platform != "linux" or multiprocessing.current_process().daemon:
+    if not system.FORKS or multiprocessing.current_process().daemon:
         return 1
-    return len(os.sched_getaffinity(0))
+    return system.cores()
 
 
 class Processes:

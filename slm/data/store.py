@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from slm import tokenizers
+from slm import system, tokenizers
 from slm.cache import cached, keep, place
 from slm.corpora import Corpus, Split
 from slm.data import index
@@ -80,7 +80,7 @@ class TokenStore:
             stat = path.stat()
             if stat.st_size != size:
                 raise damaged(f"has {stat.st_size:,} bytes, but its {shard['tokens']:,} ids need {size:,}")
-            stamp = [size, stat.st_ctime_ns, stat.st_ino, shard["sha256"], vocab_size]
+            stamp = [size, system.changed_at(stat), stat.st_ino, shard["sha256"], vocab_size]
             if known.get(path.name) == stamp:
                 return stamp
             digest = atomic.sha256(path)

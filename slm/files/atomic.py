@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from slm import system
 from slm.errors import UserError, file_operation
 
 UNSUPPORTED = (  # answers of network and FUSE file systems that cannot lock, or flush a folder
@@ -32,10 +32,10 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
-                _fsync(file.fileno())
+                _flush(system.flush, file.fileno())
             if digest:
                 write(digest_path(path), f"{sha256(temporary)}  {path.name}\n".encode())
-            temporary.replace(path)
+            system.patiently(lambda: temporary.replace(path))
         flush(path.parent)
     finally:
         with contextlib.suppress(OSError):  # it must not hide the first error
@@ -65,16 +65,12 @@ def write_text(path: Path, text: str):
 def flush(path: Path):
     """Makes a file's content, or a folder's entries, survive a power cut (fsync)."""
     with file_operation("write", path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            _fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(system.flush_path, path)
 
 
-def _fsync(descriptor: int):
+def _flush(call: Callable[[Any], None], what: Any):
     try:
-        os.fsync(descriptor)
+        call(what)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
@@ -102,7 +98,7 @@ def entries(folder: Path) -> list[Path]:
 def remove(path: Path):
     """Deletes a file if it is there. Raises OSError."""
     with file_operation("delete", path):
-        path.unlink(missing_ok=True)
+        system.patiently(lambda: path.unlink(missing_ok=True))
 
 
 def sha256(path: Path) -> str:
@@ -137,13 +133,13 @@ def locked(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None)
             file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
             held.callback(_close, file)
             try:
-                _lock(file, fcntl.LOCK_NB)
+                _lock(file, wait=False)
             except BlockingIOError:
                 if not wait:
                     raise
                 if on_wait:
                     on_wait()
-                _lock(file, 0)
+                _lock(file, wait=True)
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield
@@ -154,9 +150,9 @@ def _close(file: IO):
         file.close()
 
 
-def _lock(file: IO, mode: int):
+def _lock(file: IO, *, wait: bool):
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | mode)  # lockf: forked loaders do not inherit it
+        system.lock(file, wait=wait)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise

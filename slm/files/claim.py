@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from slm import system
 from slm.errors import DISK_ERRORS, ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import PARTIAL_FILE
@@ -46,6 +47,8 @@ def claimed(folder: Path, kind: Kind) -> Iterator[None]:
             yield
         finally:
             if created and not (folder / f"{kind}.json").exists():
+                if system.WINDOWS:  # which deletes no open file, while elsewhere another process could lock it now
+                    held.close()
                 with contextlib.suppress(OSError):  # a folder that is not empty stays
                     lock.unlink(missing_ok=True)
                     for path in created:

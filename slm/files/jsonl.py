@@ -15,7 +15,7 @@ from slm.files import atomic
 
 def append(path: Path, record: dict[str, Any]):
     """Appends a record. Raises OSError with the file's name."""
-    with file_operation("write", path), open(path, "a", encoding="utf-8") as file:
+    with file_operation("write", path), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(format_line(record))
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 
 STREAMS = {"stdin": "surrogateescape", "stdout": "backslashreplace", "stderr": "backslashreplace"}
+WINDOWS_CONSOLE = getattr(io, "_WindowsConsoleIO", ())  # takes all characters, but not through its file descriptor
 
 
 class RobustStream(io.RawIOBase):
@@ -43,10 +44,14 @@ def make_stdio_robust(*, ignore_failed_writes: bool = True):
             null = os.open(os.devnull, os.O_RDWR)
             if null != descriptor:
                 os.dup2(null, descriptor)
+        stream = getattr(sys, name)
+        if isinstance(getattr(getattr(stream, "buffer", None), "raw", None), WINDOWS_CONSOLE):
+            stream.reconfigure(errors=errors)
+            continue
         if name == "stdin":
             buffer = io.BufferedReader(io.FileIO(descriptor, closefd=False))
         else:
             robust = RobustStream(descriptor) if ignore_failed_writes else io.FileIO(descriptor, "w", closefd=False)
             buffer = io.BufferedWriter(robust)
-        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        encoding = getattr(stream, "encoding", None) or "utf-8"
         setattr(sys, name, io.TextIOWrapper(buffer, encoding, errors, line_buffering=name != "stdin"))

@@ -1,11 +1,11 @@
 """Seconds and cost of a training on devices that conf/devices.yaml lists, and on this one."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from slm import system
 from slm.estimate import device_peak, device_table, known_device
 from slm.hardware import Hardware, is_here
 
@@ -100,4 +100,4 @@ def memory_of(device: torch.device) -> float:
     """Bytes of the device's memory; of the machine's for a CPU, and where they are one."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return system.total_memory()

@@ -1,9 +1,9 @@
 """The typed, validated configuration of a run. conf/train.yaml and the files of its groups explain each key."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -97,7 +97,8 @@ class RunConfig:
         self._check_callbacks()
 
     def _check_fork(self, fork: str):
-        if not re.fullmatch(r"/.*@\d+", fork):  # as slm.run.fork writes it; a file of conf/ cannot begin with a run
+        folder, _, step = fork.rpartition("@")
+        if not (Path(folder).is_absolute() and step.isdecimal()):  # as slm.run.fork writes it
             raise UserError(f"fork={fork} must stand on the command line, not in a file")
         others = {
             f"resume={self.resume}": self.resume not in ("auto", "never"),

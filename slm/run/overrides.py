@@ -171,7 +171,7 @@ def quoted(override: str) -> str:
     is_literal = source in LITERAL or key.startswith("++hydra.sweeper.variants.")
     if not (is_literal or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
-    escaped = value.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)
     return f"{key}='{escaped}'"
 
 

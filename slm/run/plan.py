@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slm import system
 from slm.cache import place
 from slm.corpora.mixture import by_source
 from slm.data.mixture import passes
 from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
 from slm.data.windows import Splits
 from slm.estimate import device_table, parameters, training_flops_per_token
-from slm.hardware import Hardware, resident_bytes
+from slm.hardware import Hardware
 from slm.model import GPTConfig
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
@@ -141,7 +142,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """For run.json. On a CPU the peak is that of the process, with what it holds before the model is built."""
         try:
-            peak = round(self.memory.peak + (resident_bytes() if self.hardware.accelerator == "cpu" else 0))
+            peak = round(self.memory.peak + (system.resident_memory() if self.hardware.accelerator == "cpu" else 0))
         except (RuntimeError, NotImplementedError):  # of an operator that needs content
             peak = None
         return {

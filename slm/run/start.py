@@ -8,24 +8,23 @@ import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 
 from slm.files.stdio import make_stdio_robust
 from slm.run import process
+from slm.system import SLURM_SIGNALS, mask_signals
 
 
 @contextlib.contextmanager
 def one_line_limits() -> Iterator[None]:
-    """Ends the program with one line where no command can work: no POSIX, working folder, home folder or memory."""
+    """Ends the program with one line where no command can work: no working folder, home folder or memory."""
     atexit.register(gc.freeze)  # the interpreter would search all of torch for garbage at the end: a second
     try:
         os.getcwd()  # noqa: PTH109
     except OSError as error:
         end(f"the working folder cannot be used: {error.strerror}; change to another one", 2)
-    if find_spec("fcntl") is None:
-        end("Windows itself lacks what slm needs (file locks, signals); use WSL2", 2)
     home = os.path.expanduser("~")  # noqa: PTH111 (unknown, it is ~ itself, and a folder of this name would be made)
-    if not (home.startswith("/") and os.environ.get("HOME", home)):
+    if not (Path(home).is_absolute() and os.environ.get("HOME", home)):
         end("no home folder is known, for caches; set HOME=<folder>, an absolute path", 2)
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # of launchers of several processes
         if not os.environ.get(name, "0").isdecimal():
@@ -49,7 +48,7 @@ def train():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     if "SLURM_JOB_ID" in os.environ:  # SLURM's warning before the time limit waits until there is a state to save
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        mask_signals("SIG_BLOCK", SLURM_SIGNALS)
     make_stdio_robust()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a run reports the memory itself
     os.environ["MPLBACKEND"] = "agg"  # pictures are files; matplotlib cannot be imported with an unknown one

@@ -1,7 +1,6 @@
 """What a run prints: itself in six lines at its start, the result and the next commands at its end."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from slm.own_model import shape
 from slm.run.fork import shown
 from slm.run.plan import outcome
 from slm.run.prepare import Job, shown_passes
+from slm.system import quoted
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
@@ -46,13 +46,13 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
     from slm.training.callbacks.signals import requeue
 
-    config, folder = job.config, shlex.quote(str(job.run_dir))
+    config, folder = job.config, quoted(str(job.run_dir))
     if stopped:
         if stopped.requeue and config.run_dir:
             requeue()
         elif stopped.requeue:
             print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
-        print(f"{stopped.reason}; the same command with {shlex.quote(again)} goes on from here")
+        print(f"{stopped.reason}; the same command with {quoted(again)} goes on from here")
         if stopped.exit_code:
             raise stopped
         return
@@ -63,7 +63,7 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     if "SLM_COMMAND" in os.environ:
         generate, evaluate = "slm generate", "slm evaluate"
     sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
-    prompt = f" prompt={shlex.quote(sample['prompt'])}" if sample else ""
+    prompt = f" prompt={quoted(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
     if line := outcome(job.run_dir):
         print(f"        {line}")

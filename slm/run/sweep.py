@@ -7,7 +7,6 @@ by its swept values, keeps sweep.json and results.csv, and launches only the job
 import contextlib
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -19,10 +18,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from slm import report
+from slm import report, system
 from slm.errors import UserError
 from slm.files import claim, json_line, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
+from slm.run.overrides import quoted
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
 from slm.run.sweep_jobs import is_alive, parallel_jobs
 from slm.run.sweep_results import facts, finished_line, table, write_results
@@ -156,8 +156,7 @@ class RecordingLauncher(Launcher):
         return (self.folder / job.folder / "run.json").exists()
 
     def _place(self, name: str) -> list[str]:
-        escaped = str(self.folder.absolute()).replace("'", "\\'")
-        return [f"hydra.sweep.dir='{escaped}'", f"hydra.sweep.subdir='{name}'"]
+        return [quoted(f"hydra.sweep.dir={self.folder.absolute()}"), f"hydra.sweep.subdir='{name}'"]
 
     def _without_answer(self, names: Sequence[str]) -> list[str]:
         """The jobs to launch again after processes were killed, once each; empty if none was killed."""
@@ -193,7 +192,7 @@ class RecordingLauncher(Launcher):
                 if job.folder in self.names and job.process:
                     job.status, job.process = "stopped", None
         write_results(self.folder)
-        name, again = signal.Signals(self.stopped_by).name, shlex.quote(f"sweep_dir={self.folder}")
+        name, again = signal.Signals(self.stopped_by).name, system.quoted(f"sweep_dir={self.folder}")
         print(f"stopped by {name}; the same command with {again} goes on from here", flush=True)
         sys.exit(128 + self.stopped_by)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from slm import system
 from slm.errors import Stopped
 from slm.files import atomic, sweep_folder
 from slm.files.sweep_folder import SweepJob
@@ -37,13 +38,7 @@ def is_alive(process: str | None) -> bool:
     host, _, number = (process or "").rpartition(":")
     if host != socket.gethostname():
         return False
-    try:
-        os.kill(int(number), 0)
-    except OSError:
-        return False
-    with contextlib.suppress(OSError):  # without /proc
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return True
+    return system.is_running(int(number))
 
 
 def is_listed(folder: Path) -> bool:
@@ -96,8 +91,8 @@ def worker_output(path: Path) -> Iterator[None]:
 
     def stop_with_parent():
         while not ended.wait(1):
-            if os.getppid() != parent:
-                return os.kill(os.getpid(), signal.SIGTERM)
+            if os.getppid() != parent or (system.WINDOWS and not system.is_running(parent)):
+                return system.signal_self(signal.SIGTERM)
 
     ended, parent = threading.Event(), os.getppid()
     threading.Thread(target=stop_with_parent, daemon=True).start()
@@ -144,7 +139,7 @@ def parallel_jobs(launcher, jobs: int) -> Iterator[None]:
         launcher.stopped_by = launcher.stopped_by or number
         os.write(2, f"{signal.Signals(number).name}: the running jobs save their state; Ctrl-C ends at once\n".encode())
 
-    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, on_signal) for number in system.STOP_SIGNALS}
     monitor = threading.Thread(target=watch)
     monitor.start()
     try:
@@ -163,7 +158,7 @@ def stop_jobs(folder: Path):
         sweep.stopping = True
     for job in sweep.jobs:
         if is_alive(job.process):
-            os.kill(int(job.process.rpartition(":")[2]), signal.SIGTERM)
+            system.ask_to_stop(int(job.process.rpartition(":")[2]))
 
 
 @contextlib.contextmanager
@@ -172,7 +167,7 @@ def threads_divided(launcher: DictConfig, jobs: int) -> Iterator[None]:
 
     SLURM and Ray do that themselves.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.cores()
     if (asked := launcher.get("n_jobs")) is not None:  # joblib, with negative numbers counted from all cores
         side_by_side = min(jobs, asked if asked > 0 else max(1, cores + 1 + asked))
     else:  # submitit_local starts all at once

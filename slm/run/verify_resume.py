@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from slm import system
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.run import PACKAGE
@@ -51,7 +52,7 @@ def verify_resume(overrides: list[str], root: Path) -> bool:
     if (steps := run_folder.step_of(run_folder.checkpoints(straight)[0])) < K + 2:
         shutil.rmtree(root)
         raise UserError(f"verify_resume=true needs a budget of {K + 2} steps at least, not {steps}")
-    _run(killed, resumed, f"2 of 3: killed in step {K + 2}", {-signal.SIGKILL})
+    _run(killed, resumed, f"2 of 3: killed in step {K + 2}", {system.KILLED})
     _run(to_the_end, resumed, "3 of 3: the same command again", STOPPED)
     if difference := first_difference(straight, resumed):
         print(f"FAIL: the resumed run differs: {difference}; both runs are in {root}")

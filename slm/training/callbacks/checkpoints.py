@@ -1,5 +1,6 @@
 """When checkpoints are written and which are kept."""
 
+import contextlib
 import json
 import math
 from collections.abc import Collection
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from slm import system
 from slm.errors import ResourceError, Stopped, UserError
 from slm.files import atomic, claim, run_folder
 from slm.files.run_folder import kept_steps
@@ -140,8 +142,9 @@ class Checkpoints(Checkpoint):
         saved = run_folder.checkpoints(self.folder.parent)
         for path in saved[saved.index(newest) + self.keep_last :]:
             if run_folder.step_of(path) not in kept and not (best and path.name == best["file"]):
-                path.unlink(missing_ok=True)
-                atomic.digest_path(path).unlink(missing_ok=True)
+                with contextlib.suppress(system.IN_USE):  # one that is read now goes with the next save
+                    path.unlink(missing_ok=True)
+                    atomic.digest_path(path).unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"

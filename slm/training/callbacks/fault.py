@@ -1,12 +1,13 @@
 """A signal to its own process at a chosen step, for verify_resume=true and tests. No file of conf/ names it."""
 
-import os
 import signal
 from typing import Literal
 
 from lightning.pytorch.callbacks import Callback
 
-SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
+from slm.system import signal_self
+
+SIGNALS = {"kill": 9, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
 
 class Fault(Callback):
@@ -17,4 +18,4 @@ class Fault(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step + 1 == self.step and batch_idx % trainer.accumulate_grad_batches == 0:
-            os.kill(os.getpid(), SIGNALS[self.kind])
+            signal_self(SIGNALS[self.kind])

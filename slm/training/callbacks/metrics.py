@@ -1,14 +1,13 @@
 """Training metrics: loss, learning rate, gradient norm, speed, memory."""
 
 import contextlib
-import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from slm import system
 from slm.energy import EnergyMeter, counters
 from slm.errors import UserError
 from slm.estimate import device_peak, training_flops_per_token
@@ -101,8 +100,7 @@ def targets_so_far(trainer) -> int:
 def device_metrics(device: torch.device) -> dict[str, float]:
     """Peak memory in GB (10^9 bytes), and on CUDA, where the driver reports it, utilisation in percent."""
     if device.type != "cuda":
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-        return {"device/memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)}
+        return {"device/memory_gb": round(system.peak_memory() / 1e9, 3)}
     values = {"device/memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
     with contextlib.suppress(Exception):  # NVIDIA's management library, which some machines do not allow
         values["device/utilization"] = torch.cuda.utilization(device)

@@ -11,12 +11,12 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from slm.errors import Stopped
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)  # the last two: closed terminal, CPU limit
+from slm.system import SLURM_SIGNALS, STOP_SIGNALS, mask_signals
 
 
 class StopSignals(Callback):
-    """Turns SIGNALS, SLURM's SIGUSR1 and an elapsed time budget into a request to stop; ignored ones (nohup) stay so.
+    """Turns STOP_SIGNALS, SLURM's SIGUSR1 and an elapsed time budget into a request to stop; ignored ones (nohup) stay
+    so.
 
     Checkpoints reads `request` between two steps, saves, and stops the run. A second SIGINT stops at once.
     """
@@ -28,14 +28,14 @@ class StopSignals(Callback):
         self.previous: dict[signal.Signals, Any] = {}  # handlers to restore
 
     def setup(self, trainer, module, stage):
-        numbers = (*SIGNALS, signal.SIGUSR1) if slurm_job() else SIGNALS
+        numbers = STOP_SIGNALS + (SLURM_SIGNALS if slurm_job() else ())
         handlers = {number: signal.getsignal(number) for number in numbers}  # before Lightning adds its own
         self.previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def on_train_start(self, trainer, module):
         for number in self.previous:
             signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.previous)  # delivers signals that arrived before training
+        mask_signals("SIG_UNBLOCK", self.previous)  # delivers signals that arrived before training
 
     def teardown(self, trainer, module, stage):
         for number, handler in self.previous.items():
@@ -60,7 +60,7 @@ class StopSignals(Callback):
         name = signal.Signals(number).name
         if not self.request:
             os.write(2, f"{name}: finishing this step and saving it; Ctrl-C stops at once\n".encode())
-        if number == signal.SIGUSR1:
+        if number in SLURM_SIGNALS:
             self.request = Stopped("stopped by SLURM's SIGUSR1", 143, requeue=True)
         else:
             self.request = self.request or Stopped(f"stopped by {name}", 128 + number)
@@ -83,5 +83,5 @@ def requeue():
 
 def ignore_signals(worker: int):
     """In a loader process: a signal to the process group is meant for the training process."""
-    for number in (*SIGNALS, signal.SIGUSR1):
+    for number in STOP_SIGNALS + SLURM_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
