@@ -120,7 +120,7 @@ def kill(process, number):
 
 
 def handled(number, handler):
-    if number not in {getattr(signal, name) for name in (*SIGNALS, "SIGBREAK")}:
+    if number not in signal.valid_signals():
         raise ValueError("invalid signal value")
     return REAL.signal(number, handler) if number != signal.SIGBREAK else signal.SIG_DFL
 
@@ -159,6 +159,8 @@ def install():
     for name in ("pthread_sigmask", "pthread_kill", "alarm", "setitimer", "sigwait", "SIG_BLOCK", "SIG_UNBLOCK"):
         delattr(signal, name)
     signal.SIGBREAK, signal.signal = 21, handled
+    valid = {signal.SIGBREAK, *(getattr(signal, name) for name in SIGNALS)}
+    signal.valid_signals = valid.copy
     os.kill, os.fsync, os.mkdir, os.open = kill, fsync, created, opened
     os.replace, os.rename = moved(REAL.replace), moved(REAL.rename)
     os.remove = os.unlink = deleted(REAL.remove)
