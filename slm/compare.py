@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from slm.analysis.comparison import FACTS, Comparison, compare
-from slm.analysis.comparison_page import answers, cell, page
+from slm.analysis.comparison_page import answers, cell, p_text, page, with_interval
 from slm.analysis.groups import read_groups
-from slm.analysis.wording import p_text, rounded
 from slm.errors import printable
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -100,8 +99,7 @@ def as_latex(comparison: Comparison) -> str:
         cells = [cell(name, comparison.values[name][index]) for name in metrics]
         d, shown, p = versus.get(group.name), "", ""
         if d:
-            scale = (d.high - d.low) / 2
-            shown = f"{rounded(d.mean, scale)} [{rounded(d.low, scale)}, {rounded(d.high, scale)}]"
+            shown = with_interval(d)
             p = "" if math.isnan(d.p) else p_text(d.p).removeprefix("p ").removeprefix("= ")
         rows.append([group.name, str(len(group.by_seed)), *cells, shown, p])
     body = " \\\\\n".join(" & ".join(map(latex_text, row)) for row in rows)

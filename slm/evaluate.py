@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +179,9 @@ def story_losses(
         "bytes": sum(map(len, texts)) / len(texts),
         "floor": floor.sum(),
         "model": bits.sum(),
-        "excess": asdict(estimate(differences.sum(1), seed)),
+        "excess": estimate(differences.sum(1), seed),
         "parts": {
-            part: {"tokens": tokens[i], "floor": floor[i], "excess": asdict(estimate(differences[:, i], seed))}
+            part: {"tokens": tokens[i], "floor": floor[i], "excess": estimate(differences[:, i], seed)}
             for i, part in enumerate(PARTS)
         },
     }

@@ -14,7 +14,7 @@ from test_order import EOS, first
 
 from slm.data import order, store
 from slm.data.order import InfiniteShuffle, Replacement
-from slm.data.permutation import Permutation
+from slm.data.permutation import ROUNDS, Permutation
 from slm.data.store import TokenStore, prepare
 from slm.data.windows import Documents, Rearranged, split_windows
 from slm.files import atomic
@@ -25,7 +25,8 @@ MANY = 2**16 - 17
 
 
 def permutation(length: int, seed: int = 0, first: int = 0) -> Permutation:
-    return Permutation(length, torch.Generator().manual_seed(seed), first)
+    keys = torch.randint(2**63 - 1, (ROUNDS,), generator=torch.Generator().manual_seed(seed))
+    return Permutation(length, keys.numpy(), first)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 10, 4095, 4096, 4097, MANY])

@@ -289,9 +289,9 @@ def test_the_end_of_a_story(tiny):
 def test_bootstrap_intervals():
     values = np.random.default_rng(0).normal(3, 1, 400)
     found = estimate(values, seed=1)
-    assert found.low < found.mean < found.high
-    assert found.mean == pytest.approx(values.mean())
-    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert found["low"] < found["mean"] < found["high"]
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert estimate(values, seed=1) == found
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from slm.analysis.comparison import checked_metric, compare, paired
-from slm.analysis.comparison_page import answers, page
+from slm.analysis.comparison_page import answers, page, rounded, unit
 from slm.analysis.groups import VARIANT, Group, read_groups
 from slm.analysis.sequential import FUTILE, Look, looks
 from slm.analysis.statistics import ALPHA, detectable
-from slm.analysis.wording import rounded, unit
 from slm.errors import UserError
 from slm.files import sweep_folder
 from slm.results import higher_is_better

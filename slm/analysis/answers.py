@@ -1,11 +1,10 @@
 """The section of a sweep's page on what its seeds answer: each group of runs against the first one, in pairs."""
 
 from slm.analysis.comparison import Comparison, compare
-from slm.analysis.comparison_page import answers
+from slm.analysis.comparison_page import answers, unit, with_interval
 from slm.analysis.groups import read_groups
 from slm.analysis.html import folded, paragraph, section, table
 from slm.analysis.sweep import SEED, Sweep
-from slm.analysis.wording import rounded, unit
 from slm.errors import UserError
 
 MAX_GROUPS = 9
@@ -33,10 +32,9 @@ def pairs_table(comparison: Comparison) -> str:
     """The differences to the first group, with their interval and p."""
     rows = []
     for each in comparison.versus:
-        d, scale = each.difference, (each.difference.high - each.difference.low) / 2
-        mean, low, high = (rounded(value, scale) for value in (d.mean, d.low, d.high))
+        d = each.difference
         tests = (float(f"{p:.2g}") for p in (d.p, each.p_holm, d.p_signs, d.detectable))
-        rows.append((each.name, f"{mean} [{low}, {high}]", d.n, *tests))
+        rows.append((each.name, with_interval(d), d.n, *tests))
     heads = "", f"{unit(comparison.metric)} [95 % interval]", "seeds", "p", "p, Holm", "p, signs", "would find"
     return table(heads, rows) + paragraph(
         f"Difference to {comparison.groups[0].name} in the last validation of each run, in pairs of equal seed where "

@@ -7,6 +7,8 @@ from unicodedata import category
 
 import numpy as np
 
+from slm.data.permutation import mixed
+
 CHARACTERS = 2**20  # of a batch; longer documents are read in pieces, and no n-gram goes from one to the next
 CODES = 0x110000  # of Unicode
 ALONE = (  # scripts without spaces between words: each character counts as a word
@@ -93,13 +95,6 @@ def batches(documents: Iterable[str]) -> Iterator[Batch]:
                 pieces, characters = [], 0
     if pieces:
         yield Batch.of(pieces)
-
-
-def mixed(hashes: np.ndarray) -> np.ndarray:
-    """The 64-bit hashes with all bits alike random (the finalizer of MurmurHash3)."""
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(factor)
-    return hashes ^ (hashes >> np.uint64(33))
 
 
 @cache

@@ -8,7 +8,8 @@ from unicodedata import category, name
 
 import numpy as np
 
-from slm.analysis.corpus_batches import CODES, Batch, mixed
+from slm.analysis.corpus_batches import CODES, Batch
+from slm.data.permutation import mixed
 
 WIDTHS = ("FULLWIDTH", "HALFWIDTH", "MODIFIER", "MATHEMATICAL", "SMALL", "SQUARED", "CIRCLED")  # before a script's name
 KINDS = {"M": "marks", "N": "digits", "P": "punctuation", "S": "symbols", "Z": "spaces", "C": "control and other"}

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm.analysis import figures
 from slm.analysis.charts import palette
-from slm.analysis.figures import DPI
 from slm.errors import one_line, printable
-from slm.files import atomic
 from slm.tables import columns
 
 EXCERPT = 90  # characters of a document
@@ -154,8 +153,7 @@ def draw(path: Path, found: Mapping[str, Any]):
     repeated.set(xlabel="share (%)", title="Repetitions")
     size = sum(found["splits"][split]["bytes"] for split in SPLITS)
     figure.suptitle(f"{printable(found['corpus'], 80)}, {size / 1e6:,.1f} MB", fontsize=11, parse_math=False)
-    with atomic.replacing(path) as file:
-        figure.savefig(file, dpi=DPI, format="png")
+    figures.write(path, figure)
 
 
 def bars(axes, rows: Sequence[tuple[str, float, tuple[float, float] | None]], color: str):

@@ -32,6 +32,10 @@ def save(path: Path, charts: Sequence[Chart], title: str, columns: int = 2):
     for axes in places[len(charts) :]:
         axes.set_axis_off()
     figure.suptitle(printable(title, 90), y=1 - 0.1 / (height * rows), fontsize=11, parse_math=False)
+    write(path, figure)
+
+
+def write(path: Path, figure):
     with atomic.replacing(path) as file:
         figure.savefig(file, dpi=DPI, format="png")
 
@@ -133,8 +137,7 @@ def heat_map(path: Path, chart: tuple[str, str, list, list, np.ndarray], unit: s
             text, ink = (f"{mean:.4g}", inks[row, column]) if np.isfinite(mean) else ("failed", "red")
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_title(f"{_text(unit)}: {_text(title)}", fontsize=10, parse_math=False)
-    with atomic.replacing(path) as file:
-        figure.savefig(file, dpi=DPI, format="png")
+    write(path, figure)
 
 
 def ink_on(colors: np.ndarray) -> np.ndarray:

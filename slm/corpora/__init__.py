@@ -3,9 +3,11 @@
 A corpus is a class whose constructor takes the settings of `conf/data/*.yaml` and does no work.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Split = Literal["train", "validation"]
 
@@ -21,6 +23,11 @@ class Corpus(Protocol):
 
     def fingerprint(self) -> str:
         """Hex digest of content and split, but not of paths or times: different if any document is."""
+
+
+def digest_of(content: Any) -> str:
+    """The hex digest of plain values: a fingerprint of what they determine."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """Your own files: plain text, JSON, CSV and parquet, in one file, a folder or those that match a pattern."""
 
-import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -10,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slm.corpora import Split, notices
+from slm.corpora import Split, digest_of, notices
 from slm.corpora.decoded import chunks, known_encoding, opened, readable
 from slm.corpora.division import Division, SplitMethod
 from slm.corpora.local import COMPRESSED, FORMATS, format_of, named
@@ -100,7 +98,7 @@ class Files:
         choices = [list(self.digests.values()), self.separator, self.split, self.train_ratio, seed]
         if further := {key: value for key, value in self._further(formats).items() if value is not None}:
             choices.append(further)
-        return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
+        return digest_of(choices)
 
     def _further(self, formats: list[str]) -> dict[str, Any]:
         """What else decides the documents and splits; all None for plain text in UTF-8."""

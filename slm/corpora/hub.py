@@ -1,14 +1,13 @@
 """Any dataset of the Hugging Face Hub, or a folder with a copy of one: splits, texts and limits."""
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 
-from slm.corpora import Place, Split
+from slm.corpora import Place, Split, digest_of
 from slm.corpora.decoded import readable
 from slm.corpora.repository import Repository
 from slm.corpora.shard import grouped, texts
@@ -124,8 +123,7 @@ class Hub:
 
         Raises: UserError: if there is no network and no known commit, or the folder has no such files.
         """
-        content = [*self.content(), self.source.name, self.source.patterns, *self.choices]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return digest_of([*self.content(), self.source.name, self.source.patterns, *self.choices])
 
     def content(self) -> list:
         """What determines the files of both splits."""

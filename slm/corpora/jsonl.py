@@ -1,9 +1,8 @@
 """JSON Lines in local files: one JSON object per line, of which one value is the text of a document."""
 
-import hashlib
-import json
 from typing import Any
 
+from slm.corpora import digest_of
 from slm.corpora.division import SplitMethod
 from slm.corpora.files import Files
 
@@ -21,4 +20,4 @@ class JsonLines(Files):
         return {}
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps([super().fingerprint(), self.key]).encode()).hexdigest()
+        return digest_of([super().fingerprint(), self.key])

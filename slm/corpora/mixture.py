@@ -1,8 +1,6 @@
 """Several corpora as one: named sources, each with its weight in the training."""
 
 import contextlib
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Literal
 
-from slm.corpora import Corpus, Split
+from slm.corpora import Corpus, Split, digest_of
 from slm.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -115,7 +113,7 @@ class Mixture:
         for name, source in self.sources.items():
             with named(name):
                 found[name] = source.corpus.fingerprint()
-        return hashlib.sha256(json.dumps([found, self._weights()]).encode()).hexdigest()
+        return digest_of([found, self._weights()])
 
     def is_local(self) -> bool:
         """False if a source has to be downloaded."""

@@ -4,7 +4,6 @@ One request to the Hub, with a time limit, resolves a revision to a commit. All 
 stored, as are the names of its files, so that data prepared from it is found again without a network.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from slm.corpora import digest_of
 from slm.corpora.decoded import readable
 from slm.corpora.download import fetch
 from slm.corpora.shard import READERS, explained, quiet
@@ -104,8 +104,8 @@ class Repository:
         if self.path is not None:
             return self._look_up(self.path)
         commit, online = self.commit
-        content = json.dumps([self.repository, commit, self.name, self.patterns])
-        file = self.cache / "hub_layouts" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+        name = digest_of([self.repository, commit, self.name, self.patterns])[:16]
+        file = self.cache / "hub_layouts" / f"{name}.json"
         known = atomic.read_object(file) or {}
         if known.keys() == vars(Layout({})).keys():
             return Layout(**known)

@@ -10,14 +10,12 @@ from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from slm.corpora.local import COMPRESSED, FORMATS
 from slm.corpora.template import Template
 from slm.errors import UserError
 
 BATCH_ROWS = 1000
 READERS = ("parquet", "json", "csv", "text")  # of datasets
-SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "text"}
-SUFFIXES |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
-COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
 
 
 @cache
@@ -39,7 +37,7 @@ def texts(file: str, template: Template, reader: str | None, options: Mapping[st
 
     quiet(datasets)
     suffix = next((s for s in reversed(PurePosixPath(file).suffixes) if s.lower() not in COMPRESSED), "").lower()
-    chosen = SUFFIXES.get(suffix, reader or "text")
+    chosen = FORMATS.get(suffix, reader or "text")
     settings = {**({"sep": "\t"} if suffix == ".tsv" else {}), **(options if chosen == reader else {})}
     if chosen == "parquet":  # the default size of a batch, that of the first row group, fails if that is empty
         settings |= {"columns": list(template.columns), "batch_size": BATCH_ROWS}

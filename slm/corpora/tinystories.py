@@ -1,8 +1,6 @@
 """TinyStories (Eldan and Li 2023, arXiv:2305.07759): from the Hugging Face Hub, or a folder with its layout."""
 
-import hashlib
-import json
-
+from slm.corpora import digest_of
 from slm.corpora.hub import Hub
 
 PUBLISHED = {"roneneldan/TinyStories": (2_119_719, 1_911_420_483)}  # rows and bytes of its train split, by its README
@@ -32,4 +30,4 @@ class TinyStories(Hub):
         return PUBLISHED.get(self.repository) if self.source.path is None else None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.content()).encode()).hexdigest()
+        return digest_of(self.content())

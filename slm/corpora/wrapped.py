@@ -1,12 +1,10 @@
 """A corpus that is read with a setting of `data`."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from slm.corpora import Corpus, Split
+from slm.corpora import Corpus, Split, digest_of
 from slm.corpora.mixture import Mixture
 
 
@@ -29,7 +27,7 @@ class Wrapped:
 
     def fingerprint(self) -> str:
         """Of the corpus and the setting."""
-        return hashlib.sha256(json.dumps([self.corpus.fingerprint(), self.setting]).encode()).hexdigest()
+        return digest_of([self.corpus.fingerprint(), self.setting])
 
 
 def wrapped(corpus: Corpus, wrap: Callable[[Corpus], Corpus]) -> Corpus:

@@ -40,7 +40,7 @@ class Documents(Dataset):
         self.longest, self.targets = int(lengths.max()), np.minimum(lengths, context).astype(np.int32)
 
     def __reduce__(self):
-        return Documents, self.arguments
+        return type(self), self.arguments
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -86,9 +86,6 @@ class Aligned(Documents):
         super().__init__(store, split, context, eos)
         self.order, self.bins = best_fit(self.targets, context)
         self.targets = np.add.reduceat(self.targets[self.order], self.bins[:-1])
-
-    def __reduce__(self):
-        return Aligned, self.arguments
 
     def place(self, index: int) -> tuple[int, int]:
         return int(self.order[self.bins[index]]), 0

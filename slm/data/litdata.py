@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from slm.cache import cached
-from slm.corpora import Split
+from slm.corpora import Split, digest_of
 from slm.data.chunks import Chunks, index_of, is_remote
 from slm.data.store import TokenStore, store_identity
 from slm.errors import UserError
@@ -51,7 +51,7 @@ class Litdata:
         if "train" not in self.paths:
             raise UserError("data.path is missing: give data.path=<folder or URL of what litdata.optimize wrote>")
         found = [hashlib.sha256(index_of(path)).hexdigest() for path in self.paths.values()]
-        return hashlib.sha256(json.dumps([FORMAT, found, self.share if len(found) == 1 else None]).encode()).hexdigest()
+        return digest_of([FORMAT, found, self.share if len(found) == 1 else None])
 
     def is_local(self) -> bool:
         return not any(map(is_remote, self.paths.values()))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.data.permutation import Permutation
+from slm.data.permutation import ROUNDS, Permutation
 
 Name = Literal["shuffle", "sequential", "nearby", "replacement", "strided"]  # of data.order
 ANY_LAYOUT = "shuffle", "sequential"  # the others need windows of equal length
@@ -94,7 +94,10 @@ class InfiniteShuffle(Passes):
     def drawn(self, number: int, generator: torch.Generator) -> Tensor | Permutation:
         permutation = torch.randperm(self.length, generator=generator) if self.length <= LARGE else None
         first = self.length * (int(torch.randint(self.arrangements, (), generator=generator)) if number else 0)
-        return Permutation(self.length, generator, first) if permutation is None else permutation + first
+        if permutation is not None:
+            return permutation + first
+        keys = torch.randint(2**63 - 1, (ROUNDS,), generator=generator)
+        return Permutation(self.length, keys.numpy(), first)
 
 
 class Sequential(Passes):

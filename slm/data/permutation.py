@@ -3,22 +3,20 @@
 import math
 
 import numpy as np
-import torch
 
 ROUNDS = 6
 
 
 class Permutation:
-    """A permutation of 0 to `length` - 1, plus `first`, drawn by a generator; a slice is computed when it is read.
+    """A permutation of 0 to `length` - 1, plus `first`, by its keys (ROUNDS,); a slice is computed when it is read.
 
     A Feistel network (Luby and Rackoff 1988) on two digits to the base ceil(sqrt(length)). It permutes base^2 indices;
     those that leave the range are permuted again until they are in it.
     """
 
-    def __init__(self, length: int, generator: torch.Generator, first: int = 0):
-        self.length, self.first = length, first
+    def __init__(self, length: int, keys: np.ndarray, first: int = 0):
+        self.length, self.keys, self.first = length, keys.astype(np.uint64), first
         self.base = np.uint64(math.isqrt(length - 1) + 1)
-        self.keys = torch.randint(2**63 - 1, (ROUNDS,), generator=generator).numpy().astype(np.uint64)
 
     def __getitem__(self, places: slice) -> np.ndarray:
         """The indices at these places, int64."""

@@ -50,7 +50,7 @@ class Windows(Dataset):
 
     def __reduce__(self):
         """Pickles the arguments: a spawned loader process maps the files itself and receives no content."""
-        return Windows, self.arguments
+        return type(self), self.arguments
 
     def __len__(self) -> int:
         return self.count
@@ -92,9 +92,6 @@ class Rearranged(Windows):
         super().__init__(store, split, context)
         self.arguments = store, split, context, eos
         self.arrangements: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}  # the newest one
-
-    def __reduce__(self):
-        return Rearranged, self.arguments
 
     @cached_property
     def bounds(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,25 +29,16 @@ def judge(world: StoryWorld, text: str, finished: bool) -> Verdict:
     return Verdict(text, valid, parsed.end, parsed.sentences, error)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with a 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Estimate:
-    """The mean of one value per story, with the percentile bootstrap interval (Efron 1979)."""
+def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> dict[str, float]:
+    """The `mean` of one value per story, `low` and `high` of its 95 % percentile bootstrap interval (Efron 1979)."""
     sample = np.asarray(values, dtype=float)
     indices = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
     low, high = np.quantile(sample[indices].mean(1), [0.025, 0.975])
-    return Estimate(float(sample.mean()), float(low), float(high))
+    return {"mean": float(sample.mean()), "low": float(low), "high": float(high)}
 
 
 def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> dict[str, Any]:
-    """Number of verdicts, an `Estimate` of each measure as a dictionary, and counts of the first errors.
+    """Number of verdicts, the `estimate` of each measure, and counts of the first errors.
 
     A story is novel if it is valid and not among the `known` texts.
     """
@@ -60,7 +51,7 @@ def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> di
     errors = Counter(verdict.error for verdict in verdicts if verdict.error)
     return {
         "n": len(verdicts),
-        **{name: asdict(estimate(values, seed)) for name, values in measures.items()},
+        **{name: estimate(values, seed) for name, values in measures.items()},
         "errors": dict(errors.most_common()),
     }
 

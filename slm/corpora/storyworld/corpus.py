@@ -1,14 +1,13 @@
 """The storyworld as a corpus: stories generated on request, without file or network."""
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from importlib import resources
 from random import Random
 
-from slm.corpora import Split
+from slm.corpora import Split, digest_of
 from slm.corpora.storyworld.grammar import Story, sample
 from slm.corpora.storyworld.world import LEVELS, StoryWorld
 from slm.errors import UserError
@@ -49,8 +48,7 @@ class Storyworld:
     def fingerprint(self) -> str:
         files = sorted(resources.files(__package__).iterdir(), key=lambda file: file.name)
         texts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.name.endswith(".txt")]
-        choices = [FORMAT, texts, LEVELS[self.level].__dict__, self.counts, self.seed]
-        return hashlib.sha256(json.dumps(choices).encode()).hexdigest()
+        return digest_of([FORMAT, texts, vars(LEVELS[self.level]), self.counts, self.seed])
 
     def story(self, split: Split, index: int) -> Story:
         """A story whose pairs occur in training."""

@@ -104,6 +104,6 @@ class Stories(Callback):
             f"loss    {value['val/bits_per_byte']:.4f} bits per byte ({value['val/loss']:.4f} nats per token)",
             f"floor   {value['val/floor_bits_per_byte']:.4f} bits per byte, which no model can beat",
             f"excess  {value['val/excess_bits_per_story']:.2f} bits per story",
-            f"valid   {valid.mean:.0%} of {self.count} samples, {valid.low:.0%} to {valid.high:.0%} at 95 %",
+            f"valid   {valid['mean']:.0%} of {self.count} samples, {valid['low']:.0%} to {valid['high']:.0%} at 95 %",
             sep="\n",
         )
