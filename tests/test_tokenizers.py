@@ -29,7 +29,7 @@ from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.gpt2 import GPT2Tokenizer
-from slm.tokenizers.sample import reservoir
+from slm.tokenizers.sample import sample
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 from slm.tokenizers.sentencepiece_model import SentencePieceModel
 from slm.tokenizers.tiktoken import TiktokenTokenizer
@@ -247,12 +247,12 @@ def test_documents_are_read_lazily():
     assert read == list(range(40))
 
 
-def test_reservoir_is_uniform():
+def test_a_sample_is_uniform():
     hits = np.zeros(20)
     for seed in range(4000):
-        hits[reservoir(iter(range(20)), 5, random.Random(seed))] += 1
+        hits[sample(range(20), 5, seed)] += 1
     assert np.abs(hits / 4000 - 5 / 20).max() < 0.03  # 4.4 standard deviations
-    assert reservoir("abc", 5, random.Random(0)) == ["a", "b", "c"]
+    assert sample("abc", 5, seed=0) == ["a", "b", "c"]
 
 
 def test_no_document_is_dropped():

@@ -12,15 +12,17 @@ import numpy as np
 
 from slm.analysis.corpus_batches import batches
 from slm.analysis.corpus_characters import SHORTEST, Characters, Extremes, Trigrams
-from slm.analysis.corpus_overlap import NGRAMS, NearDuplicates, Overlap, Sample
+from slm.analysis.corpus_overlap import COMPARED, NGRAMS, NearDuplicates, Overlap
 from slm.corpora import Corpus
 from slm.corpora.deduplicated import Digests, digest
 from slm.data.encode import utf8_bytes
 from slm.errors import UserError
+from slm.tokenizers.sample import Reservoir
 
 PER_OCTAVE = 64  # bins of the lengths: quantiles are exact to 1 %
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 EXTREMES = 5
+SAMPLE = 2000  # train documents that are compared with all others
 MAX_REPEATED = 10_000  # different repeated documents whose occurrences are counted one by one
 Shown = Callable[[Iterable[str], str], Iterator[str]]  # documents and what is done with them -> the same documents
 
@@ -48,19 +50,19 @@ class Reading:
         self.documents = self.bytes = 0
         self.lengths = np.zeros(48 * PER_OCTAVE, np.int64)  # documents by length in bytes, up to 2^48
         self.shortest, self.longest = 2**63, Extremes(EXTREMES)
-        self.characters, self.repeated, self.sample = Characters(), Repeated(), Sample()
+        self.characters, self.repeated, self.sample = Characters(), Repeated(), Reservoir(SAMPLE, seed=0)
 
     def over(self, documents: Iterable[str]) -> Iterator[str]:
         """The documents, counted."""
         for text in documents:
             size = utf8_bytes(text)
             self.longest.add(size, self.documents, text)
-            self.documents += 1
             self.bytes += size
             self.shortest = min(self.shortest, size)
             self.lengths[int(np.log2(size or 1) * PER_OCTAVE)] += 1
             self.repeated.add(digest(text), text)
-            self.sample.add(text)
+            self.sample.add((self.documents, text[:COMPARED]))
+            self.documents += 1
             yield text
 
     def quantiles(self) -> dict[str, int]:
@@ -114,12 +116,13 @@ def measure(
         if not reading.documents:
             raise UserError(f"the {split} split has no documents")
     train = readings["train"]
+    sample = dict(sorted(train.sample.items))  # number of a document -> its beginning
     found = {
         "splits": {split: readings[split].result() for split in ("train", "validation")},
         "overlap": validation_in_train(shown(corpus.documents("validation"), "comparing validation"), train, overlaps),
-        **second_reading(shown(corpus.documents("train"), "comparing train"), train, trigrams),
+        **second_reading(shown(corpus.documents("train"), "comparing train"), train, sample, trigrams),
     }
-    return found, list(train.sample.texts.values())
+    return found, list(sample.values())
 
 
 def validation_in_train(documents: Iterable[str], train: Reading, overlaps: list[Overlap]) -> dict[str, Any]:
@@ -138,11 +141,13 @@ def validation_in_train(documents: Iterable[str], train: Reading, overlaps: list
     return {"documents": equal, **{f"{overlap.n}_grams": overlap.result() for overlap in overlaps}}
 
 
-def second_reading(documents: Iterable[str], train: Reading, trigrams: Trigrams) -> dict[str, Any]:
+def second_reading(
+    documents: Iterable[str], train: Reading, sample: dict[int, str], trigrams: Trigrams
+) -> dict[str, Any]:
     """Documents that are nearly equal to others, and those that a model of the characters finds strange."""
     strange = Extremes(EXTREMES)
     try:
-        near = NearDuplicates(train.sample.texts)
+        near = NearDuplicates(sample)
     except ModuleNotFoundError:
         near = None
     for batch in batches(documents):

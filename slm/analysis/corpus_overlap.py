@@ -1,8 +1,6 @@
 """What documents have in common: word n-grams of validation that train has, and nearly equal documents by MinHash."""
 
-import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,7 +14,6 @@ BITMAP_BITS = 24
 SHINGLE = 5  # words of a shingle of MinHash
 SIMILAR = 0.8  # Jaccard similarity of the shingles from which on documents are nearly equal
 PERMUTATIONS = 128
-SAMPLE = 2000  # documents that are compared with all others
 COMPARED = 20_000  # characters of a document, from its start
 MAX_CANDIDATES = 50_000  # documents for which MinHash is computed: bounds the time
 
@@ -83,28 +80,6 @@ class Overlap:
             taken = hashes & np.uint64(2**self.zeros - 1) == 0
             return hashes[taken], pieces[taken]
         return hashes, pieces
-
-
-@dataclass
-class Sample:
-    """A seeded sample of documents without replacement (Vitter 1985, algorithm R), of each its beginning."""
-
-    size: int = SAMPLE
-    seen: int = 0
-    texts: dict[int, str] = field(default_factory=dict)  # by the number of the document
-    rng: random.Random = field(default_factory=lambda: random.Random(0))
-    slots: list[int] = field(default_factory=list)
-
-    def add(self, text: str):
-        number, self.seen = self.seen, self.seen + 1
-        if number < self.size:
-            self.slots.append(number)
-        elif (slot := self.rng.randrange(number + 1)) < self.size:
-            del self.texts[self.slots[slot]]
-            self.slots[slot] = number
-        else:
-            return
-        self.texts[number] = text[:COMPARED]
 
 
 class NearDuplicates:

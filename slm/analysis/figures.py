@@ -80,16 +80,8 @@ def _draw_series(axes, series: Series, x: np.ndarray, color: str, named: bool):
         axes.plot(x[0], series.y[0], "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
     else:
         marker = "o" if len(x) == 1 or (series.style == "line" and len(x) <= 40) else None
-        width = 1.1 if series.style == "thin" else 1.7
-        axes.plot(
-            x,
-            series.y,
-            color=color,
-            marker=marker,
-            markersize=3.5,
-            linewidth=width,
-            label=_text(series.name) if named else None,
-        )
+        width, label = 1.1 if series.style == "thin" else 1.7, _text(series.name) if named else None
+        axes.plot(x, series.y, color=color, marker=marker, markersize=3.5, linewidth=width, label=label)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=color, alpha=0.2, linewidth=0 if len(x) > 1 else 2)
 

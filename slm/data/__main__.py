@@ -14,16 +14,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
 from slm.analysis import corpus_page
 from slm.analysis.corpus import measure
 from slm.cache import described, place
 from slm.corpora import Corpus
 from slm.corpora.mixture import by_source, named
-from slm.data.encode import LINE_SECONDS
+from slm.data.encode import progress
 from slm.data.store import TokenStore, store_identity, tokenizer_identity
 from slm.errors import UserError, one_line
 from slm.files import atomic, json_line
@@ -108,24 +104,18 @@ def measured(corpus: Corpus, tokenizer: Tokenizer | None, plan: TokenizerPlan, c
 
 def paced(documents: Iterable[str], action: str) -> Iterator[str]:
     """The same documents, with a line of progress on stderr."""
-    begin = said = time.perf_counter()
+    begin = time.perf_counter()
     count = characters = 0
 
     def line() -> str:
         speed = characters / 1e6 / max(time.perf_counter() - begin, 1e-9)
         return f"{action}: {count:,} documents, {characters / 1e6:,.1f} million characters, {speed:.1f} per second"
 
-    with Live(action, console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+    with progress(line) as show:
         for text in documents:
             yield text
             count, characters = count + 1, characters + len(text)
-            if (now := time.perf_counter()) - said > (1 if live.console.is_terminal else LINE_SECONDS):
-                said = now
-                if live.console.is_terminal:
-                    live.update(Text(line(), no_wrap=True, overflow="ellipsis"), refresh=True)
-                else:
-                    print(line(), file=sys.stderr)
-    print(line(), file=sys.stderr)
+            show()
 
 
 def created(folder: Path):

@@ -1,8 +1,9 @@
 """Documents to shards of token ids."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -81,19 +82,36 @@ def write_split(corpus: Corpus, encoder: Encoder, preparation: Preparation, spli
     """
     counts, place = preparation.start(split)
     pace = Pace(place, counts)
-    with Live(f"tokenizing {split}", console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+    with progress(lambda: pace.line(split)) as show:
         for part in preparation.documents(corpus, split):
             for encoded in encoder.over(part):
                 preparation.add(split, encoded.ids)
                 for name in ("documents", "bytes", "lost_bytes"):
                     counts[name] += getattr(encoded, name)
-                live.update(Text(pace.line(split), no_wrap=True, overflow="ellipsis"), refresh=True)  # on a terminal
-                if not live.console.is_terminal and pace.is_due():
-                    print(pace.line(split), file=sys.stderr)
-    if not counts["shards"]:
-        raise UserError(f"the {split} split has no documents")
-    print(pace.line(split), file=sys.stderr)
+                show()
+        if not counts["shards"]:
+            raise UserError(f"the {split} split has no documents")
     return preparation.sealed(split)
+
+
+@contextlib.contextmanager
+def progress(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """A function that writes the line on stderr anew: on a terminal in place, twice a second, elsewhere every
+    LINE_SECONDS. It is written once more at the end, unless the block raises."""
+    said = time.perf_counter()
+    with Live(line(), console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+        seconds = 0.5 if live.console.is_terminal else LINE_SECONDS
+
+        def show():
+            nonlocal said
+            if (now := time.perf_counter()) - said > seconds:
+                said = now
+                live.update(Text(line(), no_wrap=True, overflow="ellipsis"), refresh=True)  # on a terminal
+                if not live.console.is_terminal:
+                    print(line(), file=sys.stderr)
+
+        yield show
+    print(line(), file=sys.stderr)
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -114,19 +132,13 @@ class Pace:
 
     def __init__(self, place: Place, counts: Mapping[str, int]):
         self.place, self.counts = place, counts
-        self.begin = self.said = time.perf_counter()
+        self.begin = time.perf_counter()
         self.bytes, self.share = counts["bytes"], self._share()  # at the start
-
-    def is_due(self) -> bool:
-        """True once in LINE_SECONDS."""
-        now, before = time.perf_counter(), self.said
-        self.said = now if now - before > LINE_SECONDS else before
-        return self.said == now
 
     def line(self, split: Split) -> str:
         """Counts and speed; share and time left where the end is known. Less than 100 characters."""
         counts, seconds, share = self.counts, time.perf_counter() - self.begin, self._share()
-        speed = (counts["bytes"] - self.bytes) / 1e6 / seconds
+        speed = (counts["bytes"] - self.bytes) / 1e6 / max(seconds, 1e-9)
         ahead = self.share < share < 1
         left = f", {share:.0%}, ETA {clock(seconds * (1 - share) / (share - self.share))}" if ahead else ""
         return (

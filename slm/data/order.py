@@ -120,9 +120,6 @@ class Replacement(Passes):
     def drawn(self, number: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.targets) * self.arrangements, (self.length,), generator=generator)
 
-    def targets_before(self, position: int) -> int:
-        return position * int(self.targets[0])
-
 
 class Nearby(Passes):
     """Every window of equal length once in each pass, shuffled among those of TOGETHER stretches of the text.
@@ -150,9 +147,6 @@ class Nearby(Passes):
                 shuffled = torch.randperm(windows, generator=torch.Generator().manual_seed(seed))
                 yield torch.cat(parts)[shuffled][start:] + first
             start = max(start - windows, 0)
-
-    def targets_before(self, position: int) -> int:
-        return position * int(self.targets[0])
 
 
 def make_order(name: Name, targets: np.ndarray, seed: int, arrangements: int) -> Order:

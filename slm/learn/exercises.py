@@ -74,6 +74,11 @@ def start(folder: Path) -> list[Path]:
     return paths
 
 
+def place_beside(own: ModuleType) -> Path:
+    """The folder of a learner's file; of the reference the working folder."""
+    return Path() if own.__name__.startswith("slm.") else Path(own.__file__).parent
+
+
 def load(phase: Phase, folder: Path | None) -> ModuleType:
     """The learner's module, executed from its file; without a folder the reference.
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 from slm.errors import UserError
 
@@ -11,15 +12,22 @@ def sample(documents: Iterable[str], size: int, seed: int) -> list[str]:
     """`size` documents, sampled from the first 4 x `size`; no others are read. Raises: UserError: if `size` < 1."""
     if size < 1:
         raise UserError(f"tokenizer.sample_documents={size}: must be at least 1")
-    return reservoir(islice(documents, 4 * size), size, random.Random(seed))
+    reservoir = Reservoir(size, seed)
+    for text in islice(documents, 4 * size):
+        reservoir.add(text)
+    return reservoir.items
 
 
-def reservoir(stream: Iterable[str], size: int, rng: random.Random) -> list[str]:
-    """A uniform sample of `size` items without replacement (Vitter 1985, algorithm R)."""
-    sample = []
-    for seen, item in enumerate(stream):
-        if seen < size:
-            sample.append(item)
-        elif (slot := rng.randrange(seen + 1)) < size:
-            sample[slot] = item
-    return sample
+class Reservoir:
+    """A uniform sample of `size` of the added items without replacement (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seen, self.random = size, 0, random.Random(seed)
+        self.items: list[Any] = []
+
+    def add(self, item: Any):
+        self.seen += 1
+        if self.seen <= self.size:
+            self.items.append(item)
+        elif (slot := self.random.randrange(self.seen)) < self.size:
+            self.items[slot] = item

@@ -6,6 +6,7 @@ from random import Random
 
 import torch
 
+from slm.learn.exercises import place_beside
 from slm.learn.graph import draw
 from slm.learn.toy import accuracy, moons
 from slm.learn.verdict import close, require
@@ -143,11 +144,11 @@ def classification(own) -> float:
 
 
 def picture(own) -> Path:
-    """The graph of a neuron with two inputs, beside the learner's file; of the reference in the working folder."""
+    """The graph of a neuron with two inputs."""
     neuron, x = own.Neuron(2, Random(1)), [own.Value(0.5), own.Value(-0.2)]
     result = neuron(x)
     result.backward()
     names = dict(zip([*x, *neuron.weights, neuron.bias], ["x1", "x2", "w1", "w2", "b"]))
-    folder = Path() if own.__name__.startswith("slm.") else Path(own.__file__).parent
-    draw(result, folder / "phase1_graph.png", names)
-    return folder / "phase1_graph.png"
+    path = place_beside(own) / "phase1_graph.png"
+    draw(result, path, names)
+    return path

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slm.learn.exercises import place_beside
 from slm.learn.phases import phase4_training as reference
 from slm.learn.phases.phase3_gpt import GPT
 from slm.learn.stories import story_ids
@@ -166,7 +167,6 @@ def resumed(own, vocab_size: int, ids: Tensor):
 
 
 def picture(own, history: list) -> Path:
-    """The curves beside the learner's file; of the reference in the working folder."""
-    folder = Path() if own.__name__.startswith("slm.") else Path(own.__file__).parent
-    own.plot(history, folder / "phase4_loss.png")
-    return folder / "phase4_loss.png"
+    path = place_beside(own) / "phase4_loss.png"
+    own.plot(history, path)
+    return path
