@@ -73,7 +73,7 @@ def text_page(path: Path, files: Sequence[str]) -> str:
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
     known = loss.bits_per_byte is not None
     facts = {"checkpoint": str(path), "step": loaded.step, "layout": layout, "documents": len(documents)}
-    json_line.note(**facts, **asdict(loss))
+    json_line.note(**facts, **vars(loss))
     lines = [
         f"{path}, step {loaded.step}",
         f"{len(documents):,} document(s), {loss.tokens:,} tokens with their ends"
