@@ -10,7 +10,7 @@ from conftest import mistake
 from test_data import Stories, ids_of
 
 from slm import checkpoint, tokenizers
-from slm.corpora.joined import joined
+from slm.corpora.wrapped import joined
 from slm.data.order import make_order
 from slm.data.store import prepare
 from slm.data.windows import evenly_spaced, split_windows

@@ -1,4 +1,4 @@
-"""A corpus that is read with a setting of `data`."""
+"""A corpus that is read with a setting of `data`, such as joined=true."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from slm.corpora import Corpus, Split, digest_of
 from slm.corpora.mixture import Mixture
+from slm.errors import UserError
 
 
 class Wrapped:
@@ -36,3 +37,21 @@ def wrapped(corpus: Corpus, wrap: Callable[[Corpus], Corpus]) -> Corpus:
         sources = {name: replace(source, corpus=wrap(source.corpus)) for name, source in corpus.sources.items()}
         return Mixture(sources=sources, tokenizer_weights=corpus.tokenizer_weights)
     return wrap(corpus)
+
+
+class Joined(Wrapped):
+    """The documents of `corpus`, which the token store writes without eos. Raises: UserError: for a corpus of ids."""
+
+    setting, has_ends = "joined=true", False
+
+    def __init__(self, corpus: Corpus):
+        super().__init__(corpus)
+        if hasattr(corpus, "store"):
+            raise UserError(
+                "data.joined=true leaves out eos, and the ids of data=litdata are written already: give none"
+            )
+
+
+def joined(corpus: Corpus) -> Corpus:
+    """The corpus without ends of documents; of a mixture, each source for itself."""
+    return wrapped(corpus, Joined)

@@ -10,7 +10,7 @@ import torch
 
 from slm import own_model
 from slm.corpora.deduplicated import deduplicated
-from slm.corpora.joined import joined
+from slm.corpora.wrapped import joined
 from slm.errors import UserError
 from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, OwnConfig

@@ -52,6 +52,7 @@ class Tokenizer(Protocol):
     adds_space: bool = False  # `encode` puts a space before a text, and `decode` removes it
     threads: int = os.cpu_count() or 1  # that `encode_batch` may use
     in_processes: bool = False  # `encode_batch` is safe to call in forked processes
+    _bytes: Sequence[bytes]  # of every id, for `token_bytes`
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -66,6 +67,7 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one id, empty for a control id. Raises IndexError or ValueError above the vocabulary."""
+        return self._bytes[token]
 
     def save(self, folder: Path) -> None:
         """Writes all files that `load` needs; the KINDS write their kind into tokenizer.json. Deterministic."""

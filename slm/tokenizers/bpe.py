@@ -74,9 +74,6 @@ class BPETokenizer(Tokenizer):
         words = (map(self._words.__getitem__, self._split(text)) for text in texts)
         return [np.fromiter(chain.from_iterable(ids), dtype=np.int32) for ids in words]
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
 
 def check_settings(vocab_size: int, pattern: str):
     """Raises: UserError: for an unknown pattern or too few ids."""

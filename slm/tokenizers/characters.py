@@ -54,6 +54,3 @@ class CharacterTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(character, UNK) for character in text]
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]

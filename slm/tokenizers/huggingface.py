@@ -143,9 +143,6 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = np.concatenate(self._encoded(self._inside.split(text)))
         return ids[~np.isin(ids, self._controls)]  # of a name that normalization makes
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
 
 def parsed(content: str) -> Any:
     """The library's tokenizer, without truncation and padding. Raises: ValueError: for anything else."""

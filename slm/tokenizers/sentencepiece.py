@@ -145,9 +145,6 @@ class SentencePieceTokenizer(Tokenizer):
             and b"".join(map(self.token_bytes, self.encode(text))) == text.encode()
         )
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
 
 def chunks(text: str) -> list[str]:
     """The text split before a space after CHUNK_CHARACTERS or more, or anywhere after twice as many.

@@ -85,9 +85,6 @@ class SentencePieceModel(Tokenizer):
         batch = self._processor.encode(list(texts), num_threads=self.threads)
         return [np.array(ids, dtype=np.int32) for ids in batch]
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
 
 def piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
     """The UTF-8 bytes of an id, empty for a control id, U+FFFD for unknown text."""

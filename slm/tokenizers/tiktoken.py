@@ -120,9 +120,6 @@ class TiktokenTokenizer(Tokenizer):
             batch = self._encoding.encode_ordinary_batch(list(texts), num_threads=self.threads)
         return [np.array(ids, dtype=np.int32) for ids in batch]
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
-
 
 def read_ranks(folder: Path, sha256: str | None = None) -> tuple[dict, Ranks]:
     """Saved settings and ranks. Raises: Damaged: if they are missing or changed; UserError: without tiktoken."""

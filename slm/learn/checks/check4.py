@@ -60,19 +60,17 @@ def batches(own):
 
 def schedule(own) -> float:
     """Against slm's for all updates of a run."""
-    largest = 0.0
-    for step in range(100):
-        ratio = cosine(step, 100, warmup_fraction=0.0, warmup_steps=10, min_lr_ratio=0.1)
-        next_ratio = cosine(min(step + 1, 99), 100, warmup_fraction=0.0, warmup_steps=10, min_lr_ratio=0.1)
-        earlier = cosine(step - 1, 100, warmup_fraction=0.0, warmup_steps=10, min_lr_ratio=0.1) if step else 0.0
+    settings = {"warmup_fraction": 0.0, "warmup_steps": 10, "min_lr_ratio": 0.1}
+    rates, differences = [3e-3 * cosine(step, 100, **settings) for step in range(100)], []
+    for step, (earlier, rate, following) in enumerate(zip([0.0, *rates], rates, [*rates[1:], rates[-1]])):
         mistakes = {
-            "The first update has the rate 0: the warmup begins at peak / warmup.": 3e-3 * earlier,
-            "This is the rate of the next update.": 3e-3 * next_ratio,
+            "The first update has the rate 0: the warmup begins at peak / warmup.": earlier,
+            "This is the rate of the next update.": following,
         }
-        rate = own.learning_rate(step, 100, peak=3e-3, warmup=10, lowest=3e-4)
+        given = own.learning_rate(step, 100, peak=3e-3, warmup=10, lowest=3e-4)
         what = f"learning_rate({step}, 100, peak=3e-3, warmup=10, lowest=3e-4)"
-        largest = max(largest, close(what, rate, 3e-3 * ratio, mistakes, tolerance=1e-12))
-    return largest
+        differences.append(close(what, given, rate, mistakes, tolerance=1e-12))
+    return max(differences)
 
 
 class Small(nn.Module):
