@@ -143,7 +143,7 @@ def classification(own) -> float:
 
 
 def moons(points: int, seed: int) -> tuple[list[list[float]], list[int]]:
-    """Points [x, y] with noise on two interleaved half circles, and a label of each: 1 on one of them, -1 on the other."""
+    """Points [x, y] with noise on two interleaved half circles, and a label of each: 1 on one, -1 on the other."""
     random, places, labels = Random(seed), [], []
     for index in range(points):
         label, angle = 1 if index % 2 else -1, math.pi * random.random()
