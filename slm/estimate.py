@@ -42,9 +42,8 @@ def parts(config: AnyConfig) -> dict[str, int]:
     """The parameters by part of the model, none of them twice; a tied head has none of its own."""
     counts = dict.fromkeys([*PARTS, "other"], 0)
     for name, parameter in _without_memory(config).named_parameters():
-        counts[next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")] += (
-            parameter.numel()
-        )
+        part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")
+        counts[part] += parameter.numel()
     return {part: count for part, count in counts.items() if count}
 
 

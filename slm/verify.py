@@ -29,9 +29,8 @@ STATES = {  # part -> its keys in a checkpoint
     "optimizer": ("optimizer_states",),
     "callbacks": ("callbacks",),
 }
-CLOCK = (  # differ from attempt to attempt
-    *("tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"),
-)
+# metrics that differ from attempt to attempt
+CLOCK = "tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"
 
 
 @json_line.command

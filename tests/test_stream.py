@@ -8,7 +8,7 @@ from test_model import model_of
 
 from slm.errors import UserError
 from slm.generation import completion
-from slm.generation.completion import Completion, TextStream, complete
+from slm.generation.completion import Completion, complete, decoded
 from slm.generation.prompt import encode_prompt
 from slm.generation.reader import window_start
 from slm.generation.sampling import Sampler
@@ -189,8 +189,7 @@ def test_wrong_arguments_are_refused_at_the_call():
 
 
 def pieces(ids):
-    text = TextStream(TOKENIZER)
-    return [*map(text.add, ids), text.flush()]
+    return [*decoded(TOKENIZER, ids)]
 
 
 def test_text_is_streamed_when_a_character_is_complete():

@@ -101,11 +101,11 @@ def rounded(values: Sequence[float]) -> list[float | int | None]:
 
 def palette(theme: Literal["light", "dark"]) -> dict[str, str]:
     """Name of a color -> #rrggbb."""
-    import matplotlib
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
-    low, high = RAMP_ENDS[theme]
-    ramp = matplotlib.colormaps["viridis"](np.linspace(low, high, RAMP))
-    shades = {f"v{i}": "#" + "".join(f"{round(255 * part):02x}" for part in rgb[:3]) for i, rgb in enumerate(ramp)}
+    ramp = colormaps["viridis"](np.linspace(*RAMP_ENDS[theme], RAMP))
+    shades = {f"v{i}": to_hex(color) for i, color in enumerate(ramp)}
     return {f"c{i}": color for i, color in enumerate(CATEGORIES[theme])} | shades
 
 

@@ -74,7 +74,7 @@ class Reading:
         return {"shortest": self.shortest, **found, "longest": longest}
 
     def result(self) -> dict[str, Any]:
-        its = self.characters
+        its, octaves = self.characters, self.lengths.reshape(-1, PER_OCTAVE // 4).sum(1)  # four bins per octave
         most = sorted(self.repeated.most.values(), reverse=True)[:EXTREMES]
         return {
             "documents": self.documents,
@@ -82,19 +82,13 @@ class Reading:
             "characters": its.total,
             "empty_lines": its.empty_lines,
             "length_bytes": self.quantiles(),
-            "histogram": [
-                [round(2 ** (place / 4)), int(count)] for place, count in enumerate(self._octaves()) if count
-            ],
+            "histogram": [[round(2 ** (place / 4)), int(octaves[place])] for place in np.flatnonzero(octaves)],
             "repeated_documents": self.repeated.count,
             "most_repeated": [{"times": times, "text": text} for times, text in most],
             "scripts": its.scripts(),
             "signs": {sign: {k: v for k, v in asdict(one).items() if k != "newest"} for sign, one in its.signs.items()},
             "longest": extremes(self.longest.highest, "bytes"),
         }
-
-    def _octaves(self) -> np.ndarray:
-        """Documents by length, four bins per factor of two."""
-        return self.lengths.reshape(-1, PER_OCTAVE // 4).sum(1)
 
 
 def measure(
@@ -156,9 +150,7 @@ def second_reading(
         bits, pieces = trigrams.bits(batch, train.characters.counts)
         low, high = strange.bounds()
         for row in np.flatnonzero((bits < low) | (bits > high)).tolist():
-            start = batch.starts[pieces[row]]
-            end = batch.starts[pieces[row] + 1] if pieces[row] + 1 < len(batch.starts) else len(batch.text)
-            strange.add(float(bits[row]), int(batch.numbers[pieces[row]]), batch.text[start : min(end, start + 200)])
+            strange.add(float(bits[row]), int(batch.numbers[pieces[row]]), batch.part(pieces[row]))
     ends = {"highest": extremes(strange.highest, "bits"), "lowest": extremes(strange.lowest, "bits")}
     return {"near_duplicates": near and near.result(), "strange": {"shortest_characters": SHORTEST, **ends}}
 

@@ -38,15 +38,21 @@ class Batch:
         """Code points (characters,)."""
         return np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """The places in `text` at which the pieces end (pieces,)."""
+        return np.append(self.starts[1:], len(self.text))
+
+    def part(self, piece: int) -> str:
+        """The text of a piece."""
+        return self.text[self.starts[piece] : self.ends[piece]]
+
     def beginnings(self, limit: int) -> "Batch":
         """The first `limit` characters of each document, without later pieces."""
-        ends = [*self.starts[1:].tolist(), len(self.text)]
-        if self.first.all() and max(end - start for start, end in zip(self.starts, ends)) <= limit:
+        if self.first.all() and (self.ends - self.starts).max() <= limit:
             return self
-        rows = zip(self.numbers.tolist(), self.first.tolist(), self.starts.tolist(), ends)
-        return Batch.of(
-            [(number, first, self.text[a : min(b, a + limit) if first else a]) for number, first, a, b in rows]
-        )
+        rows = enumerate(zip(self.numbers.tolist(), self.first.tolist()))
+        return Batch.of([(number, first, self.part(piece)[: limit * first]) for piece, (number, first) in rows])
 
     def piece_of(self, places: np.ndarray) -> np.ndarray:
         """The piece in which each place of the text is."""

@@ -115,9 +115,9 @@ class Trigrams:
         shares = (counts[batch.codes[2:]] + 0.5) / counts.sum()
         bits = -np.log2((self.trigrams[places] + BACKOFF * shares) / (self.contexts[contexts] + BACKOFF))
         sums = np.concatenate([[0.0], np.cumsum(bits)])
-        ends = np.append(batch.starts[1:], len(batch.codes))
-        long = np.flatnonzero(batch.first & (ends - batch.starts >= SHORTEST))
-        return (sums[ends[long] - 2] - sums[batch.starts[long]]) / (ends[long] - batch.starts[long] - 2), long
+        long = np.flatnonzero(batch.first & (batch.ends - batch.starts >= SHORTEST))
+        starts, ends = batch.starts[long], batch.ends[long]
+        return (sums[ends - 2] - sums[starts]) / (ends - starts - 2), long
 
     def _places(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         codes, shift = batch.codes.astype(np.uint64), np.uint64(64 - TABLE_BITS)

@@ -126,9 +126,7 @@ class NearDuplicates:
         self.candidates += 1
         for other in self.lsh.query(own):
             if other != number and other not in self.similar and own.jaccard(self.sketches[other]) >= SIMILAR:
-                start = batch.starts[piece]
-                end = batch.starts[piece + 1] if piece + 1 < len(batch.starts) else len(batch.text)
-                text = batch.text[start:end]
+                text = batch.part(piece)
                 if text != self.sample[other]:
                     self.similar[other] = text[:200]
 

@@ -202,6 +202,7 @@ def level(value: Any) -> str:
 def _heat_cell(mean: float, color: np.ndarray, ink: str, best: float) -> str:
     if not np.isfinite(mean):
         return '<td class="none">–</td>'
-    background = "#" + "".join(f"{round(255 * part):02x}" for part in color[:3])
+    from matplotlib.colors import to_hex
+
     kind = ' class="best"' if mean == best else ""
-    return f'<td{kind} style="background:{background};color:{ink}">{mean:.4g}</td>'
+    return f'<td{kind} style="background:{to_hex(color)};color:{ink}">{mean:.4g}</td>'

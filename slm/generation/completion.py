@@ -3,7 +3,7 @@
 import codecs
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,27 +16,6 @@ from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
 MAX_ROWS = 64  # rows that `completions` decodes at once; each needs a key-value cache
-
-
-class TextStream:
-    """Decodes token by token, as soon as the bytes form complete characters. Invalid bytes become U+FFFD.
-
-    The first `skip` bytes are left out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip: int = 0):
-        self.token_bytes, self.skip = tokenizer.token_bytes, skip
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def add(self, token: int) -> str:
-        """The characters that this token completes; may be empty."""
-        content, skip = self.token_bytes(token), self.skip
-        self.skip = max(0, skip - len(content))
-        return self.decoder.decode(content[skip:])
-
-    def flush(self) -> str:
-        """U+FFFD for an incomplete last character, otherwise empty."""
-        return self.decoder.decode(b"", final=True)
 
 
 def stream_text(
@@ -55,17 +34,26 @@ def stream_text(
     """
     start = encode_prompt(tokenizer, prompt, eos_first)
     steps = generate(model, [start], eos=tokenizer.eos if stop_at_eos else None, **settings)
-    text = TextStream(tokenizer, skip=len(start.rest))
 
-    def pieces() -> Iterator[str]:
+    def tokens() -> Iterator[int]:
         with contextlib.closing(steps):
             for [(_, token)] in steps:
-                yield text.add(token)
+                yield token
                 if interrupted():
-                    break
-            yield text.flush()
+                    return
 
-    return pieces()
+    return decoded(tokenizer, tokens(), skip=len(start.rest))
+
+
+def decoded(tokenizer: Tokenizer, tokens: Iterable[int], skip: int = 0) -> Iterator[str]:
+    """The text in pieces of complete characters, one for each token and a last one. Invalid bytes become U+FFFD; the
+    first `skip` bytes are left out."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        content = tokenizer.token_bytes(token)
+        yield decoder.decode(content[skip:])
+        skip = max(0, skip - len(content))
+    yield decoder.decode(b"", final=True)
 
 
 @dataclass(frozen=True, kw_only=True)

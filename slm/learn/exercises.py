@@ -1,6 +1,7 @@
 """The six phases as exercises: the reference files without the bodies that follow `# your code`, and their import."""
 
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -44,22 +45,13 @@ def source(phase: Phase) -> str:
 
 def blank(text: str) -> str:
     """The text in which every body after a mark, up to the end of its function, is replaced by an exception."""
-    lines, result = text.splitlines(), []
-    while lines:
-        line = lines.pop(0)
-        result.append(line)
-        if line.strip() != MARK:
-            continue
-        indent = len(line) - len(line.lstrip())
-        body = 0
-        while body < len(lines) and (not lines[body] or lines[body].startswith(" " * indent)):
-            body += 1
-        while not lines[body - 1]:  # the empty lines before what follows
-            body -= 1
-        result[-1] = f"{line}: about {body} line{'s' if body > 1 else ''}"
-        result.append(" " * indent + "raise NotImplementedError")
-        del lines[:body]
-    return "\n".join(result) + "\n"
+
+    def left_out(found: re.Match) -> str:
+        indent, body = found.groups()
+        lines = body.count("\n")
+        return f"{indent}{MARK}: about {lines} line{'s' * (lines > 1)}\n{indent}raise NotImplementedError\n"
+
+    return re.sub(rf"^( +){MARK}\n((?:\1.*\n|\n)*\1.*\n)", left_out, text, flags=re.MULTILINE)
 
 
 def start(folder: Path) -> list[Path]:

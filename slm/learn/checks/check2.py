@@ -83,11 +83,9 @@ def raise_for_merge(line: str, given, expected, counts: Counter):
     if given is None or given[0] == expected[0]:
         require(False, line, "The pair is right, its id is not; ids go on from 256." if given else "It is missing.")
     mine, best = counts[given[0]], counts[expected[0]]
-    rule = (
-        "Of equally frequent pairs the one with the smallest ids comes first."
-        if mine == best
-        else ("The most frequent pair comes first, counted anew after every merge.")
-    )
+    rule = "The most frequent pair comes first, counted anew after every merge."
+    if mine == best:
+        rule = "Of equally frequent pairs the one with the smallest ids comes first."
     require(False, line, f"Yours occurs {mine} times, the expected one {best} times.", rule)
 
 

@@ -60,14 +60,9 @@ def filters(own, logits: Tensor):
 
 
 def choices(own, logits: Tensor):
-    hint = "exp(1000) is infinity: subtract the largest logit first."
     large = torch.tensor([1000.0, 999.0, -1000.0])
-    close(
-        "probabilities([1000, 999, -1000])",
-        own.probabilities(large),
-        large.softmax(0),
-        {hint: large.exp() / large.exp().sum()},
-    )
+    mistakes = {"exp(1000) is infinity: subtract the largest logit first.": large.exp() / large.exp().sum()}
+    close("probabilities([1000, 999, -1000])", own.probabilities(large), large.softmax(0), mistakes)
     uniforms = torch.rand(len(logits), generator=torch.Generator().manual_seed(1))
     for row, uniform, expected in zip(logits, uniforms, sampling.choose(logits, uniforms).tolist()):
         close("probabilities(logits)", own.probabilities(row), row.softmax(0))

@@ -41,14 +41,9 @@ class OwnGPT(GPT):
         norm: str = "layernorm",
         mlp: str = "gelu",
     ):
-        sizes = {
-            "vocab_size": vocab_size,
-            "context": context,
-            "depth": depth,
-            "width": width,
-            "head_dim": width // heads,
-        }
-        config = GPTConfig(**sizes, positions="learned", norm=norm, mlp=mlp, tied=True, bias=True)
+        sizes = {"vocab_size": vocab_size, "context": context, "depth": depth, "width": width}
+        kinds = {"positions": "learned", "norm": norm, "mlp": mlp, "tied": True, "bias": True}
+        config = GPTConfig(**sizes, **kinds, head_dim=width // heads)
         super().__init__(config)
         for layer, block in enumerate(self.blocks):
             own = OwnAttention(config, layer)
