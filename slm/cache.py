@@ -113,7 +113,7 @@ def writing(parent: Path) -> Iterator[None]:
 
 def announce_wait(lock: Path):
     with contextlib.suppress(OSError):
-        kind, holder = lock.parent.name, lock.read_text() or "another"
+        kind, holder = lock.parent.name, lock.read_text(encoding="utf-8") or "another"
         print(f"waiting for the {kind} of this corpus, which process {holder} is preparing ({lock})", file=sys.stderr)
 
 

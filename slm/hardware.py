@@ -59,6 +59,10 @@ def resolve_hardware(
         precision = best_precision(accelerator) if here or accelerator == "mps" else "bf16-mixed"
     if accelerator == "cpu" and precision.startswith("16"):
         raise UserError(f"trainer.precision={precision} needs a GPU; on a CPU use bf16-mixed or 32-true")
+    if accelerator == "mps" and precision == "64-true":
+        raise UserError("trainer.precision=64-true: Apple's MPS has no float64; use 32-true, or trainer=cpu")
+    if accelerator == "mps" and here and "bf16" in precision and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise UserError(f"trainer.precision={precision} needs macOS 14 or later; use 32-true or 16-mixed")
     count = count_devices(accelerator, devices, num_nodes, planned)
     name = f"{accelerator} ({platform.machine()})" if here else f"{accelerator} elsewhere"
     if accelerator == "gpu" and here:

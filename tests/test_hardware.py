@@ -7,10 +7,12 @@ import subprocess
 import pytest
 import torch
 from conftest import refused
+from lightning.pytorch.plugins.precision import MixedPrecision
 from test_resume import history
 
 from slm.errors import ResourceError
 from slm.hardware import choose_device, resolve_hardware
+from slm.planning.devices import memory_of
 from slm.run.verify_resume import verify_resume
 
 DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
@@ -79,6 +81,23 @@ def test_a_gpu_that_does_not_work_is_found_at_once(monkeypatch, problem):
             choose()
         assert str(error.value).startswith(f"torch cannot use this GPU ({problem}")
         assert str(error.value).endswith(f"; use {remedy}")
+
+
+@pytest.mark.parametrize(("macos", "allowed"), [(14, True), (13, False)])
+def test_bfloat16_on_apple_silicon(monkeypatch, macos, allowed):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: (macos, 0) >= (major, minor))
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 2**30)
+    assert resolve_hardware("mps", 1, 1, "auto").precision == "32-true"
+    assert memory_of(torch.device("mps")) == 12 * 2**30
+    refused(lambda: resolve_hardware("mps", 1, 1, "64-true"), "no float64", "trainer=cpu")
+    if allowed:
+        assert resolve_hardware("mps", 1, 1, "bf16-mixed").precision == "bf16-mixed"
+        plugin = MixedPrecision("bf16-mixed", "mps")  # as Lightning makes it for this accelerator
+        with plugin.forward_context():
+            assert torch.get_autocast_dtype("mps") == torch.bfloat16
+    else:
+        refused(lambda: resolve_hardware("mps", 1, 1, "bf16-mixed"), "macOS 14", "32-true")
 
 
 def test_more_devices_than_there_are(monkeypatch):

@@ -40,7 +40,7 @@ def claimed(folder: Path, kind: Kind) -> Iterator[None]:
         except BlockingIOError:
             holder = ""
             with contextlib.suppress(OSError):
-                holder = f" by process {lock.read_text()}"
+                holder = f" by process {lock.read_text(encoding='utf-8')}"
             problem = f"{kind} folder {folder} is in use{holder}"
             raise UserError(f"{problem}; wait for it, or give another {kind}_dir") from None
         try:

@@ -97,7 +97,7 @@ def price_of(hardware: Hardware, given: float | None) -> float | None:
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of the device's memory; of the machine's for a CPU, and where they are one."""
+    """Bytes of the device's memory; of the machine's for a CPU; for MPS, what of it Metal recommends to use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return system.total_memory()
+    return torch.mps.recommended_max_memory() if device.type == "mps" else system.total_memory()

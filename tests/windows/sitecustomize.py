@@ -22,7 +22,7 @@ import sys
 import types
 import warnings
 from collections import namedtuple
-from multiprocessing import popen_spawn_posix, resource_tracker, util  # noqa: F401 (need POSIX here)
+from multiprocessing import popen_fork, popen_spawn_posix, resource_tracker, util  # noqa: F401 (need POSIX here)
 from pathlib import Path
 
 import psutil
@@ -150,6 +150,8 @@ def system(real=platform.system) -> str:
 
 
 def install():
+    popen_fork.signal = resource_tracker.signal = types.SimpleNamespace(**vars(signal))  # as they are
+    psutil.pid_exists = lambda number: os.path.exists(f"/proc/{number}")
     sys.modules.update(dict.fromkeys(POSIX_MODULES), msvcrt=types.ModuleType("msvcrt"))
     sys.modules["msvcrt"].__dict__.update(locking=locking, LK_NBLCK=2)
     for name in POSIX_FUNCTIONS:
@@ -169,6 +171,7 @@ def install():
     shutil._use_fd_functions = False
     psutil.Process.memory_info, platform.system = memory_info, system
     multiprocessing.set_start_method("spawn")
+    warnings.filterwarnings("ignore", category=EncodingWarning)
     warnings.filterwarnings("error", category=EncodingWarning, module=r"slm\.")  # with -X warn_default_encoding
     sys.platform = "win32"
     import slm.system  # noqa: F401 (the only module of slm that asks)
