@@ -170,10 +170,10 @@ def test_a_run_whose_files_changed_is_not_resumed_and_the_files_are_named(run, t
     data = f"data.path={tmp_path / 'text'}", "data.separator=null", "data.split=seeded", "data.train_ratio=0.5"
     run(*data, "budget.steps=1")
     (tmp_path / "text" / "2.txt").write_text("another")
-    cached = sorted((tmp_path / "cache").rglob("*"))
+    cached = sorted((tmp_path / "cache" / "tokens").rglob("*"))
     with mistake(r"the corpus of .* is another one \(changed: 2\.txt\); give the same data, or another run_dir"):
         run(*data, "budget.steps=2")
-    assert sorted((tmp_path / "cache").rglob("*")) == cached
+    assert sorted((tmp_path / "cache" / "tokens").rglob("*")) == cached
 
 
 # Several processes

@@ -225,7 +225,7 @@ def test_a_verified_shard_that_was_edited_is_refused(store, edit, digest, messag
             TokenStore.open(store.folder, EXPECTED)
 
 
-def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
+def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, corpus, tmp_path, monkeypatch):
     read = []
 
     digest = store_module.atomic.sha256
@@ -235,6 +235,10 @@ def test_a_shard_is_read_again_only_if_its_stamp_is_lost(store, monkeypatch):
     (store.folder / "verified.json").write_text("damaged")
     assert TokenStore.open(store.folder, EXPECTED) == store
     assert sorted(read) == sorted(path.name for path in store.folder.glob("*.bin"))
+    read.clear()
+    fresh = prepare(corpus, ByteTokenizer(), tmp_path / "fresh")
+    shards = sorted(name for name in read if name.endswith(".bin"))
+    assert shards == sorted(path.name for path in fresh.folder.glob("*.bin"))
 
 
 @pytest.mark.parametrize(

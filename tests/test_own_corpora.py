@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from conftest import mistake
 
-from slm.corpora import rows
+from slm.corpora import file_digests, rows
 from slm.corpora.files import Files
 from slm.corpora.jsonl import JsonLines
 from slm.corpora.template import Template
@@ -256,6 +258,41 @@ def test_a_split_by_files_is_drawn_or_named(tmp_path):
     named = [files(tmp_path, split="files", validation_files=pattern) for pattern in ("dev/*", "*a.txt", "[d]*")]
     first, second, third = (corpus.fingerprint() for corpus in named)
     assert first == third != second
+
+
+def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path, monkeypatch):
+    """Also where size and time of writing are the old ones; a file that was written just now is."""
+    path, read, cache = tmp_path / "a.txt", [], tmp_path / "cache"
+    digest = file_digests.atomic.sha256
+    monkeypatch.setattr(file_digests.atomic, "sha256", lambda file: read.append(file.name) or digest(file))
+    path.write_text("a first text")
+    assert files(path, cache=str(cache)).fingerprint() == files(path, cache=str(cache)).fingerprint()
+    assert read == ["a.txt"] * 2
+    monkeypatch.setattr(file_digests, "SETTLED", 0)
+    time.sleep(0.02)  # the clock of a file system
+    before = files(path, cache=str(cache)).fingerprint()
+    assert files(path, cache=str(cache)).fingerprint() == before
+    assert read == ["a.txt"] * 3
+    written = path.stat().st_mtime_ns
+    path.write_text("a fresh text")
+    os.utime(path, ns=(written, written))
+    assert files(path, cache=str(cache)).fingerprint() != before
+    (kept,) = (cache / "digests").iterdir()
+    for damage in ("[1]", f'{{"{path}": []}}', f'{{"{path}": 1}}', "{"):
+        kept.write_text(damage)
+        assert files(path, cache=str(cache)).fingerprint() != before
+
+
+def test_a_cache_below_the_path_is_no_corpus(tmp_path):
+    for name in ("a.txt", "cache/b.txt", "cache/deep/c.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a text")
+    cache = str(tmp_path / "cache")
+    assert [file.name for file in files(tmp_path, cache=cache).files()] == ["a.txt"]
+    assert [file.name for file in files(tmp_path / "**" / "*.txt", cache=cache).files()] == ["a.txt"]
+    assert [file.name for file in files(tmp_path / "cache" / "*.txt", cache=cache).files()] == ["b.txt"]
+    with mistake("has only files of cache_dir=.*, which are left out"):
+        files(tmp_path / "*" / "b.txt", cache=cache).files()
 
 
 def test_presets_keep_the_names_of_their_caches(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from slm.corpora import Split, digest_of, notices
 from slm.corpora.decoded import chunks, known_encoding, opened, readable
 from slm.corpora.division import Division, SplitMethod
+from slm.corpora.file_digests import FileDigests
 from slm.corpora.local import COMPRESSED, FORMATS, format_of, named
 from slm.corpora.notices import BLANK, END_OF_TEXT, MARKED, NULL
 from slm.corpora.rows import csv_rows, json_rows, parquet_rows, split_stream
@@ -24,7 +25,8 @@ class Files:
     document per row, its `column` or a `template` of several.
 
     Blank documents and rows with a null are skipped and counted. In plain text and CSV all line ends become \\n;
-    nothing else changes. `encoding`: None for UTF-8; a byte order mark has precedence. Splits: see `Division`; with
+    nothing else changes. `encoding`: None for UTF-8; a byte order mark has precedence. The folder `cache` keeps the
+    digests of files, and is left out if it lies below `path`. Splits: see `Division`; with
     split=contiguous, a single document is cut. Constant memory for rows and with a separator; without one, the longest
     file is in memory. Raises: UserError: for a wrong setting.
     """
@@ -45,6 +47,7 @@ class Files:
         separator: str | None = None,
         encoding: str | None = None,
         validation_files: str | None = None,
+        cache: str | None = None,
     ):
         self.division = Division(split, train_ratio, seed, validation_files)
         if separator == "":
@@ -54,7 +57,9 @@ class Files:
         self._rows = Template(column, template, self.column_key) if column or template else None
         self.separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")  # as typed in a shell
         self.encoding = known_encoding(encoding)
+        self.cache = atomic.expanded(cache).absolute() if cache else None
         self.digests: dict[str, str] = {}  # by file, as of the last fingerprint
+        self._known = FileDigests(self.cache, str(path))
 
     def documents(self, split: Split) -> Iterator[str]:
         """All documents of the split.
@@ -84,16 +89,18 @@ class Files:
         return len(files), round(self.train_ratio * sum(file.stat().st_size for file in files))
 
     def fingerprint(self) -> str:
-        """Reads every file once. Raises: UserError: if there is no file, or one cannot be read or is not plain text."""
+        """Reads every file that changed since the last time.
+
+        Raises: UserError: if there is no file, or one cannot be read or is not plain text.
+        """
         files = self.files()
         formats = [format_of(file, self.format) for file in files]
-        self.digests = {}
-        for name, path, kind in zip(self._names(), files, formats):
+        for path, kind in zip(files, formats):
             if kind != "parquet":
                 with opened(path, self.encoding):
                     pass
-            with readable(path):
-                self.digests[name] = atomic.sha256(path)
+        with readable(files[0]):
+            self.digests = dict(zip(self._names(), self._known.of(files), strict=True))
         seed = None if self.split == "contiguous" or self.division.pattern else self.seed
         choices = [list(self.digests.values()), self.separator, self.split, self.train_ratio, seed]
         if further := {key: value for key, value in self._further(formats).items() if value is not None}:
@@ -113,7 +120,11 @@ class Files:
 
     def files(self) -> list[Path]:
         """The files at `path`. Raises: UserError: if there is none, or one has a format that is not read."""
-        files = named(self.path, self.suffixes)
+        files, cache = named(self.path, self.suffixes), self.cache
+        if cache and not atomic.expanded(self.path).absolute().is_relative_to(cache):
+            files = [file for file in files if not file.absolute().is_relative_to(cache)]
+            if not files:
+                raise UserError(f"data.path={self.path} has only files of cache_dir={cache}, which are left out")
         for file in files:
             format_of(file, self.format)
         return files

@@ -12,8 +12,17 @@ class JsonLines(Files):
 
     suffixes, format, column_key = (".jsonl",), "json", "data.key"
 
-    def __init__(self, *, path: str | None, key: str, split: SplitMethod, train_ratio: float, seed: int):
-        super().__init__(path=path, column=key, split=split, train_ratio=train_ratio, seed=seed)
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        key: str,
+        split: SplitMethod,
+        train_ratio: float,
+        seed: int,
+        cache: str | None = None,
+    ):
+        super().__init__(path=path, column=key, split=split, train_ratio=train_ratio, seed=seed, cache=cache)
         self.separator, self.key = "\n", key  # parts of the names of token stores in the cache
 
     def _further(self, formats: list[str]) -> dict[str, Any]:

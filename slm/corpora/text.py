@@ -9,5 +9,14 @@ class Text(Files):
 
     suffixes, format = (".txt",), "text"
 
-    def __init__(self, *, path: str | None, separator: str | None, split: SplitMethod, train_ratio: float, seed: int):
-        super().__init__(path=path, separator=separator, split=split, train_ratio=train_ratio, seed=seed)
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        separator: str | None,
+        split: SplitMethod,
+        train_ratio: float,
+        seed: int,
+        cache: str | None = None,
+    ):
+        super().__init__(path=path, separator=separator, split=split, train_ratio=train_ratio, seed=seed, cache=cache)

@@ -68,8 +68,11 @@ class TokenStore:
         folder = place(cache, "tokens", identity)
         return cls.open(folder, {**identity, "vocab_size": vocab_size}) if folder.is_dir() else None
 
-    def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any]) -> list:
-        """The stamp of a shard after a check of its size, digest and ids; it changes if the file is touched."""
+    def _verify(self, shard: Mapping[str, Any], known: Mapping[str, Any], *, hashed: bool = False) -> list:
+        """The stamp of a shard after a check of its size, digest and ids; it changes if the file is touched.
+
+        `hashed`: the digest in the manifest was taken just now.
+        """
         path, vocab_size = self.folder / shard["file"], self.manifest["vocab_size"]
         size = shard["tokens"] * self.dtype.itemsize
 
@@ -83,7 +86,7 @@ class TokenStore:
             stamp = [size, system.changed_at(stat), stat.st_ino, shard["sha256"], vocab_size]
             if known.get(path.name) == stamp:
                 return stamp
-            digest = atomic.sha256(path)
+            digest = shard["sha256"] if hashed else atomic.sha256(path)
         except FileNotFoundError as error:
             raise damaged(f"cannot be read: {error.strerror}") from None
         if digest != shard["sha256"]:
@@ -172,7 +175,10 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
         encoder = Encoder(tokenizer, preparation.dtype, has_ends)
         with encoder.processes:
             splits = {split: write_split(corpus, encoder, preparation, split) for split in ("validation", "train")}
-        written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits})
+        written = TokenStore(folder, {"dtype": preparation.dtype, "splits": splits, **expected})
+        shards = [shard for split in splits.values() for shard in split["shards"]]
+        stamps = {shard["file"]: written._verify(shard, {}, hashed=True) for shard in shards}
+        atomic.write_text(folder / VERIFIED, json.dumps(stamps))
         for split in splits if has_ends else ():
             written.bounds(split, tokenizer.eos)
         preparation.complete({**expected, "splits": splits})
