@@ -268,7 +268,7 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path, monkeypatc
     path.write_text("a first text")
     assert files(path, cache=str(cache)).fingerprint() == files(path, cache=str(cache)).fingerprint()
     assert read == ["a.txt"] * 2
-    monkeypatch.setattr(file_digests, "SETTLED", 0)
+    monkeypatch.setattr(file_digests, "RECENT", 0)
     time.sleep(0.02)  # the clock of a file system
     before = files(path, cache=str(cache)).fingerprint()
     assert files(path, cache=str(cache)).fingerprint() == before

@@ -1,7 +1,7 @@
 """The SHA-256 of files that do not change: read once, and again only when their metadata show a change.
 
 Every write to a file changes its time of change, which no program can set back (on Windows the time of its last write).
-A file that changed within SETTLED seconds before it was read is read again the next time, since clocks of file systems
+A file that changed within RECENT seconds before it was read is read again the next time, since clocks of file systems
 are coarse.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slm.files import atomic
 
-SETTLED = 3.0  # seconds; FAT has the coarsest clock, of 2 seconds
+RECENT = 3.0  # seconds; FAT has the coarsest clock, of 2 seconds
 
 Stamp = list[int]  # size, times of change and of the last write (ns), inode
 
@@ -40,7 +40,7 @@ class FileDigests:
                 digests.append(str(entry[-1]))
                 continue
             digests.append(atomic.sha256(file))
-            if stamp_of(file) == stamp and now - max(stamp[1:3]) > SETTLED * 1e9:
+            if stamp_of(file) == stamp and now - max(stamp[1:3]) > RECENT * 1e9:
                 self.known[key] = [*stamp, digests[-1]]
         if self.path and self.known != before:
             with contextlib.suppress(OSError):  # in a read-only cache the files are read again the next time
