@@ -24,7 +24,7 @@ from slm import energy, report
 from slm.analysis.statistics import pooled_deviation
 from slm.files import claim, jsonl, run_folder, sweep_folder
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
-from slm.run.sweep_jobs import Outcome, note, threads_divided
+from slm.run.sweep_jobs import Outcome, divided_threads, note
 from slm.run.sweep_results import finished_line, table, write_results
 from slm.verify import first_difference
 
@@ -293,8 +293,7 @@ def test_every_search_names_what_it_sweeps(option):
 
 def test_parallel_jobs_share_the_cores(monkeypatch):
     def threads(jobs: int, **launcher) -> str | None:
-        with threads_divided(OmegaConf.create(launcher), jobs):
-            return os.environ.get("OMP_NUM_THREADS")
+        return divided_threads(OmegaConf.create(launcher), jobs).get("OMP_NUM_THREADS")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -11,7 +11,6 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,8 @@ TARGET = "hydra_plugins.slm.AblationSweeper"  # Hydra accepts plugins under this
 NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
 
 
-@dataclass
-class AblationConfig:
-    """The keys of hydra.sweeper in an ablation."""
-
-    _target_: str = TARGET
-    variants: dict[str, Any] = field(default_factory=dict)
-    seeds: Any = 5
-    detect: Any = None
-    metric: str | None = None
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="ablation", node=AblationConfig, provider="slm")
+KEYS = {"_target_": TARGET, "variants": {}, "seeds": 5, "detect": None, "metric": None}
+ConfigStore.instance().store(group="hydra/sweeper", name="ablation", node=KEYS, provider="slm")
 
 
 class AblationSweeper(Sweeper):
@@ -147,11 +136,7 @@ class AblationSweeper(Sweeper):
 
     def _check(self):
         """Raises UserError, before any run, for several values of a key, or a variant that is wrong or no change."""
-        for override in parsed(self.arguments):
-            if override.is_sweep_override():
-                raise UserError(f"{override.input_line} gives several values; in an ablation each is a variant")
-            if override.key_or_group in ("seed", "variant"):
-                raise UserError(f"{override.input_line} has no effect in an ablation, which sets it; give seeds=<n>")
+        check_words(self.arguments, "", "in an ablation each is a variant")
         from slm.run.read_config import read_config
 
         configs = {}
@@ -205,12 +190,17 @@ def words_of(name: str, value: Any) -> list[str]:
             f"or variants.{name}='optimizer=muon optimizer.lr=0.02'"
         )
     words = normalized(words)
+    check_words(words, f"variants.{name}: ", "give a variant for each")
+    return words
+
+
+def check_words(words: Sequence[str], where: str, remedy: str):
+    """Raises UserError for several values of a key, and for a key that the ablation sets itself."""
     for override in parsed(words):
         if override.is_sweep_override():
-            raise UserError(f"variants.{name}: {override.input_line} gives several values; give a variant for each")
+            raise UserError(f"{where}{override.input_line} gives several values; {remedy}")
         if override.key_or_group in ("seed", "variant"):
-            raise UserError(f"variants.{name}: {override.key_or_group} is set by the ablation; give seeds=<n>")
-    return words
+            raise UserError(f"{where}{override.key_or_group} is set by the ablation; give seeds=<n>")
 
 
 Plugins.instance().class_name_to_class[TARGET] = AblationSweeper

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from slm.files.run_folder import new_folder
 from slm.results import Run, facts
 from slm.run import CONF, ablation  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
-from slm.run.overrides import check_no_sweep, check_single, key_of, normalized, parsed, quoted, read_arguments
+from slm.run.overrides import check_no_sweep, check_single, expanded, key_of, parsed, quoted, read_arguments
 from slm.run.process import is_new, printed_once
 from slm.run.sweep import recording
 from slm.run.sweep_jobs import Outcome, is_listed, process_name, recorded_job
@@ -37,7 +36,7 @@ def train_main():
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
     arguments = sys.argv[1:]
     with one_line_errors(), json_line.printed(arguments), one_line_errors():
-        overrides, flags, read = read_arguments(arguments, expanded)
+        overrides, flags, read = read_arguments(arguments)
         sys.argv[1:] = [*overrides, *flags]
         places = {"dir": read.config_dir, "name": read.config_name, "path": read.config_path}
         own_files = [f"--config-{key}={value}" for key, value in places.items() if value]
@@ -111,16 +110,6 @@ def generate_main():
         request = typed(Request, config, "")
         given = {"tokenizer": request.tokenizer_class, "model": request.model_class}
         generate_command(request, {key: locate(path, f"{key}_class") for key, path in given.items() if path})
-
-
-def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:
-    """The overrides with this project's names, and with those of the trunk of a fork before them. Raises UserError."""
-    overrides = normalized(overrides)
-    if not any(key_of(override) == "fork" for override in overrides):
-        return overrides
-    from slm.run.fork import with_trunk
-
-    return with_trunk(overrides, flags)
 
 
 def compose(overrides: Sequence[str] = ()):

@@ -63,8 +63,9 @@ def with_trunk(overrides: Sequence[str], flags: Namespace | None = None) -> list
     if not began:
         refuse_changed_files(point.folder, trunk, given, flags)
     kept = [word for word in trunk if not is_replaced(word, given)]
-    if steps := fixed_steps(point.folder):
-        kept += exclusive_budget([f"budget.steps={steps}"])
+    info = run_folder.read_run_json(point.folder) or {}
+    if (info.get("budget") or {}).get("minutes"):  # its length is that of the steps that the minutes have fixed
+        kept += exclusive_budget([f"budget.steps={info['steps']}"])
     return [*kept, *(word for word in overrides if key_of(word) != "fork"), quoted(f"fork={point}")]
 
 
@@ -99,12 +100,6 @@ def find_point(text: str, overrides: Sequence[str], began: Mapping[str, Any] | N
             f"callbacks.checkpoints.keep_at=[{step or 'log2'}]"
         )
     return Point(folder, int(step))
-
-
-def fixed_steps(folder: Path) -> int | None:
-    """The steps that a run with budget.minutes has fixed; None for any other budget, or if the run is gone."""
-    info = run_folder.read_run_json(folder) or {}
-    return info.get("steps") if (info.get("budget") or {}).get("minutes") else None
 
 
 def is_replaced(word: str, given: Mapping[str, Override]) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,8 @@ VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", 
 SHARED_KEYS = tuple(yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["data"])  # of all data options
 
 
-def read_arguments(
-    arguments: Sequence[str], expanded: Callable[[Sequence[str], Namespace], list[str]] | None = None
-) -> tuple[list[str], list[str], Namespace]:
-    """The overrides, Hydra's flags, and the flags as Hydra reads them. `expanded` replaces `normalized`.
+def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Namespace]:
+    """The overrides, Hydra's flags, and the flags as Hydra reads them.
 
     Raises UserError for a secret, a word that is neither an override nor a flag, or several values without -m.
     """
@@ -54,7 +52,7 @@ def read_arguments(
     if read.help or read.hydra_help or read.shell_completion:
         return overrides, flags, read
     check_ablation(overrides)
-    overrides = expanded(overrides, read) if expanded else normalized(overrides)
+    overrides = expanded(overrides, read)
     found = parsed(overrides)
     if not read.multirun:
         check_single(found, "; add -m to run each of them")
@@ -114,6 +112,16 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             raise UserError(f"{word!r} is not key=value; python train.py --help lists the keys")
     return overrides, flags
+
+
+def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:
+    """The overrides with this project's names, and with those of the trunk of a fork before them. Raises UserError."""
+    overrides = normalized(overrides)
+    if not any(key_of(override) == "fork" for override in overrides):
+        return overrides
+    from slm.run.fork import with_trunk  # imports torch
+
+    return with_trunk(overrides, flags)
 
 
 def normalized(overrides: Sequence[str]) -> list[str]:

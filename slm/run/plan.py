@@ -3,13 +3,13 @@
 import contextlib
 import io
 import math
-import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from hydra.core.utils import env_override
 
 from slm import system
 from slm.cache import place
@@ -111,10 +111,6 @@ class Plan:
         return self.rate.total(self.steps, Intervals.of(config))
 
     @property
-    def tokens_per_second(self) -> float | None:
-        return self.tokens / self.seconds if self.tokens and self.seconds else None
-
-    @property
     def memory(self) -> Memory:
         """At the peak; counted once for runs that differ in nothing that matters."""
         config, hardware = self.config, self.hardware
@@ -149,7 +145,7 @@ class Plan:
             "seconds": self.seconds,
             "measured": self.rate is not None,
             "utilisation": None if self.rate else utilisation(),
-            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_second": self.tokens / self.seconds if self.tokens and self.seconds else None,
             "peak_memory_bytes": peak,
         }
 
@@ -188,7 +184,7 @@ def outcome(folder: Path) -> str | None:
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a run, from its configuration, the cache and this machine. Raises UserError."""
     hardware, microbatch = choose_hardware(config)
-    with offline():
+    with env_override({"HF_HUB_OFFLINE": "1"}):  # no request to the Hugging Face Hub
         text = find_text(config)
     rate = None
     if config.plan == "measure":  # ten steps here, with a validation, samples and a checkpoint
@@ -226,19 +222,6 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
         model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
         steps=UNKNOWN,
     )
-
-
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """No request to the Hugging Face Hub."""
-    before = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HF_HUB_OFFLINE")
-        if before is not None:
-            os.environ["HF_HUB_OFFLINE"] = before
 
 
 def find_text(config: RunConfig) -> Text:

@@ -73,15 +73,10 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
         switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
         yield f"        {gigabytes(less.peak)} GB with {switched}"
     files = checkpoint_files(plan.config.callbacks["checkpoints"].settings, plan.steps or 0)
-    free = shutil.disk_usage(_existing(Path(plan.config.run_dir or plan.config.runs_dir))).free
+    folder = Path(plan.config.run_dir or plan.config.runs_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
     size = gigabytes(memory.weights + memory.optimizer)
     yield f"disk:   {files} checkpoints of {size} GB at most, {gigabytes(free)} GB are free"
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def _device_table(plan: Plan) -> str:

@@ -20,6 +20,7 @@ from slm.files import run_folder
 from slm.run import CONF
 from slm.run.instantiate import locate
 from slm.run.overrides import GROUPS, key_of, normalized, parsed
+from slm.security import leaves
 
 # keys of one run alone
 OWN = ("name", "tags", "run_dir", "sweep_dir", "fork", "resume", "allow_changes", "verify_resume", "plan", "prepare")
@@ -58,19 +59,11 @@ def foreign_parts(override: Override) -> Iterator[str]:
     if key.partition("/")[0] in GROUPS and not isinstance(value, dict | None):
         yield from (str(option) for option in (value if isinstance(value, list) else [value]) if not is_option(option))
     last = key.rpartition(".")[2]
-    for name, item in entries({last: value}):
+    for name, item in leaves({last: value}):
         if isinstance(item, str) and re.search(r"\$\{(?![\w.]*\})", item):
             yield item
-        if name == "_target_" and not is_known_target(item):
+        if "_target_" in name.split(".") and not is_known_target(item):
             yield str(item)
-
-
-def entries(value: Any) -> Iterator[tuple[str | None, Any]]:
-    """Keys and values at every depth of a value; None for what stands in a list."""
-    for name, item in value.items() if isinstance(value, Mapping) else [(None, item) for item in value]:
-        yield str(name) if name is not None else None, item
-        if isinstance(item, Mapping | list):
-            yield from entries(item)
 
 
 def is_option(value: Any) -> bool:

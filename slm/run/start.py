@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -77,17 +78,8 @@ def module(name: str):
     sys.exit(import_module(f"slm.{name}").main())
 
 
-COMMANDS = {
-    "train": train,
-    "generate": generate,
-    "evaluate": lambda: module("evaluate"),
-    "verify": lambda: module("verify"),
-    "lens": lambda: module("lens"),
-    "cache": lambda: module("cache"),
-    "report": lambda: module("report"),
-    "compare": lambda: module("compare"),
-    "doctor": lambda: module("doctor"),
-}
+MODULES = ("evaluate", "verify", "lens", "cache", "report", "compare", "doctor")
+COMMANDS = {"train": train, "generate": generate, **{name: partial(module, name) for name in MODULES}}
 
 
 def main():

@@ -41,12 +41,7 @@ def recording(command: Sequence[str]) -> Iterator[list["RecordingLauncher"]]:
 
         def instantiate(plugins, hydra_context, task_function, config):
             inner = original(plugins, hydra_context, task_function, config)
-            if (
-                config.get("verify_resume")
-                or config.get("plan")
-                or config.get("prepare")
-                or config.trainer.get("fast_dev_run")
-            ):
+            if config.trainer.get("fast_dev_run") or any(map(config.get, ("verify_resume", "plan", "prepare"))):
                 return inner
             launchers.append(RecordingLauncher(inner, config, command, held))
             return launchers[-1]
@@ -110,9 +105,9 @@ class RecordingLauncher(Launcher):
 
     def _run(self, overrides: Mapping[str, Sequence[str]], initial_job_idx: int):
         """Launches the jobs, those whose process is killed again. Ends the program after a signal."""
-        todo = list(overrides)
+        todo, place = list(overrides), quoted(f"hydra.sweep.dir={self.folder.absolute()}")
         while todo and not self.stopped_by:
-            batch = [[*overrides[name], *self._place(name)] for name in todo]
+            batch = [[*overrides[name], place, f"hydra.sweep.subdir='{name}'"] for name in todo]
             try:
                 self._launch(batch, initial_job_idx)
                 todo = []
@@ -154,9 +149,6 @@ class RecordingLauncher(Launcher):
 
     def _has_run(self, job: SweepJob) -> bool:
         return (self.folder / job.folder / "run.json").exists()
-
-    def _place(self, name: str) -> list[str]:
-        return [quoted(f"hydra.sweep.dir={self.folder.absolute()}"), f"hydra.sweep.subdir='{name}'"]
 
     def _without_answer(self, names: Sequence[str]) -> list[str]:
         """The jobs to launch again after processes were killed, once each; empty if none was killed."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from slm import system
@@ -143,7 +144,7 @@ def parallel_jobs(launcher, jobs: int) -> Iterator[None]:
     monitor = threading.Thread(target=watch)
     monitor.start()
     try:
-        with threads_divided(launcher.config.hydra.launcher, jobs):
+        with env_override(divided_threads(launcher.config.hydra.launcher, jobs)):
             yield
     finally:
         ended.set()
@@ -161,9 +162,8 @@ def stop_jobs(folder: Path):
             system.ask_to_stop(int(job.process.rpartition(":")[2]))
 
 
-@contextlib.contextmanager
-def threads_divided(launcher: DictConfig, jobs: int) -> Iterator[None]:
-    """Sets OMP_NUM_THREADS for new processes, so that jobs side by side share the cores; yours stays as it is.
+def divided_threads(launcher: DictConfig, jobs: int) -> dict[str, str]:
+    """OMP_NUM_THREADS for new processes, so that jobs side by side share the cores; yours stays as it is.
 
     SLURM and Ray do that themselves.
     """
@@ -173,10 +173,5 @@ def threads_divided(launcher: DictConfig, jobs: int) -> Iterator[None]:
     else:  # submitit_local starts all at once
         side_by_side = jobs if launcher._target_.endswith("LocalLauncher") else None
     if side_by_side is None or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // side_by_side))
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS", None)
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, cores // side_by_side))}
