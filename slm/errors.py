@@ -87,15 +87,12 @@ def one_line(text: object, limit: int = 500) -> str:
     return printable(" ".join(str(text).split()), limit)
 
 
-def report(error: Exception) -> int:
+def report(error: UserError) -> int:
     """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 also the traceback."""
     if os.environ.get("SLM_DEBUG"):
         traceback.print_exception(error)
-    code, source = getattr(error, "exit_code", 2), error
-    while not str(source) and (source.__cause__ or source.__context__):  # Hydra wraps its errors in empty ones
-        source = source.__cause__ or source.__context__
-    print("error: " + one_line(source, 1000), file=sys.stderr)
-    return code
+    print("error: " + one_line(error, 1000), file=sys.stderr)
+    return error.exit_code
 
 
 @contextlib.contextmanager

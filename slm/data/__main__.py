@@ -16,11 +16,11 @@ from typing import Any
 
 from slm.analysis import corpus_page
 from slm.analysis.corpus import measure
-from slm.cache import described, place
+from slm.cache import described
 from slm.corpora import Corpus
 from slm.corpora.mixture import by_source, named
 from slm.data.encode import progress
-from slm.data.store import TokenStore, store_identity, tokenizer_identity
+from slm.data.store import TokenStore
 from slm.errors import UserError, one_line
 from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
@@ -28,7 +28,7 @@ from slm.files.stdio import make_stdio_robust
 from slm.run.cli import compose
 from slm.run.config import RunConfig
 from slm.run.overrides import normalized, parsed, split_flags
-from slm.run.prepare import TokenizerPlan
+from slm.run.prepare import TokenizerPlan, cached_tokenizer
 from slm.run.replay import recorded_overrides, refuse_foreign
 from slm.tokenizers import Tokenizer
 
@@ -80,11 +80,10 @@ def overrides_of(words: list[str]) -> list[str]:
 
 def tokenizer_of(config: RunConfig) -> tuple[Tokenizer | None, TokenizerPlan]:
     """The run's tokenizer, if it is in the cache or needs no documents."""
-    plan = TokenizerPlan.of(config)
-    folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(plan.settings, config.data.corpus))
-    if folder.is_dir():
-        return plan.load(folder), plan
-    return (config.tokenizer.build(documents=()) if plan.name in UNTRAINED else None), plan
+    plan, found = TokenizerPlan.of(config), cached_tokenizer(config)
+    if found is None and plan.name in UNTRAINED:
+        found = config.tokenizer.build(documents=())
+    return found, plan
 
 
 def measured(corpus: Corpus, tokenizer: Tokenizer | None, plan: TokenizerPlan, config: RunConfig) -> dict[str, Any]:
@@ -93,9 +92,7 @@ def measured(corpus: Corpus, tokenizer: Tokenizer | None, plan: TokenizerPlan, c
     if tokenizer is None:
         reason = f"tokenizer={plan.name} is not in the cache, where train.py puts it"
         return {**found, "tokenizer": {"name": plan.name, "reason": reason}}
-    identity = {**store_identity(corpus, tokenizer), "vocab_size": tokenizer.vocab_size}
-    folder = place(Path(config.cache_dir), "tokens", store_identity(corpus, tokenizer))
-    store = TokenStore.open(folder, identity) if folder.is_dir() else None
+    store = TokenStore.cached(corpus, tokenizer, config.cache_dir)
     rate = sum(map(len, tokenizer.encode_batch(sample))) / max(sum(len(text.encode()) for text in sample), 1)
     for split, its in found["splits"].items():
         its["tokens"] = store.tokens(split) if store else round(its["bytes"] * rate) + its["documents"]

@@ -62,6 +62,11 @@ class TokenStore:
         return store
 
     @classmethod
+    def cached(cls, corpus: Corpus, tokenizer: Tokenizer, cache: str) -> Self | None:
+        """The tokenized corpus, if the cache has it. Raises: UserError: if it is damaged."""
+        return cls.find(corpus.fingerprint(), fingerprint(tokenizer), tokenizer.vocab_size, Path(cache))
+
+    @classmethod
     def find(cls, corpus: str, tokenizer: str, vocab_size: int, cache: Path) -> Self | None:
         """The store of these fingerprints, if the cache has it. Raises: UserError: if it is damaged."""
         identity = _identity(corpus, tokenizer)

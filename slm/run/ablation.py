@@ -19,7 +19,6 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from slm.analysis.sequential import PILOT
 from slm.errors import UserError, printable
 from slm.files import run_folder, sweep_folder
 from slm.run.compose import plain
@@ -54,6 +53,8 @@ class AblationSweeper(Sweeper):
         self.launched = 0
 
     def read_variants(self):
+        from slm.analysis.sequential import PILOT  # imports scipy
+
         self.variants = {str(name): words_of(str(name), value) for name, value in self.given.items()}
         if not self.variants:
             raise UserError(
@@ -98,6 +99,7 @@ class AblationSweeper(Sweeper):
     def run_in_sequence(self):
         """Runs seed after seed, those of each variant until its pairs answer. Returns variant -> newest look."""
         from slm.analysis.ablation import newest_looks, progress
+        from slm.analysis.sequential import PILOT
 
         names, active, seeds, found = [BASE, *self.variants], list(self.variants), PILOT, {}
         self.launch(active, range(1, seeds + 1))
@@ -157,24 +159,19 @@ class AblationSweeper(Sweeper):
     def _check_before(self):
         """Raises UserError if the sweep folder holds a variant of this name with other overrides."""
         before = sweep_folder.read(self.folder)
+        changed = {key_of(word) for words in self.variants.values() for word in words}  # by any variant
         for job in before.jobs if before else ():
             name = job.values.get("variant")
             words = run_folder.overrides(self.folder / job.folder)
             if name not in (BASE, *self.variants) or words is None:
                 continue
-            old = {word for word in words if key_of(word) in self._keys}
-            new = {word for word in self._job(name, 1) if key_of(word) in self._keys}
+            old, new = ({w for w in given if key_of(w) in changed} for given in (words, self._job(name, 1)))
             if old != new:
                 shown = ", ".join(sorted(old - new)) or "without " + ", ".join(sorted(new - old))
                 raise UserError(
                     f"variant {name} was started with {shown} in {self.folder}; give the variant another name, "
                     "or another sweep_dir"
                 )
-
-    @property
-    def _keys(self) -> set[str]:
-        """The keys that any variant changes."""
-        return {key_of(word) for words in self.variants.values() for word in words}
 
 
 def words_of(name: str, value: Any) -> list[str]:

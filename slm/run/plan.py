@@ -12,10 +12,9 @@ from typing import Any
 from hydra.core.utils import env_override
 
 from slm import system
-from slm.cache import place
 from slm.corpora.mixture import by_source
 from slm.data.mixture import passes
-from slm.data.store import TokenStore, prepare, store_identity, tokenizer_identity
+from slm.data.store import TokenStore, prepare
 from slm.data.windows import Splits
 from slm.estimate import device_table, parameters, training_flops_per_token
 from slm.hardware import Hardware
@@ -29,6 +28,7 @@ from slm.run.config import RunConfig
 from slm.run.prepare import (
     Job,
     TokenizerPlan,
+    cached_tokenizer,
     choose_hardware,
     model_of,
     optimizer_of,
@@ -226,21 +226,15 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
 
 def find_text(config: RunConfig) -> Text:
     """Tokenizer and tokens from the cache; else an estimate."""
-    corpus, cache_dir, chosen = config.data.corpus, Path(config.cache_dir), TokenizerPlan.of(config)
+    corpus, chosen = config.data.corpus, TokenizerPlan.of(config)
     estimate = estimated_text(corpus, chosen.name, chosen.settings, config.data.layout, config.model.context)
     if not getattr(corpus, "is_local", lambda: True)():
         return estimate
-    tokenizer_folder = place(cache_dir, "tokenizers", tokenizer_identity(chosen.settings, corpus))
-    if not tokenizer_folder.is_dir():
+    if (tokenizer := cached_tokenizer(config)) is None:
         return estimate
-    tokenizer = chosen.load(tokenizer_folder)
-    stores = {}
-    for source, part in by_source(corpus).items():
-        identity = store_identity(part, tokenizer)
-        folder = place(cache_dir, "tokens", identity)
-        if not folder.is_dir():
-            return replace(estimate, vocab_size=tokenizer.vocab_size)
-        stores[source] = TokenStore.open(folder, {**identity, "vocab_size": tokenizer.vocab_size})
+    stores = {name: TokenStore.cached(part, tokenizer, config.cache_dir) for name, part in by_source(corpus).items()}
+    if None in stores.values():
+        return replace(estimate, vocab_size=tokenizer.vocab_size)
     return text_of(windows_of(config, stores, tokenizer), tokenizer, config)
 
 

@@ -119,30 +119,22 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Plan]]) -> str:
     swept = [key for key in values[0] if len({str(value.get(key)) for value in values}) > 1]
     rows = [[*swept, "parameters", "steps", "tokens", "memory GB", "time", "cost"]]
     plans = [plan for _, plan in jobs]
-    seconds, tokens = [plan.seconds for plan in plans], [plan.tokens for plan in plans]
-    costs = [plan.device.cost(plan.seconds) for plan in plans]
-    for value, plan, cost in zip(values, plans, costs, strict=True):
-        rows.append(
-            [
-                *(value.get(key, "") for key in swept),
-                f"{parameters(plan.model).total:,}",
-                "?" if plan.steps is None else f"{plan.steps:,}",
-                "?" if plan.tokens is None else f"{plan.tokens:,}",
-                gigabytes(plan.memory.peak),
-                "?" if plan.seconds is None else clock(plan.seconds),
-                money(cost),
-            ]
-        )
-    total = [f"{len(jobs)} jobs", *[""] * (len(swept) + 1)] if swept else [f"{len(jobs)} jobs", ""]
-    total += [
-        "?" if None in tokens else f"{sum(tokens):,}",
-        gigabytes(max(plan.memory.peak for plan in plans)),
-        "?" if None in seconds else clock(sum(seconds)),
-        "?" if None in costs else money(sum(costs)),
-    ]
+    takes = [(plan.tokens, plan.memory.peak, plan.seconds, plan.device.cost(plan.seconds)) for plan in plans]
+    for value, plan, its in zip(values, plans, takes, strict=True):
+        sizes = f"{parameters(plan.model).total:,}", "?" if plan.steps is None else f"{plan.steps:,}"
+        rows.append([*(value.get(key, "") for key in swept), *sizes, *_cells(*its)])
+    tokens, peaks, seconds, costs = zip(*takes, strict=True)
+    tokens, seconds, costs = (None if None in column else sum(column) for column in (tokens, seconds, costs))
+    total = [f"{len(jobs)} jobs", *[""] * (len(rows[0]) - 5), *_cells(tokens, max(peaks), seconds, costs)]
     assumed = f"{device_table()['utilisation']:.0%} of the peak assumed; plan=measure measures"
     rate = "measured" if all(plan.rate for plan in plans) else assumed
     device = plans[0].device.name.removeprefix("this one, ")
     if rate == "measured" and not all(plan.text.cached for plan in plans):
         rate += " on random windows, as tokens are not in the cache"
     return f"{columns([*rows, total], right=True)}\nOn {device}, one after another; {rate}."
+
+
+def _cells(tokens: int | None, peak: float, seconds: float | None, cost: float | None) -> list[str]:
+    """What a job takes, as it is in the table; ? for what is not known."""
+    time = "?" if seconds is None else clock(seconds)
+    return ["?" if tokens is None else f"{tokens:,}", gigabytes(peak), time, money(cost)]

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from slm import tokenizers
+from slm.cache import place
 from slm.corpora.mixture import Mixture, by_source, named
 from slm.data.mixture import MixedSplits, mixed, passes
-from slm.data.store import TokenStore, prepare, prepare_tokenizer
+from slm.data.store import TokenStore, prepare, prepare_tokenizer, tokenizer_identity
 from slm.data.windows import Splits, split_windows
 from slm.errors import UserError
 from slm.hardware import Hardware, is_first_process, keep_freed_memory, resolve_hardware
@@ -116,6 +117,13 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
         return built
 
     return prepare_tokenizer(chosen.settings, build, corpus, cache, chosen.load)
+
+
+def cached_tokenizer(config: RunConfig) -> Tokenizer | None:
+    """The tokenizer, if the cache has it. Raises UserError."""
+    chosen = TokenizerPlan.of(config)
+    folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(chosen.settings, config.data.corpus))
+    return chosen.load(folder) if folder.is_dir() else None
 
 
 def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch: int) -> Job:
