@@ -293,7 +293,8 @@ def test_every_search_names_what_it_sweeps(option):
 
 def test_parallel_jobs_share_the_cores(monkeypatch):
     def threads(jobs: int, **launcher) -> str | None:
-        return divided_threads(OmegaConf.create(launcher), jobs).get("OMP_NUM_THREADS")
+        found = {**os.environ, **divided_threads(OmegaConf.create(launcher), jobs)}
+        return found.get("OMP_NUM_THREADS")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

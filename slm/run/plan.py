@@ -155,12 +155,13 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
 
     Both are those of the attempt before if that had the same budget.
     """
-    same, rate = before and before["budget"] == job.config.plain["budget"], None
-    if job.config.budget.minutes:
+    config, rate = job.config, None
+    same = before and before["budget"] == config.plain["budget"]
+    if config.budget.minutes:
         plan_of(job).record()  # counts the memory before the time that is left is known
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
         job = replace(job, steps=steps if same else max(step, 0) + steps)
-        warn(job, recipe_warnings(job))
+        warn(config, recipe_warnings(job))
     return job, before.get("plan") if same else plan_of(job, rate).record()
 
 

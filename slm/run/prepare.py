@@ -144,14 +144,14 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
         steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
     )
-    found = [lost_text(config, splits.store, TokenizerPlan.of(config).name)]
+    found = [lost_text(config, splits.store)]
     for source, part in splits.by_source().items():
         unread = [
             lint.unread(part.store, "train", part.train, part.targets, part.order_name),
             lint.unread(part.store, "validation", part.validation, part.validation.targets),
         ]
         found += [f"{source}: {line}" if source and line else line for line in unread]
-    warn(job, found if config.budget.minutes else [*found, *recipe_warnings(job)])
+    warn(config, found if config.budget.minutes else [*found, *recipe_warnings(job)])
     return job
 
 
@@ -209,15 +209,15 @@ def recipe_warnings(job: Job) -> list[str | None]:
     return found
 
 
-def warn(job: Job, found: Iterable[str | None]):
+def warn(config: RunConfig, found: Iterable[str | None]):
     """Prints each warning on a line of its own, in one process of a distributed run."""
-    for warning in filter(None, found if is_first_process(job.config.trainer) else ()):
+    for warning in filter(None, found if is_first_process(config.trainer) else ()):
         if is_new(warning):
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def lost_text(config: RunConfig, store: TokenStore, name: str) -> str | None:
-    """What the tokenizer of this name loses of the text. Raises UserError if a metric per byte is asked for."""
+def lost_text(config: RunConfig, store: TokenStore) -> str | None:
+    """What the tokenizer loses of the text. Raises UserError if a metric per byte is asked for."""
     splits = {split: store.manifest["splits"][split] for split in ("train", "validation")}
     splits = {split: counts for split, counts in splits.items() if counts["lost_bytes"]}
     if not splits:
@@ -227,6 +227,7 @@ def lost_text(config: RunConfig, store: TokenStore, name: str) -> str | None:
     )
     ascii_only = config.plain["tokenizer"].get("alphabet") == "ascii"
     remedy = f"give {'tokenizer.alphabet=corpus or ' if ascii_only else ''}tokenizer=bytes"
+    name = TokenizerPlan.of(config).name
     problem = f"tokenizer={name} loses {' and '.join(shares)} (bytes of characters that its ids do not restore)"
     if "validation" not in splits:
         return f"{problem}; {remedy}"

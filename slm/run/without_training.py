@@ -18,8 +18,7 @@ from slm.run.config import RunConfig
 from slm.run.overrides import key_of
 from slm.run.plan import make_plan
 from slm.run.plan_text import shown, sweep_table
-from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, windows_of
-from slm.run.process import is_new
+from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, warn, windows_of
 from slm.run.read_config import read_config
 from slm.tables import columns
 
@@ -79,13 +78,12 @@ def prepared(config: RunConfig) -> list[Row]:
     tokenizer, chosen = tokenizer_of(config), TokenizerPlan.of(config)
     stores = prepare_stores(config, tokenizer)
     splits = windows_of(config, stores, tokenizer)  # refuses a text that is too short
-    if (warning := lost_text(config, splits.store, chosen.name)) and is_new(warning):
-        print(f"warning: {warning}", file=sys.stderr)
+    warn(config, [lost_text(config, splits.store)])
     folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(chosen.settings, config.data.corpus))
     ids = f"{tokenizer.vocab_size:,} ids"
     return [
         row_of(f"tokenizer {chosen.name}", ids, folder),
-        *(row_of(f"tokens {name}".strip(), content(store), store.folder) for name, store in stores.items()),
+        *(row_of(f"tokens {name}".strip(), size_of(store), store.folder) for name, store in stores.items()),
     ]
 
 
@@ -94,5 +92,5 @@ def row_of(what: str, content: str, folder: Path) -> Row:
     return {"prepared": what, "content": content, "bytes": size, "folder": str(folder)}
 
 
-def content(store: TokenStore) -> str:
+def size_of(store: TokenStore) -> str:
     return f"{store.tokens('train'):,} train and {store.tokens('validation'):,} validation tokens"
