@@ -14,7 +14,7 @@ import pytest
 from conftest import exit_code, small_run, trained
 from test_faults import SAVING, steps_saved
 
-from slm import errors, hardware, verify
+from slm import errors, hardware, system, verify
 from slm.errors import ResourceError
 from slm.files import atomic, claim, run_folder
 from slm.training.callbacks.fault import Fault
@@ -92,13 +92,13 @@ def test_bugs_keep_their_traceback(error):
 
 
 def test_too_few_open_files_for_loader_processes_are_refused_before_training(monkeypatch):
-    monkeypatch.setattr(hardware.resource, "getrlimit", lambda _: (20, 20))
+    monkeypatch.setattr(system.resource, "getrlimit", lambda _: (20, 20))
     with pytest.raises(ResourceError, match=r"may open 20 files, and 2 loader processes need 128.*data.workers=0"):
         hardware.check_open_files(2)
     hardware.check_open_files(0)
-    monkeypatch.setattr(hardware.resource, "getrlimit", lambda _: (20, 4096))
+    monkeypatch.setattr(system.resource, "getrlimit", lambda _: (20, 4096))
     limits = []
-    monkeypatch.setattr(hardware.resource, "setrlimit", lambda _, pair: limits.append(pair))
+    monkeypatch.setattr(system.resource, "setrlimit", lambda _, pair: limits.append(pair))
     hardware.check_open_files(1)
     assert limits == [(96, 4096)]
 

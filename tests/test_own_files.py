@@ -167,7 +167,6 @@ def missing(*_):
         ("os.environ", {"WORLD_SIZE": ""}, 2, "WORLD_SIZE='' must be a whole number; unset WORLD_SIZE"),
         ("os.environ", {"LOCAL_RANK": "abc"}, 2, "LOCAL_RANK='abc' must be a whole number"),
         ("os.environ", {"RANK": "-1"}, 2, "RANK='-1' must be a whole number"),
-        ("slm.run.start.find_spec", lambda name: None, 2, "use WSL2"),
         ("slm.run.cli.generate_main", lambda: [0] * sys.maxsize, 4, "out of memory"),
     ],
 )
