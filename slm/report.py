@@ -6,7 +6,6 @@ A run and a sweep write theirs at their end. For a run the command draws loss.pn
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,6 @@ def main():
     parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
     parser.add_argument("--x", choices=AXES, default="steps", help="horizontal axis of the curves (default: steps)")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # about characters that no font has
     written = []
     for folder in map(atomic.expanded, arguments.folder):
         written.append(create(folder, arguments.x))
@@ -43,9 +41,7 @@ def create(folder: Path, axis: str = "steps") -> Path:
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about characters that no font has
-        (run_page if (folder / "run.json").exists() else sweep_page).write(folder, axis)
+    (run_page if (folder / "run.json").exists() else sweep_page).write(folder, axis)
     return folder / "report.html"
 
 
@@ -74,9 +70,7 @@ def loss_curve(folder: Path) -> Path | None:
 
 def _attempted(make: Callable[[Path], Path | None], folder: Path, file: str) -> Path | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return make(folder)
+        return make(folder)
     except Exception as error:  # of a library or a disk: a run does not end with its report
         reason = one_line(f"{type(error).__name__}: {error}", 300)
         print(f"warning: {file} was not written ({reason})", file=sys.stderr)

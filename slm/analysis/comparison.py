@@ -1,6 +1,5 @@
 """Comparisons of groups of runs with a baseline: what may be compared, the differences, and what they save."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,9 +70,8 @@ def compare(groups: Sequence[Group], *, base: str | None = None, metric: str | N
         if all(isinstance(run.summary[fact], int | float) for run in runs):
             values[fact] = [[float(run.summary[fact]) for run in group.by_seed.values()] for group in groups]
     versus = [against(groups[0], group, metric, best) for group in groups[1:]]
-    known = [index for index, each in enumerate(versus) if not math.isnan(each.difference.p)]
-    for index, p in zip(known, holm([versus[index].difference.p for index in known])):
-        versus[index] = replace(versus[index], p_holm=p)
+    corrected = holm([each.difference.p for each in versus])
+    versus = [replace(each, p_holm=p) for each, p in zip(versus, corrected)]
     settings = differing_settings(groups)
     return Comparison(metric, best, groups, settings, values, versus, warnings(groups))
 

@@ -1,5 +1,6 @@
 """PNGs of charts for papers and READMEs, with matplotlib: 160 dots per inch, legible at 800 pixels, on white."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +14,11 @@ DPI = 160
 MAX_LEGEND = 12  # entries; more would cover the lines
 
 
-def save(path: Path, charts: Sequence[Chart], title: str, columns: int = 2):
-    """Draws charts side by side, on their first axis, into a PNG. Raises OSError."""
+def save(path: Path, charts: Sequence[Chart], title: str):
+    """Draws charts, two in a row, on their first axis, into a PNG. Raises OSError."""
     from matplotlib.figure import Figure  # pyplot would need a display
 
-    columns = min(columns, len(charts))
+    columns = min(2, len(charts))
     rows = -(-len(charts) // columns)
     width, height = (5.0, 3.4) if columns > 1 else (7.2, 4.4)  # inches of a chart with its margins
     figure = Figure(figsize=(width * columns, height * rows))
@@ -36,7 +37,9 @@ def save(path: Path, charts: Sequence[Chart], title: str, columns: int = 2):
 
 
 def write(path: Path, figure):
-    with atomic.replacing(path) as file:
+    """Writes a PNG, without warnings of characters that no font has. Raises OSError."""
+    with atomic.replacing(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         figure.savefig(file, dpi=DPI, format="png")
 
 

@@ -32,37 +32,34 @@ class Difference:
 
 def paired_difference(differences: Sequence[float]) -> Difference:
     """The mean of paired differences (n,), from two pairs on."""
-    from scipy import stats
-
     values = np.asarray(differences, dtype=float)
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Difference(n, mean, *[math.nan] * 6, paired=True)
-    sd = float(values.std(ddof=1))
-    error = sd / math.sqrt(n)
-    half = error * float(stats.t.isf(ALPHA / 2, n - 1))
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
-    signs = sign_flip_p(values)
-    return Difference(n, mean, mean - half, mean + half, p, signs, best_sign_flip_p(n), detectable(sd, n), paired=True)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    return _by_t(n, mean, error, n - 1, signs=(sign_flip_p(values), best_sign_flip_p(n)))
 
 
 def unpaired_difference(base: Sequence[float], variant: Sequence[float]) -> Difference:
     """The difference of the means of two groups without a common seed, by Welch's test, from two runs each on."""
-    from scipy import stats
-
     a, b = np.asarray(base, dtype=float), np.asarray(variant, dtype=float)
     n, mean = min(len(a), len(b)), float(b.mean() - a.mean())
     if n < 2:
         return Difference(n, mean, *[math.nan] * 6, paired=False)
     parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
     error = float(np.sqrt(parts.sum()))
-    if not error:
-        return Difference(n, mean, mean, mean, float(mean == 0), math.nan, math.nan, 0.0, paired=False)
-    freedom = error**4 / float((parts**2 / [len(a) - 1, len(b) - 1]).sum())  # Welch-Satterthwaite
+    freedom = error**4 / float((parts**2 / [len(a) - 1, len(b) - 1]).sum()) if error else n - 1  # Welch-Satterthwaite
+    return _by_t(n, mean, error, freedom)
+
+
+def _by_t(n: int, mean: float, error: float, freedom: float, signs: tuple[float, float] | None = None) -> Difference:
+    """The difference with its standard error, by Student's t; `signs`: both sign-flip p, of pairs."""
+    from scipy import stats
+
     half = error * float(stats.t.isf(ALPHA / 2, freedom))
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    least = error * _detectable_in_errors(freedom)
-    return Difference(n, mean, mean - half, mean + half, p, math.nan, math.nan, least, paired=False)
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+    least, paired = error * _detectable_in_errors(freedom), signs is not None
+    return Difference(n, mean, mean - half, mean + half, p, *(signs or (math.nan, math.nan)), least, paired)
 
 
 def sign_flip_p(differences: Sequence[float], patterns: int = PATTERNS) -> float:
@@ -129,10 +126,10 @@ def _median_variance(groups: int, freedom: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values: below 0.05 the family of tests keeps a false alarm rate of 5 %."""
+    """Holm's (1979) adjusted p-values: below 0.05 the family of tests keeps a false alarm rate of 5 %. NaN stays."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    order = np.argsort(p)  # NaN last
+    stepped = np.maximum.accumulate(p[order] * (np.count_nonzero(~np.isnan(p)) - np.arange(len(p))))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted.tolist()

@@ -9,7 +9,6 @@ FOLDER, by default a new one in reports/. The texts are read twice, and nothing 
 import json
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,9 +130,7 @@ def write(folder: Path, found: dict[str, dict[str, Any]]) -> Iterator[Path]:
     yield folder / "corpus.json"
     for name, its in found.items():
         path = folder / (f"corpus-{name}.png" if name else "corpus.png")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about characters that no font has
-            corpus_page.draw(path, its)
+        corpus_page.draw(path, its)
         yield path
 
 

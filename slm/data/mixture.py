@@ -4,7 +4,6 @@ Shapes: B windows of a microbatch, S sources.
 """
 
 import hashlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,14 +27,11 @@ from slm.loss import IGNORE
 Sizes = Mapping[str, tuple[int, float]]  # source -> its windows, and their mean number of targets
 
 
-class MixtureOrder:
+class MixtureOrder(Order):
     """The positions of a training divided among the orders of S sources: index i * S + s is index i of source s."""
 
     def __init__(self, orders: Sequence[Order], quotas: Quotas):
         self.orders, self.quotas = orders, quotas
-
-    def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
-        return itertools.islice(self._from(start), rank, None, world)
 
     def _from(self, start: int) -> Iterator[int]:
         counts = self.quotas.counts(start)

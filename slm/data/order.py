@@ -9,7 +9,7 @@ Shapes: N windows of a pass.
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,19 +26,23 @@ LARGE = 2**24  # the most windows of a pass that is drawn as a whole; a longer o
 BLOCK = 2**12  # indices that are computed, or drawn with replacement from a large store, at a time
 
 
-class Order(Protocol):
+class Order(ABC):
     """An infinite sequence of indices, of which each stands for a window of a Dataset (its `__getitems__`)."""
+
+    @abstractmethod
+    def _from(self, start: int) -> Iterator[int]:
+        """The indices from a position on."""
 
     def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
         """The indices at the positions start + rank, start + rank + world, ... without end."""
-        ...
+        return itertools.islice(self._from(start), rank, None, world)
 
+    @abstractmethod
     def targets_before(self, position: int) -> int:
         """All targets of the windows before a position."""
-        ...
 
 
-class Passes(ABC):
+class Passes(Order):
     """An order that consists of passes of N windows each.
 
     `targets` (N,) has the number of targets of each window. Index a * N + i stands for window i in arrangement a of the
@@ -54,9 +58,6 @@ class Passes(ABC):
     @abstractmethod
     def drawn(self, number: int, generator: torch.Generator) -> Tensor | Permutation:
         """The indices (length,) of a pass in their order, from its own generator."""
-
-    def indices(self, start: int, rank: int = 0, world: int = 1) -> Iterator[int]:
-        return itertools.islice(self._from(start), rank, None, world)
 
     def _from(self, start: int) -> Iterator[int]:
         number, done = divmod(start, self.length)

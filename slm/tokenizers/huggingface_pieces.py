@@ -1,7 +1,7 @@
 """The bytes of each id of a tokenizer.json, by the steps of its decoder."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from slm.tokenizers.bpe import in_bytes
@@ -14,27 +14,23 @@ def byte_pieces(settings: Mapping[str, Any], ids: Mapping[str, int], special: Co
     """The UTF-8 bytes of each id, empty for special ones and unused ids; U+FFFD for the id of unknown text."""
     model = settings["model"]
     unknown = ids.get(model.get("unk_token"), model.get("unk_id"))
-    convert = _converter(list(_steps(settings.get("decoder"))))
+    convert = _converter(_steps(settings.get("decoder")))
     pieces = [b""] * (max(ids.values()) + 1)
     for token, number in ids.items():
         pieces[number] = UNKNOWN if number == unknown else b"" if number in special else convert(token)
     return pieces
 
 
-def _steps(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The decoder and those inside it. Raises: ValueError: for more than a few levels."""
-    if decoder is None:
-        return
-    if decoder["type"] != "Sequence":
-        yield decoder
-        return
-    for step in decoder["decoders"]:
-        if step["type"] == "Sequence":
-            raise ValueError("its decoder is a sequence of sequences")
-        yield step
+def _steps(decoder: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    """The decoder, or those inside it. Raises: ValueError: for more than one level."""
+    if decoder is None or decoder["type"] != "Sequence":
+        return [decoder] if decoder else []
+    if any(step["type"] == "Sequence" for step in decoder["decoders"]):
+        raise ValueError("its decoder is a sequence of sequences")
+    return decoder["decoders"]
 
 
-def _converter(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
+def _converter(steps: Sequence[Mapping[str, Any]]) -> Callable[[str], bytes]:
     """The function from a token to its bytes."""
     kinds = {step["type"]: step for step in steps}
     if "ByteLevel" in kinds:

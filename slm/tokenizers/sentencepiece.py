@@ -91,8 +91,7 @@ class SentencePieceTokenizer(Tokenizer):
             "sample_documents": sample_documents,
             "seed": seed,
         }
-        coverage = 1.0 if character_coverage is None else character_coverage
-        if coverage < 1:
+        if (coverage := character_coverage or 1.0) < 1:
             settings["character_coverage"] = coverage
         documents = [text.replace(RESERVED, " ") for text in sample(documents, sample_documents, seed)]
         parts = [part for text in documents for part in SOLID.sub(rf"\g<0>{RESERVED}", text).split(RESERVED)]

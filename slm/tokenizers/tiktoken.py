@@ -8,7 +8,7 @@ import base64
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -137,20 +137,15 @@ def fetch_ranks(name: Name) -> Ranks:
     require(library, "tiktoken", "gpt2")
     known = ENCODINGS[name]
     urls = [OPENAI + file for file in known.files]
-    if name == "gpt2":
-        return fetched(name, urls, lambda: openai_public.gpt2()["mergeable_ranks"])
-    return fetched(name, urls, lambda: load_tiktoken_bpe(urls[0], expected_hash=known.sha256))
-
-
-def fetched(name: str, urls: Sequence[str], read: Callable[[], Ranks]) -> Ranks:
-    """What `read` reads, after a check with a time limit that the network is there if a file is missing."""
     default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir(), "data-gym-cache"))
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
     cached = {url: cache / hashlib.sha1(url.encode()).hexdigest() for url in urls}
     try:
         if not all(path.is_file() for path in cached.values()):
             requests.head(urls[0], timeout=3).raise_for_status()  # seconds; tiktoken has no timeout
-        return read()
+        if name == "gpt2":
+            return openai_public.gpt2()["mergeable_ranks"]
+        return load_tiktoken_bpe(urls[0], expected_hash=known.sha256)
     except (OSError, ValueError) as error:  # network, missing file, permission, checksum
         places = " and ".join(f"{url.rpartition('/')[2]} as {path}" for url, path in cached.items())
         raise UserError(

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-from slm.corpora.storyworld.corpus import Storyworld
+from slm.learn.stories import stories, tokenizer_of
 from slm.learn.verdict import require, same
 from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.merges import BYTES
@@ -16,8 +16,8 @@ OTHER = "Naïve 猫 sat at 10:45;\n\n  she's <|endoftext|> \N{CAT FACE}"
 def checks(own) -> Iterator[str]:
     pieces(own)
     yield "byte_ids, count_pairs and merge"
-    texts = list(Storyworld(level="tiny", stories=60, validation_stories=20, seed=0).documents("train"))
-    reference = BPETokenizer.build(texts, vocab_size=SIZE, pattern="gpt2", sample_documents=len(texts), seed=0)
+    texts = stories(60)
+    reference = tokenizer_of(texts, SIZE)
     merges = learned(own, texts, reference)
     yield f"learn: {len(merges)} merges of 60 stories, equal to slm's one by one"
     words = sorted({word for text in [*texts, OTHER] for word in own.split(text)})
