@@ -87,6 +87,11 @@ def one_line(text: object, limit: int = 500) -> str:
     return printable(" ".join(str(text).split()), limit)
 
 
+def notice(text: str):
+    """Prints a message beside the output of a command, on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
 def report(error: UserError) -> int:
     """Prints the mistake on stderr and returns its exit code; with SLM_DEBUG=1 also the traceback."""
     if os.environ.get("SLM_DEBUG"):

@@ -1,7 +1,6 @@
 """Your own files: plain text, JSON, CSV and parquet, in one file, a folder or those that match a pattern."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +15,7 @@ from slm.corpora.local import COMPRESSED, FORMATS, format_of, named
 from slm.corpora.notices import BLANK, END_OF_TEXT, MARKED, NULL
 from slm.corpora.rows import csv_rows, json_rows, parquet_rows, split_stream
 from slm.corpora.template import Template
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.files import atomic
 
 
@@ -212,7 +211,7 @@ class Files:
                 "give data.separator, more documents or data.split=contiguous"
             )
         if total == 1 and self.separator:
-            print(f"warning: {self.path} is one document, without {self.separator!r} between texts", file=sys.stderr)
+            notice(f"warning: {self.path} is one document, without {self.separator!r} between texts")
         if total == 1 and self.split == "contiguous":
             complete = all(part.strip() for part in self.division.cut(next(self.all_documents())).values())
         else:

@@ -12,7 +12,7 @@ from slm.corpora.decoded import readable
 from slm.corpora.repository import Repository
 from slm.corpora.shard import grouped, texts
 from slm.corpora.template import Template
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.files import atomic
 
 NEVER = re.compile("(?!)")
@@ -107,7 +107,7 @@ class Hub:
             raise UserError(drawn if self._drawn else f"split {named} of {self.source} has no documents")
         if skipped and self.skipped.get(split) != skipped:  # said once
             self.skipped[split] = skipped
-            print(f"{self.source}: {skipped:,} rows or documents of {named} without text were skipped", file=sys.stderr)
+            notice(f"{self.source}: {skipped:,} rows or documents of {named} without text were skipped")
 
     def is_local(self) -> bool:
         """False if reading it would download it: no commit is known yet."""
@@ -141,7 +141,7 @@ class Hub:
             return self.validation_split is None
         if absent := "validation" not in self.source.layout.splits:
             note = f"data.validation_share={self.share} of its documents are drawn from {self.split}"
-            print(f"{self.source} has no split `validation`: {note}", file=sys.stderr)
+            notice(f"{self.source} has no split `validation`: {note}")
         return absent
 
     @cached_property

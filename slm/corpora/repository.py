@@ -7,7 +7,6 @@ stored, as are the names of its files, so that data prepared from it is found ag
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from slm.corpora import digest_of
 from slm.corpora.decoded import readable
 from slm.corpora.download import fetch
 from slm.corpora.shard import READERS, explained, quiet
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.files import atomic
 
 PROBE_SECONDS = 3.0
@@ -88,7 +87,7 @@ class Repository:
             refused = str(answer).startswith(REFUSED)
             fix = "check data.repository and data.revision; if it is private or gated, log in with `hf auth login`"
             raise UserError(f"{reason}: {fix}" if refused else f"{reason}, and {error}") from None
-        print(f"{reason}: using the stored commit {commit[:12]}", file=sys.stderr)
+        notice(f"{reason}: using the stored commit {commit[:12]}")
         return commit, False
 
     def is_local(self) -> bool:

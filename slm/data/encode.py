@@ -1,7 +1,6 @@
 """Documents to shards of token ids."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from slm import tokenizers
 from slm.corpora import Corpus, Place, Split
 from slm.data.preparation import Preparation
 from slm.data.processes import Processes, cores
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
@@ -108,10 +107,10 @@ def progress(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
                 said = now
                 live.update(Text(line(), no_wrap=True, overflow="ellipsis"), refresh=True)  # on a terminal
                 if not live.console.is_terminal:
-                    print(line(), file=sys.stderr)
+                    notice(line())
 
         yield show
-    print(line(), file=sys.stderr)
+    notice(line())
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from slm.cache import cached
 from slm.corpora import Split, digest_of
 from slm.data.chunks import Chunks, index_of, is_remote
 from slm.data.store import TokenStore, store_identity
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.files import atomic
 from slm.tokenizers import Tokenizer
 
@@ -79,10 +78,9 @@ class Litdata:
             atomic.write_text(folder / "manifest.json", json.dumps({**manifest, "litdata": places}))
         store = TokenStore.open(folder, expected)
         if tokenizer.eos not in store.shards("train")[0][:]:
-            print(
+            notice(
                 f"warning: eos (id {tokenizer.eos}), which ends a document, is not in the first chunk of "
-                f"{self.paths['train']}: give the tokenizer that made the ids, or write them with eos",
-                file=sys.stderr,
+                f"{self.paths['train']}: give the tokenizer that made the ids, or write them with eos"
             )
         return store
 

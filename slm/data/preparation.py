@@ -6,7 +6,6 @@ been read to its end and the ids are on disk. The folder has a temporary name un
 
 import json
 import shutil
-import sys
 import zlib
 from array import array
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ import numpy as np
 
 from slm.corpora import Corpus, Place, Split
 from slm.corpora.deduplicated import Deduplicated, Digests, digest
-from slm.errors import file_operation
+from slm.errors import file_operation, notice
 from slm.files import atomic
 
 PROGRESS = "progress.json"
@@ -129,7 +128,7 @@ class Preparation:
             known = {name: split["known"] for name, split in state["splits"].items() if self.deduplicated}
             intact = all(self._cut(shard, self.dtype) for shard in shards)
             if not (intact and all(self._cut(its, np.dtype(np.uint64)) for its in known.values())):
-                print(f"{self.folder} is damaged: the preparation begins again", file=sys.stderr)
+                notice(f"{self.folder} is damaged: the preparation begins again")
                 return False
             self.splits, self.repeated = state["splits"], state["repeated"]
             self.places = {split: Place(**place) for split, place in state["places"].items()}
@@ -144,7 +143,7 @@ class Preparation:
             if path.name not in {PROGRESS, *(shard["file"] for shard in (*shards, *known.values()))}:
                 path.unlink()
         at = ", ".join(f"{split} behind file {place.file} of {place.files}" for split, place in self.places.items())
-        print(f"going on with an earlier preparation: {at}", file=sys.stderr)
+        notice(f"going on with an earlier preparation: {at}")
         return True
 
     def _cut(self, shard: dict[str, Any], dtype: np.dtype) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from slm.corpora import Corpus, Split
 from slm.data import index
 from slm.data.encode import Encoder, write_split
 from slm.data.preparation import PROGRESS, Preparation
-from slm.errors import UserError
+from slm.errors import UserError, notice
 from slm.files import atomic
 from slm.tokenizers import Tokenizer
 
@@ -192,10 +191,9 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> TokenStore:
     store = TokenStore.open(cached(cache, "tokens", corpus, identity, write, progress), expected)
     repeated, documents = store.manifest["repeated"], store.manifest["splits"]["validation"]["documents"]
     if repeated > REPEATED * documents:
-        print(
+        notice(
             f"warning: {repeated:,} of {documents:,} validation documents ({repeated / documents:.1%}) are train "
-            "documents, too, so val/loss is too low; data.deduplicate=exact drops them from train",
-            file=sys.stderr,
+            "documents, too, so val/loss is too low; data.deduplicate=exact drops them from train"
         )
     return store
 
