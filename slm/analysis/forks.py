@@ -1,7 +1,7 @@
 """The tree of forks of a run: the run that it was forked from, and those that were forked from it."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,7 @@ class Node:
     info: dict[str, Any]
     step: int = 0
     end: int = 0
-    children: list["Node"] = field(default_factory=list)
+    parent: "Node | None" = None
 
 
 Rows = list[tuple[Node, int]]  # the runs of a tree from top to bottom, each with the row of its parent
@@ -44,20 +44,18 @@ def family(folder: Path, info: dict[str, Any]) -> Rows:
             siblings.setdefault(found["run_id"], Node(path.name, found))
     for node in siblings.values():
         node.end = node.info["steps"] if isinstance(node.info.get("steps"), int) else 0
-    for node in list(siblings.values()):
         origin = node.info.get("fork")
         if isinstance(origin, dict) and isinstance(origin.get("step"), int):
-            node.step = origin["step"]
-            parent = siblings.get(str(origin.get("run_id")))
-            if parent and parent is not node:
-                parent.children.append(node)
-    roots = {child.info["run_id"] for node in siblings.values() for child in node.children}
-    found = [node for key, node in siblings.items() if key not in roots and _contains(node, info["run_id"])]
-    if not found or (not found[0].children and not isinstance(info.get("fork"), dict)):
+            node.step, parent = origin["step"], siblings.get(str(origin.get("run_id")))
+            node.parent = parent if parent is not node else None
+    root = siblings[info["run_id"]]
+    for _ in siblings:
+        root = root.parent or root
+    if root.parent:  # a circle, of damaged files
         return []
     rows: Rows = []
-    _order(found[0], 0, rows)
-    return rows
+    _order(root, 0, list(siblings.values()), rows)
+    return rows if len(rows) > 1 or isinstance(info.get("fork"), dict) else []
 
 
 def tree(rows: Rows, info: dict[str, Any]) -> str:
@@ -78,16 +76,12 @@ def chart(rows: Rows, parent: Path) -> list[Chart]:
     return [Chart("val/loss", UNITS["val/loss"], axes, series)]
 
 
-def _contains(node: Node, run_id: str) -> bool:
-    return node.info["run_id"] == run_id or any(_contains(child, run_id) for child in node.children)
-
-
-def _order(node: Node, parent_row: int, rows: Rows):
-    """The node and its children, later forks first, so that no line crosses another."""
+def _order(node: Node, parent_row: int, nodes: list[Node], rows: Rows):
+    """The node and its children among `nodes`, later forks first, so that no line crosses another."""
     rows.append((node, parent_row))
     own = len(rows) - 1
-    for child in sorted(node.children, key=lambda child: -child.step):
-        _order(child, own, rows)
+    for child in sorted((other for other in nodes if other.parent is node), key=lambda child: -child.step):
+        _order(child, own, nodes, rows)
 
 
 def _svg(rows: Rows, run_id: str) -> str:
