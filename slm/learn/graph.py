@@ -34,16 +34,14 @@ def draw(result, path: Path, names: dict | None = None) -> None:
 
 def levels(result) -> list[list]:
     """The values of the graph in columns: each one column right of its last parent."""
-    depth, stack = {}, [result]
-    while stack:
-        value = stack[-1]
-        missing = [parent for parent, _ in value.parents if parent not in depth]
-        if missing:
-            stack += missing
-            continue
-        depth[value] = 1 + max((depth[parent] for parent, _ in value.parents), default=-1)
-        stack.pop()
-    columns = [[] for _ in range(max(depth.values()) + 1)]
+    depth = {}
+
+    def column_of(value) -> int:
+        if value not in depth:
+            depth[value] = 1 + max((column_of(parent) for parent, _ in reversed(value.parents)), default=-1)
+        return depth[value]
+
+    columns = [[] for _ in range(column_of(result) + 1)]
     for value, column in depth.items():
         columns[column].append(value)
     return columns
