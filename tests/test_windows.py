@@ -152,3 +152,10 @@ def test_loader_processes_are_started_in_any_way(finished, run, method):
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert verify.first_difference(finished, again) is None
+
+
+@pytest.mark.slow
+def test_the_doctor(tmp_path):
+    output = windows("-m", "slm.doctor", "--wait", "60", cwd=tmp_path).communicate(timeout=200)[0]
+    assert "the check failed" not in output
+    assert "cannot be written" not in output

@@ -47,7 +47,9 @@ def probe(seconds: float) -> tuple[dict[str, Any], str | None, bool]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     failure, late, facts = None, False, {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment
+        )
         printed = done.stdout
         if done.returncode:
             failure = last_line(done.stderr, f"exit code {done.returncode}")
@@ -104,10 +106,12 @@ def available_memory() -> float | None:
     """In bytes; None where the system does not tell."""
     limits = []
     try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
         group = Path("/sys/fs/cgroup")  # of a container
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limits.append(
+            int((group / "memory.max").read_text("utf-8")) - int((group / "memory.current").read_text("utf-8"))
+        )
     except (OSError, ValueError, KeyError):
         pass
     return min(limits, default=None)
@@ -123,7 +127,7 @@ def compiler() -> Finding:
     if path is None:
         return Finding("compiler", "warning", "no C++ compiler", f"{need}: apt install g++ python3-dev")
     command = [path, "-fsyntax-only", "-x", "c++", f"-I{sysconfig.get_path('include')}", "-"]
-    done = subprocess.run(command, input=PROGRAM, capture_output=True, text=True, timeout=5)
+    done = subprocess.run(command, input=PROGRAM, capture_output=True, encoding="utf-8", errors="replace", timeout=5)
     if done.returncode:
         reason = last_line("\n".join(line for line in done.stderr.splitlines() if "error" in line), "it fails")
         return Finding("compiler", "warning", f"{path}: {reason}", f"{need}: apt install python3-dev")
@@ -133,7 +137,9 @@ def compiler() -> Finding:
 def answer_of(*command: str, seconds: float) -> str | None:
     """The first line that a command prints; None if it fails or takes longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return one_line(done.stdout.strip().partition("\n")[0], 200)

@@ -66,7 +66,9 @@ def _run(overrides: list[str], folder: Path, what: str, expected: set[int]):
     print(f"{what} ...", flush=True)
     command = [sys.executable, "-m", "slm", "train", *overrides, f"run_dir={folder}"]
     path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))  # this very program
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env={**os.environ, "PYTHONPATH": path}
+    )
     if done.returncode not in expected:
         shutil.rmtree(folder.parent, ignore_errors=True)
         printed = (done.stderr.strip() or done.stdout.strip()).splitlines()

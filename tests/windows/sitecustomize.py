@@ -17,8 +17,9 @@ import re
 import shutil
 import signal
 import struct
-import subprocess  # noqa: F401 (looks for msvcrt)
+import subprocess
 import sys
+import tempfile
 import types
 import warnings
 from collections import namedtuple
@@ -150,7 +151,9 @@ def system(real=platform.system) -> str:
 
 
 def install():
-    popen_fork.signal = resource_tracker.signal = types.SimpleNamespace(**vars(signal))  # as they are
+    popen_fork.signal = resource_tracker.signal = subprocess.signal = types.SimpleNamespace(
+        **vars(signal)
+    )  # as they are
     psutil.pid_exists = lambda number: os.path.exists(f"/proc/{number}")
     sys.modules.update(dict.fromkeys(POSIX_MODULES), msvcrt=types.ModuleType("msvcrt"))
     sys.modules["msvcrt"].__dict__.update(locking=locking, LK_NBLCK=2)
@@ -168,7 +171,7 @@ def install():
     os.remove = os.unlink = deleted(REAL.remove)
     os.rmdir = deleted(REAL.rmdir)
     builtins.open = io.open = open_file
-    shutil._use_fd_functions = False
+    shutil._use_fd_functions, tempfile.TemporaryFile = False, tempfile.NamedTemporaryFile
     psutil.Process.memory_info, platform.system = memory_info, system
     multiprocessing.set_start_method("spawn")
     warnings.filterwarnings("ignore", category=EncodingWarning)
