@@ -82,7 +82,7 @@ def windows(*command: str, cwd: Path, **settings) -> subprocess.Popen:
 
 def printed(*command: str, cwd: Path, code: int = 0) -> str:
     process = windows(*command, cwd=cwd)
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=230)[0]
     assert process.returncode == code, output
     return output
 
@@ -156,6 +156,6 @@ def test_loader_processes_are_started_in_any_way(finished, run, method):
 
 @pytest.mark.slow
 def test_the_doctor(tmp_path):
-    output = windows("-m", "slm.doctor", "--wait", "60", cwd=tmp_path).communicate(timeout=200)[0]
+    output = windows("-m", "slm.doctor", "--wait", "60", cwd=tmp_path).communicate(timeout=230)[0]
     assert "the check failed" not in output
     assert "cannot be written" not in output

@@ -35,6 +35,7 @@ POSIX_FUNCTIONS = (
     *("setsid", "sysconf", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"),
 )
 SIGNALS = "SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"
+OF_TORCH = "SIGCHLD"  # whose loader processes on Linux need it
 REAL = types.SimpleNamespace(
     **{name: getattr(os, name) for name in ("fsync", "kill", "mkdir", "open", "remove", "rename", "replace", "rmdir")},
     signal=signal.signal,
@@ -121,7 +122,7 @@ def kill(process, number):
 
 
 def handled(number, handler):
-    if number not in signal.valid_signals():
+    if number not in {*signal.valid_signals(), getattr(signal, OF_TORCH)}:
         raise ValueError("invalid signal value")
     return REAL.signal(number, handler) if number != signal.SIGBREAK else signal.SIG_DFL
 
@@ -159,7 +160,9 @@ def install():
     sys.modules["msvcrt"].__dict__.update(locking=locking, LK_NBLCK=2)
     for name in POSIX_FUNCTIONS:
         delattr(os, name)
-    for name in [name for name in vars(signal) if re.fullmatch(r"SIG[A-Z0-9]+", name) and name not in SIGNALS]:
+    for name in [
+        name for name in vars(signal) if re.fullmatch(r"SIG[A-Z0-9]+", name) and name not in (*SIGNALS, OF_TORCH)
+    ]:
         delattr(signal, name)
     for name in ("pthread_sigmask", "pthread_kill", "alarm", "setitimer", "sigwait", "SIG_BLOCK", "SIG_UNBLOCK"):
         delattr(signal, name)
