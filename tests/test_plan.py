@@ -96,12 +96,14 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     small = small_run(text_file, tmp_path)
     assert trained(monkeypatch, *small, "plan=true", "price_per_hour=2") == 0
     assert trained(monkeypatch, *small, "-m", "plan=true", "model.width=32,64") == 0
+    assert trained(monkeypatch, *small, "-m", "plan=true", "model.width=0,-1") == 2
     elsewhere = f"cache_dir={tmp_path / 'cache'}", "plan=true"
     nodes = "trainer=t4", "trainer.microbatch=12", "trainer.num_nodes=2"
     assert trained(monkeypatch, "experiment=shakespeare", *nodes, *elsewhere) == 0
     small_model = "model.depth=1", "model.width=64", "model.head_dim=32", "data.corpus.repository=me/mine"
     assert trained(monkeypatch, *small_model, "budget.minutes=5", *elsewhere) == 0
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+    assert {path.name for path in tmp_path.glob("cache/*")} <= {"digests"}  # of the text file
     printed = capsys.readouterr()
     assert "budget: 10 steps of 4 windows = " in printed.out
     assert "2 jobs" in printed.out
@@ -110,7 +112,7 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     assert "elsewhere" not in printed.out
     assert "budget: 5 minutes" in printed.out
     assert "tokens unknown until the data is downloaded" in printed.out
-    assert printed.err == ""
+    assert printed.err == "error: model.width=0 must be at least 1\n"
 
 
 def test_ten_steps_are_measured_on_prepared_data(monkeypatch, text_file, tmp_path, capsys):

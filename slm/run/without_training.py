@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slm.cache import place
 from slm.data.store import TokenStore, tokenizer_identity
+from slm.errors import UserError
 from slm.files import json_line
 from slm.run import CONF
 from slm.run.compose import one_line_composition, plain
@@ -46,19 +47,24 @@ def prepare_sweep():
 
 def swept_jobs() -> list[tuple[list[str], RunConfig]]:
     """The overrides and the configuration of each job of the command line, in sys.argv. Raises UserError."""
-    jobs = []
+    jobs, mistakes = [], []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
     def job(cfg: DictConfig) -> float:
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)
-        jobs.append((overrides, read_config(*plain(cfg, hydra_config.runtime.choices, overrides))))
+        try:
+            jobs.append((overrides, read_config(*plain(cfg, hydra_config.runtime.choices, overrides))))
+        except UserError as error:  # for which Hydra would print another line
+            mistakes.append(error)
         return 0.0
 
     with tempfile.TemporaryDirectory() as folder, one_line_composition():
         kept = [word for word in sys.argv[1:] if key_of(word) not in ("hydra/launcher", "hydra.sweep.dir")]
         sys.argv[1:] = ["hydra/launcher=basic", f"hydra.sweep.dir='{folder}'", *kept]
         job()
+    if mistakes:
+        raise mistakes[0]
     return jobs
 
 
