@@ -8,6 +8,9 @@ import io
 import json
 import lzma
 import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import mistake
+from conftest import ROOT, mistake
 
 from slm.corpora import file_digests, rows
 from slm.corpora.files import Files
@@ -281,6 +284,27 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path, monkeypatc
     for damage in ("[1]", f'{{"{path}": []}}', f'{{"{path}": 1}}', "{"):
         kept.write_text(damage)
         assert files(path, cache=str(cache)).fingerprint() != before
+
+
+def test_the_recipe_for_chats_gives_texts(tmp_path):
+    """Of both usual forms, as the page prints it; without it a list is refused in one line."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (recipe,) = (block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "conversations" in block)
+    (tmp_path / "chats.py").write_text(recipe, encoding="utf-8")
+    turns = [("user", "Where is the cät? "), ("assistant", "On the\nroof."), ("user", None)]
+    chats = [
+        {"messages": [{"role": who, "content": said} for who, said in turns]},
+        {"conversations": [{"from": who, "value": said} for who, said in turns], "id": 2},
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
+    command, environment = [sys.executable, tmp_path / "chats.py"], {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, input=path.read_bytes(), capture_output=True, env=environment, check=True)
+    (tmp_path / "texts.jsonl").write_bytes(done.stdout)
+    expected = ["user: Where is the cät?\n\nassistant: On the\nroof."]
+    assert both(files(tmp_path / "texts.jsonl")) == (expected, expected)
+    with mistake("line 1 has a value of type list in column 'messages': data.column needs text"):
+        both(files(path, column="messages"))
 
 
 def test_a_cache_below_the_path_is_no_corpus(tmp_path):
