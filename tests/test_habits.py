@@ -11,6 +11,7 @@ from conftest import ROOT, mistake, small_run, trained
 from slm.run import cli
 from slm.run.names import NAMES, SAME_KEY, SYNONYMS
 from slm.run.overrides import flattened, read_arguments
+from slm.run.start import main
 
 DATA = ["data=text", "data.path=input.txt", "tokenizer=bytes", "trainer=cpu"]
 
@@ -84,7 +85,49 @@ ANSWERED = {  # habit -> the right name in the answer
     "trainer.max_stepz=3": "there is no key trainer.max_stepz",
     "trainer=gpuu": "is not one of auto, cpu, ddp, ddp_sim, debug, gpu, mps, rtx4090, t4; did you mean gpu?",
     "hooks.x=1": "did you mean callbacks?",
+    "model.tie_embeddings=true": "did you mean model.tied?",
+    "data.val_ratio=0.05": "did you mean data.train_ratio?",
+    "data.shuffle=false": "did you mean data.order?",
+    "eval.every=100": "did you mean val_every_n_steps?",
+    "eval.batches=100": "did you mean data.validation_windows?",
+    "schedule.floor_mode=clip": "did you mean schedule.min_lr_clips?",
+    "action=params": "did you mean plan=true?",
+    "experiment=seed000_gpt2_124m": "did you mean gpt2_124m?",
+    "experiment=seed002_char": "did you mean char_slm?",
+    "experiment=seed004_tinystories": "did you mean slm_notebook?",
+    "experiment=gpt2": "did you mean gpt2_124m?",
+    "tokenizer=bpe_scratch": "did you mean bpe?",
+    "tokenizer=ascii_char": "did you mean characters?",
+    "trainer=cuda": "did you mean gpu?",
+    "callbacks=early_stopping": "callbacks.early_stopping is a part of callbacks=default",
+    "--no-wandb": "(seed=1), and python train.py --hydra-help lists the flags; did you mean logger=null?",
+    "params": "did you mean plan=true?",
 }
+
+
+FLAGS = {  # of a generate.py that has options with hyphens -> the answer
+    "--prompt Once": "--prompt is not key=value; did you mean prompt=...?",
+    "--no_sample": "did you mean greedy=...?",
+    "best.pt": "did you mean ckpt=best.pt?",
+    "--sed=3": "python generate.py --help lists the keys",
+}
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_an_option_of_another_generate_py_is_answered(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate.py", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.generate_main()
+    assert end.value.code == 2
+    assert FLAGS[words] in capsys.readouterr().err
+
+
+def test_a_name_of_another_command_is_answered(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["slm", "params"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "there is no command params; did you mean slm train ... plan=true?" in capsys.readouterr().err
 
 
 def compose(*habits: str):
@@ -119,7 +162,7 @@ def test_what_is_null_cannot_be_left_out_again(removed):
 def test_every_answer_names_a_key_that_exists():
     plain = cli.compose(["logger=wandb"]).plain
     ablation = "hydra.sweeper.seeds", "hydra.sweeper.detect"  # of hparams_search=ablation
-    for answer in {*NAMES, *SAME_KEY.values()} - {*ablation}:
+    for answer in {*NAMES, *SAME_KEY.values()} - {*ablation, "data.train_ratio", "experiment"}:  # of data=text; a group
         assert answer.partition(" ")[0].partition("=")[0] in {*plain, *flattened(plain)}, answer
     assert len(SYNONYMS) == len(" ".join(NAMES.values()).split())  # each with one answer
 

@@ -19,6 +19,7 @@ from slm.planning.memory import _moments, _one_step, training_memory
 from slm.run import cli, process
 from slm.run.plan import find_text, random_job, steps_of
 from slm.run.prepare import choose_hardware
+from slm.run.without_training import plan_run
 
 SMALL = GPTConfig(
     vocab_size=512,
@@ -226,6 +227,12 @@ def test_experiments_of_our_own_give_no_warning(experiment, tmp_path, monkeypatc
         optimizer=config.plain["optimizer"],
     )
     assert [warning for warning in found if warning] == []
+
+
+def test_a_plan_warns_before_the_data_is_there(tmp_path, capsys):
+    """With the estimated size of the text, as in a training with its own."""
+    plan_run(cli.compose(["experiment=slm_notebook", "model.depth=1", "plan=true", f"cache_dir={tmp_path}"]))
+    assert "warning: the learning rate rises to 5 times its peak" in capsys.readouterr().err
 
 
 def test_a_warning_is_new_once_in_a_command():

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ from slm.files.run_folder import new_folder
 from slm.results import Run, facts
 from slm.run import CONF, ablation  # noqa: F401  (ablation: Hydra's sweeper)
 from slm.run.compose import composed, one_line_composition, plain
+from slm.run.names import GENERATION_SYNONYMS, hint_for_word
 from slm.run.overrides import check_no_sweep, check_single, expanded, key_of, parsed, quoted, read_arguments
 from slm.run.process import is_new, printed_once
 from slm.run.sweep import recording
@@ -93,9 +95,12 @@ def generate_main():
             return print(
                 "python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text(encoding="utf-8")
             )
+        known = list(yaml.safe_load((CONF / "generate.yaml").read_text(encoding="utf-8")))
         for word in others:
             if word.startswith("-") or "=" not in word:
-                raise UserError(f"{word} is not key=value; python generate.py --help lists the keys")
+                hint = hint_for_word(word, None, known, GENERATION_SYNONYMS)
+                hint = f"; did you mean ckpt={word}?" if Path(word).suffix in (".ckpt", ".pt") else hint
+                raise UserError(f"{word} is not key=value{hint or '; python generate.py --help lists the keys'}")
         overrides = [quoted(argument.replace("ckpt_path=", "ckpt=", 1)) for argument in others]
         check_single(parsed(overrides), ", and generate.py takes one")
         config, _ = composed("generate", overrides)

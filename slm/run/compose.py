@@ -28,7 +28,7 @@ from slm.errors import ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
-from slm.run.names import REFUSED_TRAINER_KEYS, did_you_mean, hint_for
+from slm.run.names import REFUSED_TRAINER_KEYS, hint_for, hint_for_option
 from slm.run.overrides import check_data_keys, check_left_out_nodes, flattened, own_nodes
 from slm.run.sources import with_sources
 from slm.security import refuse_secrets
@@ -128,7 +128,7 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> User
         group, option = re.fullmatch("(hydra/[^/]*|[^/]*)/?(.*)", str(error.missing_cfg_file)).groups()
         if not (options := sorted(error.options)):
             return UserError(f"{group}={option}: there is no group {group}")
-        hint = did_you_mean(option, options, cutoff=0.7)
+        hint = hint_for_option(group, option, options)
         if extra := EXTRAS.get(option) if group in ("hydra/launcher", "hydra/sweeper") else None:
             hint = f'; for {option}, pip install -e ".[{extra}]"'
         return UserError(f"{group}={option} is not one of {', '.join(options)}{hint}")

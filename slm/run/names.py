@@ -1,6 +1,6 @@
 """Names of keys in other frameworks, and hints for keys that do not exist."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 SAME_KEY = {  # a key of Lightning or lightning-hydra-template that has the meaning of one of ours
@@ -27,9 +27,9 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
         "max_position_embeddings n_ctx"
     ),
     "model.mlp_width": "intermediate_size d_ff ffn_dim ff_dim mlp_ratio",
-    "model.tied": "tie_word_embeddings weight_tying tie_weights",
+    "model.tied": "tie_embeddings tie_word_embeddings weight_tying tie_weights",
     "model.mlp": "activation hidden_act act_fn",
-    "model.positions": "pos_emb position_embedding_type pos_encoding",
+    "model.positions": "pos pos_emb position_embedding_type pos_encoding",
     "model.rope_base": "rope_theta",
     "model.norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps eps_norm",
     "model.init_std": "initializer_range init_range weight_init_std",
@@ -40,10 +40,14 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "model.window": "sliding_window window_size",
     "data.batch_windows (windows per step)": "batch_size global_batch_size total_batch_size",
     "trainer.microbatch (windows per pass)": "micro_batch_size device_batch_size per_device_train_batch_size",
-    "trainer.accumulate_grad_batches": "gradient_accumulation_steps grad_accum accumulation_steps",
+    "trainer.accumulate_grad_batches": "accumulate accum gradient_accumulation_steps grad_accum accumulation_steps",
+    "data.train_ratio": "split train_split val_ratio val_split validation_split test_size",
+    "data.order": "shuffle",
+    "data.joined": "doc_separator document_separator",
     "data.workers": "num_workers dataloader_num_workers",
     "optimizer.lr": "learning_rate max_lr lr",
-    "schedule.min_lr_ratio": "min_lr eta_min final",
+    "schedule.min_lr_ratio": "min_lr eta_min final floor",
+    "schedule.min_lr_clips": "floor_mode",
     "schedule.warmup_start": "start_factor",
     "schedule.warmup_steps": "warmup_iters warmup num_warmup_steps lr_warmup_steps",
     "schedule.warmup_fraction": "warmup_ratio warmup_share",
@@ -53,12 +57,17 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "budget.steps": "max_iters num_steps train_steps max_steps num_iterations",
     "budget.epochs": "epochs num_train_epochs max_epochs num_epochs",
     "budget.tokens": "max_tokens",
+    "budget.max_cost": "cost",
+    "plan=true": "action estimate dry_run params",
     "trainer.gradient_clip_val": "grad_clip max_grad_norm max_norm clip_grad clip",
-    "val_every_n_steps": "eval_interval eval_steps eval_every val_check_interval val_interval",
-    "log_every_n_steps": "log_interval logging_steps log_every",
-    "callbacks.checkpoints.every_n_steps": "save_steps save_interval every_n_train_steps save_every",
+    "val_every_n_steps": "eval evaluation eval_interval eval_steps eval_every val_check_interval val_interval",
+    "log_every_n_steps": "log log_interval logging_steps log_every",
+    "callbacks.checkpoints.every_n_steps": "checkpoint save_steps save_interval every_n_train_steps save_every",
+    "callbacks.samples.every_n_steps": "sample sample_interval",
+    "callbacks.samples.sampler.temperature (and its other keys)": "sampler",
     "callbacks.checkpoints.keep_last": "save_top_k save_total_limit",
-    "data.validation_windows": "eval_iters max_eval_batches",
+    "data.validation_windows": "batches eval_iters max_eval_batches",
+    "data.validated_train_windows": "splits eval_train",
     "trainer.precision": "dtype bf16 fp16 mixed_precision",
     "trainer.accelerator": "device",
     "trainer.devices": "gpus n_gpus num_gpus nproc_per_node",
@@ -68,12 +77,21 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "tokenizer.vocab_size": "vocab_size",
     "resume": "resume_from_checkpoint init_from resume_from from_checkpoint",
     "logger.wandb.project (with logger=wandb)": "wandb_project",
+    "logger=null": "no_wandb disable_wandb",
     "logger=wandb": "wandb use_wandb wandb_log report_to",
     "name": "run_name experiment_name exp_name",
     "callbacks.early_stopping.patience": "early_stopping_patience patience",
     "seed": "random_seed torch_seed",
     "trainer.compile": "compile_model torch_compile",
     "callbacks": "hooks",
+    "experiment": "config config_file",
+}
+OPTIONS = {  # group=option -> names of the option elsewhere; a name with a word of an option needs none
+    "experiment=slm_notebook": "tinystories",
+    "tokenizer=characters": "char ascii",
+    "trainer=gpu": "cuda",
+    "trainer=mps": "mac apple",
+    "schedule=cosine": "warmup_cosine",
 }
 REFUSED_TRAINER_KEYS = {  # keywords of Lightning's Trainer that would break exact resume, or that a run sets itself
     "limit_train_batches": "budget.steps sets how many steps a run takes, data.train_windows how many windows it reads",
@@ -109,7 +127,7 @@ GENERATION = {  # key of generate.py -> its names elsewhere
     "ckpt": "model model_path checkpoint run run_dir path init_from",
     "prompt": "start text input",
     "interactive": "chat",
-    "greedy": "do_sample",
+    "greedy": "do_sample no_sample",
     "stop_at_eos": "stop stop_words stop_strings ignore_eos",
 }
 SYNONYMS, GENERATION_SYNONYMS = (
@@ -126,6 +144,29 @@ def hint_for(key: str, known: Sequence[str]) -> str:
         if part in synonyms and synonyms[part] != key:
             return f"; did you mean {synonyms[part]}?"
     return f"; did you mean {equal[0]}?" if equal else did_you_mean(key, known, cutoff=0.8)
+
+
+def hint_for_word(word: str, before: str | None, known: Sequence[str], names: Mapping[str, str]) -> str:
+    """A hint for a word that is not key=value: an option with hyphens, its value, or a key alone. `names`: synonyms."""
+    flag = before if before and before.startswith("--") and not word.startswith("-") else word
+    key = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    key = names.get(key, key if key in known and flag.startswith("-") else "").partition(" ")[0]
+    return f"; did you mean {key if '=' in key else f'{key}=...'}?" if key else ""
+
+
+def hint_for_option(group: str, option: str, options: Sequence[str]) -> str:
+    """A hint for an option that does not exist: by spelling, a node of that name, a synonym, or a word of its name."""
+    if hint := did_you_mean(option, options, cutoff=0.7):
+        return hint
+    if option in OPTIONAL_NODES.get(group, ()):
+        return f"; {group}.{option} is a part of {group}=default"
+    words = set(option.lower().split("_"))
+    named = [key for key, names in OPTIONS.items() if key.startswith(f"{group}=") and words & set(names.split())]
+    shared = {name: len(words & set(name.split("_"))) for name in options}
+    best = max(options, key=lambda name: (shared[name], -len(name)))
+    if shared[best] or named:
+        return f"; did you mean {best if shared[best] else named[0].partition('=')[2]}?"
+    return ""
 
 
 def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 
 from slm.errors import UserError
 from slm.run import CONF
-from slm.run.names import OPTIONAL_NODES, SAME_KEY, hint_for
+from slm.run.names import OPTIONAL_NODES, SAME_KEY, SYNONYMS, hint_for, hint_for_word
 from slm.security import leaves, refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
@@ -30,7 +30,9 @@ SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("steps", "tokens", "epochs", "minutes")  # of a budget, one at most
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
-SHARED_KEYS = tuple(yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["data"])  # of all data options
+TRAIN = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
+SHARED_KEYS = tuple(TRAIN["data"])  # of all data options
+KEYS = (*TRAIN, *GROUPS)  # without a dot
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Namespace]:
@@ -43,6 +45,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str], Name
     parser = get_args_parser()
     parser.error = lambda message: fail(
         f"{message}; a key stands without hyphens (seed=1), and python train.py --hydra-help lists the flags"
+        + next((hint for flag in flags if (hint := hint_for_word(flag, None, KEYS, SYNONYMS))), "")
     )
     read = parser.parse_args(flags)
     if read.experimental_rerun is not None:  # it would unpickle the file
@@ -110,7 +113,8 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif flags and flags[-1] in ("-i", "--info"):
             flags.append(word)
         else:
-            raise UserError(f"{word!r} is not key=value; python train.py --help lists the keys")
+            hint = hint_for_word(word, flags[-1] if flags else None, KEYS, SYNONYMS)
+            raise UserError(f"{word!r} is not key=value{hint or '; python train.py --help lists the keys'}")
     return overrides, flags
 
 

@@ -19,11 +19,11 @@ from slm.data.windows import Splits
 from slm.estimate import device_table, parameters, training_flops_per_token
 from slm.hardware import Hardware
 from slm.model import GPTConfig
+from slm.planning import lint
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.memory import Memory, training_memory
 from slm.planning.random_text import RandomText, RandomTokenizer
-from slm.results import Run
 from slm.run.config import RunConfig
 from slm.run.prepare import (
     Job,
@@ -33,13 +33,11 @@ from slm.run.prepare import (
     model_of,
     optimizer_of,
     prepare_job,
-    recipe_warnings,
     warn,
     windows_of,
 )
 from slm.run.rate import MEASURED_STEPS, Intervals, Rate, measured, steps_for_minutes, steps_in
 from slm.run.sections import UNKNOWN
-from slm.tables import clock
 from slm.tokenizers import Tokenizer
 
 RANDOM_WINDOWS = 512  # documents for a measurement without the data
@@ -130,6 +128,27 @@ class Plan:
             )
         return COUNTED[key]
 
+    @property
+    def warnings(self) -> list[str | None]:
+        """What looks wrong in the settings, as far as steps and text are known."""
+        config, steps, text = self.config, self.steps, self.text
+        averages = [node for node in config.callbacks.values() if "EMAWeightAveraging" in str(node.target)]
+        found = [lint.first_weights(node.where, node.settings, steps) for node in averages if steps]
+        if config.lint and not config.trainer.fast_dev_run and None not in (steps, text.windows, text.tokens):
+            found += lint.recipe(
+                steps=steps,
+                windows_per_step=config.data.batch_windows,
+                targets_per_window=text.targets_per_window,
+                windows=text.windows,
+                train_tokens=text.tokens,
+                model=self.model,
+                schedule=config.schedule,
+                optimizer=config.plain["optimizer"],
+            )
+            repeated = ((source, lint.many_epochs(epochs)) for source, epochs in self.passes.items())
+            found += [f"{source}: {line}" for source, line in repeated if line]
+        return found
+
     def facts(self) -> dict[str, Any]:
         """The plan in numbers, for print=json: `cost` in dollars, on this device. None for what is not known."""
         sizes = {"parameters": parameters(self.model).total, "steps": self.steps, "tokens": self.tokens}
@@ -161,25 +180,15 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
         plan_of(job).record()  # counts the memory before the time that is left is known
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
         job = replace(job, steps=steps if same else max(step, 0) + steps)
-        warn(config, recipe_warnings(job))
-    return job, before.get("plan") if same else plan_of(job, rate).record()
+    plan = plan_of(job, rate)
+    warn(config, plan.warnings)
+    return job, before.get("plan") if same else plan.record()
 
 
 def plan_of(job: Job, rate: Rate | None = None) -> Plan:
     """The plan of a job whose data is prepared."""
     facts = {"config": job.config, "hardware": job.hardware, "microbatch": job.microbatch, "model": job.model}
     return Plan(**facts, text=text_of(job.splits, job.tokenizer, job.config), steps=job.steps, rate=rate)
-
-
-def outcome(folder: Path) -> str | None:
-    """A line that sets the plan of a run against what happened; None if one of the two is not known."""
-    run, found = Run(folder), []
-    plan, seconds, memory = run.info.get("plan") or {}, run.summary["seconds"], run.series("device/memory_gb")
-    if plan.get("seconds") and seconds:
-        found.append(f"planned {clock(plan['seconds'])}, took {clock(seconds)}")
-    if plan.get("peak_memory_bytes") and memory:
-        found.append(f"memory {max(memory.values()):.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
-    return "; ".join(found) or None
 
 
 def make_plan(config: RunConfig) -> Plan:

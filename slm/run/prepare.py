@@ -151,7 +151,7 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
             lint.unread(part.store, "validation", part.validation, part.validation.targets),
         ]
         found += [f"{source}: {line}" if source and line else line for line in unread]
-    warn(config, found if config.budget.minutes else [*found, *recipe_warnings(job)])
+    warn(config, found)
     return job
 
 
@@ -186,27 +186,6 @@ def windows_of(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: T
 def shown_passes(found: Mapping[str, float]) -> str:
     """How often a run reads each source, for people."""
     return ", ".join(f"{source} {count:.3g} times" for source, count in found.items())
-
-
-def recipe_warnings(job: Job) -> list[str | None]:
-    """What looks wrong in the settings of a job whose steps are known."""
-    config, steps = job.config, job.steps
-    averages = [node for node in config.callbacks.values() if "EMAWeightAveraging" in str(node.target)]
-    found = [lint.first_weights(node.where, node.settings, steps) for node in averages]
-    if config.lint and not config.trainer.fast_dev_run:
-        found += lint.recipe(
-            steps=steps,
-            windows_per_step=config.data.batch_windows,
-            targets_per_window=job.splits.targets_per_window,
-            windows=len(job.splits.chosen),
-            train_tokens=job.store.tokens("train"),
-            model=job.model,
-            schedule=config.schedule,
-            optimizer=config.plain["optimizer"],
-        )
-        repeated = ((source, lint.many_epochs(epochs)) for source, epochs in job.passes.items())
-        found += [f"{source}: {line}" for source, line in repeated if line]
-    return found
 
 
 def warn(config: RunConfig, found: Iterable[str | None]):

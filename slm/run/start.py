@@ -71,15 +71,22 @@ def generate():
 
 
 @one_line_limits()
-def module(name: str):
+def module(name: str, inner: str = ""):
     """python -m slm.evaluate, slm evaluate."""
     make_stdio_robust()
     sys.argv[0] = f"slm {name}"
-    sys.exit(import_module(f"slm.{name}").main())
+    sys.exit(import_module(f"slm.{name}{inner}").main())
 
 
 MODULES = ("evaluate", "verify", "lens", "cache", "report", "compare", "doctor")
 COMMANDS = {"train": train, "generate": generate, **{name: partial(module, name) for name in MODULES}}
+COMMANDS |= {name: partial(module, name, ".__main__") for name in ("data", "learn")}
+OTHER_NAMES = {  # what one may type -> the words for it
+    **dict.fromkeys(("params", "estimate", "cost", "plan"), "train ... plan=true"),
+    **dict.fromkeys(("bench", "benchmark"), "train ... plan=measure"),
+    **{"prepare": "train ... prepare=true", "plot": "report RUN", "chat": "generate interactive=true"},
+    **{"sweep": "train -m ...", "resume": "train run_dir=RUN ...", "sample": "generate"},
+}
 
 
 def main():
@@ -88,6 +95,8 @@ def main():
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         name = sys.argv.pop(1)
     elif (name := os.environ.get("SLM_COMMAND", "")) not in COMMANDS:
+        if words := OTHER_NAMES.get("".join(sys.argv[1:2])):
+            end(f"there is no command {sys.argv[1]}; did you mean slm {words}?", 2)
         print(f"usage: slm {{{','.join(COMMANDS)}}} ...; slm train --help lists the keys of a run", file=sys.stderr)
         sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     if name == "train":

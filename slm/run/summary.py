@@ -9,10 +9,11 @@ from slm.errors import Stopped
 from slm.estimate import parameters
 from slm.files import jsonl
 from slm.own_model import shape
+from slm.results import Run
 from slm.run.fork import shown
-from slm.run.plan import outcome
 from slm.run.prepare import Job, shown_passes
 from slm.system import quoted
+from slm.tables import clock
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
@@ -71,3 +72,14 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     print(f"        {generate} ckpt={folder}{prompt}")
     if "stories" in config.callbacks:
         print(f"        {evaluate} {folder}")
+
+
+def outcome(folder: Path) -> str | None:
+    """A line that sets the plan of a run against what happened; None if one of the two is not known."""
+    run, found = Run(folder), []
+    plan, seconds, memory = run.info.get("plan") or {}, run.summary["seconds"], run.series("device/memory_gb")
+    if plan.get("seconds") and seconds:
+        found.append(f"planned {clock(plan['seconds'])}, took {clock(seconds)}")
+    if plan.get("peak_memory_bytes") and memory:
+        found.append(f"memory {max(memory.values()):.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
+    return "; ".join(found) or None

@@ -31,6 +31,7 @@ def plan_run(config: RunConfig):
     plan = make_plan(config)
     json_line.note(**plan.facts())
     print(shown(plan))
+    warn(config, plan.warnings)
 
 
 def plan_sweep():
