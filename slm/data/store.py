@@ -44,21 +44,22 @@ class TokenStore:
         if "litdata" in manifest:
             from slm.data.litdata import ChunkStore  # which imports this module
 
-            store = ChunkStore(folder, manifest)
-            keep(folder, store)
-            store.check()
-            return store
+            cls = ChunkStore
         store = cls(folder, manifest)
         keep(folder, store)
-        known = atomic.read_object(folder / VERIFIED) or {}
-        shards = [shard for split in store.manifest["splits"].values() for shard in split["shards"]]
-        stamps = {shard["file"]: store._verify(shard, known) for shard in shards}
+        store.check()
+        return store
+
+    def check(self):
+        """Verifies the shards that have changed since they were. Raises: UserError: for the first problem."""
+        known = atomic.read_object(self.folder / VERIFIED) or {}
+        shards = [shard for split in self.manifest["splits"].values() for shard in split["shards"]]
+        stamps = {shard["file"]: self._verify(shard, known) for shard in shards}
         if stamps != known:
             with contextlib.suppress(OSError):  # a read-only cache is verified again the next time
-                for partial in folder.glob(f"{VERIFIED}.*.partial"):  # of a killed process
+                for partial in self.folder.glob(f"{VERIFIED}.*.partial"):  # of a killed process
                     partial.unlink()
-                atomic.write_text(folder / VERIFIED, json.dumps(stamps))
-        return store
+                atomic.write_text(self.folder / VERIFIED, json.dumps(stamps))
 
     @classmethod
     def cached(cls, corpus: Corpus, tokenizer: Tokenizer, cache: str) -> Self | None:

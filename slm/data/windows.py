@@ -138,13 +138,9 @@ class Rearranged(Windows):
 class Chosen(Subset):
     """Some of the windows of a split."""
 
-    @property
-    def context(self) -> int:
-        return self.dataset.context
-
-    @property
-    def longest(self) -> int:
-        return self.dataset.longest
+    def __init__(self, windows: Windows | Documents, chosen: Sequence[int]):
+        super().__init__(windows, chosen)
+        self.context, self.longest = windows.context, windows.longest
 
 
 @dataclass(frozen=True)
