@@ -23,7 +23,7 @@ from slm import tokenizers
 from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
 from slm.model import GPT, GPTConfig
-from slm.own_model import AnyConfig, OwnConfig, OwnModel, build
+from slm.own_model import AnyConfig, OwnConfig, OwnModel, build, is_dense
 from slm.security import is_bounded, is_file_name, leaves
 from slm.tokenizers import Tokenizer
 
@@ -193,7 +193,7 @@ def _own_config(path: Path, values: dict[str, Any], make: Callable | None) -> Ow
     if make is None:
         raise Outside(
             f"{path} holds a model of a class outside slm, {name}; give the class: generate.py model_class=..., "
-            "slm.load(..., model=MyModel)"
+            "slm.evaluate or slm.lens --model-class ..., slm.load(..., model=MyModel)"
         )
     counts = [values.get(key) for key in ("vocab_size", "context")]
     try:
@@ -234,8 +234,10 @@ def _unpickled(path: Path) -> Any:
 
 def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
     """True if every field that is used later has its type, nested values are of bounded size, and no tensors share
-    their elements, but for an embedding and a head: together they are as large as the file."""
+    their elements, but for an embedding and a head of GPT: together they are as large as the file. A model of one's own
+    may use its weights several times, and have buffers of whole numbers."""
     weights, files, step = checkpoint.get("state_dict"), described.get("tokenizer"), checkpoint.get("global_step")
+    own = isinstance(described.get("model"), dict) and "target" in described["model"]
     return (
         is_bounded(checkpoint)
         and type(step) is int
@@ -245,8 +247,9 @@ def _is_valid(checkpoint: dict[str, Any], described: dict[str, Any]) -> bool:
         and all(isinstance(described.get(key), str) for key in ("run_id", "corpus"))
         and isinstance(described.get("eos_first", True), bool)
         and isinstance(weights, dict)
-        and all(isinstance(name, str) and _is_dense(tensor) for name, tensor in weights.items())
-        and _is_as_large_as_its_elements([value for _, value in leaves(checkpoint) if isinstance(value, Tensor)])
+        and all(isinstance(name, str) and is_dense(tensor) for name, tensor in weights.items())
+        and (own or all(tensor.is_floating_point() for tensor in weights.values()))
+        and (own or _is_as_large_as_its_elements([v for _, v in leaves(checkpoint) if isinstance(v, Tensor)]))
         and all(_are_counts(checkpoint.get(key, {})) for key in ("loops", "WindowsData"))
         and isinstance(files, dict)
         and all(isinstance(name, str) and is_file_name(name) for name in files)
@@ -260,11 +263,6 @@ def _are_counts(tree: Any) -> bool:
     if isinstance(tree, dict):
         return all(map(_are_counts, tree.values()))
     return type(tree) in (int, bool) and 0 <= tree < MAX_NUMBER
-
-
-def _is_dense(tensor: Any) -> bool:
-    """True for a floating-point tensor whose elements lie in memory one after the other."""
-    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.is_contiguous()
 
 
 def _is_as_large_as_its_elements(tensors: list[Tensor]) -> bool:
@@ -284,7 +282,7 @@ def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path],
         except tokenizers.UnknownKind:
             raise Outside(
                 f"{path} holds a tokenizer of a class outside slm; give the class: generate.py tokenizer_class=..., "
-                "slm.load(..., tokenizer=MyTokenizer)"
+                "slm.evaluate or slm.lens --tokenizer-class ..., slm.load(..., tokenizer=MyTokenizer)"
             ) from None
         except tokenizers.Damaged:
             raise UserError(

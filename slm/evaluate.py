@@ -9,14 +9,14 @@ valid. Writes evaluation.json into the run folder.
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from slm import checkpoint
+from slm import checkpoint, classes
 from slm.checkpoint import Loaded
 from slm.corpora import notices
 from slm.corpora.files import Files
@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="of generation")
     parser.add_argument("--seed", type=int, default=0, help="of the generated stories and the intervals")
     parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest, last and best")
+    classes.add_options(parser)
     arguments = parser.parse_args()
     if arguments.stories < 2:
         raise UserError(f"--stories={arguments.stories} must be at least 2")
@@ -55,17 +56,18 @@ def main():
         raise UserError(f"--seed={arguments.seed} must be at least 0")
     path = run_folder.find_checkpoint(arguments.run, atomic.expanded(arguments.runs_dir))
     if arguments.text:
-        print(printable(text_page(path, arguments.text)))
+        print(printable(text_page(path, arguments.text, **classes.given(arguments))))
     else:
         evaluate_stories(path, arguments)
 
 
-def text_page(path: Path, files: Sequence[str]) -> str:
+def text_page(path: Path, files: Sequence[str], **own: Callable) -> str:
     """The loss of a checkpoint on texts, read like the run's own data: separator or key, and layout.
 
-    Raises UserError for a checkpoint or text that cannot be read.
+    `own` are the classes of a tokenizer and a model from outside slm. Raises UserError for a checkpoint or text that
+    cannot be read.
     """
-    loaded = load(path)
+    loaded = load(path, **own)
     data = loaded.config.get("data")
     data = data if isinstance(data, dict) else {}
     layout = "packed" if data.get("layout", "packed") == "packed" else "documents"
@@ -103,7 +105,8 @@ def read_documents(file: str, data: dict[str, Any]) -> Iterator[str]:
 
 def evaluate_stories(path: Path, arguments: argparse.Namespace):
     """Prints the page and writes evaluation.json beside the checkpoint's run. Raises UserError."""
-    evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed)
+    own = classes.given(arguments)
+    evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed, **own)
     print(printable(page(evaluation)))
     json_line.note(**evaluation)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -113,9 +116,12 @@ def evaluate_stories(path: Path, arguments: argparse.Namespace):
         raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
 
 
-def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int) -> dict[str, Any]:
-    """All numbers of `page`, as plain types. Raises UserError unless the checkpoint is of a storyworld."""
-    loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
+def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int, **own: Callable) -> dict[str, Any]:
+    """All numbers of `page`, as plain types. `own` as in `text_page`.
+
+    Raises UserError unless the checkpoint is of a storyworld.
+    """
+    loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu", **own)
     model, tokenizer, corpus = for_decoding(loaded.model, "float32"), loaded.tokenizer, _corpus(path, loaded)
     samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # raises before the long work
     count = min(stories, corpus.counts["validation"])

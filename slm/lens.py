@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slm import checkpoint
+from slm import checkpoint, classes
 from slm.analysis.html import Page, paragraph, section
 from slm.analysis.html import escaped as html
 from slm.analysis.spikes import largest_jump
@@ -52,8 +52,8 @@ def main():
     parser.add_argument("--html", type=Path, metavar="FILE", help="write windows with tokens coloured by loss")
     parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest")
     parser.add_argument("--cache-dir", type=Path, help="where the token store is; default: the run's")
-    arguments = parser.parse_args()
-    look(arguments)
+    classes.add_options(parser)
+    look(parser.parse_args())
 
 
 def look(arguments: argparse.Namespace):
@@ -67,7 +67,7 @@ def look(arguments: argparse.Namespace):
     step, why = largest_jump(folder) if arguments.spike else (step_named(arguments.step), None)
     check_step(step, info, folder)
     path = weights_before(folder, info, step)
-    loaded = checkpoint.load(path, choose_device("auto", "device"))
+    loaded = checkpoint.load(path, choose_device("auto", "device"), **classes.given(arguments))
     stores = open_stores(info, loaded, arguments.cache_dir)
     readings = step_readings(info, step, loaded.model, loaded.tokenizer, stores)
     title = [*([why] if why else []), *heading(folder, info, step, run_folder.step_of(path), readings)]
@@ -158,9 +158,9 @@ def open_stores(info: dict[str, Any], loaded: Loaded, cache: Path | None) -> dic
     """
     written = info["config"].get("cache_dir")
     place = atomic.expanded(str(cache or (written if isinstance(written, str) else "~/.cache/slm")))
-    vocab_size, stores = loaded.tokenizer.vocab_size, {}
+    kind, vocab_size, stores = type(loaded.tokenizer), loaded.tokenizer.vocab_size, {}
     for source, corpus in corpora_of(info).items():
-        if not (store := TokenStore.find(corpus, info["tokenizer"], vocab_size, place)):
+        if not (store := TokenStore.find(corpus, info["tokenizer"], kind, vocab_size, place)):
             raise UserError(
                 f"the tokens {f'of {source} ' if source else ''}that this run read are not in the cache {place}; give "
                 "--cache-dir=<folder>, or make them again: the run's own command with trainer.fast_dev_run=true"

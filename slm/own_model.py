@@ -2,20 +2,26 @@
 
 `model._target_` names it. Its constructor takes those of `vocab_size`, `context` and `document_start` that it names,
 and its settings. Here it gets the methods of GPT; without a cache, decoding reads all ids again for each new one.
+What it may offer is `blocks`, modules in a ModuleList that return the residual stream (B, T, C), alone or first in a
+tuple: callbacks observe them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from slm.errors import UserError
+from slm.errors import UserError, is_out_of_memory, one_line
 from slm.model import GPT, GPTConfig
 
 FACTS = ("vocab_size", "context", "document_start")
+NOT_THEIRS = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))  # folders of slm and of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,12 @@ class OwnModel(nn.Module):
     def readout(self) -> dict[str, Any]:
         return {"weight": None}
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Those of the module, as in GPT; none if it does not offer any."""
+        found = getattr(self.net, "blocks", None)
+        return found if isinstance(found, nn.ModuleList) else nn.ModuleList()
+
     def features(self, tokens: Tensor, cache: "Ids | None" = None) -> Tensor:
         """Tokens (B, T) to logits (B, T, V). A cache supplies, and receives, the ids before."""
         if cache is None:
@@ -114,25 +126,71 @@ def shape(config: AnyConfig) -> str:
     return config.target if isinstance(config, OwnConfig) else f"{config.depth} x {config.width}"
 
 
+def is_dense(value: Any) -> bool:
+    """True for a tensor of real numbers whose elements lie in memory one after the other, as checkpoints hold them."""
+    return isinstance(value, Tensor) and not value.is_complex() and value.is_contiguous()
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream (B, T, C) of what a block returns. Raises UserError if there is none."""
+    stream = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(stream, Tensor) or stream.ndim != 3:
+        given = f"a tensor {tuple(stream.shape)}" if isinstance(stream, Tensor) else type(stream).__name__
+        raise UserError(f"a block of the model must return (B, T, C), alone or first in a tuple, not {given}")
+    return stream
+
+
 @torch.no_grad()
 def check(config: OwnConfig):
-    """Raises UserError if a small one does not map ids (B, T) to logits (B, T, V), or sees the ids after a position."""
+    """Raises UserError if a small one cannot be made, does not map ids (B, T) of any T to logits (B, T, V), is random
+    in evaluation, or sees the ids after a position."""
     where = f"model._target_={config.target}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = OwnModel(config).eval()
-        tokens = torch.randint(config.vocab_size, (2, min(config.context, 8)))
-        logits, expected = model(tokens), (*tokens.shape, config.vocab_size)
-        if not isinstance(logits, Tensor) or logits.shape != expected or not logits.is_floating_point():
-            given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        try:
+            model = OwnModel(config).eval()
+            if any(map(is_lazy, model.parameters())) or not len([*model.parameters()]):
+                raise UserError(f"{where} must have parameters, and make them in its constructor, with their sizes")
+            if odd := [name for name, value in model.state_dict().items() if not is_dense(value)]:
+                name = odd[0].removeprefix("net.")
+                raise UserError(f"{where}: {name} cannot be saved; it must be a contiguous tensor of real numbers")
+            tokens = torch.randint(config.vocab_size, (2, min(config.context, 8)))
+            logits = _logits(model, tokens, where)
+            parts = [_logits(model, tokens[:, :length], where) for length in (1, tokens.size(1) // 2 + 1)]
+            again = model(tokens)
+        except Exception as error:
+            fail(config, error)
+    if not torch.equal(again, logits):
+        raise UserError(
+            f"{where} gives other logits for the same ids: in evaluation (self.training) it must not be random"
+        )
+    for part in parts:
+        if not torch.allclose(part, logits[:, : part.size(1)], atol=1e-4):
             raise UserError(
-                f"{where}: forward must map ids {tuple(tokens.shape)} to logits {expected}, of floating point, "
-                f"but returns {given}"
-            )
-        changed = tokens.clone()
-        changed[:, -1] = (changed[:, -1] + 1) % config.vocab_size
-        if not torch.allclose(model(changed)[:, :-1], logits[:, :-1], atol=1e-4):
-            raise UserError(
-                f"{where} sees the future: the logits of earlier positions change with the last id, which they are to "
+                f"{where} sees the future: the logits of earlier positions change with later ids, which they are to "
                 "predict; mask its attention"
             )
+
+
+def _logits(model: OwnModel, tokens: Tensor, where: str) -> Tensor:
+    logits, expected = model(tokens), (*tokens.shape, model.config.vocab_size)
+    if not isinstance(logits, Tensor) or logits.shape != expected or not logits.is_floating_point():
+        given = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"{where}: forward must map ids {tuple(tokens.shape)} to logits {expected}, of floating point, but returns "
+            f"{given}"
+        )
+    return logits
+
+
+def fail(config: OwnConfig, error: Exception) -> NoReturn:
+    """Raises UserError with an error of the model's own code, and the last line outside of slm and torch before it."""
+    if isinstance(error, UserError) or is_out_of_memory(error):
+        raise error
+    frames = extract_tb(error.__traceback__)
+    last = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)] or frames
+    text = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+    raise UserError(
+        f"model._target_={config.target} fails on a small try: {text} ({last[-1].filename}, line {last[-1].lineno}); "
+        "SLM_DEBUG=1 shows the traceback"
+    ) from error

@@ -110,7 +110,7 @@ def test_targets_in_a_checkpoint_stay_text(tmp_path, saved, composed, monkeypatc
     raw["pytorch-lightning_version"] = "2.6.6"
     path = saved(raw)
     config = composed(f"resume={path}")
-    monkeypatch.setattr("slm.run.instantiate.import_module", None)  # raises when it is called
+    monkeypatch.setattr("slm.classes.import_module", None)  # raises when it is called
     assert checkpoint.load(path).config["_target_"] == "pathlib.Path.touch"
     refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), "was not trained on data=storyworld")
     refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "_target_: pathlib.Path.touch -> None")

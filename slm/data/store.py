@@ -12,6 +12,7 @@ import numpy as np
 
 from slm import system, tokenizers
 from slm.cache import cached, keep, place
+from slm.classes import file_hash
 from slm.corpora import Corpus, Split
 from slm.data import index
 from slm.data.encode import Encoder, write_split
@@ -64,12 +65,13 @@ class TokenStore:
     @classmethod
     def cached(cls, corpus: Corpus, tokenizer: Tokenizer, cache: str) -> Self | None:
         """The tokenized corpus, if the cache has it. Raises: UserError: if it is damaged."""
-        return cls.find(corpus.fingerprint(), fingerprint(tokenizer), tokenizer.vocab_size, Path(cache))
+        names = corpus.fingerprint(), fingerprint(tokenizer)
+        return cls.find(*names, type(tokenizer), tokenizer.vocab_size, Path(cache))
 
     @classmethod
-    def find(cls, corpus: str, tokenizer: str, vocab_size: int, cache: Path) -> Self | None:
+    def find(cls, corpus: str, tokenizer: str, kind: type, vocab_size: int, cache: Path) -> Self | None:
         """The store of these fingerprints, if the cache has it. Raises: UserError: if it is damaged."""
-        identity = _identity(corpus, tokenizer)
+        identity = {"format": FORMAT, "corpus": corpus, "tokenizer": tokenizer, **code_of(kind)}
         folder = place(cache, "tokens", identity)
         return cls.open(folder, {**identity, "vocab_size": vocab_size}) if folder.is_dir() else None
 
@@ -211,11 +213,13 @@ def tokenizer_identity(settings: Mapping[str, Any], corpus: Corpus) -> dict[str,
 
 def store_identity(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
     """What names the folder of a token store in the cache."""
-    return _identity(corpus.fingerprint(), fingerprint(tokenizer))
+    names = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": fingerprint(tokenizer)}
+    return {**names, **code_of(type(tokenizer))}
 
 
-def _identity(corpus: str, tokenizer: str) -> dict[str, Any]:
-    return {"format": FORMAT, "corpus": corpus, "tokenizer": tokenizer}
+def code_of(kind: type) -> dict[str, str | None]:
+    """The code of a class of tokenizers from outside slm, which may change while its files do not."""
+    return {"code": file_hash(kind)} if tokenizers.is_own(kind) else {}
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -17,23 +17,21 @@ def roles(model: GPT) -> dict[str, Role]:
 
     A tied matrix is an embedding. The gate of value embeddings, a small matrix, is hidden, as in nanochat.
     In a model of one's own the head is hidden, and a tensor of more dimensions, which Muon cannot take, is a readout.
-    Raises: ValueError: if a parameter has no role.
+    Raises: ValueError: if a parameter of GPT has no role.
     """
     found: dict[str, Role] = {}
-    gpt = isinstance(model, GPT)
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(module_name, recurse=False):
-            if isinstance(module, nn.Embedding) or (gpt and parameter is model.tokens.weight):
-                found[name] = "embedding"
-            elif parameter.ndim == 1:
-                found[name] = "vector"
-            elif (gpt and module is model.head) or (not gpt and parameter.ndim > 2):
-                found[name] = "readout"
-            elif parameter.ndim == 2:
-                found[name] = "hidden"
-            else:
-                raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
-    return {name: found[name] for name, _ in model.named_parameters()}  # a tied matrix appears once
+    head = model.head.weight if isinstance(model, GPT) else None
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in model.named_parameters():  # a tied matrix appears once
+        if parameter in embeddings:
+            found[name] = "embedding"
+        elif parameter.ndim < 2:
+            found[name] = "vector"
+        elif head is not None and parameter.ndim > 2:
+            raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
+        else:
+            found[name] = "readout" if parameter is head or parameter.ndim > 2 else "hidden"
+    return found
 
 
 def stacked(model: GPT) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from slm.classes import locate
 from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
 from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
@@ -105,7 +106,6 @@ def generate_main():
         check_single(parsed(overrides), ", and generate.py takes one")
         config, _ = composed("generate", overrides)
         from slm.generation.command import Request, generate_command
-        from slm.run.instantiate import locate
         from slm.run.read_config import typed
 
         signal.signal(signal.SIGINT, signal.default_int_handler)

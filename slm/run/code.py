@@ -2,18 +2,17 @@
 
 import contextlib
 import hashlib
-import inspect
 import os
 import subprocess
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from slm.classes import file_hash, locate
 from slm.errors import UserError
 from slm.model import GPT
 from slm.run import PACKAGE
-from slm.run.instantiate import describe_target, locate
+from slm.run.instantiate import describe_target
 from slm.security import leaves
 
 CODE = ("slm", "conf", "*.py", "*.yaml")  # new files that may change a run; not its logs and data
@@ -30,14 +29,6 @@ def classes(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
             with contextlib.suppress(UserError):  # an interpolation, in a setting that is not built
                 found[key.removesuffix("._target_")] = locate(target, key)
     return {key: {"class": describe_target(its), "sha256": file_hash(its)} for key, its in found.items()}
-
-
-def file_hash(target: Any) -> str | None:
-    """The sha256 of the Python file of a class or function."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(inspect.unwrap(target))).read_bytes()).hexdigest()
-    except (OSError, TypeError):  # built in, or from an archive
-        return None
 
 
 @cache  # what is imported stays the same

@@ -141,6 +141,8 @@ def explained(error: Exception, known_keys: Callable[[], Sequence[str]]) -> User
             return UserError(f"~{match[2]} has no effect: its value is null, or {group} has another option")
         other = f", since {group} is left out or has another option"
         to_add = f"; to add it, write +{match[2]}=..." if match[2].endswith("._target_") else ""
+        if match[2] == "model._target_":
+            to_add = "; a class of yours takes the option model=own, too"
         reason = to_add or (other if is_known else hint_for(match[2], known))
         return UserError(f"there is no key {match[2]}{reason}")
     if match := re.match(r"Error merging override (\S+)$", str(error)):  # the cause says why

@@ -8,11 +8,11 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from slm.classes import did_you_mean, locate
 from slm.errors import UserError
-from slm.run.names import did_you_mean, hint_for
+from slm.run.names import hint_for
 
 
 @dataclass(frozen=True)
@@ -91,44 +91,6 @@ def is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def locate(path: str, key: str) -> Callable:
-    """The class, function or classmethod with that dotted path. Raises UserError if it cannot be imported."""
-    parts = path.split(".") if isinstance(path, str) else []
-    for cut in range(len(parts) - 1 if all(parts) else 0, 0, -1):
-        try:
-            found = import_module(".".join(parts[:cut]))
-        except ModuleNotFoundError as error:
-            if error.name and not f"{path}.".startswith(f"{error.name}."):
-                raise UserError(f"{key}={path} needs the package {error.name}; pip install it") from None
-            continue
-        except SyntaxError as error:
-            place = f"{error.filename}, line {error.lineno}: " if error.filename else ""
-            raise UserError(f"{key}={path} cannot be imported: {place}{error.msg}") from None
-        except (ImportError, ValueError) as error:  # the latter of the module's own statements
-            raise UserError(f"{key}={path} cannot be imported: {error}") from None
-        for name in parts[cut:]:
-            if not hasattr(found, name):
-                hint = did_you_mean(name, dir(found)) or classes_in(found)
-                owner = getattr(found, "__name__", found)
-                raise UserError(f"{key}={path} cannot be imported: {owner} has no {name}{hint}")
-            found = getattr(found, name)
-        if callable(found):
-            with contextlib.suppress(ValueError):
-                inspect.signature(found)
-                return found
-            raise UserError(f"{key}={path} has no signature to check settings against; wrap it in a class")
-    missing = f"; there is no package {parts[0]}, and no {parts[0]}.py in the working folder" if parts else ""
-    hint = missing if len(parts) > 1 else "; it must be a dotted path such as my_package.my_module.MyClass"
-    raise UserError(f"{key}={path} cannot be imported{hint}")
-
-
-def classes_in(module: Any) -> str:
-    """What a module defines, for a message; empty if it defines no class."""
-    entries = getattr(module, "__dict__", {}).items()
-    own = [name for name, its in entries if inspect.isclass(its) and its.__module__ == getattr(module, "__name__", "")]
-    return f"; it has {', '.join(own[:20])}" if own else ""
-
-
 def describe_target(target: Callable) -> str:
     return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
 
@@ -141,7 +103,8 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     hints = hints_of(target.__init__ if inspect.isclass(target) else target)
     unknown = [key for key in values if key not in parameters]
     if unknown and not open_ended:
-        hint = hint_for(f"{prefix}{unknown[0]}", [prefix + p for p in parameters])
+        known = [prefix + p for p in parameters]
+        hint = (hint_for if target.__module__.startswith("slm.") else did_you_mean)(f"{prefix}{unknown[0]}", known)
         if len(unknown) > 1:
             hint = f"; nor are {', '.join(map(str, unknown[1:]))}"
         owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"

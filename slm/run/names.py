@@ -1,7 +1,8 @@
 """Names of keys in other frameworks, and hints for keys that do not exist."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+
+from slm.classes import did_you_mean
 
 SAME_KEY = {  # a key of Lightning or lightning-hydra-template that has the meaning of one of ours
     "trainer.max_steps": "budget.steps",
@@ -167,8 +168,3 @@ def hint_for_option(group: str, option: str, options: Sequence[str]) -> str:
     if shared[best] or named:
         return f"; did you mean {best if shared[best] else named[0].partition('=')[2]}?"
     return ""
-
-
-def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    close = get_close_matches(given, known, n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -12,6 +12,7 @@ import torch
 
 from slm import tokenizers
 from slm.cache import place
+from slm.classes import file_hash
 from slm.corpora.mixture import Mixture, by_source, named
 from slm.data.mixture import MixedSplits, mixed, passes
 from slm.data.store import TokenStore, prepare, prepare_tokenizer, tokenizer_identity
@@ -79,10 +80,11 @@ class TokenizerPlan:
         values = {key: value for key, value in config.tokenizer.settings.items() if not isinstance(value, Node)}
         node = {**config.plain["tokenizer"], **values}  # not the interpolations that are written
         owner = getattr(config.tokenizer.target, "__self__", config.tokenizer.target)  # the class of `build`
-        own = f"{owner.__module__}:{owner.__qualname__}" not in tokenizers.KINDS.values()
+        own = tokenizers.is_own(owner)
         load = getattr(owner, "load", tokenizers.load) if own else tokenizers.load
         name = node["_target_"].removesuffix(".build").removesuffix(".train").split(".")[-2]
-        return cls(name, tokenizers.identity(node), load)
+        code = {"code": file_hash(owner)} if own else {}
+        return cls(name, tokenizers.identity(node) | code, load)
 
 
 def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
@@ -107,7 +109,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     corpus, cache, chosen = config.data.corpus, Path(config.cache_dir), TokenizerPlan.of(config)
 
     def build(documents: Iterable[str]) -> Tokenizer:
-        hidden = ("_target_", "seed", "sha256")
+        hidden = ("_target_", "seed", "sha256", "code")
         given = [str(v) for key, v in chosen.settings.items() if key not in hidden and v is not None]
         settings = chosen.settings.get("path") or ", ".join(given)
         print(f"building the tokenizer: {chosen.name}" + (f" ({settings})" if settings else ""))

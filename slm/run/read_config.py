@@ -97,6 +97,8 @@ def read_model(values: Any) -> AnyConfig:
 
 def read_own_model(values: Mapping[str, Any]) -> OwnConfig:
     """The configuration of a model of one's own, of which a small one has been tried."""
+    if values["_target_"] == "???":
+        raise UserError("model=own needs a class of yours; give model._target_=my_models.MyModel (docs/own_model.md)")
     settings = {key: value for key, value in values.items() if key != "context"}
     node = Node.read("model", settings)
     node.check_complete(own_model.FACTS)

@@ -15,10 +15,10 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from slm.classes import locate
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.run import CONF
-from slm.run.instantiate import locate
 from slm.run.overrides import GROUPS, key_of, normalized, parsed
 from slm.security import leaves
 

@@ -7,8 +7,9 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from slm.classes import did_you_mean
 from slm.errors import UserError
-from slm.run.names import did_you_mean, hint_for
+from slm.run.names import hint_for
 
 MIXED = ("weight", "epochs", "layout")  # keys of a source beside those of its option
 SOURCE = "slm.corpora.mixture.Source"

@@ -75,6 +75,7 @@ def module(name: str, inner: str = ""):
     """python -m slm.evaluate, slm evaluate."""
     make_stdio_robust()
     sys.argv[0] = f"slm {name}"
+    sys.path.append("")
     sys.exit(import_module(f"slm.{name}{inner}").main())
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from slm.errors import Stopped
 from slm.estimate import parameters
 from slm.files import jsonl
-from slm.own_model import shape
+from slm.own_model import OwnConfig, shape
 from slm.results import Run
 from slm.run.fork import shown
 from slm.run.prepare import Job, shown_passes
 from slm.system import quoted
 from slm.tables import clock
+from slm.tokenizers import is_own
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
@@ -63,15 +64,16 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     generate, evaluate = "python generate.py", "python -m slm.evaluate"
     if "SLM_COMMAND" in os.environ:
         generate, evaluate = "slm generate", "slm evaluate"
+    classes = own_classes(job)
     sample = next(jsonl.lines(job.run_dir / "samples.jsonl"), None)
     prompt = f" prompt={quoted(sample['prompt'])}" if sample else ""
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
     if line := outcome(job.run_dir):
         print(f"        {line}")
     print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
-    print(f"        {generate} ckpt={folder}{prompt}")
+    print(f"        {generate} ckpt={folder}" + "".join(f" {n}_class={path}" for n, path in classes.items()) + prompt)
     if "stories" in config.callbacks:
-        print(f"        {evaluate} {folder}")
+        print(f"        {evaluate} {folder}" + "".join(f" --{n}-class {path}" for n, path in classes.items()))
 
 
 def outcome(folder: Path) -> str | None:
@@ -83,3 +85,12 @@ def outcome(folder: Path) -> str | None:
     if plan.get("peak_memory_bytes") and memory:
         found.append(f"memory {max(memory.values()):.2f} GB of {plan['peak_memory_bytes'] / 1e9:.2f} planned")
     return "; ".join(found) or None
+
+
+def own_classes(job: Job) -> dict[str, str]:
+    """The classes of model and tokenizer that a checkpoint does not know, by part; none for those of slm."""
+    owner = type(job.tokenizer)
+    found = {"model": job.model.target} if isinstance(job.model, OwnConfig) else {}
+    if is_own(owner):
+        found["tokenizer"] = f"{owner.__module__}.{owner.__qualname__}"
+    return found

@@ -20,7 +20,7 @@ from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled, local_rank
 from slm.model import GPT
-from slm.own_model import OwnModel, build
+from slm.own_model import AnyConfig, OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.prepare import Job, optimizer_of
 from slm.run.rate import time_limit
@@ -152,7 +152,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             accelerator=hardware.accelerator,
             devices=hardware.devices // config.trainer.num_nodes,
             num_nodes=config.trainer.num_nodes,
-            strategy=DDPStrategy(broadcast_buffers=False) if hardware.devices > 1 else "auto",  # buffers never change
+            strategy=distributed(job.model) if hardware.devices > 1 else "auto",
             precision=hardware.precision,
             max_steps=job.steps,
             max_epochs=-1,
@@ -175,6 +175,13 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
         return trainer
     except (ValueError, TypeError, RuntimeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
+
+
+def distributed(model: AnyConfig) -> DDPStrategy:
+    """The buffers of GPT never change; those of another model become those of the first process in each step, and some
+    of its parameters may have no gradient."""
+    own = isinstance(model, OwnConfig)
+    return DDPStrategy(broadcast_buffers=own, find_unused_parameters=own)
 
 
 def launcher(devices: int) -> list[ClusterEnvironment]:

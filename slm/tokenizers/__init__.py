@@ -83,6 +83,11 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "sha256": [atomic.sha256(file) for file in files if file.is_file()]}
 
 
+def is_own(kind: type) -> bool:
+    """True for a class of tokenizers from outside slm."""
+    return f"{kind.__module__}:{kind.__qualname__}" not in KINDS.values()
+
+
 def pieces(tokenizer: Tokenizer) -> np.ndarray:
     """The UTF-8 bytes of every id, as objects (V,)."""
     table = np.empty(tokenizer.vocab_size, dtype=object)

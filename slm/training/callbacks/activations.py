@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slm.errors import UserError
 from slm.loss import IGNORE
+from slm.own_model import stream_of
 from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.dynamics import block, evaluated
 from slm.training.callbacks.guard import flush_checks
@@ -39,7 +40,7 @@ class Activations(Callback):
 
     def on_fit_start(self, trainer, module):
         if not list(parts(module.model)):
-            raise UserError("callbacks.activations needs a model with `blocks`, as slm.model.GPT has them")
+            raise UserError("callbacks.activations needs a model with blocks, a ModuleList (docs/own_model.md)")
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if not is_due(trainer.global_step + 1, self.every_n_steps):
@@ -76,7 +77,7 @@ class Activations(Callback):
     def _hook(self, name: str, of_input: bool):
         @torch.no_grad()
         def note(part: nn.Module, inputs: tuple, output: Tensor):
-            x = (inputs[0] if of_input else output).detach()[self.kept].float()  # (N, U)
+            x = stream_of(inputs[0] if of_input else output).detach()[self.kept].float()  # (N, U)
             means = torch.stack([x.new_ones(()), x.mean(), x.square().mean(), (x == 0).float().mean()])
             self.sums[name] = self.sums.get(name, 0) + means * len(x)
             self.highest[name] = torch.maximum(self.highest.get(name, x.new_zeros(())), x.abs().amax())
@@ -86,7 +87,7 @@ class Activations(Callback):
 
 def parts(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """Name, module, and whether its input is meant instead of its output, of each block and those parts that it has."""
-    for layer, its in enumerate(getattr(model, "blocks", ())):
+    for layer, its in enumerate(model.blocks):
         attention, mlp = getattr(its, "attention", None), getattr(its, "mlp", None)
         found = {"stream": its, "attention": attention, "mlp": mlp, "hidden": getattr(mlp, "out", None)}
         yield from ((f"{block(layer)}/{n}", part, n == "hidden") for n, part in found.items() if part is not None)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from slm.errors import UserError
 from slm.loss import IGNORE, chunk_rows
 from slm.model import GPT
+from slm.own_model import stream_of
 from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
@@ -60,6 +61,10 @@ class AuxiliaryLoss(Callback):
             raise UserError(
                 "callbacks.auxiliary_loss: hidden states of compiled code are out of reach; give trainer.compile=false"
             )
+        if "hidden" in self.names and not len(module.model.blocks):
+            raise UserError(
+                "callbacks.auxiliary_loss: hidden needs a model with blocks, a ModuleList (docs/own_model.md)"
+            )
         if self.restored is not None:
             self.loss.load_state_dict(move_data_to_device(self.restored, module.device))
         module.auxiliary.append(self._added)
@@ -68,7 +73,7 @@ class AuxiliaryLoss(Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.sums = 0.0
         if "hidden" in self.names:
-            hook = lambda block, inputs, output: self.hidden.append(output)  # noqa: E731
+            hook = lambda block, inputs, output: self.hidden.append(stream_of(output))  # noqa: E731
             self.handles = [block.register_forward_hook(hook) for block in module.model.blocks]
 
     def _added(self, model: GPT, inputs: Tensor, targets: Tensor, features: Tensor) -> Tensor:

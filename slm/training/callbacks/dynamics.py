@@ -15,8 +15,9 @@ from torch import Tensor
 from slm.attention import Attention, rotate, visible
 from slm.errors import UserError
 from slm.loss import IGNORE
-from slm.model import GPT
+from slm.model import GPT, MLP
 from slm.optim.roles import roles
+from slm.own_model import stream_of
 from slm.training.callbacks import is_due, remove_hooks, step_ends
 from slm.training.callbacks.guard import flush_checks
 from slm.training.loggers import write_metrics
@@ -158,7 +159,7 @@ def membership(model: GPT) -> tuple[list[str], Tensor]:
     """The groups of parameters, and which parameter is in which group, 0.0 or 1.0 (G, P)."""
     of: list[str] = []
     for name, role in roles(model).items():
-        parts = name.split(".")
+        parts = name.removeprefix("net.").split(".")  # of a model of one's own
         of.append(block(int(parts[1])) if parts[0] == "blocks" else role)
     groups = list(dict.fromkeys(of))
     rows = [[float(group == its) for its in of] for group in groups]
@@ -172,32 +173,30 @@ def norms(tensors: list[Tensor], members: Tensor) -> Tensor:
 
 
 def probe(model: GPT, windows: Tensor) -> dict[str, Tensor]:
-    """Activations and attention of each block (L,), from a forward pass without dropout and without compilation."""
+    """Activations and attention of each block (L,), from a forward pass without dropout and without compilation.
+
+    Blocks of a class outside slm have those quantities only for which all of them have slm's MLP or attention.
+    """
     inputs, targets = split(windows)
     kept = targets != IGNORE  # (B, T)
     rms, dead, attention = [], [], []
     hooks = []
     for layer in model.blocks:
-        hooks += [
-            layer.register_forward_hook(lambda _, inputs, x: rms.append(rms_of(x, kept))),
-            (layer.mlp.gate or layer.mlp.up).register_forward_hook(
-                lambda _, inputs, x: dead.append(dead_share(x, kept))
-            ),
-            layer.attention.register_forward_pre_hook(
-                lambda module, inputs: attention.append(entropies(module, inputs[0], inputs[2], kept))
-            ),
-        ]
+        hooks.append(layer.register_forward_hook(lambda _, inputs, x: rms.append(rms_of(stream_of(x), kept))))
+        if isinstance(mlp := getattr(layer, "mlp", None), MLP):
+            hook = lambda _, inputs, x: dead.append(dead_share(x, kept))  # noqa: E731
+            hooks.append((mlp.gate or mlp.up).register_forward_hook(hook))
+        if isinstance(its := getattr(layer, "attention", None), Attention):
+            look = lambda module, inputs: attention.append(entropies(module, inputs[0], inputs[2], kept))  # noqa: E731
+            hooks.append(its.register_forward_pre_hook(look))
     try:
         evaluated(model, inputs)
     finally:
         remove_hooks(hooks)
-    heads = torch.stack(attention)  # (L, H)
-    return {
-        "activation_rms": torch.stack(rms),
-        "dead_share": torch.stack(dead),
-        "attention_entropy": heads.mean(1),
-        "attention_entropy_min": heads.amin(1),
-    }
+    probed = {"activation_rms": rms, "dead_share": dead}
+    probed |= {"attention_entropy": [heads.mean() for heads in attention]}
+    probed |= {"attention_entropy_min": [heads.amin() for heads in attention]}
+    return {name: torch.stack(found) for name, found in probed.items() if found and len(found) == len(model.blocks)}
 
 
 def evaluated(model: GPT, inputs: Tensor):
