@@ -94,6 +94,7 @@ def folder(tmp_path_factory, text_file, finished):
         shutil.copy(text_file, folder / "novels" / name)
     rows = "".join(f"the cat {index};{'the dog saw a big cat ' * 20}\n" for index in range(60))
     (folder / "reviews.csv.gz").write_bytes(gzip.compress(f"title;body\n{rows}".encode()))
+    (folder / "texts.jsonl").write_text('{"text": "user: who saw a big cat?"}\n' * 200)
     (folder / "prompts.txt").write_text("the cat\nthe dog\n")
     shutil.copytree(finished, folder / "runs" / "text")
     return folder
