@@ -122,9 +122,9 @@ def test_a_killed_run_resumes_and_equals_one_of_linux(text_file, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_and_its_report(text_file, tmp_path):
-    printed(*small(text_file, tmp_path), "-m", "seed=1,2", "sweep_dir=sweep", cwd=tmp_path)
+    printed(*small(text_file, tmp_path), "-m", "optimizer.lr=1e-3,1e-2", "sweep_dir=sweep", cwd=tmp_path)
     assert [job.status for job in sweep_folder.require(tmp_path / "sweep").jobs] == ["done", "done"]
-    assert "seed" in printed("-m", "slm.compare", "sweep", "sweep", cwd=tmp_path)
+    assert "val/loss" in printed("-m", "slm.compare", "sweep", cwd=tmp_path)
     printed("-m", "slm.report", "sweep", cwd=tmp_path)
 
 
