@@ -85,8 +85,8 @@ def test_device(monkeypatch):
     for result, checks, status in (
         (({}, "ImportError: libcudart.so.12", False), ["torch"], "error"),
         ((CPU, TORCHVISION, False), ["device", "torchmetrics"], "error"),
-        ((CPU, None, True), ["device", "torchmetrics"], "warning"),
-        (({}, None, True), ["torch"], "warning"),
+        ((CPU, None, True), ["device", "torchmetrics"], "ok"),
+        (({}, None, True), ["torch"], "ok"),  # of a cold cache
     ):
         monkeypatch.setattr(machine, "probe", lambda seconds, result=result: result)
         found = machine.device(4)
@@ -158,6 +158,17 @@ def test_packages(monkeypatch):
     monkeypatch.setattr(packages, "version", lambda name: "2.5.1" if name == "torch" else real(name))
     assert "torch 2.5.1 is not >=" in packages.packages()[0].found
     assert packages.python().status == "ok"
+
+
+def test_a_torchvision_for_another_torch_is_found_without_an_import(monkeypatch):
+    monkeypatch.setattr(packages, "version", {"torch": "2.13.0+cpu", "torchvision": "0.20.0"}.get)
+    for line, count in (("torch==2.5.0", 1), ("torch (==2.5.0)", 1), ("torch==2.13.0", 0), ("torch-other==1", 0)):
+        monkeypatch.setattr(packages, "required_by", lambda name, line=line: ["numpy", line])
+        found = packages.torchvision()
+        assert len(found) == count
+    monkeypatch.setattr(packages, "required_by", lambda name: ["torch==2.5.0"])
+    assert packages.torchvision()[0].found == "torchvision 0.20.0 is for torch ==2.5.0, not 2.13.0+cpu"
+    assert "uninstall torchvision" in packages.torchvision()[0].remedy
 
 
 def test_a_torchvision_for_another_torch_is_one_line():

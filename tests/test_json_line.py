@@ -1,10 +1,17 @@
 """print=json: stdout is one line of JSON, however a command ends."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
-from conftest import small_run, trained
+import pytest
+from conftest import ROOT, exit_code, small_run, trained
 
+from slm import compare, evaluate, verify
 from slm.results import Run
+from slm.run import cli, start
 
 
 def test_the_line_of_a_run_of_a_plan_and_of_a_mistake(text_file, tmp_path, monkeypatch, capfd):
@@ -40,3 +47,44 @@ def test_the_line_of_a_sweep_has_each_job_of_results_csv(text_file, tmp_path, mo
     assert line["folder"] == str(tmp_path / "s")
     assert [job["status"] for job in line["jobs"]] == ["done", "failed"]
     assert "must be above 0" in line["jobs"][1]["failure"]
+
+
+@pytest.mark.parametrize("name", start.MODULES)
+def test_every_command_ends_with_a_line(name, monkeypatch, capfd):
+    assert exit_code(monkeypatch, start.main_of(name), "--no-such-option", "print=json") == 2
+    assert json.loads(capfd.readouterr().out)["exit_code"] == 2
+
+
+def test_the_lines_of_verify_evaluate_compare_and_generate(finished, text_file, tmp_path, monkeypatch, capfd):
+    def printed(main, *words) -> dict:
+        code = exit_code(monkeypatch, main, *map(str, words), "print=json")
+        line = json.loads(capfd.readouterr().out)
+        assert line["exit_code"] == code
+        return line
+
+    assert printed(verify.main, finished)["problems"] == []
+    other = shutil.copytree(finished, tmp_path / "other")
+    (other / "metrics.jsonl").write_text("")
+    found = printed(verify.main, finished, other)
+    assert (found["exit_code"], list(found["different"])) == (1, ["metrics"])
+    assert "weights" in found["equal"]
+    loss = printed(evaluate.main, finished, "--text", text_file)
+    assert loss["nats"] > 0
+    assert loss["tokens"] > loss["documents"] == 200
+    assert printed(compare.main, finished)["metric"] == "val/bits_per_byte"
+    (text,) = printed(cli.generate_main, f"ckpt={finished}", "max_new_tokens=3", "prompt=print=json")["completions"]
+    assert (text["prompt"], text["tokens"]) == ("print=json", 3)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_before_training_prints_the_line_in_the_first_process(rank):
+    code = """if True:
+        import os, signal
+        from slm.files import json_line
+        with json_line.printed(["print=json"]):
+            print("other text")
+            os.kill(os.getpid(), signal.SIGTERM)"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 143
+    assert done.stdout == ('{"exit_code": 143, "error": "SIGTERM"}\n' if rank == "0" else "")

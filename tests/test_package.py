@@ -1,11 +1,33 @@
 """An installed wheel, not a checkout: it trains from any folder, with conf/ inside the package."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import ROOT, small_run
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_constraints_lie_within_the_bounds_and_leave_no_package_of_dev_out():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    assert not re.search("[/@:]", "".join(lines))  # no host
+    extras, required = PROJECT["optional-dependencies"], [*map(Requirement, PROJECT["dependencies"])]
+    asked = [*required, *map(Requirement, extras["dev"])]
+    (own,) = (each for each in asked if each.name == PROJECT["name"])
+    asked += [Requirement(line) for extra in own.extras for line in extras[extra]]
+    for requirement in asked:
+        if requirement is not own:
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+    others = [Requirement(line) for extra in extras.keys() - own.extras - {"dev"} for line in extras[extra]]
+    assert all(each.specifier.contains(pins[each.name]) for each in others if each.name in pins)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import small_run, trained
+from conftest import ROOT, small_run, trained
 
 from slm.corpora import download
 from slm.estimate import device_table, parameters, parts
@@ -103,9 +103,12 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     assert trained(monkeypatch, "experiment=shakespeare", *nodes, *elsewhere) == 0
     small_model = "model.depth=1", "model.width=64", "model.head_dim=32", "data.corpus.repository=me/mine"
     assert trained(monkeypatch, *small_model, "budget.minutes=5", *elsewhere) == 0
+    rows = ["data=files", f"data.path={ROOT / 'pyproject.toml'}", "data.separator=x", "budget.steps=1"]
+    assert trained(monkeypatch, *small_model[:3], *rows, *elsewhere) == 0
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
     assert {path.name for path in tmp_path.glob("cache/*")} <= {"digests"}  # of the text file
     printed = capsys.readouterr()
+    assert "tokens unknown until the data is prepared: prepare=true" in printed.out
     assert "budget: 10 steps of 4 windows = " in printed.out
     assert "2 jobs" in printed.out
     assert "1,003,856 train tokens (estimated" in printed.out

@@ -12,12 +12,12 @@ from typing import Any
 
 from slm import system
 from slm.checks.finding import Finding
-from slm.checks.packages import ROOT
+from slm.checks.packages import ROOT, WITHOUT_TORCHVISION
 from slm.errors import one_line
 
 LITTLE_MEMORY = 4e9, 1e9  # bytes available: a warning, an error
 LITTLE_SHARED = 0.5e9
-SLOW = "a slow disk, or a busy machine: python -m slm.doctor --wait 60"
+SLOW = "the first import after a start of the machine is slow; python -m slm.doctor --wait 60 waits for it"
 PROGRAM = "#include <Python.h>\n#include <cmath>\nint main() { return 0; }\n"
 
 
@@ -26,7 +26,8 @@ def device(seconds: float) -> list[Finding]:
     facts, failure, late = probe(seconds)
     driver = answer_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", seconds=2)
     if late:
-        slow = Finding("torchmetrics" if facts else "torch", "warning", f"not imported after {seconds:.0f} s", SLOW)
+        name = "torchmetrics" if facts else "torch"
+        slow = Finding(name, "ok", f"installed; its import takes more than {seconds:.0f} s", SLOW)
         return [device_finding(facts, driver), slow] if facts else [slow]
     if not facts:
         return [
@@ -36,7 +37,7 @@ def device(seconds: float) -> list[Finding]:
     if failure:
         fix = "python -m pip install --force-reinstall lightning torchmetrics"
         if "torchvision" in failure:
-            fix = "python -m pip uninstall torchvision, which slm does not need and which does not fit this torch"
+            fix = WITHOUT_TORCHVISION
         found.append(Finding("torchmetrics", "error", f"cannot be imported: {failure}", fix))
     return found
 

@@ -17,6 +17,8 @@ WITHOUT_TORCH = (
     "https://download.pytorch.org/whl/cpu), then python -m pip install -e ."
 )
 
+WITHOUT_TORCHVISION = "python -m pip uninstall torchvision, which slm does not need and which does not fit this torch"
+
 
 def python() -> Finding:
     found = f"{sys.version.split()[0]} in {sys.prefix}"
@@ -31,13 +33,32 @@ def packages() -> list[Finding]:
     required, _ = requirements()
     missing = [name for name in required if version(name) is None and name != "torch"]
     unfit = [f"{name} {version(name)} is not {bounds}" for name, bounds in required.items() if not fits(name, bounds)]
+    others = torchvision()
     found = ", ".join(f"{name} {version(name)}" for name in SHOWN if version(name))
     if missing or unfit:
         missing = [f"not installed: {', '.join(missing)}"] if missing else []
-        others = Finding("packages", "error", "; ".join([*missing, *unfit]), "python -m pip install -e .")
+        others.insert(0, Finding("packages", "error", "; ".join([*missing, *unfit]), "python -m pip install -e ."))
     else:
-        others = Finding("packages", "ok", found)
-    return [others] if version("torch") else [Finding("torch", "error", "not installed", WITHOUT_TORCH), others]
+        others.insert(0, Finding("packages", "ok", found))
+    return others if version("torch") else [Finding("torch", "error", "not installed", WITHOUT_TORCH), *others]
+
+
+def torchvision() -> list[Finding]:
+    """An error if torchvision, which Lightning imports where it is installed, was built for another torch."""
+    built_for = [line for line in required_by("torchvision") if re.match(r"torch\b(?![-.])", line)]
+    bounds = [re.sub(r"^torch\s*|[()]", "", line.partition(";")[0]).strip() for line in built_for]
+    if all(fits("torch", each) for each in bounds):
+        return []
+    found = f"torchvision {version('torchvision')} is for torch {bounds[0]}, not {version('torch')}"
+    return [Finding("torchvision", "error", found, WITHOUT_TORCHVISION)]
+
+
+def required_by(name: str) -> list[str]:
+    """The requirements of an installed package; none of one that is not."""
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def extras() -> Finding:

@@ -85,6 +85,7 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "seed": "random_seed torch_seed",
     "trainer.compile": "compile_model torch_compile",
     "callbacks": "hooks",
+    "hydra.launcher.n_jobs": "njobs num_jobs n_workers",
     "experiment": "config config_file",
 }
 OPTIONS = {  # group=option -> names of the option elsewhere; a name with a word of an option needs none

@@ -35,7 +35,9 @@ def _model_lines(plan: Plan) -> Iterator[str]:
 def _data_lines(plan: Plan) -> Iterator[str]:
     text, config = plan.text, plan.config
     if text.tokens is None:
-        yield "data:   tokens unknown until the data is downloaded, which a plan does not do"
+        local = getattr(config.data.corpus, "is_local", lambda: True)()
+        missing = "prepared: prepare=true does that" if local else "downloaded, which a plan does not do"
+        yield f"data:   tokens unknown until the data is {missing}"
     else:
         source = "in the cache" if text.cached else "estimated: not in the cache"
         yield f"data:   {text.tokens:,} train tokens ({source})"
@@ -72,6 +74,9 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
         less = replace(plan, model=other).memory
         switched = f"model.gradient_checkpointing={str(other.gradient_checkpointing).lower()}"
         yield f"        {gigabytes(less.peak)} GB with {switched}"
+    if "auxiliary_loss" in plan.config.callbacks:
+        logits = gigabytes(4 * plan.microbatch * model.context * model.vocab_size)
+        yield f"        and callbacks.auxiliary_loss, not counted: logits take {logits} GB, their gradient as much"
     files = checkpoint_files(plan.config.callbacks["checkpoints"].settings, plan.steps or 0)
     folder = Path(plan.config.run_dir or plan.config.runs_dir).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free

@@ -46,7 +46,7 @@ def refuse_foreign(folder: Path, words: Sequence[str], given: Mapping[str, Overr
             continue
         if found := next(foreign_parts(override), None):
             raise UserError(
-                f"fork={folder}: its overrides.yaml holds {found}, which is not taken from a file; if you trust it, "
+                f"overrides.yaml of {folder} holds {found}, which is not taken from a file; if you trust it, "
                 f"type {shlex.quote(word)} again"
             )
 

@@ -6,9 +6,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from slm.files.stdio import make_stdio_robust
@@ -71,17 +72,22 @@ def generate():
 
 
 @one_line_limits()
-def module(name: str, inner: str = ""):
+def module(name: str):
     """python -m slm.evaluate, slm evaluate."""
     make_stdio_robust()
     sys.argv[0] = f"slm {name}"
     sys.path.append("")
-    sys.exit(import_module(f"slm.{name}{inner}").main())
+    sys.exit(main_of(name)())
 
 
-MODULES = ("evaluate", "verify", "lens", "cache", "report", "compare", "doctor")
+def main_of(name: str) -> Callable[[], int | None]:
+    """The main function of a module, or of a package's __main__."""
+    package = "" if find_spec(f"slm.{name}").submodule_search_locations is None else ".__main__"
+    return import_module(f"slm.{name}{package}").main
+
+
+MODULES = "evaluate", "verify", "lens", "cache", "report", "compare", "doctor", "data", "tokenizers", "learn"
 COMMANDS = {"train": train, "generate": generate, **{name: partial(module, name) for name in MODULES}}
-COMMANDS |= {name: partial(module, name, ".__main__") for name in ("data", "learn")}
 OTHER_NAMES = {  # what one may type -> the words for it
     **dict.fromkeys(("params", "estimate", "cost", "plan"), "train ... plan=true"),
     **dict.fromkeys(("bench", "benchmark"), "train ... plan=measure"),
