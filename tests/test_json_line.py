@@ -64,6 +64,7 @@ def test_the_lines_of_verify_evaluate_compare_and_generate(finished, text_file, 
 
     assert printed(verify.main, finished)["problems"] == []
     other = shutil.copytree(finished, tmp_path / "other")
+    assert printed(compare.main, finished, other)["metric"] == "val/bits_per_byte"
     (other / "metrics.jsonl").write_text("")
     found = printed(verify.main, finished, other)
     assert (found["exit_code"], list(found["different"])) == (1, ["metrics"])
@@ -71,7 +72,6 @@ def test_the_lines_of_verify_evaluate_compare_and_generate(finished, text_file, 
     loss = printed(evaluate.main, finished, "--text", text_file)
     assert loss["nats"] > 0
     assert loss["tokens"] > loss["documents"] == 200
-    assert printed(compare.main, finished)["metric"] == "val/bits_per_byte"
     (text,) = printed(cli.generate_main, f"ckpt={finished}", "max_new_tokens=3", "prompt=print=json")["completions"]
     assert (text["prompt"], text["tokens"]) == ("print=json", 3)
 
