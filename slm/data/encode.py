@@ -98,7 +98,7 @@ def progress(line: Callable[[], str]) -> Iterator[Callable[[], None]]:
     """A function that writes the line on stderr anew: on a terminal in place, twice a second, elsewhere every
     LINE_SECONDS. It is written once more at the end, unless the block raises."""
     said = time.perf_counter()
-    with Live(line(), console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+    with Live(line(), console=Console(stderr=True, force_jupyter=False), transient=True, auto_refresh=False) as live:
         seconds = 0.5 if live.console.is_terminal else LINE_SECONDS
 
         def show():
