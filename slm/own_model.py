@@ -76,9 +76,9 @@ class OwnModel(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """Those of the module, as in GPT; none if it does not offer any."""
+        """Those of the module, as in GPT, each once; none if it does not offer any."""
         found = getattr(self.net, "blocks", None)
-        return found if isinstance(found, nn.ModuleList) else nn.ModuleList()
+        return nn.ModuleList(dict.fromkeys(found) if isinstance(found, nn.ModuleList) else [])
 
     def features(self, tokens: Tensor, cache: "Ids | None" = None) -> Tensor:
         """Tokens (B, T) to logits (B, T, V). A cache supplies, and receives, the ids before."""

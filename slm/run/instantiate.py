@@ -104,7 +104,8 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
     unknown = [key for key in values if key not in parameters]
     if unknown and not open_ended:
         known = [prefix + p for p in parameters]
-        hint = (hint_for if target.__module__.startswith("slm.") else did_you_mean)(f"{prefix}{unknown[0]}", known)
+        ours, key = target.__module__.startswith("slm."), f"{prefix}{unknown[0]}"
+        hint = hint_for(key, known) if ours else did_you_mean(key, known, cutoff=0.8)
         if len(unknown) > 1:
             hint = f"; nor are {', '.join(map(str, unknown[1:]))}"
         owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
