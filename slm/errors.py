@@ -36,6 +36,13 @@ def environment_secrets() -> dict[str, str]:
     }
 
 
+def without_secrets(text: str) -> str:
+    """The text with the secrets of the environment as their interpolations."""
+    for name, secret in environment_secrets().items():
+        text = text.replace(secret, f"${{oc.env:{name}}}")
+    return text
+
+
 class UserError(ValueError):
     """A mistake in a command, a configuration, data or a checkpoint.
 
@@ -46,10 +53,7 @@ class UserError(ValueError):
     exit_code = 2
 
     def __str__(self) -> str:
-        text = super().__str__()
-        for name, secret in environment_secrets().items():
-            text = text.replace(secret, f"${{oc.env:{name}}}")
-        return text
+        return without_secrets(super().__str__())
 
 
 class ResourceError(UserError):

@@ -2,18 +2,22 @@
 
 python -m slm.report FOLDER ...   a run (also one that is running or was killed), a sweep, or a folder of runs
 A run and a sweep write theirs at their end. For a run the command draws loss.png, too.
+python -m slm.report RUN --zip FILE   the records of a run for a bug report or a teacher, without weights and secrets
 """
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from slm.errors import UserError, one_line
+from slm.errors import UserError, file_operation, one_line, without_secrets
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 
 AXES = "steps", "tokens", "flops", "seconds"  # of slm.analysis.curves, which imports numpy
+
+RECORDS = "run.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "samples.jsonl", "events.jsonl"
 
 
 @json_line.command
@@ -21,9 +25,16 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
     parser.add_argument("--x", choices=AXES, default="steps", help="horizontal axis of the curves (default: steps)")
+    parser.add_argument("--zip", type=Path, metavar="FILE", help="write the records of one run into this file instead")
     arguments = parser.parse_args()
-    written = []
-    for folder in map(atomic.expanded, arguments.folder):
+    folders, written = [atomic.expanded(folder) for folder in arguments.folder], []
+    if arguments.zip:
+        if len(folders) > 1:
+            raise UserError(f"--zip={arguments.zip} is for one run, not {len(folders)}; give one folder")
+        bundle(folders[0], arguments.zip)
+        written, folders = [arguments.zip], []
+        print(arguments.zip)
+    for folder in folders:
         written.append(create(folder, arguments.x))
         print(written[-1])
         if (folder / "run.json").exists() and (picture := draw(folder, arguments.x)):
@@ -56,6 +67,22 @@ def draw(folder: Path, axis: str = "steps") -> Path | None:
         return None
     figures.save(folder / "loss.png", charts, folder.name)
     return folder / "loss.png"
+
+
+def bundle(folder: Path, file: Path):
+    """Zips the records of a run: text files alone, with ~ for the home folder and names for secrets of the environment.
+
+    Raises UserError for a folder that is no run, and for a file that exists already.
+    """
+    run_folder.require_run_json(folder)
+    home = str(Path.home()) if Path.home().parts[1:] else "~"
+    if file.exists():
+        raise UserError(f"--zip={file} exists already; give another name")
+    with file_operation("write", file), zipfile.ZipFile(file, "x", zipfile.ZIP_DEFLATED) as archive:
+        for name in RECORDS:
+            if (folder / name).is_file():
+                text = (folder / name).read_text(encoding="utf-8", errors="replace")
+                archive.writestr(name, without_secrets(text).replace(home, "~"))
 
 
 def write(folder: Path) -> Path | None:

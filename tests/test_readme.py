@@ -158,7 +158,7 @@ def test_report(command, folder, monkeypatch, capsys):
     shutil.copytree(folder / "runs" / "text", folder / "sweeps" / "mine" / "one", dirs_exist_ok=True)
     name, *others = shlex.split(command)[3:]
     assert exit_code(monkeypatch, report.main, name, *others) == 0
-    assert capsys.readouterr().out.startswith(f"{name}/report.html\n")
+    assert capsys.readouterr().out.startswith(f"{others[-1] if '--zip' in others else name + '/report.html'}\n")
 
 
 @pytest.mark.parametrize("command", LENS)

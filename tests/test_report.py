@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,22 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     assert exit_code(monkeypatch, report.main, str(tmp_path)) == 2
     assert report.write(tmp_path) is None
     assert "warning: report.html was not written (UserError: " in capsys.readouterr().err
+
+
+def test_the_records_of_a_run_for_others(run, tmp_path, monkeypatch, capsys):
+    file, home = tmp_path / "records.zip", Path(json.loads((run / "run.json").read_text())["config"]["run_dir"]).parent
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN", json.loads((run / "run.json").read_text())["run_id"])
+    assert str(home) in (run / "config.yaml").read_text()
+    assert exit_code(monkeypatch, report.main, str(run), "--zip", str(file)) == 0
+    with zipfile.ZipFile(file) as archive:
+        records = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert {"run.json", "config.yaml", "overrides.yaml", "metrics.jsonl"} <= set(records) <= set(report.RECORDS)
+    assert records["metrics.jsonl"] == (run / "metrics.jsonl").read_text()
+    assert json.loads(records["run.json"])["run_id"] == "${oc.env:HF_TOKEN}"
+    assert not any(str(home) in text for text in records.values())
+    assert exit_code(monkeypatch, report.main, str(run), "--zip", str(file)) == 2
+    assert "exists already; give another name" in capsys.readouterr().err
 
 
 def test_a_foreign_run(finished, tmp_path):
