@@ -25,7 +25,9 @@ def default() -> RunConfig:
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS, ids=map("=".join, GROUPS))
-def test_every_option_composes_and_is_typed(group, option, default):
+def test_every_option_composes_and_is_typed(group, option, default, monkeypatch):
+    if group == "hparams_search":
+        monkeypatch.setenv("SLM_RUN_DIR", "of/a/job")  # one of a sweep
     config = cli.compose([f"{group}={option}"])
     assert isinstance(config, RunConfig)
     assert all(isinstance(node, Node) for node in [*config.callbacks.values(), *config.logger.values()])

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -138,17 +139,17 @@ class InParts(Stories):
             yield part(files[place.file])
 
 
-class Broken(ByteTokenizer):
-    """Ends the process, or raises, at one of its calls."""
+def broken(at: int, end: Callable) -> ByteTokenizer:
+    """A tokenizer that ends the process, or raises, at one of its calls."""
+    tokenizer, left = ByteTokenizer(), iter(range(at))
 
-    def __init__(self, at, end):
-        self.at, self.end = at, end
+    def encode_batch(texts):
+        if next(left, None) is None:
+            end()
+        return ByteTokenizer.encode_batch(tokenizer, texts)
 
-    def encode_batch(self, texts):
-        self.at -= 1
-        if self.at < 0:
-            self.end()
-        return super().encode_batch(texts)
+    tokenizer.encode_batch = encode_batch
+    return tokenizer
 
 
 def test_a_preparation_that_ended_goes_on_behind_the_last_complete_file(tmp_path, monkeypatch, capsys):
@@ -168,12 +169,12 @@ def test_a_preparation_that_ended_goes_on_behind_the_last_complete_file(tmp_path
         cache = tmp_path / str(at)
         if (child := os.fork()) == 0:
             try:
-                prepare(InParts(stories), Broken(at, kill), cache)
+                prepare(InParts(stories), broken(at, kill), cache)
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with pytest.raises(ZeroDivisionError):
-            prepare(InParts(stories), Broken(1, lambda: 1 / 0), cache)
+            prepare(InParts(stories), broken(1, lambda: 1 / 0), cache)
         (folder,) = (cache / "tokens").glob("*.partial")
         if damaged := at == 20:
             shard = sorted(folder.glob("train*"))[0]

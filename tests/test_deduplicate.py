@@ -80,17 +80,17 @@ def hub(folder, **settings) -> Hub:
     return Hub(**given | settings)
 
 
-class Failing(ByteTokenizer):
-    """Ends the process, as it were, at the given call."""
+def failing(calls: int) -> ByteTokenizer:
+    """A tokenizer that ends the process, as it were, at the given call."""
+    tokenizer, left = ByteTokenizer(), iter(range(1, calls))
 
-    in_processes = False
-    calls = 0
-
-    def encode_batch(self, batch):
-        self.calls -= 1
-        if self.calls == 0:
+    def encode_batch(batch):
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return super().encode_batch(batch)
+        return ByteTokenizer.encode_batch(tokenizer, batch)
+
+    tokenizer.in_processes, tokenizer.encode_batch = False, encode_batch
+    return tokenizer
 
 
 @pytest.mark.parametrize("drawn_from_train", [True, False])
@@ -108,10 +108,8 @@ def test_a_preparation_that_ended_anywhere_goes_on_to_the_same_store(tmp_path, d
     assert whole["repeated"] == 0
     resumed = 0
     for calls in (3, 11) if drawn_from_train else (2, 6):
-        failing = Failing()
-        failing.calls = calls
         with pytest.raises(KeyboardInterrupt):
-            manifest(f"ended {calls}", failing)
+            manifest(f"ended {calls}", failing(calls))
         assert manifest(f"ended {calls}", ByteTokenizer()) == whole
         resumed += "going on with an earlier preparation" in capsys.readouterr().err
         assert not list((tmp_path / f"ended {calls}").rglob("*digests*"))
