@@ -283,7 +283,9 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path, monkeypatc
     (kept,) = (cache / "digests").iterdir()
     for damage in ("[1]", f'{{"{path}": []}}', f'{{"{path}": 1}}', "{"):
         kept.write_text(damage)
+        kept.with_name(f"{kept.name}.1.partial").touch()  # of a killed process
         assert files(path, cache=str(cache)).fingerprint() != before
+        assert list(kept.parent.iterdir()) == [kept]
 
 
 def test_the_recipe_for_chats_gives_texts(tmp_path):

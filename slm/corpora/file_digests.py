@@ -45,6 +45,7 @@ class FileDigests:
         if self.path and self.known != before:
             with contextlib.suppress(OSError):  # in a read-only cache the files are read again the next time
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                atomic.remove_partial(self.path)
                 atomic.write_text(self.path, json.dumps(self.known))
         return digests
 

@@ -19,8 +19,7 @@ def bounds(path: Path, shards: Sequence[np.ndarray], eos: int) -> np.ndarray:
     """
     with contextlib.suppress(OSError):
         if not atomic.is_intact(path):
-            for partial in path.parent.glob(f"{path.name}*.partial"):  # of a killed process
-                partial.unlink()
+            atomic.remove_partial(path)
             with atomic.replacing(path, digest=True) as file:
                 for ends in _ends(shards, eos):
                     file.write(ends.tobytes())

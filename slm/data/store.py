@@ -58,8 +58,7 @@ class TokenStore:
         stamps = {shard["file"]: self._verify(shard, known) for shard in shards}
         if stamps != known:
             with contextlib.suppress(OSError):  # a read-only cache is verified again the next time
-                for partial in self.folder.glob(f"{VERIFIED}.*.partial"):  # of a killed process
-                    partial.unlink()
+                atomic.remove_partial(self.folder / VERIFIED)
                 atomic.write_text(self.folder / VERIFIED, json.dumps(stamps))
 
     @classmethod

@@ -42,6 +42,12 @@ def replacing(path: Path, *, digest: bool = False) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def remove_partial(path: Path):
+    """Deletes the temporary files of `path` that killed processes left. Raises OSError."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        remove(partial)
+
+
 def expanded(path: str | Path) -> Path:
     """The path with a leading ~ or ~name replaced by that home folder, if there is such a user.
 
