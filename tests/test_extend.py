@@ -86,8 +86,8 @@ def measured() -> dict:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
-    """Measurements of one training in a copy of the tree with every diff of the page. Each diff also applies alone."""
+def tree(tmp_path_factory) -> Path:
+    """A copy of the tree with every diff of the page. Each diff also applies alone."""
     if not shutil.which("git"):
         pytest.skip("git is not installed")
     folder = tmp_path_factory.mktemp("extended")
@@ -99,11 +99,17 @@ def result(tmp_path_factory) -> dict:
         apply(section, folder, "--check")
     for section in DIFFS:
         apply(section, folder)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, __file__], cwd=folder, capture_output=True, text=True, env=environment)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[pytest.param("trained", marks=pytest.mark.slow)])
+def result(tree) -> dict:
+    """Measurements of one training in that copy."""
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, __file__], cwd=tree, capture_output=True, text=True, env=environment)
     assert not done.returncode, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["package"] == str(folder / "slm" / "__init__.py")
+    assert result["package"] == str(tree / "slm" / "__init__.py")
     return result
 
 
@@ -119,6 +125,11 @@ def test_each_section_has_one_diff_of_few_files_and_a_command():
     assert {name: len(re.findall(r"^\+\+\+ b/", diff, re.M)) for name, (diff,) in DIFFS.items()} == FILES
     assert len(COMMANDS) == len(FILES)
     assert len(PAGE.splitlines()) < 400
+
+
+def test_each_diff_applies_alone_and_after_the_others(tree):
+    for file in tree.rglob("*.py"):
+        compile(file.read_text(encoding="utf-8"), file, "exec")
 
 
 def test_attention_cached_is_uncached(result):

@@ -177,6 +177,7 @@ def test_masked_documents_need_a_model_that_takes_their_start(run):
         run(*KEYS, "data.attention_across_documents=false")
 
 
+@pytest.mark.slow
 def test_one_with_blocks_is_observed_and_loads_with_its_shared_weights_and_its_counts(own, run, monkeypatch, capsys):
     callbacks = "slm.training.callbacks"
     folder = run(

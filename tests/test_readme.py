@@ -109,7 +109,13 @@ def check(arguments: list[str]):
     read_arguments(arguments) if "-m" in arguments else cli.compose(arguments)
 
 
-@pytest.mark.parametrize("command", TRAINING)
+SLOW = "data.level=tiny,standard,rich", "variants.swiglu"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(line, marks=pytest.mark.slow) if any(word in line for word in SLOW) else line for line in TRAINING],
+)
 def test_training(command, monkeypatch):
     arguments = shlex.split(command.replace("RUN@1000", "runs/text@10"))[2:]
     check(arguments)

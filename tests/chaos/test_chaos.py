@@ -55,6 +55,7 @@ def test_a_run_killed_at_a_checkpoint_resumes_exactly(small, tmp_path, run):
     compare(reference, killed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_is_completed(run):
     """Lightning skips a training whose steps are all done, but its folder has to be completed."""
     folder = run(*SETTINGS)
