@@ -46,6 +46,18 @@ def locate(path: str, key: str) -> Callable:
     raise UserError(f"{key}={path} cannot be imported{hint}")
 
 
+def optional(module: str, extra: str, purpose: str) -> Any:
+    """A module of a package that is an extra. Raises UserError, with the command to install it, if it is missing."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise UserError(
+            f'{purpose} needs {error.name}: pip install "slm[{extra}]", in a checkout pip install -e ".[{extra}]"'
+        ) from None
+
+
 def classes_in(module: Any) -> str:
     """What a module defines, for a message; empty if it defines no class."""
     entries = getattr(module, "__dict__", {}).items()

@@ -22,7 +22,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"own_model"},
     {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation", "planning"},
-    {"evaluate", "verify", "results", "training"},  # Lightning
+    {"evaluate", "verify", "results", "training", "export"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"checks"},
     {"compare", "report", "lens", "doctor"},

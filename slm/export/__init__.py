@@ -1,0 +1,25 @@
+"""Trained models in the file formats of other programs. A format is a module with the function `export`:
+
+    export(model: LanguageModel, folder: Path, **options) -> list[str]
+
+writes its files into the empty `folder` and returns the lines to print, among them what was compared with the model.
+Its keyword-only arguments are the options of the command. It raises UserError, before it writes, for a model without a
+counterpart in the format.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from slm.classes import did_you_mean
+from slm.errors import UserError
+
+FORMATS = {  # name -> its module, imported when the format is used
+    "weights": "slm.export.weights",
+}
+
+
+def export_of(name: str) -> Callable[..., list[str]]:
+    """The function of a format. Raises: UserError: for an unknown format, or one whose package is not installed."""
+    if name not in FORMATS:
+        raise UserError(f"format={name} is not one of {', '.join(FORMATS)}{did_you_mean(name, [*FORMATS])}")
+    return import_module(FORMATS[name]).export
