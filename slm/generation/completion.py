@@ -46,14 +46,27 @@ def stream_text(
 
 
 def decoded(tokenizer: Tokenizer, tokens: Iterable[int], skip: int = 0) -> Iterator[str]:
-    """The text in pieces of complete characters, one for each token and a last one. Invalid bytes become U+FFFD; the
-    first `skip` bytes are left out."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    """The text in pieces of complete characters, one for each token and a last one, as of a `TextDecoder`."""
+    decoder = TextDecoder(tokenizer, skip)
     for token in tokens:
-        content = tokenizer.token_bytes(token)
-        yield decoder.decode(content[skip:])
-        skip = max(0, skip - len(content))
-    yield decoder.decode(b"", final=True)
+        yield decoder.text(token)
+    yield decoder.end()
+
+
+class TextDecoder:
+    """Tokens to pieces of complete characters. Invalid bytes become U+FFFD; the first `skip` bytes are left out."""
+
+    def __init__(self, tokenizer: Tokenizer, skip: int = 0):
+        self.tokenizer, self.skip = tokenizer, skip
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def text(self, token: int) -> str:
+        content = self.tokenizer.token_bytes(token)
+        skipped, self.skip = self.skip, max(0, self.skip - len(content))
+        return self.decoder.decode(content[skipped:])
+
+    def end(self) -> str:
+        return self.decoder.decode(b"", final=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from slm.errors import CONTROL, UserError
 from slm.tokenizers import Tokenizer
@@ -10,11 +11,22 @@ from slm.tokenizers import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model reads, and the bytes `rest` of the prompt that the first generated tokens must spell."""
+    """What the model reads, and the bytes `rest` of the prompt that the first generated tokens must spell.
+
+    The last `generated` ids are the text so far: it continues with the random numbers that follow theirs.
+    """
 
     ids: Sequence[int]
     rest: bytes = b""
     vocabulary: Sequence[bytes] = ()  # the bytes of every id; only needed with a rest
+    generated: int = 0
+
+    def followed_by(self, ids: Sequence[int]) -> Self:
+        """The prompt and a text after it, which were generated with it or chosen in its place."""
+        rest = self.rest
+        for token in ids if rest else ():
+            rest = rest[len(self.vocabulary[token]) :]
+        return replace(self, ids=[*self.ids, *ids], rest=rest, generated=self.generated + len(ids))
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, eos_first: bool = True) -> Prompt:

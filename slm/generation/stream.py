@@ -10,7 +10,7 @@ position 0, and decoding continues. Long prompts are truncated at the same posit
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -22,6 +22,9 @@ from slm.generation.prompt import Prompt, spells
 from slm.generation.reader import GraphReader, Reader
 from slm.generation.sampling import Sampler
 from slm.model import GPT
+
+Pairs = list[tuple[int, int]]  # (row, token)
+Observer = Callable[[Pairs, Tensor], None]  # new pairs, and logits (pairs, V) before the filters
 
 
 @dataclass(kw_only=True)
@@ -59,12 +62,14 @@ def generate(
     eos: int | None,
     seed: int,
     first_row: int = 0,
-) -> Iterator[list[tuple[int, int]]]:
+    observe: Observer | None = None,
+) -> Iterator[Pairs]:
     """Yields the new (row, token) pairs of each step that has any; eos is included.
 
     Prompts are those of `encode_prompt`, or ids. A row stops after `eos` (None: never) or `max_new_tokens`. Its text is
     a function of the model, its prompt, the sampler, the seed and its number, which counts from `first_row`.
-    The repetition penalty applies to all ids of prompt and text except eos.
+    The repetition penalty applies to all ids of prompt and text except eos. `observe` is called before each step with
+    new pairs is yielded.
     The model is in eval mode until the iterator ends or is closed.
     Raises: UserError: for max_new_tokens below 1, and while iterating if logits are not finite; ValueError: for a
     prompt that is empty or has an id outside the vocabulary.
@@ -79,17 +84,25 @@ def generate(
             index=index,
             ids=list(start.ids),
             remaining=max_new_tokens,
-            random=Random(f"{seed}/{index}"),
+            random=_random(f"{seed}/{index}", start.generated),
             rest=start.rest,
             vocabulary=start.vocabulary,
         )
         for index, start in enumerate(starts, first_row)
     ]
-    return _steps(model, rows, sampler, eos)
+    return _steps(model, rows, sampler, eos, observe)
+
+
+def _random(seed: str, drawn: int) -> Random:
+    """A generator from which so many numbers were drawn."""
+    random = Random(seed)
+    for _ in range(drawn):
+        random.random()
+    return random
 
 
 @torch.inference_mode()  # as a decorator it is off outside of this generator
-def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> Iterator[list[tuple[int, int]]]:
+def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None, observe: Observer | None) -> Iterator[Pairs]:
     device = next(model.parameters()).device
     reader_class = GraphReader if device.type == "cuda" and isinstance(model, GPT) else Reader
     reader = reader_class(model, len(rows), max((len(row.ids) + row.remaining for row in rows), default=1))
@@ -103,9 +116,12 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> It
             if eos is not None:
                 seen[:, eos] = False
             first = reader.begin(end)
-            logits = reader.read([row.slice(first, end) for row in rows])
+            logits = _spelled(reader.read([row.slice(first, end) for row in rows]), rows, end)
+            places = [place for place, row in enumerate(rows) if row.is_next(end)]
             new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
             if new:
+                if observe:
+                    observe(new, logits[places])
                 yield new
             keep = [place for place, row in enumerate(rows) if not row.stopped]
             if len(keep) < len(rows) and len(keep) <= reader.worth_dropping * len(rows):
@@ -119,7 +135,7 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None) -> It
 def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
     """One id per row, not used for a row within its prompt or stopped. One transfer to the host."""
     uniform = [row.random.random() if row.is_next(end) else 0.0 for row in rows]
-    ids = sampler(_spelled(logits, rows, end), seen, torch.tensor(uniform, device=logits.device))
+    ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
     ids, finite = torch.stack([ids, logits.amax(-1).isfinite().long()]).tolist()
     if not all(finite):
         raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
@@ -139,7 +155,7 @@ def _spelled(logits: Tensor, rows: Sequence[Row], end: int) -> Tensor:
     return logits
 
 
-def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | None) -> list[tuple[int, int]]:
+def _extend(rows: Sequence[Row], end: int, tokens: Sequence[int], eos: int | None) -> Pairs:
     """Appends the sampled tokens to the rows that were read to their end; returns the new (row, token) pairs."""
     new = []
     for row, token in zip(rows, tokens):
