@@ -22,8 +22,9 @@ from torch import Tensor
 from slm import tokenizers
 from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
+from slm.huggingface import folder as huggingface
 from slm.model import GPT, GPTConfig
-from slm.own_model import AnyConfig, OwnConfig, OwnModel, build, is_dense
+from slm.own_model import AnyConfig, OwnConfig, OwnModel, build, check_weights, is_dense, without_prefix
 from slm.security import is_bounded, is_file_name, leaves
 from slm.tokenizers import Tokenizer
 
@@ -106,12 +107,15 @@ def load(
     tokenizer: type[Tokenizer] | None = None,
     model: Callable[..., torch.nn.Module] | None = None,
 ) -> Loaded:
-    """Rebuilds model and tokenizer from a .ckpt file alone, or from the best of a run folder.
+    """Rebuilds model and tokenizer from a .ckpt file alone, from the best of a run folder, or from a folder of
+    transformers, whose configuration, corpus and run are empty.
 
     `tokenizer` and `model` are the classes of those from outside slm: nothing that a file names is ever imported.
     Raises UserError for a missing, damaged or foreign file, OSError for one that cannot be read.
     """
     path = run_folder.find_checkpoint(str(path), Path("runs"))
+    if run_folder.is_of_transformers(path):
+        return _of_transformers(path, device)
     checkpoint = read(path)
     described, weights = checkpoint["slm"], checkpoint["state_dict"]
     config = _model_config(path, described["model"], model)
@@ -123,7 +127,7 @@ def load(
             "take another checkpoint"
         )
     built = build(config)
-    built.load_state_dict(_without_prefix(weights))
+    built.load_state_dict(without_prefix(weights))
     return Loaded(
         model=built.to(device).eval(),
         tokenizer=restored,
@@ -135,6 +139,11 @@ def load(
     )
 
 
+def _of_transformers(path: Path, device: str | torch.device) -> Loaded:
+    found = huggingface.read(path)
+    return Loaded(found.model.to(device), found.tokenizer, found.step, {}, "", "", found.eos_first)
+
+
 def facts(path: Path) -> tuple[str, int, dict[str, Tensor]]:
     """Run, step and weights of a checkpoint that is checked as by `load`, as far as its classes are those of slm."""
     try:
@@ -142,30 +151,7 @@ def facts(path: Path) -> tuple[str, int, dict[str, Tensor]]:
         return loaded.run_id, loaded.step, loaded.model.state_dict()
     except Outside:
         raw = read(path)
-        return raw["slm"]["run_id"], raw["global_step"], _without_prefix(raw["state_dict"])
-
-
-def check_weights(path: Path, config: AnyConfig, weights: dict[str, Tensor]):
-    """Raises UserError with the first three missing, unknown or wrongly shaped tensors of such a model."""
-    if isinstance(config, GPTConfig) and config.depth > len(weights):
-        raise UserError(f"{path} holds {len(weights)} tensors, too few for model.depth={config.depth}")
-    try:
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
-    except (RuntimeError, TypeError, OverflowError):  # of torch, for tensors larger than any memory
-        raise UserError(f"{path} is damaged: its model is too large to be built; take another checkpoint") from None
-    found = {name: tuple(tensor.shape) for name, tensor in _without_prefix(weights).items()}
-    wrong = [f"{name} {expected[name]} is missing" for name in expected if name not in found]
-    wrong += [f"{name} {found[name]} is not the model's" for name in found if name not in expected]
-    both = [name for name in expected if name in found]
-    wrong += [f"{name} is {found[name]}, not {expected[name]}" for name in both if found[name] != expected[name]]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{path} does not hold the weights of its model: {', '.join(wrong[:3])}{more}")
-
-
-def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        return raw["slm"]["run_id"], raw["global_step"], without_prefix(raw["state_dict"])
 
 
 def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> AnyConfig:

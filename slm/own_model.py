@@ -121,6 +121,30 @@ def build(config: AnyConfig) -> GPT | OwnModel:
     return OwnModel(config) if isinstance(config, OwnConfig) else GPT(config)
 
 
+def check_weights(path: Path, config: AnyConfig, weights: dict[str, Tensor]):
+    """Raises UserError with the first three missing, unknown or wrongly shaped tensors of such a model."""
+    if isinstance(config, GPTConfig) and config.depth > len(weights):
+        raise UserError(f"{path} holds {len(weights)} tensors, too few for model.depth={config.depth}")
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError):  # of torch, for tensors larger than any memory
+        raise UserError(f"{path} is damaged: its model is too large to be built; take another checkpoint") from None
+    found = {name: tuple(tensor.shape) for name, tensor in without_prefix(weights).items()}
+    wrong = [f"{name} {expected[name]} is missing" for name in expected if name not in found]
+    wrong += [f"{name} {found[name]} is not the model's" for name in found if name not in expected]
+    both = [name for name in expected if name in found]
+    wrong += [f"{name} is {found[name]}, not {expected[name]}" for name in both if found[name] != expected[name]]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{path} does not hold the weights of its model: {', '.join(wrong[:3])}{more}")
+
+
+def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in the model, without that of the LightningModule's field."""
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
 def shape(config: AnyConfig) -> str:
     """Its size in blocks, or its name."""
     return config.target if isinstance(config, OwnConfig) else f"{config.depth} x {config.width}"

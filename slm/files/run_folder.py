@@ -131,7 +131,8 @@ def named(text: str) -> str:
 
 def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
-    newest run; `key` is its name in messages. Raises UserError if there is none."""
+    newest run; a folder of transformers is returned as it is. `key` is its name in messages. Raises UserError if there
+    is none."""
     refuse_url(key, ckpt)
     if ckpt in ("latest", "last", "best"):
         found = sorted(runs_dir.glob("*/checkpoints/last.json"), key=lambda path: path.stat().st_mtime)
@@ -140,10 +141,15 @@ def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
         return _of_run(found[-1].parent.parent, ("last",) if ckpt == "last" else ("best", "last"))
     path = atomic.expanded(ckpt)
     if path.is_dir():
-        return _of_run(path, ("best", "last"))
+        return path if is_of_transformers(path) else _of_run(path, ("best", "last"))
     if not path.exists():
         raise UserError(f"{key}={ckpt} does not exist; it takes a .ckpt file, a run folder, latest, last or best")
     return path
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """True for a folder with a model of Hugging Face's transformers; slm/huggingface reads it."""
+    return (folder / "config.json").is_file() and not (folder / "run.json").exists()
 
 
 def find_resume_checkpoint(resume: str, runs_dir: Path) -> Path:
