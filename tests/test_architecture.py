@@ -27,6 +27,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"checks"},
     {"compare", "report", "lens", "doctor"},
+    {"serving"},  # a web server
     {"run"},  # the composition root: Hydra
     {"learn"},  # lessons, whose checks compare with every room
     {"__main__"},
@@ -43,6 +44,9 @@ OWNERS = {  # framework -> the only parts of slm/ that may import it
     "tiktoken": ("tokenizers/",),
     "sentencepiece": ("tokenizers/",),
     "transformers": ("export/",),
+    "gradio": ("serving/",),
+    "starlette": ("serving/",),
+    "uvicorn": ("serving/",),
     "wandb": (),  # conf/logger names it
 }
 QUICK = ("run/start.py", "run/cli.py", "run/overrides.py", "run/names.py")  # answer a misspelt key at once

@@ -41,6 +41,12 @@ class Request:
     stream: bool | None
     format: Literal["text", "jsonl"]
     interactive: bool
+    ui: Literal["web"] | None
+    serve: Literal["openai"] | None
+    ckpt2: str | list[str] | None
+    port: int
+    host: str
+    token: str | None
     device: Device
     dtype: Dtype
 
@@ -50,6 +56,17 @@ class Request:
             raise UserError(f"prompt= and {other}= exclude one another; give one of them")
         if self.interactive and self.format == "jsonl":
             raise UserError("interactive=true and format=jsonl exclude one another; give one of them")
+        if self.ui and self.serve:
+            raise UserError("ui= and serve= exclude one another; start two commands, with another port= for one")
+        if self.ui or self.serve:
+            mode = f"ui={self.ui}" if self.ui else f"serve={self.serve}"
+            for name in ("prompts_file", "interactive", "stream"):
+                if getattr(self, name):
+                    raise UserError(f"{mode} and {name}= exclude one another; leave one of them out")
+        elif self.ckpt2 or self.token:
+            raise UserError(
+                f"{'ckpt2' if self.ckpt2 else 'token'}= is only for ui=web and serve=openai; give one of them"
+            )
         if json_line.asked() and (self.interactive or self.stream):
             raise UserError("print=json prints whole texts; leave out interactive and stream")
 

@@ -3,7 +3,7 @@
 They are the model's own, before the filters of the sampler. Shapes: T ids of a text, N rows, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ class Scored:
     top: list[tuple[int, float]]  # ids and log-probabilities of the most likely ids, best first
 
 
-def generate_scored(model: GPT, prompts: Sequence[Prompt], *, top: int, **settings) -> Iterator[list[Scored]]:
+def generate_scored(model: GPT, prompts: Sequence[Prompt], *, top: int, **settings) -> Generator[list[Scored]]:
     """The new tokens of each step, with their `top` most likely rivals. Settings and errors as in `generate`."""
     found: list[Scored] = []
 

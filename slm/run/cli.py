@@ -91,7 +91,7 @@ def generate_main():
     with one_line_errors(), json_line.printed(arguments), one_line_errors():
         prompts = [argument for argument in arguments if argument.lstrip("+").startswith("prompt=")]
         others = [argument for argument in arguments if argument not in prompts]
-        refuse_secrets(dict(argument.partition("=")[::2] for argument in others))
+        refuse_secrets(dict(argument.partition("=")[::2] for argument in others if not argument.startswith("token=")))
         if any(word in ("-h", "--help") for word in others):
             return print(
                 "python generate.py [key=value ...]\n\n" + (CONF / "generate.yaml").read_text(encoding="utf-8")
@@ -114,7 +114,12 @@ def generate_main():
             config["prompt"] = prompts[-1].partition("=")[2]
         request = typed(Request, config, "")
         given = {"tokenizer": request.tokenizer_class, "model": request.model_class}
-        generate_command(request, {key: locate(path, f"{key}_class") for key, path in given.items() if path})
+        classes = {key: locate(path, f"{key}_class") for key, path in given.items() if path}
+        if request.ui or request.serve:
+            from slm.serving.command import serve_command
+
+            return serve_command(request, classes)
+        generate_command(request, classes)
 
 
 def compose(overrides: Sequence[str] = ()):

@@ -1,0 +1,77 @@
+"""The models that a server offers, by short names, and the bounds on what may be asked of them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.corpora.storyworld.world import StoryWorld
+from slm.errors import UserError, one_line
+from slm.generation.language_model import LanguageModel
+
+MAX_SECONDS = 300.0  # of one request
+MAX_WAITING = 16  # requests, one of which is worked on
+MAX_TOKENS = 4096  # new ones, of one text
+MAX_PROMPT = 10**5  # characters
+STORYWORLD = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
+
+
+class Busy(UserError):
+    """Too many requests wait."""
+
+
+def named(models: Sequence[LanguageModel]) -> dict[str, LanguageModel]:
+    """Models by the name of their run; where that is not enough, with their step, and then with a number."""
+    runs = [one_line(run_name(model), 60) for model in models]
+    names: dict[str, LanguageModel] = {}
+    for run, model in zip(runs, models):
+        name = run if runs.count(run) == 1 else f"{run}-step-{model.step}"
+        names[name if name not in names else f"{name}-{len(names) + 1}"] = model
+    return names
+
+
+def run_name(model: LanguageModel) -> str:
+    """The name of the run's folder, or of a checkpoint outside of one."""
+    inside = model.path.parent.name == "checkpoints"
+    return model.path.resolve().parent.parent.name if inside else model.path.resolve().stem
+
+
+def world_of(model: LanguageModel) -> StoryWorld | None:
+    """The world that decides whether a story of the model is valid; None if it was trained on something else."""
+    data = model.config.get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    if not isinstance(node, dict) or node.get("_target_") != STORYWORLD:
+        return None
+    with contextlib.suppress(TypeError, UserError):
+        return Storyworld(**{key: value for key, value in node.items() if key != "_target_"}).all
+    return None
+
+
+def in_time(steps: Generator, seconds: float = MAX_SECONDS) -> Iterator:
+    """The steps, until the time is over."""
+    end = time.monotonic() + seconds
+    with contextlib.closing(steps):
+        for step in steps:
+            yield step
+            if time.monotonic() > end:
+                return
+
+
+class Turns:
+    """One request at a time is worked on, and a bounded number waits."""
+
+    def __init__(self):
+        self.lock, self.waiting = asyncio.Lock(), 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Raises: Busy: if MAX_WAITING requests wait."""
+        if self.waiting >= MAX_WAITING:
+            raise Busy(f"{MAX_WAITING} requests wait already; try again later")
+        self.waiting += 1
+        try:
+            async with self.lock:
+                yield
+        finally:
+            self.waiting -= 1

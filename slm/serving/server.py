@@ -1,0 +1,32 @@
+"""An application of ASGI on one port, until Ctrl-C."""
+
+import contextlib
+
+import uvicorn
+
+from slm.files import json_line
+from slm.serving.address import Address
+from slm.serving.guard import App, Guard
+
+CONNECTIONS = 100  # at a time
+
+
+def run(app: App, address: Address, what: str, path: str):
+    """Serves until Ctrl-C; prints the address of a path. Raises: UserError: if the port cannot be used."""
+    with address.open() as listening:
+        host, port = listening.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        query = f"?token={address.token}" if address.token and path == "/" else ""
+        print(f"{what}: http://{name}:{port}{path}{query} (Ctrl-C ends it)", flush=True)
+        json_line.note(host=host, port=port)
+        config = uvicorn.Config(
+            Guard(app, address),
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,
+            server_header=False,
+            proxy_headers=False,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
