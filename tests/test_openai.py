@@ -106,9 +106,9 @@ def test_mistakes_have_the_errors_of_the_api(client, address, name):
         client.completions.create(model=name, prompt="the cat " * 500, echo=True, logprobs=1, max_tokens=0)
     with pytest.raises(openai.APIStatusError, match="at most 1048576 bytes"):
         client.completions.create(model=name, prompt="a" * 2**20)
-    stranger = openai.OpenAI(base_url=address, api_key="a-guess-of-it", max_retries=0)
+    other = openai.OpenAI(base_url=address, api_key="a-guess-of-it", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
-        stranger.models.list()
+        other.models.list()
     raw = client._client.post(
         f"{address}/completions", content=b"[" * 10**5, headers={"authorization": "Bearer a-long-word"}
     )

@@ -1,4 +1,4 @@
-"""A server without its network: texts cut at stop sequences, checked requests, strangers refused."""
+"""A server without its network: texts cut at stop sequences, checked requests, requests of others refused."""
 
 import asyncio
 import json
@@ -125,7 +125,7 @@ async def ok(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-def test_strangers_are_refused():
+def test_requests_of_others_are_refused():
     local = Guard(ok, Address(host="127.0.0.1", port=8080, token=None))
     assert status(local)[0] == 200
     assert status(local, host="localhost:8080", origin="http://localhost:8080")[0] == 200
