@@ -15,6 +15,8 @@ from slm.errors import UserError
 
 FORMATS = {  # name -> its module, imported when the format is used
     "weights": "slm.export.weights",
+    "gguf": "slm.export.gguf",
+    "llama2c": "slm.export.llama2c",
 }
 
 

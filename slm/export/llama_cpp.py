@@ -1,0 +1,84 @@
+"""What llama.cpp makes of an exported file, beside the model itself, where llama-cpp-python is installed.
+
+llama.cpp runs in a process of its own, because a fault in its kernels ends the process.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slm.attention import Cache
+from slm.generation.language_model import LanguageModel
+
+PROMPTS = ("", "Once upon a time", "The  old na\u00efve man's 12 cats:\n\n\tsaid \u201cyes\u201d \U0001f600")
+STEPS = 48  # generated ids
+LARGEST = 1e-3  # difference of float32 logits: sums in another order
+F32 = 0  # GGML_TYPE_F32
+
+
+def compare(model: LanguageModel, path: Path, *, exact: bool) -> str:
+    """The difference of ids, logits and greedy texts, in a line. With `exact`, the logits must be equal, too."""
+    if find_spec("llama_cpp") is None:
+        return "not run by llama.cpp, which pip install llama-cpp-python brings for this comparison"
+    name = f"llama.cpp (llama-cpp-python {version('llama_cpp_python')})"
+    context = min(model.model.config.context, 512)
+    first = [before(model, prompt) for prompt in PROMPTS]
+    ours = [greedy(model, ids[:context], context) for ids in first]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
+        try:
+            tokens, theirs = pool.submit(evaluated, str(path), context, [ids for ids, _ in ours]).result()
+        except BrokenProcessPool:
+            return f"{name} ended with a fault of its own while it ran the file; nothing is compared"
+    assert tokens == first, f"ids of llama.cpp {tokens}, of slm {first}"
+    found, exactly = np.concatenate(theirs), np.concatenate([logits for _, logits in ours])
+    largest, same = np.abs(found - exactly).max(), int((found.argmax(-1) == exactly.argmax(-1)).sum())
+    assert not exact or largest < LARGEST, f"logits of llama.cpp differ by {largest}"
+    return (
+        f"{name}: the ids of {len(PROMPTS)} prompts are equal; logits after {len(found)} ids differ by at most "
+        f"{largest:.1e}; the most likely id is the same after {same} of them"
+    )
+
+
+def before(model: LanguageModel, prompt: str) -> list[int]:
+    """The ids of a prompt as the file asks for them: after eos if documents began with it in training."""
+    return [model.tokenizer.eos] * model.eos_first + model.encode(prompt)
+
+
+@torch.inference_mode()
+def greedy(model: LanguageModel, ids: Sequence[int], context: int) -> tuple[list[int], np.ndarray]:
+    """The ids (T,) with up to STEPS more, each the most likely one, and the logits (T, V) after each."""
+    ids = list(ids) or [model.tokenizer.eos]
+    cache = Cache(model.model.config, 1)
+    logits = [model.model(torch.tensor([ids]), cache)[0]]
+    for _ in range(min(STEPS, context - len(ids))):
+        ids.append(int(logits[-1][-1].argmax()))
+        logits.append(model.model(torch.tensor([ids[-1:]]), cache)[0])
+    return ids, torch.cat(logits).float().numpy()
+
+
+def quiet():
+    """llama.cpp writes remarks to stderr."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def evaluated(path: str, context: int, sequences: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[np.ndarray]]:
+    """llama.cpp's ids of PROMPTS, and its logits (T, V) after each id of the sequences."""
+    package = import_module("llama_cpp")
+    numbers = {"type_k": F32, "type_v": F32, "logits_all": True}  # float16 would round keys and values
+    model = package.Llama(path, n_ctx=context, n_batch=1, n_threads=1, n_gpu_layers=0, verbose=False, **numbers)
+    tokens, logits = [model.tokenize(prompt.encode()) for prompt in PROMPTS], []
+    for ids in sequences:
+        model.reset()
+        model.eval(ids)
+        logits.append(model.scores[: len(ids)].copy())
+    model.close()
+    return tokens, logits
