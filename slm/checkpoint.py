@@ -23,6 +23,7 @@ from slm import tokenizers
 from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
 from slm.huggingface import folder as huggingface
+from slm.lora import LoRAConfig, merge
 from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, OwnConfig, OwnModel, build, check_weights, is_dense, without_prefix
 from slm.security import is_bounded, is_file_name, leaves
@@ -108,7 +109,7 @@ def load(
     model: Callable[..., torch.nn.Module] | None = None,
 ) -> Loaded:
     """Rebuilds model and tokenizer from a .ckpt file alone, from the best of a run folder, or from a folder of
-    transformers, whose configuration, corpus and run are empty.
+    transformers, whose configuration, corpus and run are empty. LoRA is merged.
 
     `tokenizer` and `model` are the classes of those from outside slm: nothing that a file names is ever imported.
     Raises UserError for a missing, damaged or foreign file, OSError for one that cannot be read.
@@ -129,7 +130,7 @@ def load(
     built = build(config)
     built.load_state_dict(without_prefix(weights))
     return Loaded(
-        model=built.to(device).eval(),
+        model=merge(built).to(device).eval(),
         tokenizer=restored,
         step=checkpoint["global_step"],
         config=described["config"],
@@ -160,16 +161,23 @@ def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> 
         return _own_config(path, values, make)
     if make:
         raise UserError(f"{path} holds a GPT of slm, which needs no class of a model")
-    hints = get_type_hints(GPTConfig)
+    values = {**values}
+    if isinstance(values.get("lora"), dict):
+        values["lora"] = _checked(path, LoRAConfig, values["lora"], "model.lora")
+    return _checked(path, GPTConfig, values, "model")
+
+
+def _checked(path: Path, kind: type, values: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
     for name, value in values.items():
         types = _types_in(hints.get(name))
         types |= {int} if float in types else set()
         fitting = all(type(item) in types and (type(item) is not int or item < MAX_NUMBER) for _, item in leaves(value))
         if name in hints and not fitting:
             shown = one_line(repr(value), 100)
-            raise UserError(f"{path} is damaged: model.{name}={shown} has the wrong type or is too large")
+            raise UserError(f"{path} is damaged: {where}.{name}={shown} has the wrong type or is too large")
     try:
-        return GPTConfig(**values)
+        return kind(**values)
     except (TypeError, UserError) as error:
         raise UserError(f"{path} is damaged: {printable(str(error))[:200]}") from None
 

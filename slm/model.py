@@ -26,6 +26,7 @@ from slm.attention import (
     Rotation,
 )
 from slm.errors import UserError
+from slm.lora import LoRAConfig, add_lora
 from slm.loss import softcapped
 from slm.masks import document_masks, document_starts, takes_blocks
 
@@ -60,9 +61,12 @@ class GPTConfig(AttentionConfig):
     residual_scalars: bool = False  # a learned scalar for each block's input and one for the embedding added to it
     logit_softcap: float | None = None  # logits become softcap * tanh(logits / softcap) (arXiv:2408.00118)
     gradient_checkpointing: bool = False  # recompute each block in the backward pass to save memory
+    lora: LoRAConfig | None = None  # thin matrices beside those of the blocks, which alone are trained
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.lora, dict):  # of a file of conf/model
+            object.__setattr__(self, "lora", None if self.lora.get("rank") is None else LoRAConfig(**self.lora))
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
         if not 0 < self.init_std < math.inf:
@@ -147,6 +151,8 @@ class GPT(nn.Module):
         if config.tied:
             self.head.weight = self.tokens.weight
         self.reset_parameters()
+        if config.lora:
+            add_lora(self, config.lora)
 
     def reset_parameters(self):
         """GPT-2: normal(0, init_std), and writers to the residual stream smaller by sqrt(2 * depth), or zero."""

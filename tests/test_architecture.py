@@ -17,12 +17,12 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"corpora"},  # nor here
     {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
-    {"masks"},
+    {"masks", "lora"},
     {"model"},
     {"own_model"},
     {"huggingface"},
     {"hardware", "energy", "estimate", "checkpoint", "data"},
-    {"optim", "generation", "planning"},
+    {"optim", "generation", "planning", "transfer"},
     {"evaluate", "verify", "results", "training", "export"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"checks"},

@@ -36,7 +36,7 @@ class AdamW:
         groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
         role = roles(model)
         for name, parameter in model.named_parameters():
-            if role[name] in chosen:
+            if role[name] in chosen and parameter.requires_grad:
                 groups[role[name] in DECAYED[self.decay]].append(parameter)
         optimizer = torch.optim.AdamW(
             [

@@ -47,6 +47,8 @@ def check_unchanged(what: Path, old: dict[str, Any], new: RunConfig, *remedies: 
     sources = new.plain["data"].get("sources") or {}
     paths = [f"data.sources.{name}.path" for name in sources]
     paths += [f"data.corpus.sources.{name}.corpus.{key}" for name in sources for key in ("path", "cache")]
+    if new.init_from:
+        paths.append("tokenizer.path")  # a copy, which may lie elsewhere: run.json has its digest
     found = differences(old, new.plain, (*FREE, *paths, *new.allow_changes))
     found |= changed_callbacks(old, new)
     changed = {key: f"{key}: {before} -> {after}" for key, (before, after) in found.items()}

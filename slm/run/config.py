@@ -10,6 +10,7 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT
+from slm.optim.muon import Muon
 from slm.own_model import AnyConfig
 from slm.run.instantiate import Node
 from slm.run.sections import Budget, DataConfig, TrainerConfig
@@ -40,6 +41,7 @@ class RunConfig:
     runs_dir: str
     cache_dir: str
     fork: str | None
+    init_from: str | None
     resume: str
     allow_changes: list[str]
     verify_resume: bool
@@ -87,6 +89,7 @@ class RunConfig:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
         if self.fork is not None:
             self._check_fork(self.fork)
+        self._check_source()
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
         others = {f"plan={str(self.plan).lower()}": self.plan, "verify_resume=true": self.verify_resume}
@@ -107,6 +110,19 @@ class RunConfig:
         }
         for other in (name for name, given in others.items() if given):
             raise UserError(f"fork={fork} and {other} exclude one another: a fork starts from that checkpoint")
+
+    def _check_source(self):
+        source, lora = self.init_from, getattr(self.model, "lora", None)
+        if source is not None and not Path(source.removeprefix("hf:")).is_absolute():  # as slm.run.init_from writes it
+            raise UserError(f"init_from={source} must stand on the command line, not in a file")
+        if source is not None and self.resume not in ("auto", "never"):
+            raise UserError(f"init_from={source} and resume={self.resume} exclude one another; give one of them")
+        if lora and not (source or self.fork or self.resume not in ("auto", "never")):
+            raise UserError(f"model.lora.rank={lora.rank} adapts a trained model: give it with init_from=RUN")
+        if lora and isinstance(self.optimizer, Muon):
+            raise UserError(
+                "optimizer=muon is for whole matrices, and model.lora trains thin ones; give optimizer=adamw"
+            )
 
     def _check_callbacks(self):
         if "checkpoints" not in self.callbacks:

@@ -23,7 +23,8 @@ from slm.run.names import OPTIONAL_NODES, SAME_KEY, SYNONYMS, hint_for, hint_for
 from slm.security import leaves, refuse_secrets
 
 LITERAL = (  # values taken as they are typed, not as Hydra's grammar
-    *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "fork", "hydra.sweep.dir"),
+    *("prompts_file", "ckpt", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "fork", "init_from"),
+    "hydra.sweep.dir",
     *("data.path", "data.separator", "data.template", "data.validation_files"),
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
@@ -119,9 +120,14 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def expanded(overrides: Sequence[str], flags: Namespace | None = None) -> list[str]:
-    """The overrides with this project's names, and with those of the trunk of a fork before them. Raises UserError."""
-    overrides = normalized(overrides)
-    if not any(key_of(override) == "fork" for override in overrides):
+    """The overrides with this project's names, and with those of the trunk of a fork, or of the model of init_from=,
+    before them. Raises UserError."""
+    overrides, keys = normalized(overrides), [*map(key_of, overrides)]
+    if "init_from" in keys:
+        from slm.run.init_from import with_source  # imports torch
+
+        overrides = with_source(overrides)
+    if "fork" not in keys:
         return overrides
     from slm.run.fork import with_trunk  # imports torch
 

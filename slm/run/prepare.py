@@ -27,6 +27,8 @@ from slm.run.config import RunConfig
 from slm.run.instantiate import Node
 from slm.run.process import is_new
 from slm.tokenizers import Tokenizer
+from slm.tokenizers.saved import SavedTokenizer
+from slm.transfer import Source
 
 BYTE_METRICS = ("val/bits_per_byte", "val/text_bits_per_byte")  # without a meaning where text is lost
 
@@ -43,6 +45,7 @@ class Job:
     splits: Splits
     model: GPTConfig
     steps: int
+    source: Source | None = None  # of the weights with which the attempt starts; None: random, or a checkpoint
 
     @property
     def store(self) -> TokenStore:
@@ -104,8 +107,15 @@ def optimizer_of(config: RunConfig, hardware: Hardware) -> Callable[[GPT], torch
     return config.optimizer
 
 
+def is_saved(config: RunConfig) -> bool:
+    """True for tokenizer=saved, which needs no building."""
+    return getattr(config.tokenizer.target, "__self__", None) is SavedTokenizer
+
+
 def tokenizer_of(config: RunConfig) -> Tokenizer:
     """The tokenizer, from the cache or built now. Raises UserError."""
+    if is_saved(config):
+        return config.tokenizer.build(documents=())
     corpus, cache, chosen = config.data.corpus, Path(config.cache_dir), TokenizerPlan.of(config)
 
     def build(documents: Iterable[str]) -> Tokenizer:
@@ -123,6 +133,8 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
 
 def cached_tokenizer(config: RunConfig) -> Tokenizer | None:
     """The tokenizer, if the cache has it. Raises UserError."""
+    if is_saved(config):
+        return config.tokenizer.build(documents=())
     chosen = TokenizerPlan.of(config)
     folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(chosen.settings, config.data.corpus))
     return chosen.load(folder) if folder.is_dir() else None

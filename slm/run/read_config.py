@@ -12,6 +12,7 @@ from slm import own_model
 from slm.corpora.deduplicated import deduplicated
 from slm.corpora.wrapped import joined
 from slm.errors import UserError
+from slm.lora import LoRAConfig
 from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, OwnConfig
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -92,7 +93,9 @@ def read_model(values: Any) -> AnyConfig:
         raise UserError("model.document_start follows from the data; give data.attention_across_documents=false")
     if is_node(values):
         return read_own_model(values)
-    return typed(GPTConfig, {**values, "vocab_size": 1}, "model")
+    lora = mapping(values.get("lora") or {"rank": None}, "model.lora")
+    lora = None if lora.get("rank") is None else typed(LoRAConfig, lora, "model.lora")
+    return typed(GPTConfig, {**values, "vocab_size": 1, "lora": lora}, "model")
 
 
 def read_own_model(values: Mapping[str, Any]) -> OwnConfig:
@@ -143,7 +146,7 @@ def read_optimizer(value: Any) -> Callable[[GPT], torch.optim.Optimizer]:
             raise UserError(f"optimizer: {error}") from None
 
     build([torch.zeros(1, requires_grad=True)])  # torch's own check of the values, before any work
-    return lambda model: build(list(model.parameters()))
+    return lambda model: build([parameter for parameter in model.parameters() if parameter.requires_grad])
 
 
 def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:

@@ -23,7 +23,10 @@ from slm.run.overrides import GROUPS, key_of, normalized, parsed
 from slm.security import leaves
 
 # keys of one run alone
-OWN = ("name", "tags", "run_dir", "sweep_dir", "fork", "resume", "allow_changes", "verify_resume", "plan", "prepare")
+OWN = (
+    *("name", "tags", "run_dir", "sweep_dir", "fork", "init_from", "resume", "allow_changes"),
+    *("verify_resume", "plan", "prepare"),
+)
 CLASSES = ("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 
 

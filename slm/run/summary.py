@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from slm.run.prepare import Job, shown_passes
 from slm.system import quoted
 from slm.tables import clock
 from slm.tokenizers import is_own
+from slm.transfer import described
 
 
 def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
@@ -31,9 +33,23 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
         + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
+        *start_lines(job, run_info, start),
         sep="\n",
         flush=True,
     )
+
+
+def start_lines(job: Job, run_info: dict[str, Any], start: Path | None) -> list[str]:
+    """With init_from=: the source, what was taken from it and what was not; and the share that LoRA trains."""
+    lines = [] if start or "init" not in run_info else described(run_info["init"])
+    lines = [f"{'init:   ' if number == 0 else '        '}{line}" for number, line in enumerate(lines)]
+    if lora := getattr(job.model, "lora", None):
+        trained, total = (parameters(replace(job.model, lora=config)).total for config in (lora, None))
+        lines.append(
+            f"lora:   rank {lora.rank} on {', '.join(lora.targets or ['attention', 'mlp'])}: {trained - total:,}"
+            f" of {trained:,} parameters are trained"
+        )
+    return lines
 
 
 def fork_line(fork: dict[str, Any] | None) -> str:

@@ -16,6 +16,7 @@ from slm.run import resume
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of
+from slm.run.init_from import source_of
 from slm.run.plan import with_plan
 from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
@@ -52,6 +53,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
     start = resume.find_start(config, run_dir, before, trunk)
+    source = source_of(config, before, start)
     from slm.run.trainer import assemble, build_callbacks, early_facts  # imports Lightning
 
     callbacks: dict[str, Any] = {}
@@ -60,7 +62,10 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     step, earlier = resume.check_start(start, job, before)
     job = replace(job, splits=resume.as_begun(job.splits, before, earlier))
     job, plan = with_plan(job, before, step, deadline)
+    job = replace(job, source=source)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
+    if before and "init" in before:
+        run_info["init"] = before["init"]
     assembled = assemble(job, run_info, callbacks)
     if first and config.report:
         run_info |= preset_differences(config.plain, overrides)

@@ -34,6 +34,7 @@ from slm.training.datamodule import WindowsData
 from slm.training.loggers import MetricsFile, WandB, adapt, why_offline
 from slm.training.module import Pretraining
 from slm.training.process import quiet_lightning
+from slm.transfer import start_from
 
 REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a training with epochs
     lightning_callbacks.StochasticWeightAveraging: (
@@ -85,12 +86,14 @@ def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, A
 def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assembled:
     """Trainer, module and data. `early` holds the callbacks built before the data was prepared.
 
-    Sets `compiled` of run_info. Raises UserError.
+    Sets `compiled` of run_info, and `init` if the weights come from a source. Raises UserError.
     """
     quiet_lightning()
     config, run_dir = job.config, job.run_dir
     torch.manual_seed(config.seed)
     model = build(job.model)
+    if job.source:
+        run_info["init"] = start_from(job.source, model, job.tokenizer)
     features = compile_features(model, job)
     run_info["compiled"] = features is not None
     module = Pretraining(

@@ -16,10 +16,11 @@ from slm.files import json_line
 from slm.run import CONF
 from slm.run.compose import one_line_composition, plain
 from slm.run.config import RunConfig
+from slm.run.init_from import source_of
 from slm.run.overrides import key_of
 from slm.run.plan import make_plan
 from slm.run.plan_text import shown, sweep_table
-from slm.run.prepare import TokenizerPlan, lost_text, prepare_stores, tokenizer_of, warn, windows_of
+from slm.run.prepare import TokenizerPlan, is_saved, lost_text, prepare_stores, tokenizer_of, warn, windows_of
 from slm.run.read_config import read_config
 from slm.tables import columns
 
@@ -28,6 +29,7 @@ Row = dict[str, str | int]
 
 def plan_run(config: RunConfig):
     """Prints what a run will take. Raises UserError."""
+    source_of(config, None, None)  # whose model must fit
     plan = make_plan(config)
     json_line.note(**plan.facts())
     print(shown(plan))
@@ -87,6 +89,7 @@ def prepared(config: RunConfig) -> list[Row]:
     splits = windows_of(config, stores, tokenizer)  # refuses a text that is too short
     warn(config, [lost_text(config, splits.store)])
     folder = place(Path(config.cache_dir), "tokenizers", tokenizer_identity(chosen.settings, config.data.corpus))
+    folder = Path(chosen.settings["path"]) if is_saved(config) else folder
     ids = f"{tokenizer.vocab_size:,} ids"
     return [
         row_of(f"tokenizer {chosen.name}", ids, folder),

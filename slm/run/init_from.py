@@ -1,0 +1,130 @@
+"""init_from=RUN|CKPT|hf:FOLDER: a run that starts from the weights of a trained model, with new data.
+
+The model's keys are those of the source, and so is the tokenizer, unless the command line gives others. The run is a
+new one: steps, schedule and optimizer begin anew.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from slm import checkpoint
+from slm.cache import cached
+from slm.data.store import TOKENIZER_FORMAT, fingerprint
+from slm.errors import UserError
+from slm.files import atomic, run_folder
+from slm.own_model import OwnConfig
+from slm.run.compose import composed
+from slm.run.config import RunConfig
+from slm.run.overrides import key_of, parsed
+from slm.transfer import Source
+
+HF = "hf:"
+NOT_INHERITED = ("vocab_size", "document_start", "gradient_checkpointing", "lora")
+
+
+def with_source(overrides: Sequence[str]) -> list[str]:
+    """The keys of the source's model and its tokenizer, then the given overrides, with the source as a full path.
+    Without init_from= the latter alone. Raises: UserError: if there is no such model, or the keys exclude one another.
+    """
+    given = {override.key_or_group: override for override in parsed(overrides)}
+    if not (text := "init_from" in given and given["init_from"].value()):
+        return list(overrides)
+    for other in ("fork", "model"):
+        if other in given and given[other].value() not in (None, "own"):
+            raise UserError(
+                f"init_from={text} and {other}={given[other].value()} exclude one another: "
+                "the weights and the model are those of the source; give single keys such as model.dropout=0.1"
+            )
+    paths = composed("train", [word for word in overrides if key_of(word) in ("runs_dir", "cache_dir", "local")])[0]
+    place = find_source(text, Path(paths["runs_dir"]))
+    run_dir = "run_dir" in given and given["run_dir"].value()
+    before = run_folder.read_run_json(atomic.expanded(run_dir)) if run_dir else None
+    if before and not Path(place.removeprefix(HF)).exists() and before["config"].get("init_from") == place:
+        model, folder = before["config"]["model"], atomic.expanded(run_dir) / "tokenizer"  # the source was deleted
+    elif "model" in given:
+        return [*(word for word in overrides if key_of(word) != "init_from"), f"init_from={literal(place)}"]
+    else:
+        source = load_source(place)
+        model, folder = asdict(source.model.config), kept_tokenizer(source, Path(paths["cache_dir"]))
+    words = [*model_words(model, given)]
+    if not any(key == "tokenizer" or key.startswith("tokenizer.") for key in given):
+        words += ["tokenizer=saved", f"tokenizer.path={literal(str(folder))}"]
+    rest = [word for word in overrides if key_of(word) != "init_from"]
+    return [*words, *rest, f"init_from={literal(place)}"]
+
+
+def model_words(model: Mapping[str, Any], given: Mapping[str, Override]) -> Iterator[str]:
+    """The keys of a model as overrides, without those of the command line and those that a run decides."""
+    for key, value in model.items():
+        if key not in NOT_INHERITED and f"model.{key}" not in given:
+            items = value if isinstance(value, list | tuple) else [value]
+            words = ["null" if item is None else str(item).lower() for item in items]
+            yield f"model.{key}=" + (f"[{','.join(words)}]" if isinstance(value, list | tuple) else words[0])
+
+
+def literal(text: str) -> str:
+    """A text in quotes, as Hydra's grammar takes it unchanged."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def find_source(text: str, runs_dir: Path) -> str:
+    """What init_from= means, as a full path: a run folder, also one in runs_dir, a .ckpt file, or hf: and a folder."""
+    if text.startswith(HF):
+        return HF + str(atomic.expanded(text.removeprefix(HF)).absolute())
+    if text in ("latest", "last", "best"):
+        raise UserError(f"init_from={text} may be another model tomorrow; give the run folder or a .ckpt file")
+    path = atomic.expanded(text)
+    return str((path if path.exists() or not (runs_dir / text).exists() else runs_dir / text).absolute())
+
+
+def load_source(place: str, config: RunConfig | None = None, file: str | None = None) -> Source:
+    """The model and tokenizer there; `file` is the checkpoint that an earlier attempt took from a run folder.
+
+    Raises: UserError: for what is missing, damaged or foreign.
+    """
+    if place.startswith(HF):
+        raise UserError(f"init_from={place} is not supported yet")
+    own = config.model.make if config and isinstance(config.model, OwnConfig) else None
+    path = Path(file) if file and Path(file).exists() else run_folder.find_checkpoint(place, Path(), key="init_from")
+    try:
+        loaded = checkpoint.load(path, model=own)
+    except checkpoint.Outside as error:
+        raise UserError(
+            f"init_from={place}: {str(error).partition('; ')[0]}; a model of your own needs model=own "
+            "model._target_=... with its settings, and a tokenizer of your own tokenizer=..."
+        ) from None
+    return Source(str(path), loaded.model, loaded.tokenizer, loaded.step, loaded.run_id)
+
+
+def source_of(config: RunConfig, before: Mapping[str, Any] | None, start: Path | None) -> Source | None:
+    """Where the weights of an attempt come from, checked against its model; None if it starts from a checkpoint of its
+    own or from nothing. `before` is run.json. Raises: UserError."""
+    if start or not config.init_from:
+        return None
+    begun = (before or {}).get("init")
+    file = begun.get("from") if isinstance(begun, dict) else None
+    source = load_source(config.init_from, config, file if isinstance(file, str) else None)
+    source.check(config.model)
+    return source
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A saved tokenizer as what a folder of the cache is made from."""
+
+    source: str
+    digest: str
+
+    def fingerprint(self) -> str:
+        return self.digest
+
+
+def kept_tokenizer(source: Source, cache: Path) -> Path:
+    """A folder of the cache with the tokenizer of the source."""
+    origin = _Folder(source.name, fingerprint(source.tokenizer))
+    identity = {"format": TOKENIZER_FORMAT, "corpus": origin.digest, "settings": {"saved": True}}
+    return cached(cache, "tokenizers", origin, identity, source.tokenizer.save)
