@@ -17,6 +17,7 @@ FORMATS = {  # name -> its module, imported when the format is used
     "weights": "slm.export.weights",
     "gguf": "slm.export.gguf",
     "llama2c": "slm.export.llama2c",
+    "page": "slm.export.page",
 }
 
 

@@ -39,6 +39,13 @@ def check_dtype(dtype: Dtype, device: torch.device):
         raise UserError(f"dtype=int8 is for CPUs, whose memory is slow; on device={device.type} use dtype=bfloat16")
 
 
+def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (rows, columns) as int8, and the scales (rows,) in bfloat16 of which its rows are multiples."""
+    weight = weight.detach().float()
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
+    return (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
 class Int8Linear(nn.Module):
     """W x + b, each row of W in 8 bits as a multiple of its own scale, computed in bfloat16 with sums in float32.
 
@@ -47,10 +54,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach().float()
-        scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
-        eight = (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.padding = -weight.size(1) % 16
+        eight, scales = in_eight_bits(linear.weight)
+        self.padding = -eight.size(1) % 16
         self.register_buffer("weight", F.pad(eight, (0, self.padding)).contiguous())
         self.register_buffer("scales", scales)
         self.bias = linear.bias

@@ -110,6 +110,10 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         write_saved(folder, {"kind": "sentencepiece", **self.settings}, FILE, self.model)
 
+    def scores(self) -> np.ndarray:
+        """The score of every id, float32 (V,): of bpe the order of merges, of unigram log-probabilities."""
+        return np.array([*map(self._processor.get_score, range(self.vocab_size))], dtype=np.float32)
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
 

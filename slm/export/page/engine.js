@@ -15,7 +15,7 @@ class Engine {
   constructor({ model, tokenizer, eosFirst }, bytes, post) {
     this.gpt = new GPT(model, readWeights(model.weights, bytes));
     this.tokenizer = new Tokenizer(tokenizer);
-    Object.assign(this, { eosFirst, post, context: model.context, turn: 0 });
+    Object.assign(this, { eosFirst, post, context: model.context, turn: null });
     this.begin([this.tokenizer.eos]);
   }
 
@@ -24,26 +24,28 @@ class Engine {
     this.gpt.length = 0;
   }
 
-  // { order: "tell" | "more" | "replace" | "stop" | "check", ... }
+  // { order: "tell" | "more" | "replace" | "stop" | "check", turn, ... }: the order before ends at its next pause.
   async receive(message) {
-    const turn = ++this.turn; // the one before ends at its next look
+    const news = [];
+    this.turn = message.order === "stop" ? null : message.turn;
     if (message.order === "stop") return;
-    if (message.order === "check") return this.check(turn, message.proofs);
+    if (message.order === "check") return this.check(message);
     if (message.order === "tell") {
       const { ids, rest } = this.tokenizer.prompt(message.text, this.eosFirst);
       this.begin(ids, rest);
+      const unread = windowStart(ids.length, this.context); // of a prompt longer than the context
+      for (let place = 0; place <= unread; place++) news.push(this.described(place, null));
     } else if (message.order === "replace") {
       this.ids = [...this.ids.slice(0, message.place), message.id];
       Object.assign(this, { rest: "", ended: message.id === this.tokenizer.eos });
       this.gpt.length = Math.max(0, Math.min(this.gpt.length, message.place - this.start));
     }
-    return this.tell(turn, message);
+    return this.tell(message, news);
   }
 
-  async tell(turn, { text, place, settings, tokens }) {
+  // Posts the tokens of each slice, and at last why it ended: "end", "length" or "stopped".
+  async tell({ turn, settings, tokens }, news) {
     const begun = performance.now();
-    let news = text === undefined ? [] : [this.described(0, null)];
-    if (place !== undefined) news.push(this.described(place, this.shares));
     let count = 0, looked = begun, reason = this.ended ? "end" : "";
     const report = () => this.post({ kind: "tokens", turn, tokens: news.splice(0) });
     while (!reason) {
@@ -92,13 +94,13 @@ class Engine {
     const id = this.ids[place], piece = (id) => this.tokenizer.pieces[id];
     const token = { place, id, piece: piece(id), given: place < this.first, end: id === this.tokenizer.eos && place > 0 };
     if (!shares) return token;
-    const others = largest(shares, ALTERNATIVES).map((id) => ({ id, piece: piece(id), share: shares[id] }));
+    const others = largest(shares, ALTERNATIVES).map((id, place) => ({ id, piece: piece(id), share: shares[id], rank: place + 1 }));
     const rank = shares.reduce((rank, share) => rank + (share > shares[id]), 1);
     return { ...token, share: shares[id], rank, others };
   }
 
   // Each proof is [prompt, its ids, ids of the greedy continuation], as slm found them.
-  async check(turn, proofs) {
+  async check({ turn, proofs }) {
     const same = (left, right) => left.length === right.length && left.every((id, place) => id === right[place]);
     let equal = 0, tokens = 0, seconds = 0, different = null;
     for (const [text, read, expected] of proofs) {

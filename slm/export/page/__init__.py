@@ -1,0 +1,199 @@
+"""A model in one HTML file: weights, tokenizer, sampler and, for storyworld, the checker, in plain JavaScript.
+
+The scripts beside this file are the program; here they are put together with the data. The file needs no network: its
+policy forbids every request.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from slm.corpora.files import Files
+from slm.corpora.storyworld.corpus import Storyworld
+from slm.errors import UserError, one_line, printable
+from slm.export.page import vocabulary, weights
+from slm.files import atomic
+from slm.generation.completion import complete
+from slm.generation.language_model import LanguageModel
+from slm.generation.prompt import encode_prompt, opening
+from slm.generation.sampling import Sampler
+from slm.generation.stream import generate
+from slm.generation.text_loss import text_loss
+
+ENGINE = "tokenizer.js", "gpt.js", "sampler.js", "engine.js"  # also the program of the worker
+SCRIPT = "storyworld.js", "page.js"
+POLICY = (
+    "default-src 'none'; script-src '{engine}' '{script}'; style-src '{style}'; worker-src blob:; base-uri 'none'; "
+    "form-action 'none'"
+)
+PROOFS, PROOF_TOKENS = 50, 60
+DIFFICULT = "", "Once upon a time ", "The  two\nwere", "Zo\u00eb \U0001f98a\t", "\u2581 <s>"  # prompts beside the usual
+STORIES = 200  # of the loss
+
+
+def export(
+    model: LanguageModel,
+    folder: Path,
+    *,
+    title: str | None = None,
+    start: str = "",
+    text: str | list[str] | None = None,
+) -> list[str]:
+    """FOLDER/<name of the run>.html. Raises UserError for a model or a tokenizer that the page does not have.
+
+    `title`: of the page; `start`: the text that is in its field at first; `text`: files on which the loss is stated,
+    of storyworld its validation stories.
+    """
+    weights.check(model.model)
+    words = vocabulary.plain(model.tokenizer)
+    corpus = storyworld(model.config)
+    near = weights.rounded(model.model)
+    loss = losses(model, near, documents(corpus, text))
+    proofs = proven(near, model)
+    name = str(model.config.get("name") or "model")
+    title = title or name.replace("_", " ")
+    table, numbers = weights.layout(model.model)
+    data = {
+        "model": weights.settings(model.model.config, table),
+        "tokenizer": words,
+        "eosFirst": model.eos_first,
+        "start": start,
+        "facts": facts(model, corpus, loss),
+        "proofs": proofs,
+        "world": corpus and vocabulary.world(corpus),
+    }
+    path = folder / (re.sub(r"[^\w-]+", "-", name).strip("-")[:60] + ".html")
+    atomic.write_text(path, page(title, data, numbers, lead(model, corpus)))
+    return [
+        f"{sum(p.numel() for p in model.model.parameters()):,} parameters in 8 bits",
+        loss_line(loss),
+        f"{len(proofs)} greedy texts are in the page: its button Check, or #check after its address, compares them",
+    ]
+
+
+def storyworld(config: dict[str, Any]) -> Storyworld | None:
+    """The corpus of a run on storyworld, else None."""
+    data = config.get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    if not isinstance(node, dict) or node.get("_target_") != f"{Storyworld.__module__}.{Storyworld.__qualname__}":
+        return None
+    try:
+        return Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
+    except (TypeError, UserError):  # of a damaged checkpoint
+        return None
+
+
+def documents(corpus: Storyworld | None, text: str | list[str] | None) -> tuple[str, list[str]] | None:
+    """Texts for the loss, and their name. Raises UserError for a file that cannot be read."""
+    if text:
+        paths = [text] if isinstance(text, str) else text
+        texts = [
+            document
+            for path in paths
+            for document in Files(path=path, split="contiguous", train_ratio=0.5, seed=0).all_documents()
+        ]
+        return ", ".join(Path(path).name for path in paths), texts
+    if corpus is None:
+        return None
+    count = min(STORIES, corpus.counts["validation"])
+    return f"{count} validation stories", [corpus.story("validation", index).text for index in range(count)]
+
+
+def losses(model: LanguageModel, near: Any, texts: tuple[str, list[str]] | None) -> tuple[str, float, float] | None:
+    """The name of the texts, and the bits per byte as trained and in 8 bits."""
+    if texts is None:
+        return None
+    data = model.config.get("data")
+    layout = "packed" if not isinstance(data, dict) or data.get("layout", "packed") == "packed" else "documents"
+    both = [text_loss(each, model.tokenizer, texts[1], layout).bits_per_byte for each in (model.model, near)]
+    return None if None in both else (texts[0], *both)
+
+
+def loss_line(loss: tuple[str, float, float] | None) -> str:
+    if loss is None:
+        return "loss: not measured; give text=FILE to state it before and after the rounding to 8 bits"
+    return f"loss: {loss[1]:.4f} bits per byte as trained, {loss[2]:.4f} in 8 bits, on {loss[0]}"
+
+
+def proven(near: Any, model: LanguageModel) -> list[tuple[str, list[int], list[int]]]:
+    """Prompts, their ids, and the ids of their greedy continuations by the model in 8 bits."""
+    count, tokenizer, own = PROOFS - len(DIFFICULT), model.tokenizer, {"eos_first": model.eos_first}
+    sampler, length = Sampler(), min(PROOF_TOKENS, near.config.context)
+    [drawn] = complete(near, tokenizer, [""], num_samples=count, sampler=sampler, max_new_tokens=length, seed=0, **own)
+    prompts = [*(opening(sample.text) for sample in drawn), *DIFFICULT]
+    starts = [encode_prompt(tokenizer, prompt, model.eos_first) for prompt in prompts]
+    greedy = Sampler(greedy=True)
+    found = [[] for _ in prompts]
+    with closing(generate(near, starts, sampler=greedy, max_new_tokens=length, eos=tokenizer.eos, seed=0)) as steps:
+        for step in steps:
+            for row, token in step:
+                found[row].append(token)
+    return [(prompt, list(start.ids), ids) for prompt, start, ids in zip(prompts, starts, found)]
+
+
+def facts(model: LanguageModel, corpus: Storyworld | None, loss: tuple | None) -> list[tuple[str, str]]:
+    """Names and values for the page."""
+    config = model.model.config
+    return [
+        ("Size", f"{config.depth} blocks of width {config.width}, {config.heads} heads"),
+        ("Reads", f"up to {config.context:,} pieces back, of {config.vocab_size:,} different ones"),
+        ("Trained on", _corpus(model, corpus)),
+        ("Trained for", f"{model.step:,} steps"),
+        ("Loss", loss_line(loss).removeprefix("loss: ") if loss else "not measured"),
+        ("Numbers", "8 bits each, with a scale per row of a matrix"),
+        ("Made", time.strftime("%Y-%m-%d")),
+    ]
+
+
+def _corpus(model: LanguageModel, corpus: Storyworld | None) -> str:
+    if corpus:
+        return f"made-up stories (storyworld, level {corpus.level})"
+    data = model.config.get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    target = node.get("_target_") if isinstance(node, dict) else None
+    return one_line(str(target or "unknown").rpartition(".")[2], 80)
+
+
+def lead(model: LanguageModel, corpus: Storyworld | None) -> str:
+    count = sum(parameter.numel() for parameter in model.model.parameters())
+    learned = "children\u2019s stories" if corpus else "texts"
+    return (
+        f"{count:,} numbers that have learned from {learned} which word comes next. All of them are in this file. It "
+        "writes on your own device: nothing is sent anywhere, and no network is needed."
+    )
+
+
+def page(title: str, data: dict[str, Any], numbers: bytes, lead: str) -> str:
+    """The whole file. No script in it but these two can run, whatever a value might contain."""
+    style, engine, script = read(["page.css"]), read(ENGINE), read(SCRIPT)
+    parts = {"style": style, "engine": engine, "script": script}
+    plain = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    values = {
+        **parts,
+        "policy": POLICY.format(**{name: digest(part) for name, part in parts.items()}),
+        "title": html.escape(printable(title, 200)),
+        "lead": html.escape(lead),
+        "about": "The probabilities are those of the model itself, before temperature and filters. Rounding its "
+        "numbers to 8 bits makes the file small and the loss a little larger, as stated.",
+        "check": "compares this browser with the program that trained the model",
+        "data": plain.replace("&", "\\u0026").replace("<", "\\u003c"),
+        "weights": base64.b64encode(numbers).decode(),
+    }
+    return Template(read(["page.html"])).substitute(values)
+
+
+def read(names: Sequence[str]) -> str:
+    return "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
+
+
+def digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

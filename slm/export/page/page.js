@@ -1,0 +1,315 @@
+// The page: buttons and settings to the engine, its tokens to coloured text with their alternatives.
+"use strict";
+
+const find = (id) => document.getElementById(id);
+const data = JSON.parse(find("data").textContent);
+const world = data.world && new StoryWorld(data.world);
+const article = find("text"), tip = find("tip"), status = find("status");
+const MOST_BITS = 8; // of surprise: the full colour
+const EXPECTED = { // the checker's tags in words
+  template: "the sentence goes on as no sentence of this world does", end: "the story should end here", hero: "a name fits here",
+  friend: "another name fits here",
+};
+let tokens = []; // as the engine describes them, each with its element
+let decoder = new TextDecoder(), turn = 0, running = false, ended = true, pinned = false, hiding = 0;
+
+// --- The engine ---
+
+function bytesOf(base64) {
+  const characters = atob(base64.trim()), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+// A function that sends orders to the engine: in a worker, or here where the browser has none for files.
+function startEngine() {
+  const bytes = bytesOf(find("weights").textContent);
+  find("weights").remove();
+  const model = { model: data.model, tokenizer: data.tokenizer, eosFirst: data.eosFirst };
+  const here = () => {
+    const engine = new Engine(model, bytes, received);
+    return (message) => engine.receive(message);
+  };
+  try {
+    const address = URL.createObjectURL(new Blob([find("engine").textContent], { type: "text/javascript" }));
+    const worker = new Worker(address);
+    let send = (message) => worker.postMessage(message), sent = null;
+    worker.onmessage = ({ data }) => received(data);
+    worker.onerror = () => {
+      if (turn === answered) throw new Error("the engine stopped");
+      send = here(); // blocked when it should have started
+      if (sent) send(sent);
+    };
+    worker.postMessage({ model, bytes });
+    return (message) => send((sent = message));
+  } catch {
+    return here();
+  }
+}
+
+let answered = 0; // the last turn that the engine has answered
+const order = startEngine();
+
+function received(message) {
+  answered = turn;
+  if (message.kind === "checked") return showCheck(message);
+  if (message.turn !== turn) return;
+  if (message.kind === "tokens") message.tokens.forEach((token, place) => append(token, place));
+  if (message.kind === "done") finish(message);
+}
+
+// --- Orders ---
+
+function number(id) {
+  const field = find(id), value = field.valueAsNumber;
+  return Number.isFinite(value) && value > 0 && field.checkValidity() ? value : null;
+}
+
+function settings() {
+  const filters = { topK: number("topK"), topP: number("topP"), minP: number("minP") };
+  return { temperature: find("temperature").valueAsNumber, seed: find("seed").valueAsNumber || 0, ...filters };
+}
+
+function send(message) {
+  close();
+  turn++;
+  [running, ended] = [true, false];
+  show();
+  find("verdict").hidden = true;
+  status.textContent = "writing …";
+  order({ turn, settings: settings(), tokens: find("tokens").valueAsNumber, ...message });
+}
+
+function tell() {
+  truncate(0);
+  send({ order: "tell", text: find("start").value });
+}
+
+// Another token in the place of one, from which the text goes on.
+function replace(token, { id, piece, share, rank }) {
+  truncate(tokens.indexOf(token));
+  append({ ...token, id, piece, share, rank, end: id === data.tokenizer.eos, given: false });
+  send({ order: "replace", place: token.place, id });
+}
+
+function finish({ reason, count, seconds }) {
+  [running, ended] = [false, reason === "end"];
+  const speed = seconds > 0.05 ? `, ${Math.round(count / seconds).toLocaleString("en")} per second` : "";
+  status.textContent = `${count.toLocaleString("en")} pieces${speed}`;
+  show();
+  if (world) showVerdict(judge(world, textNow(), ended));
+}
+
+function show() {
+  find("stop").hidden = !running;
+  find("more").hidden = running;
+  find("more").disabled = ended || !tokens.length;
+}
+
+// --- Tokens ---
+
+// The text of a piece of bytes; `stream`: the characters that are complete with it.
+const decode = (piece, stream) => stream.decode(fromBytes(piece), { stream: true });
+const textNow = () => tokens.map((token) => token.text).join("");
+
+function append(token, place = 0) {
+  token.text = decode(token.piece, decoder);
+  tokens.push(token);
+  if (!token.text && !token.end) return;
+  const span = document.createElement("span");
+  token.span = span;
+  span.className = "token new";
+  span.classList.toggle("given", token.given);
+  span.classList.toggle("end", token.end);
+  span.textContent = token.end ? "the end" : token.text;
+  span.tabIndex = article.querySelector(".token") ? -1 : 0;
+  span.style.setProperty("--delay", `${Math.min(place * 9, 2500)}ms`);
+  if (token.share !== undefined) {
+    const bits = -Math.log2(Math.max(token.share, 1e-30));
+    span.style.setProperty("--surprise", Math.min(bits / MOST_BITS, 1).toFixed(3));
+    span.setAttribute("aria-description", `probability ${percent(token.share)}`);
+  }
+  article.append(span);
+}
+
+function truncate(count) {
+  for (const token of tokens.splice(count)) token.span?.remove();
+  decoder = new TextDecoder();
+  for (const token of tokens) decode(token.piece, decoder);
+  for (const token of tokens) token.span?.classList.remove("wrong", "new");
+}
+
+function percent(share) {
+  if (share >= 0.0995) return `${(100 * share).toFixed(0)} %`;
+  return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
+}
+
+// --- Alternatives ---
+
+// A piece with what cannot be seen made visible.
+function visible(piece, id) {
+  const parts = document.createElement("span");
+  const text = id === data.tokenizer.eos ? "" : new TextDecoder().decode(fromBytes(piece));
+  for (const part of text.split(/([ \n\t])/).filter(Boolean)) {
+    const sign = { " ": "·", "\n": "↵", "\t": "⇥" }[part];
+    const element = document.createElement(sign ? "i" : "b");
+    element.style.fontWeight = "inherit";
+    element.textContent = sign || part;
+    parts.append(element);
+  }
+  if (!text) parts.textContent = id === data.tokenizer.eos ? "the end" : "(nothing)";
+  return parts;
+}
+
+function option(token, other) {
+  const { id, piece, share } = other;
+  const button = document.createElement("button"), amount = document.createElement("span");
+  button.type = "button";
+  button.style.setProperty("--share", share);
+  button.classList.toggle("chosen", id === token.id);
+  amount.textContent = percent(share);
+  button.append(visible(piece, id), amount);
+  button.onclick = () => replace(token, other);
+  return button;
+}
+
+function open(token, pin = false) {
+  clearTimeout(hiding);
+  if (!token?.span || (pinned && !pin)) return;
+  close();
+  pinned = pin;
+  token.span.classList.add("open");
+  const line = document.createElement("p");
+  const ordinal = token.rank === 1 ? "the most likely piece" : `number ${token.rank} of the likely pieces`;
+  line.textContent = token.others ? `${percent(token.share)}: ${ordinal}` : "The model has not predicted this piece.";
+  const others = token.others || [];
+  const own = others.some(({ id }) => id === token.id) || !others.length ? [] : [token];
+  tip.replaceChildren(line, ...[...others, ...own].map((other) => option(token, other)));
+  tip.hidden = false;
+  const box = token.span.getClientRects()[0], size = tip.getBoundingClientRect();
+  const below = box.bottom + 6 + size.height < innerHeight || box.top < size.height + 12;
+  tip.style.left = `${Math.max(8, Math.min(box.left, document.documentElement.clientWidth - size.width - 8)) + scrollX}px`;
+  tip.style.top = `${(below ? box.bottom + 6 : box.top - size.height - 6) + scrollY}px`;
+}
+
+function close() {
+  clearTimeout(hiding);
+  pinned = false;
+  tip.hidden = true;
+  article.querySelector(".open")?.classList.remove("open");
+}
+
+const tokenOf = (element) => tokens.find((token) => token.span && token.span === element);
+
+function hideSoon() {
+  clearTimeout(hiding);
+  if (!pinned) hiding = setTimeout(close, 220);
+}
+
+article.addEventListener("mouseover", ({ target }) => open(tokenOf(target)));
+article.addEventListener("mouseleave", hideSoon);
+tip.addEventListener("mouseenter", () => clearTimeout(hiding));
+tip.addEventListener("mouseleave", hideSoon);
+article.addEventListener("click", ({ target }) => open(tokenOf(target), true));
+article.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && open(tokenOf(target)));
+document.addEventListener("pointerdown", ({ target }) => {
+  if (!tip.contains(target) && !article.contains(target)) close();
+});
+
+// Arrow keys walk along the tokens, Enter opens the alternatives.
+article.addEventListener("keydown", (event) => {
+  const spans = [...article.querySelectorAll(".token")], place = spans.indexOf(document.activeElement);
+  const next = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: spans.length - 1 }[event.key];
+  if (event.key === "Enter" && place >= 0) {
+    open(tokenOf(spans[place]), true);
+    tip.querySelector("button")?.focus();
+  } else if (next === undefined || place < 0 || !spans[next]) {
+    return;
+  } else {
+    pinned = false;
+    spans[place].tabIndex = -1;
+    spans[next].tabIndex = 0;
+    spans[next].focus();
+  }
+  event.preventDefault();
+});
+
+// --- The checker ---
+
+function showVerdict({ valid, prefix, sentences, error }) {
+  const line = find("verdict");
+  const wanted = EXPECTED[error] || `the rules ask for another word here (${error})`;
+  line.textContent = valid
+    ? `✓ A complete story: all ${sentences} sentences follow the rules of its world.`
+    : error === "more"
+      ? `So far all follows the rules of its world (${sentences} whole sentences); the story has not ended yet.`
+      : `✗ Not a story of its world: after ${sentences} whole sentences ${wanted}.`;
+  line.className = valid ? "good" : error === "more" ? "" : "bad";
+  line.hidden = false;
+  if (valid || error === "more") return;
+  let end = 0;
+  const wrong = tokens.find((token) => token.span && (end += token.text.length) > prefix) || tokens[tokens.length - 1];
+  wrong?.span?.classList.add("wrong");
+}
+
+// --- The check against slm ---
+
+function check() {
+  find("checked").textContent = "checking …";
+  turn++;
+  [running, ended] = [false, true];
+  truncate(0);
+  show();
+  order({ order: "check", turn, proofs: data.proofs });
+}
+
+function showCheck({ equal, count, tokens, seconds, different }) {
+  const speed = Math.round(tokens / seconds).toLocaleString("en");
+  const line = `${equal} of ${count} texts are equal to those of PyTorch; ${speed} pieces per second in this browser.`;
+  find("checked").textContent = different ? `${line} The first other one begins: ${different.text}` : line;
+  Object.assign(find("checked").dataset, { equal, count, tokens, seconds: seconds.toFixed(3) });
+}
+
+// --- Start ---
+
+for (const [name, value] of data.facts) {
+  const title = document.createElement("dt"), content = document.createElement("dd");
+  title.textContent = name;
+  content.textContent = value;
+  find("facts").append(title, content);
+}
+for (const output of document.querySelectorAll("output")) {
+  const input = find(output.htmlFor[0]), copy = () => (output.textContent = input.value);
+  input.addEventListener("input", copy);
+  copy();
+}
+find("start").value = data.start;
+find("start").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  tell();
+});
+find("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tell();
+});
+find("again").addEventListener("click", () => {
+  find("seed").value = (find("seed").valueAsNumber || 0) + 1;
+  tell();
+});
+find("more").addEventListener("click", () => send({ order: "more" }));
+find("stop").addEventListener("click", () => order({ order: "stop" }));
+find("check").addEventListener("click", check);
+find("colours").addEventListener("change", ({ target }) => article.classList.toggle("colours", target.checked));
+document.addEventListener("keydown", ({ key }) => {
+  if (key !== "Escape") return;
+  if (running) order({ order: "stop" });
+  close();
+});
+article.classList.add("colours");
+if (location.hash === "#check") {
+  find("about").open = true;
+  check();
+} else {
+  tell();
+}
