@@ -121,7 +121,7 @@ def losses(model: LanguageModel, near: Any, texts: tuple[str, list[str]] | None)
 def loss_line(loss: tuple[str, float, float] | None) -> str:
     if loss is None:
         return "loss: not measured; give text=FILE to state it before and after the rounding to 8 bits"
-    return f"loss: {loss[1]:.4f} bits per byte as trained, {loss[2]:.4f} in 8 bits, on {loss[0]}"
+    return f"loss: {loss[1]:.5f} bits per byte as trained, {loss[2]:.5f} in 8 bits, on {loss[0]}"
 
 
 def proven(near: Any, model: LanguageModel) -> list[tuple[str, list[int], list[int]]]:

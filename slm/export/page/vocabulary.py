@@ -8,7 +8,7 @@ import numpy as np
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.world import load_texts
 from slm.errors import UserError
-from slm.tokenizers import Tokenizer, pieces
+from slm.tokenizers import Tokenizer, is_own, pieces
 from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
@@ -34,7 +34,7 @@ def plain(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _kind(tokenizer: Tokenizer) -> dict[str, Any]:
-    match tokenizer:
+    match None if is_own(type(tokenizer)) else tokenizer:
         case ByteTokenizer():
             return {"kind": "bytes"}
         case CharacterTokenizer():
