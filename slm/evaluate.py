@@ -4,11 +4,13 @@ python -m slm.evaluate RUN --text FILE   of any corpus: the loss on text files, 
 python -m slm.evaluate RUN               of data=storyworld: the loss in bits per story above the exact entropy, by part
 of the stories, on validation stories and on stories of held-out pairs; and the share of generated stories that are
 valid. Writes evaluation.json into the run folder.
+python -m slm.evaluate RUN tasks=[blimp,lambada]   standard tests: docs/standard_tests.md
 """
 
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from slm.corpora.storyworld.floor import PARTS, story_floor, tally
 from slm.corpora.storyworld.grammar import Story
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError, printable
+from slm.evaluation import standard_tests
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
@@ -41,6 +44,8 @@ TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 
 @json_line.command
 def main():
+    if any(word.startswith("tasks=") for word in sys.argv[1:]):
+        return standard_tests.command(sys.argv[1:])
     parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", type=run_folder.named, help="a run folder, a .ckpt file, latest, last or best")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text (UTF-8) or .jsonl files, folders or globs")
@@ -110,7 +115,10 @@ def evaluate_stories(path: Path, arguments: argparse.Namespace):
     print(printable(page(evaluation)))
     json_line.note(**evaluation)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    atomic.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")
+    kept = {
+        key: value for key, value in (atomic.read_object(folder / "evaluation.json") or {}).items() if key == "tasks"
+    }
+    atomic.write_text(folder / "evaluation.json", json.dumps(evaluation | kept, indent=1, ensure_ascii=False) + "\n")
     print(folder / "evaluation.json")
     if evaluation["seen"]["excess"]["high"] < 0:
         raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")

@@ -23,6 +23,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"huggingface"},
     {"hardware", "energy", "estimate", "checkpoint", "data"},
     {"optim", "generation", "planning", "transfer"},
+    {"evaluation"},  # measures
     {"evaluate", "verify", "results", "training", "export"},  # Lightning
     {"analysis"},  # numpy, scipy: no torch, no Hydra
     {"checks"},
@@ -47,6 +48,7 @@ OWNERS = {  # framework -> the only parts of slm/ that may import it
     "gradio": ("serving/",),
     "starlette": ("serving/",),
     "uvicorn": ("serving/",),
+    "lm_eval": ("evaluation/",),
     "wandb": (),  # conf/logger names it
 }
 QUICK = ("run/start.py", "run/cli.py", "run/overrides.py", "run/names.py")  # answer a misspelt key at once

@@ -1,0 +1,220 @@
+"""Standard tests of a model: the tasks of lm-evaluation-harness (extra "eval") with their own code and data sets.
+
+python -m slm.evaluate RUN tasks=[blimp,hellaswag,arc_easy,lambada] [key=value ...]
+
+limit=N documents of each task; fewshot=N examples before each question; tasks_path=FOLDER with YAML files of one's own;
+eos_first=false: texts do not begin with eos as documents in training do. Results are added to evaluation.json.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import yaml
+
+from slm.classes import did_you_mean, locate, optional
+from slm.errors import UserError, one_line, printable
+from slm.files import atomic, json_line, run_folder
+from slm.generation.language_model import LanguageModel, load
+from slm.tables import columns
+
+RESAMPLES = 1000  # of the documents, for standard errors that have no formula; harness takes 100,000
+OWN = {"runs_dir": "runs", "device": "auto", "tokenizer_class": None, "model_class": None}  # of the model
+SETTING = re.compile(r"(?!(ckpt|ckpt_path|run_dir)=)\w+=")
+FEWSHOT_SEED = 1234  # harness's own seeds, also below, for equal examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """Which tasks, and how. Raises: UserError: for a value of the wrong type or range."""
+
+    tasks: str | Sequence[str]
+    tasks_path: str | None = None  # a folder of YAML files, beside harness's own tasks
+    limit: int | None = None  # documents of each task, the first ones; None: all
+    fewshot: int | None = None  # examples before a question; None: as each task says
+    eos_first: bool | None = None  # None: as the model was trained
+
+    def __post_init__(self):
+        if not self.names or not all(isinstance(name, str) and name for name in self.names):
+            raise UserError(f"tasks={self.tasks} must be a name or a list such as [blimp,lambada]")
+        for key, least in {"limit": 1, "fewshot": 0}.items():
+            value = getattr(self, key)
+            if value is not None and (type(value) is not int or value < least):
+                raise UserError(f"{key}={value} must be a whole number from {least}")
+        if self.eos_first not in (None, True, False):
+            raise UserError(f"eos_first={self.eos_first} must be true or false")
+        if self.tasks_path is not None and not atomic.expanded(str(self.tasks_path)).is_dir():
+            raise UserError(f"tasks_path={self.tasks_path} is not a folder; it takes one with the YAML files of tasks")
+
+    @property
+    def names(self) -> list[str]:
+        return self.tasks.split(",") if isinstance(self.tasks, str) else list(self.tasks)
+
+
+def command(words: Sequence[str]):
+    """Runs the tests of a command line, prints a table and adds to evaluation.json. Raises UserError."""
+    runs = [run_folder.named(word) for word in words if not SETTING.match(word)]
+    given = [word.partition("=") for word in words if SETTING.match(word)]
+    settings = {key: yaml.safe_load(value) for key, _, value in given}
+    known = [field.name for field in fields(Tests)]
+    for key in settings.keys() - {*known, *OWN}:
+        raise UserError(
+            f"{key} is not a setting of tasks={did_you_mean(key, [*known, *OWN]) or ''}; {', '.join(known)} are"
+        )
+    if len(runs) != 1:
+        raise UserError(f"python -m slm.evaluate with tasks= takes one RUN and key=value, not {' '.join(words)}")
+    own = {key: settings.pop(key, default) for key, default in OWN.items()}
+    tests = Tests(**settings)
+    classes = {
+        key: locate(own[f"{key}_class"], f"{key}_class") for key in ("tokenizer", "model") if own[f"{key}_class"]
+    }
+    model = load(runs[0], runs_dir=own["runs_dir"], device=own["device"], **classes)
+    results = run(tests, model)
+    print(printable(page(results)))
+    path = model.path if model.path.is_dir() else model.path.parent
+    json_line.note(checkpoint=str(model.path), step=model.step, tasks=results)
+    print(save(results, path.parent if path.name == "checkpoints" else path))
+
+
+def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]]:
+    """Task or group of tasks -> metrics with standard errors, n, fewshot, version, ties, and what they depend on.
+
+    Raises: UserError: if harness is not installed, for an unknown task, and if its data cannot be had.
+    """
+    os.environ["DISABLE_MULTIPROC"] = "1"  # harness's bootstrap would start a process for each core
+    if not _reaches_hub():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before its libraries are imported: else they repeat each request
+    harness = optional("lm_eval", "eval", "tasks=")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from slm.evaluation.harness import Harness
+
+    loaded = _load(tests)
+    eos_first = language_model.eos_first if tests.eos_first is None else tests.eos_first
+    adapter = Harness(language_model, eos_first=eos_first)
+    random.seed(0)
+    np.random.seed(FEWSHOT_SEED)
+    with contextlib.redirect_stdout(sys.stderr):
+        found = harness.evaluate(adapter, loaded, limit=tests.limit, bootstrap_iters=RESAMPLES, log_samples=False)
+    facts = {
+        "checkpoint": str(language_model.path),
+        "step": language_model.step,
+        "eos_first": eos_first,
+        "limit": tests.limit,
+        "cut": adapter.cut,
+        "harness": harness.__version__,
+    }
+    names = dict.fromkeys([*found.get("groups", {}), *found["results"]])
+    return {name: {**_result(name, found), "ties": adapter.ties.get(name), **facts} for name in names}
+
+
+def _load(tests: Tests) -> Mapping[str, Any]:
+    """The tasks with their data and examples. Raises UserError."""
+    from lm_eval.tasks import TaskManager
+
+    folder = tests.tasks_path and str(atomic.expanded(tests.tasks_path))
+    manager = TaskManager(include_path=folder, include_defaults=False) if folder else None
+    if not (manager and all(manager.match_tasks([name]) for name in tests.names)):
+        manager = TaskManager(include_path=folder)  # reads thousands of files
+    for name in tests.names:
+        if not manager.match_tasks([name]):
+            hint = did_you_mean(name, manager.all_tasks) or "; lm_eval ls tasks lists them"
+            raise UserError(f"tasks={name} is no task of lm-evaluation-harness{hint}")
+    tasks = manager.match_tasks(tests.names)
+    with _one_line(tests):
+        loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (own and tests.fewshot is not None):  # a task's 0 is never changed
+            task.set_config(key="num_fewshot", value=tests.fewshot or 0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+@contextlib.contextmanager
+def _one_line(tests: Tests) -> Iterator[None]:
+    """Turns what loading a task may raise for data, files and packages that are missing into UserError."""
+    try:
+        yield
+    except ImportError as error:
+        package = error.name or one_line(error, 100)
+        raise UserError(f"tasks={','.join(tests.names)} need the package {package}; pip install it") from None
+    except (OSError, yaml.YAMLError) as error:  # ConnectionError, FileNotFoundError, those of datasets
+        raise UserError(
+            f"tasks={','.join(tests.names)}: {one_line(error, 200).rstrip('.')}; run this command once where there is "
+            "a network, with HF_HOME=FOLDER and limit=1, and copy FOLDER, or give tasks_path= with files of your own"
+        ) from None
+
+
+def _reaches_hub() -> bool:
+    """False if the address of the Hugging Face Hub gives no connection. Behind a proxy it is not asked."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _result(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What harness found for a task, or for a group of tasks, as plain numbers."""
+    values = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
+    metrics = {}
+    for key, value in values.items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr") or isinstance(value, str):
+            continue
+        error = values.get(f"{metric}_stderr,{kind}")
+        shown = metric if kind == "none" else f"{metric} ({kind})"
+        metrics[shown] = {"value": float(value), "stderr": None if isinstance(error, str | None) else float(error)}
+    return {
+        "metrics": metrics,
+        "n": found.get("n-samples", {}).get(name, {}).get("effective") or values.get("sample_len"),
+        "fewshot": found.get("n-shot", {}).get(name),
+        "version": found.get("versions", {}).get(name),
+    }
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as text for a console."""
+    rows = [["task", "metric", "value", "stderr", "n", "few-shot", "version"]]
+    for name, result in results.items():
+        for metric, its in result["metrics"].items():
+            error = "–" if its["stderr"] is None else f"{its['stderr']:.4f}"
+            facts = ("–" if result[key] is None else f"{result[key]}" for key in ("n", "fewshot", "version"))
+            rows.append([name, metric, f"{its['value']:.4f}", error, *facts])
+    first = next(iter(results.values()))
+    lines = [
+        f"{first['checkpoint']}, step {first['step']}",
+        f"lm-evaluation-harness {first['harness']}, {'eos' if first['eos_first'] else 'nothing'} before each text"
+        + (f", the first {first['limit']:,} documents of each task" if first["limit"] else ""),
+        "",
+        columns(rows),
+    ]
+    if first["cut"]:
+        lines.append(f"{first['cut']:,} texts are longer than the context of the model and have lost their start")
+    for name, ties in ((name, result["ties"]) for name, result in results.items() if result["ties"]):
+        lines.append(f"{name}: of {ties:,} documents the best two choices are equally likely; the first one counts")
+    return "\n".join(lines)
+
+
+def save(results: Mapping[str, Any], folder: Path) -> Path:
+    """Adds the results to `tasks` in evaluation.json of a folder, and returns its path."""
+    path = folder / "evaluation.json"
+    content = atomic.read_object(path) or {}
+    before = content.get("tasks")
+    content["tasks"] = {**(before if isinstance(before, dict) else {}), **results}
+    atomic.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
