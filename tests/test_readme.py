@@ -32,7 +32,10 @@ TABLE = [
 QUICKSTART = "python train.py experiment=quickstart"  # run as it stands by .ci/run
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py") and command != QUICKSTART]
 GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
-EVALUATION = [command for command in COMMANDS if command.startswith("python -m slm.evaluate")]
+STANDARD_TESTS = [command for command in COMMANDS if " tasks=" in command]  # tests/test_standard_tests.py
+EVALUATION = [
+    command for command in COMMANDS if command.startswith("python -m slm.evaluate") and command not in STANDARD_TESTS
+]
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
 REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.report")]
@@ -70,6 +73,7 @@ def test_the_readme_has_commands():
         *TRAINING,
         *GENERATION,
         *EVALUATION,
+        *STANDARD_TESTS,
         *VERIFICATION,
         *LENS,
         *COMPARISON,

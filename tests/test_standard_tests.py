@@ -148,7 +148,12 @@ def test_every_number_equals_that_of_the_adapter_for_hugging_face(tasks, tmp_pat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = gpt2(tmp_path / "gpt2")
     theirs = HFLM(
-        pretrained=str(tmp_path / "gpt2"), device="cpu", dtype="float32", batch_size=3, add_bos_token=eos_first
+        pretrained=str(tmp_path / "gpt2"),
+        device="cpu",
+        dtype="float32",
+        batch_size=3,
+        logits_cache=False,  # which gives wrong numbers for windows that repeat (lm_eval 0.4.13)
+        add_bos_token=eos_first,
     )
     ours = Harness(model, eos_first=eos_first)
     names = [name for name in TASKS if not (eos_first and name == "tiny_rolling")]  # HFLM reads two eos there
