@@ -1,69 +1,119 @@
-"""Evaluates a run.
+"""Evaluates a model.
 
-python -m slm.evaluate RUN --text FILE   of any corpus: the loss on text files, in nats per token and bits per byte
-python -m slm.evaluate RUN               of data=storyworld: the loss in bits per story above the exact entropy, by part
-of the stories, on validation stories and on stories of held-out pairs; and the share of generated stories that are
-valid. Writes evaluation.json into the run folder.
-python -m slm.evaluate RUN tasks=[blimp,lambada]   standard tests: docs/standard_tests.md
+python -m slm.evaluate RUN                  on the validation split of the run: loss, texts, memorisation, probes, and
+                                            for data=storyworld the bits above the exact entropy
+python -m slm.evaluate RUN data=shakespeare on another text: data.path=FILE, or any data of train.py
+python -m slm.evaluate RUN RUN              what the second model saves on the same text, and where
+python -m slm.evaluate RUN --text FILE      the loss on whole text files alone
+python -m slm.evaluate RUN tasks=[blimp]    standard tests: docs/standard_tests.md
+
+RUN is a run folder or a .ckpt file. Further words: split=train, source=NAME of a mixture, tokens=200000 of held-out
+text at most, samples=200, temperature=[1,0.8], measures=[loss,texts,memorisation,probes,stories], bleu=FILE with lines
+of prompt and completion, seed=0, cache_dir=FOLDER. Writes evaluation.json into the run folder, and its report.
 """
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from slm import checkpoint, classes
-from slm.checkpoint import Loaded
+from slm import classes
 from slm.corpora import notices
 from slm.corpora.files import Files
-from slm.corpora.storyworld.checker import estimate, judge, marked, summary
-from slm.corpora.storyworld.corpus import Storyworld
-from slm.corpora.storyworld.floor import PARTS, story_floor, tally
-from slm.corpora.storyworld.grammar import Story
-from slm.corpora.storyworld.world import StoryWorld
-from slm.errors import UserError, printable
-from slm.evaluation import standard_tests
+from slm.errors import UserError, notice, printable
+from slm.evaluation import sources, standard_tests, stories
+from slm.evaluation.measures import Settings, measure
+from slm.evaluation.page import page
+from slm.evaluation.record import record
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
-from slm.generation.language_model import load
-from slm.generation.quantize import for_decoding
-from slm.generation.sampling import Sampler
-from slm.generation.stories import generate_stories
-from slm.generation.text_loss import padded, text_loss, window_nats
-from slm.model import GPT
-from slm.tokenizers import Tokenizer
-
-TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
+from slm.generation.language_model import LanguageModel, load
+from slm.generation.text_loss import text_loss
+from slm.run.overrides import normalized, parsed
+from slm.run.read_config import typed
 
 
 @json_line.command
 def main():
     if any(word.startswith("tasks=") for word in sys.argv[1:]):
         return standard_tests.command(sys.argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m slm.evaluate", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("run", type=run_folder.named, help="a run folder, a .ckpt file, latest, last or best")
+    parser = argparse.ArgumentParser(
+        prog="python -m slm.evaluate",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "words", nargs="+", metavar="RUN", help="a run folder, .ckpt file, latest, last, best; key=value"
+    )
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text (UTF-8) or .jsonl files, folders or globs")
-    parser.add_argument("--stories", type=int, default=500, help="validation stories, and as many generated ones")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.8], help="of generation")
-    parser.add_argument("--seed", type=int, default=0, help="of the generated stories and the intervals")
+    parser.add_argument("--stories", type=int, metavar="N", help="as samples=N")
+    parser.add_argument("--temperature", type=float, nargs="+", help="as temperature=[...]")
+    parser.add_argument("--seed", type=int, help="as seed=N")
     parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest, last and best")
     classes.add_options(parser)
-    arguments = parser.parse_args()
-    if arguments.stories < 2:
+    arguments = parser.parse_intermixed_args()
+    if arguments.stories is not None and arguments.stories < 2:
         raise UserError(f"--stories={arguments.stories} must be at least 2")
-    if arguments.seed < 0:
+    if arguments.seed is not None and arguments.seed < 0:
         raise UserError(f"--seed={arguments.seed} must be at least 0")
-    path = run_folder.find_checkpoint(arguments.run, atomic.expanded(arguments.runs_dir))
+    runs = [run_folder.named(word) for word in arguments.words if not is_setting(word)]
+    if not 1 <= len(runs) <= 2:
+        raise UserError(f"{len(runs)} runs are given; give one to evaluate it, or two to compare them")
+    own, root = classes.given(arguments), atomic.expanded(arguments.runs_dir)
+    paths = [run_folder.find_checkpoint(run, root) for run in runs]
     if arguments.text:
-        print(printable(text_page(path, arguments.text, **classes.given(arguments))))
+        print(printable(text_page(paths[0], arguments.text, **own)))
+        return None
+    settings, words = read_words([word for word in arguments.words if is_setting(word)], arguments)
+    models = [load(path, **own) for path in paths]
+    evaluate(models[0], settings, words)
+    return None
+
+
+def is_setting(word: str) -> bool:
+    """True for key=value; a path may hold the sign, too, behind a slash."""
+    return word.partition("=")[0].replace(".", "").replace("_", "").isalnum() and "=" in word
+
+
+def read_words(words: Sequence[str], arguments: argparse.Namespace) -> tuple[Settings, list[str]]:
+    """The settings, and the overrides of the data. Raises UserError for an unknown word."""
+    given = {"samples": arguments.stories, "temperature": arguments.temperature, "seed": arguments.seed}
+    values, data = {key: value for key, value in given.items() if value is not None}, []
+    for override in parsed(normalized(words)):
+        key = override.key_or_group
+        if key == "data" or key.startswith("data."):
+            data.append(override.input_line)
+        else:
+            values[key] = override.value()
+    return typed(Settings, values, ""), data
+
+
+def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> dict[str, Any]:
+    """Measures a model on the text of these overrides, by default its own; prints and writes the result.
+
+    Raises: UserError.
+    """
+    world = stories.corpus_of(model.path, model.config, model.corpus)
+    cache = sources.cache_of(model.config, settings.cache_dir)
+    own = sources.Own(model, world, model.corpus, cache, None if words else settings.source)
+    if words:
+        held_out = sources.other_text(words, settings.split, settings.source, model, settings.tokens)
     else:
-        evaluate_stories(path, arguments)
+        held_out = own.held_out(settings.split, sources.layout_of(model.config), settings.tokens)
+    train = own.found if words else own.prepared
+    facts = {"checkpoint": str(model.path), "step": model.step, "seed": settings.seed}
+    data = {"name": held_out.name, "split": settings.split, "documents": len(held_out.documents)}
+    found = {**facts, "data": data, **measure(model, held_out, settings, train, None if words else world)}
+    print(printable(page(found)))
+    for reason in found["left_out"]:
+        notice(f"left out: {reason}")
+    json_line.note(**found)
+    for path in record(sources.folder_of(model.path), found):
+        print(path)
+    if "stories" in found and found["stories"]["seen"]["excess"]["high"] < 0:
+        raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
+    return found
 
 
 def text_page(path: Path, files: Sequence[str], **own: Callable) -> str:
@@ -75,7 +125,7 @@ def text_page(path: Path, files: Sequence[str], **own: Callable) -> str:
     loaded = load(path, **own)
     data = loaded.config.get("data")
     data = data if isinstance(data, dict) else {}
-    layout = "packed" if data.get("layout", "packed") == "packed" else "documents"
+    layout = sources.layout_of(loaded.config)
     documents = [document for file in files for document in read_documents(file, data) if document.strip()]
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
     known = loss.bits_per_byte is not None
@@ -106,130 +156,6 @@ def read_documents(file: str, data: dict[str, Any]) -> Iterator[str]:
     corpus = Files(path=file, column=column, **settings, split="contiguous", train_ratio=0.5, seed=0)
     notices.mistaken(corpus.files(), corpus.encoding)
     yield from corpus.all_documents()
-
-
-def evaluate_stories(path: Path, arguments: argparse.Namespace):
-    """Prints the page and writes evaluation.json beside the checkpoint's run. Raises UserError."""
-    own = classes.given(arguments)
-    evaluation = evaluate(path, arguments.stories, arguments.temperature, arguments.seed, **own)
-    print(printable(page(evaluation)))
-    json_line.note(**evaluation)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    kept = {
-        key: value for key, value in (atomic.read_object(folder / "evaluation.json") or {}).items() if key == "tasks"
-    }
-    atomic.write_text(folder / "evaluation.json", json.dumps(evaluation | kept, indent=1, ensure_ascii=False) + "\n")
-    print(folder / "evaluation.json")
-    if evaluation["seen"]["excess"]["high"] < 0:
-        raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
-
-
-def evaluate(path: Path, stories: int, temperatures: Sequence[float], seed: int, **own: Callable) -> dict[str, Any]:
-    """All numbers of `page`, as plain types. `own` as in `text_page`.
-
-    Raises UserError unless the checkpoint is of a storyworld.
-    """
-    loaded = checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu", **own)
-    model, tokenizer, corpus = for_decoding(loaded.model, "float32"), loaded.tokenizer, _corpus(path, loaded)
-    samplers = {f"T={value:g}": Sampler(temperature=value) for value in temperatures}  # raises before the long work
-    count = min(stories, corpus.counts["validation"])
-    seen = [corpus.story("validation", index) for index in range(count)]
-    held_out = [corpus.held_out(index) for index in range(count)]
-    losses = {
-        "seen": story_losses(model, tokenizer, corpus.seen, seen, seed),
-        "held_out": story_losses(model, tokenizer, corpus.unseen, held_out, seed),
-    }
-    verdicts = {
-        name: generate_stories(model, tokenizer, corpus.all, count=stories, sampler=sampler, seed=seed)
-        for name, sampler in samplers.items()
-    }
-    verdicts["real"] = [judge(corpus.all, story.text, True) for story in seen]
-    valid = {verdict.text for judged in verdicts.values() for verdict in judged if verdict.valid}
-    known = {text for text in corpus.documents("train") if text in valid}
-    return {
-        "checkpoint": str(path),
-        "step": loaded.step,
-        "level": corpus.level,
-        "seed": seed,
-        **losses,
-        "samples": {name: summary(judged, known, seed) for name, judged in verdicts.items()},
-        "examples": [marked(verdict) for verdict in next(iter(verdicts.values()))[:3]],
-    }
-
-
-def _corpus(path: Path, loaded: Loaded) -> Storyworld:
-    data = loaded.config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(node, dict) or node.get("_target_") != TARGET:
-        raise UserError(f"{path} was not trained on data=storyworld, the only corpus whose entropy is known")
-    try:
-        corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
-    except TypeError:
-        raise UserError(f"{path} is damaged: its data.corpus is not a storyworld; take another checkpoint") from None
-    if loaded.corpus != corpus.fingerprint():
-        raise UserError(f"{path} was trained on another storyworld; evaluate it with the version that trained it")
-    return corpus
-
-
-def story_losses(
-    model: GPT, tokenizer: Tokenizer, world: StoryWorld, stories: Sequence[Story], seed: int
-) -> dict[str, Any]:
-    """Mean bits per story, over the stories that fit into the context: floor, model, excess, in all and by part.
-
-    Raises UserError if less than half of them fit.
-    """
-    context = model.config.context
-    texts = [story.text for story in stories if len(tokenizer.encode(story.text)) < context]
-    if len(texts) < len(stories) / 2:
-        raise UserError(f"only {len(texts)} of {len(stories)} stories fit into the model's context of {context} tokens")
-    floors = [story_floor(world, text, tokenizer) for text in texts]
-    nats = window_nats(model, padded([[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts]))
-    bits = nats.numpy() / math.log(2)
-    tallies = np.stack([tally(row[: len(floor.bits)], floor) for row, floor in zip(bits, floors)])
-    floor, bits, tokens = tallies.mean(0)
-    differences = tallies[:, 1] - tallies[:, 0]
-    return {
-        "stories": len(texts),
-        "bytes": sum(map(len, texts)) / len(texts),
-        "floor": floor.sum(),
-        "model": bits.sum(),
-        "excess": estimate(differences.sum(1), seed),
-        "parts": {
-            part: {"tokens": tokens[i], "floor": floor[i], "excess": estimate(differences[:, i], seed)}
-            for i, part in enumerate(PARTS)
-        },
-    }
-
-
-def page(evaluation: dict[str, Any]) -> str:
-    """The evaluation as text for a console."""
-    seen, held_out = evaluation["seen"], evaluation["held_out"]
-    lines = [
-        f"{evaluation['checkpoint']}, step {evaluation['step']}, storyworld {evaluation['level']}",
-        f"{seen['stories']} validation stories, {held_out['stories']} of held-out pairs, seed {evaluation['seed']}, "
-        "95 % bootstrap intervals",
-        "",
-        f"bits per story, of {seen['bytes']:.0f} bytes: floor {seen['floor']:.2f}, model {seen['model']:.2f}, "
-        f"excess {_interval(seen['excess'])}",
-        f"bits per byte: floor {seen['floor'] / seen['bytes']:.4f}, model {seen['model'] / seen['bytes']:.4f}",
-        "",
-        f"{'bits per story':14}{'tokens':>8}{'floor':>8}  {'excess':24}{'on held-out pairs'}",
-    ]
-    for part, values in seen["parts"].items():
-        excess, there = _interval(values["excess"]), _interval(held_out["parts"][part]["excess"])
-        lines.append(f"{part:14}{values['tokens']:8.1f}{values['floor']:8.2f}  {excess:24}{there}")
-    samples = evaluation["samples"]
-    lines += ["", f"{'samples':14}" + "".join(f"{name + ', n = ' + str(s['n']):24}" for name, s in samples.items())]
-    for measure, form in {"valid": ".1%", "novel": ".1%", "prefix": ".1%", "sentences": ".1f"}.items():
-        lines.append(f"{measure:14}" + "".join(f"{_interval(found[measure], form):24}" for found in samples.values()))
-    for name, found in samples.items():
-        first = ", ".join(f"{error} {count}" for error, count in found["errors"].items())
-        lines.append(f"first errors, {name}: {first or 'none'}")
-    return "\n".join([*lines, "", *evaluation["examples"], ""])
-
-
-def _interval(estimate: dict[str, float], form: str = ".2f") -> str:
-    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 
 if __name__ == "__main__":

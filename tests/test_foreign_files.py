@@ -23,6 +23,8 @@ from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
+from slm.evaluation import stories
+from slm.evaluation.measures import Settings
 from slm.files import archive, atomic
 from slm.model import GPT, GPTConfig
 from slm.run import cli
@@ -112,7 +114,7 @@ def test_targets_in_a_checkpoint_stay_text(tmp_path, saved, composed, monkeypatc
     config = composed(f"resume={path}")
     monkeypatch.setattr("slm.classes.import_module", None)  # raises when it is called
     assert checkpoint.load(path).config["_target_"] == "pathlib.Path.touch"
-    refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), "was not trained on data=storyworld")
+    refused(lambda: evaluate.evaluate(slm.load(path), Settings(cache_dir=str(tmp_path)), []), "are not in the cache")
     refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "_target_: pathlib.Path.touch -> None")
     assert not marker.exists()
 
@@ -126,8 +128,8 @@ def test_a_crafted_storyworld_is_one_line(saved):
         ({"level": "../tiny"}, "data.level=../tiny is not one of"),
         ({"stories": 10**18}, "was trained on another storyworld"),
     ):
-        path = saved(content({"config": {"data": {"corpus": {"_target_": evaluate.TARGET, **STORIES, **change}}}}))
-        refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), message)  # noqa: B023
+        path = saved(content({"config": {"data": {"corpus": {"_target_": stories.TARGET, **STORIES, **change}}}}))
+        refused(lambda: evaluate.evaluate(slm.load(path), Settings(), []), message)  # noqa: B023
 
 
 def nested(depth: int):
@@ -398,10 +400,10 @@ def test_an_interpolation_in_a_checkpoint_is_never_resolved(saved, composed, tmp
     monkeypatch.setenv("HIDDEN", "value-of-the-environment")
     odd = {"a": "${oc.env:HIDDEN}", "b": "${oc.decode:${oc.env:HIDDEN}}", "seed": "${oc.env:HIDDEN}"}
     path = saved(
-        content({"config": {"data": {"corpus": {"_target_": evaluate.TARGET, **STORIES, "level": odd["a"]}}, **odd}})
+        content({"config": {"data": {"corpus": {"_target_": stories.TARGET, **STORIES, "level": odd["a"]}}, **odd}})
     )
     assert checkpoint.load(path).config["a"] == "${oc.env:HIDDEN}"
-    texts = [refused(lambda: evaluate.evaluate(path, 2, [1.0], 0), "${oc.env:HIDDEN}")]
+    texts = [refused(lambda: evaluate.evaluate(slm.load(path), Settings(), []), "${oc.env:HIDDEN}")]
     config = composed(f"resume={path}")
     texts.append(refused(lambda: train(config, run_dir=tmp_path / "run", overrides=[]), "seed: ${oc.env:HIDDEN} -> "))
     assert not any("value-of-the-environment" in text for text in texts)

@@ -1,1 +1,1 @@
-"""Measures of a trained model, and standard tests."""
+"""Measures of a trained model, and standard tests. slm/evaluate.py is the command."""

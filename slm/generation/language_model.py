@@ -31,6 +31,7 @@ class LanguageModel:
     step: int
     config: dict[str, Any] = field(repr=False)  # the run's configuration
     eos_first: bool = True  # prompts begin with eos, as documents in training
+    corpus: str = ""  # fingerprint of the training data, if it is known
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -101,4 +102,4 @@ def load(
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
     loaded = checkpoint.load(path, place, tokenizer, model)
     fast = for_decoding(loaded.model, dtype)
-    return LanguageModel(fast, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first)
+    return LanguageModel(fast, loaded.tokenizer, path, loaded.step, loaded.config, loaded.eos_first, loaded.corpus)

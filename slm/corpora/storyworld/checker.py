@@ -1,5 +1,6 @@
 """Validity of generated stories: whether the grammar derives a text, and otherwise its first error."""
 
+import math
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,25 @@ def judge(world: StoryWorld, text: str, finished: bool) -> Verdict:
 
 
 def estimate(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> dict[str, float]:
-    """The `mean` of one value per story, `low` and `high` of its 95 % percentile bootstrap interval (Efron 1979)."""
+    """The `mean` of one value per story, `low` and `high` of its 95 % percentile bootstrap interval (Efron 1979).
+
+    Where all values are 0, or all are 1, resamples are equal, and the interval is Wilson's.
+    """
     sample = np.asarray(values, dtype=float)
+    if sample[0] in (0, 1) and (sample == sample[0]).all():
+        return wilson(int(sample.sum()), len(sample))
     indices = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
     low, high = np.quantile(sample[indices].mean(1), [0.025, 0.975])
     return {"mean": float(sample.mean()), "low": float(low), "high": float(high)}
+
+
+def wilson(successes: int, n: int) -> dict[str, float]:
+    """A share of n independent trials, `low` and `high` of its 95 % interval (Wilson 1927)."""
+    mean, z2 = successes / n, 1.959964**2
+    middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low, high = middle - half if successes else 0.0, middle + half if successes < n else 1.0
+    return {"mean": mean, "low": low, "high": high}
 
 
 def summary(verdicts: Sequence[Verdict], known: Container[str], seed: int) -> dict[str, Any]:

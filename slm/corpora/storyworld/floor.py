@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from slm.corpora.storyworld.parser import Parse, parse
-from slm.corpora.storyworld.world import StoryWorld
+from slm.corpora.storyworld.world import PRONOUNS, StoryWorld
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer
 
 KINDS = {"hero": "name", "friend": "name", "place": "place", "spot": "place", "template": "template"}
 KINDS |= dict.fromkeys(("size", "color", "toy", "thing", "tool", "gift", "animal"), "object")
 PARTS = ("name", "object", "place", "word", "template", "recall", "end")
+PRONOUN_WORDS = {word for forms in PRONOUNS.values() for word in forms.values()}
 TOLERANCE = 1e-9  # bits; rounding error of a sum
 
 
@@ -49,6 +50,24 @@ def story_floor(world: StoryWorld, text: str, tokenizer: Tokenizer) -> StoryFloo
     bits, parts = np.diff(total), _parts(parsed)[ends - 1]
     parts[(parts == PARTS.index("recall")) & (bits > TOLERANCE)] = PARTS.index("template")  # not the only option
     return StoryFloor(np.append(bits, 0.0), np.append(parts, PARTS.index("end")))
+
+
+def story_skills(world: StoryWorld, text: str, tokenizer: Tokenizer) -> list[str]:
+    """For each token of a story and for its end, what a model has to know there, by the last character of the token.
+
+    choice of X: a word that is drawn here. recall of X: one that was drawn before, also where a sentence may begin with
+    it or with another. pronoun: she or he, by the hero. wording: all other text. Together with `StoryFloor.bits` they
+    divide the excess more finely than its parts.
+    """
+    ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokenizer.encode(text)])
+    skills = ["wording"] * len(text)
+    for span in parse(world, text).spans:
+        if span.tag == "template":
+            continue
+        words = text[span.start : span.end]
+        skill = "pronoun" if words in PRONOUN_WORDS else f"{'choice' if span.chosen else 'recall'} of {span.tag}"
+        skills[span.start : span.end] = [skill] * len(words)
+    return [*(skills[end - 1] for end in ends), "end"]
 
 
 def _parts(parsed: Parse) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""What a model predicts for each target of windows, in one pass over them.
+
+Shapes: N windows, T targets of a window, V vocabulary, K temperatures, M the first windows.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slm.data.encode import progress
+from slm.loss import IGNORE
+from slm.model import GPT
+from slm.tables import clock
+
+TEMPERATURES = np.round(np.geomspace(0.5, 2.0, 29), 4)  # steps of 5 %, 1 among them
+TEMPERED = 2**32  # exponentials that the search for the best temperature may cost
+LOGITS = 2**24  # that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Arrays (N, T); what lies at targets that are IGNORE has no meaning."""
+
+    kept: np.ndarray  # True for a target
+    nats: np.ndarray
+    confidence: np.ndarray  # the probability of the most probable id
+    correct: np.ndarray  # it is the target
+    tempered: np.ndarray  # (K, M, T) nats at each of TEMPERATURES
+
+
+@torch.inference_mode()
+def score(model: GPT, windows: Tensor) -> Scores:
+    """The scores of windows of ids (N, T + 1), with a line of progress on stderr."""
+    device, (count, length) = next(model.parameters()).device, windows.shape
+    rows = max(1, LOGITS // (length * model.config.vocab_size))
+    tempered = max(1, TEMPERED // (len(TEMPERATURES) * length * model.config.vocab_size))
+    kept, parts, cooled, begin = windows[:, 1:] != IGNORE, [], [], time.perf_counter()
+    done = 0
+
+    def line() -> str:
+        return f"loss: {done:,} of {count:,} windows, {clock(time.perf_counter() - begin)}"
+
+    with progress(line) as show:
+        for batch in windows.split(rows):
+            used = int((batch[:, 1:] != IGNORE).sum(1).max())
+            batch = batch[:, : used + 1].to(device)
+            logits, targets = model(batch[:, :-1].clamp(min=0)).float(), batch[:, 1:].clamp(min=0)
+            fill = partial(_filled, length=length - 1)
+            parts.append([fill(values) for values in _of_targets(logits, targets)])
+            if done < tempered:
+                cooled.append(np.stack([fill(nats(logits / value, targets)) for value in TEMPERATURES]))
+            done += len(batch)
+            show()
+    columns = [np.concatenate(column) for column in zip(*parts)]
+    return Scores(kept.numpy(), columns[0], columns[1], columns[2] > 0, np.concatenate(cooled, 1))
+
+
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, V) and (B, T) -> (B, T)."""
+    return logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats, confidence and whether the most probable id is right, (B, T) each."""
+    top, ids = logits.max(-1)
+    total = logits.logsumexp(-1)
+    own = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return total - own, (top - total).exp(), (ids == targets).float()
+
+
+def _filled(values: Tensor, length: int) -> np.ndarray:
+    """Rows of `length` with 0 behind their end, float64."""
+    return torch.nn.functional.pad(values.double().cpu(), (0, length - values.size(1))).numpy()

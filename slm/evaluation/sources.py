@@ -1,0 +1,99 @@
+"""Where the text of an evaluation comes from: the run's own split, or another corpus."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slm.cache import described
+from slm.corpora import Corpus, Split
+from slm.corpora.mixture import by_source
+from slm.data.store import TokenStore, fingerprint, prepare
+from slm.errors import UserError
+from slm.evaluation.held_out import HeldOut, from_corpus, from_store
+from slm.files import atomic, run_folder
+from slm.generation.language_model import LanguageModel
+from slm.lens import corpora_of
+from slm.run.cli import compose
+from slm.run.replay import recorded_overrides, refuse_foreign
+from slm.verify import require_facts
+
+NOWHERE = "give the text: data=shakespeare, data.path=FILE, or any data of train.py"
+
+
+class Own:
+    """The text that a run was trained on, one source of it: its token store, or the corpus that makes it.
+
+    Of a foreign run folder nothing is built that conf/ does not name. Raises: UserError: for an unknown source.
+    """
+
+    def __init__(self, model: LanguageModel, corpus: Corpus | None, trained_on: str, cache: Path, source: str | None):
+        self.model, self.cache, self.corpus = model, cache, corpus
+        self.folder, prints = folder_of(model.path), {"": trained_on}
+        if (info := run_folder.read_run_json(self.folder)) and "sources" in info:
+            prints = corpora_of(require_facts(self.folder))
+        self.sources = list(prints)
+        self.name = next(iter(prints)) if source is None else source
+        if self.name not in prints:
+            raise UserError(
+                f"source={source} is not one of this run's: {', '.join(filter(None, prints)) or 'it has one'}"
+            )
+        kind, size = type(model.tokenizer), model.tokenizer.vocab_size
+        self.store = TokenStore.find(prints[self.name], fingerprint(model.tokenizer), kind, size, cache)
+
+    def found(self) -> TokenStore:
+        """The token store in the cache. Raises UserError without one."""
+        if self.store is None:
+            raise UserError(f"the tokens of the run's train split are not in the cache {self.cache}")
+        return self.store
+
+    def prepared(self) -> TokenStore:
+        """The token store, made from the corpus unless the cache has it. Raises UserError."""
+        if self.store is None:
+            self.store = prepare(self.corpus or self._recorded(), self.model.tokenizer, self.cache)
+        return self.store
+
+    def _recorded(self) -> Corpus:
+        """By the overrides of the run folder, which may be somebody else's."""
+        if run_folder.overrides(self.folder) is None:
+            raise UserError(f"the tokens of {self.model.path} are not in the cache {self.cache}; {NOWHERE}")
+        words = recorded_overrides(self.folder)
+        refuse_foreign(self.folder, words, {})
+        return by_source(compose([*words, "plan=true"]).data.corpus)[self.name]
+
+    def held_out(self, split: Split, layout: str, tokens: int) -> HeldOut:
+        """The first documents of a split."""
+        store = self.prepared()
+        data = self.model.config.get("data")
+        node = data.get("corpus") if isinstance(data, dict) else None
+        kind = str(node.get("_target_", "")).rpartition(".")[2].lower() if isinstance(node, dict) else ""
+        name = f"{self.name or kind or 'data'} of the run, {split}"
+        return from_store(name, store, split, self.model.tokenizer, layout, tokens)
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint, or the folder that it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def cache_of(config: dict[str, Any], given: str | None) -> Path:
+    """The cache folder that is given, else the run's own."""
+    written = config.get("cache_dir")
+    return atomic.expanded(given or (written if isinstance(written, str) and "${" not in written else "~/.cache/slm"))
+
+
+def layout_of(config: dict[str, Any]) -> str:
+    """packed, or documents for any other layout."""
+    data = config.get("data")
+    return "packed" if not isinstance(data, dict) or data.get("layout", "packed") == "packed" else "documents"
+
+
+def other_text(words: Sequence[str], split: Split, source: str | None, model: LanguageModel, tokens: int) -> HeldOut:
+    """The first documents of another corpus: `words` are overrides of train.py. data=files goes without saying."""
+    if not any(word.startswith("data=") for word in words):
+        words = ["data=files", *words]
+    found = by_source(compose([*words, "plan=true"]).data.corpus)
+    name = next(iter(found)) if source is None else source
+    if name not in found:
+        raise UserError(f"source={source} is not one of {', '.join(found)}")
+    title = f"{name or described(found[name])}, {split}"
+    return from_corpus(title, found[name], split, model.tokenizer, layout_of(model.config), tokens)
