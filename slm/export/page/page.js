@@ -5,7 +5,8 @@ const find = (id) => document.getElementById(id);
 const data = JSON.parse(find("data").textContent);
 const world = data.world && new StoryWorld(data.world);
 const article = find("text"), tip = find("tip"), status = find("status");
-const MOST_BITS = 8; // of surprise: the full colour
+const MOST_BITS = 7; // of surprise: the full colour
+const LEAST = 0.001, FEW = 3; // less likely alternatives are left out, but not the first few
 const EXPECTED = { // the checker's tags in words
   template: "the sentence goes on as no sentence of this world does", end: "the story should end here", hero: "a name fits here",
   friend: "another name fits here",
@@ -88,7 +89,7 @@ function tell() {
 // Another token in the place of one, from which the text goes on.
 function replace(token, { id, piece, share, rank }) {
   truncate(tokens.indexOf(token));
-  append({ ...token, id, piece, share, rank, end: id === data.tokenizer.eos, given: false });
+  append({ ...token, id, piece, share, rank, end: id === data.tokenizer.eos, given: false, span: null });
   send({ order: "replace", place: token.place, id });
 }
 
@@ -118,10 +119,11 @@ function append(token, place = 0) {
   if (!token.text && !token.end) return;
   const span = document.createElement("span");
   token.span = span;
+  token.space = /^ (?=.)/s.test(token.text) ? document.createTextNode(" ") : ""; // outside of the coloured box
   span.className = "token new";
   span.classList.toggle("given", token.given);
   span.classList.toggle("end", token.end);
-  span.textContent = token.end ? "the end" : token.text;
+  span.textContent = token.end ? "the end" : token.text.slice(token.space ? 1 : 0);
   span.tabIndex = article.querySelector(".token") ? -1 : 0;
   span.style.setProperty("--delay", `${Math.min(place * 9, 2500)}ms`);
   if (token.share !== undefined) {
@@ -129,17 +131,21 @@ function append(token, place = 0) {
     span.style.setProperty("--surprise", Math.min(bits / MOST_BITS, 1).toFixed(3));
     span.setAttribute("aria-description", `probability ${percent(token.share)}`);
   }
-  article.append(span);
+  article.append(token.space, span);
 }
 
 function truncate(count) {
-  for (const token of tokens.splice(count)) token.span?.remove();
+  for (const { span, space } of tokens.splice(count)) {
+    span?.remove();
+    if (space) space.remove();
+  }
   decoder = new TextDecoder();
   for (const token of tokens) decode(token.piece, decoder);
   for (const token of tokens) token.span?.classList.remove("wrong", "new");
 }
 
 function percent(share) {
+  if (share >= 0.9995) return "> 99.9 %";
   if (share >= 0.0995) return `${(100 * share).toFixed(0)} %`;
   return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
 }
@@ -182,7 +188,7 @@ function open(token, pin = false) {
   const line = document.createElement("p");
   const ordinal = token.rank === 1 ? "the most likely piece" : `number ${token.rank} of the likely pieces`;
   line.textContent = token.others ? `${percent(token.share)}: ${ordinal}` : "The model has not predicted this piece.";
-  const others = token.others || [];
+  const others = (token.others || []).filter(({ share }, place) => place < FEW || share >= LEAST);
   const own = others.some(({ id }) => id === token.id) || !others.length ? [] : [token];
   tip.replaceChildren(line, ...[...others, ...own].map((other) => option(token, other)));
   tip.hidden = false;
