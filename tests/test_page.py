@@ -61,7 +61,11 @@ def made(tokenizer: Tokenizer, axes: dict | None = None, **run) -> LanguageModel
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    return LanguageModel(model, tokenizer, Path("run"), 7, {"name": "random", **run})
+    corpus = run.get("data", {}).get("corpus")
+    known = (
+        Storyworld(**{key: value for key, value in corpus.items() if key != "_target_"}).fingerprint() if corpus else ""
+    )
+    return LanguageModel(model, tokenizer, Path("run"), 7, {"name": "random", **run}, corpus=known)
 
 
 def stories(count: int) -> list[str]:

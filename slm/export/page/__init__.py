@@ -17,9 +17,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from slm.corpora.files import Files
 from slm.corpora.storyworld.corpus import Storyworld
-from slm.errors import UserError, one_line, printable
+from slm.errors import one_line, printable
+from slm.evaluation import sources, stories
+from slm.evaluation.held_out import HeldOut, from_corpus
 from slm.export.page import vocabulary, weights
 from slm.files import atomic
 from slm.generation.completion import complete
@@ -27,7 +28,9 @@ from slm.generation.language_model import LanguageModel
 from slm.generation.prompt import encode_prompt, opening
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
-from slm.generation.text_loss import text_loss
+from slm.generation.text_loss import windows_loss
+from slm.loss import IGNORE
+from slm.model import GPT
 
 ENGINE = "tokenizer.js", "gpt.js", "sampler.js", "engine.js"  # also the program of the worker
 SCRIPT = "storyworld.js", "page.js"
@@ -37,7 +40,7 @@ POLICY = (
 )
 PROOFS, PROOF_TOKENS = 50, 60
 DIFFICULT = "", "Once upon a time ", "The  two\nwere", "Zo\u00eb \U0001f98a\t", "\u2581 <s>"  # prompts beside the usual
-STORIES = 200  # of the loss
+TOKENS = 30_000  # at most, of the text on which the loss is stated
 
 
 def export(
@@ -46,18 +49,18 @@ def export(
     *,
     title: str | None = None,
     start: str = "",
-    text: str | list[str] | None = None,
+    text: str | None = None,
 ) -> list[str]:
     """FOLDER/<name of the run>.html. Raises UserError for a model or a tokenizer that the page does not have.
 
-    `title`: of the page; `start`: the text that is in its field at first; `text`: files on which the loss is stated,
-    of storyworld its validation stories.
+    `title`: of the page; `start`: the text that is in its field at first; `text`: a file on which the loss is stated,
+    in place of the run's validation split.
     """
     weights.check(model.model)
     words = vocabulary.plain(model.tokenizer)
-    corpus = storyworld(model.config)
+    corpus = stories.corpus_of(model.path, model.config, model.corpus)
     near = weights.rounded(model.model)
-    loss = losses(model, near, documents(corpus, text))
+    loss = losses(model, near, held_out(model, corpus, text))
     proofs = proven(near, model)
     name = str(model.config.get("name") or "model")
     title = title or name.replace("_", " ")
@@ -80,51 +83,37 @@ def export(
     ]
 
 
-def storyworld(config: dict[str, Any]) -> Storyworld | None:
-    """The corpus of a run on storyworld, else None."""
-    data = config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(node, dict) or node.get("_target_") != f"{Storyworld.__module__}.{Storyworld.__qualname__}":
+def losses(model: LanguageModel, near: GPT, held_out: HeldOut | None) -> tuple[str, float, float] | None:
+    """The name of the text, and the bits per byte as trained and in 8 bits; None if they are unknown."""
+    if held_out is None:
         return None
-    try:
-        return Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
-    except (TypeError, UserError):  # of a damaged checkpoint
-        return None
+    windows, _ = held_out.windows(near.config.context, model.tokenizer.eos)
+    rows = [row[row != IGNORE].tolist() for row in windows]
+    found = [windows_loss(each, model.tokenizer, rows, held_out.lossless) for each in (model.model, near)]
+    before, after = (loss.bits_per_byte for loss in found)
+    return None if before is None or after is None else (held_out.name, before, after)
 
 
-def documents(corpus: Storyworld | None, text: str | list[str] | None) -> tuple[str, list[str]] | None:
-    """Texts for the loss, and their name. Raises UserError for a file that cannot be read."""
+def held_out(model: LanguageModel, corpus: Storyworld | None, text: str | None) -> HeldOut | None:
+    """The first tokens of a file, else of the run's own validation split, if they are at hand."""
     if text:
-        paths = [text] if isinstance(text, str) else text
-        texts = [
-            document
-            for path in paths
-            for document in Files(path=path, split="contiguous", train_ratio=0.5, seed=0).all_documents()
-        ]
-        return ", ".join(Path(path).name for path in paths), texts
+        return sources.other_text([f"data.path={text}"], "validation", None, model, TOKENS)
+    own = sources.Own(model, corpus, model.corpus, sources.cache_of(model.config, None), None)
+    layout = sources.layout_of(model.config)
+    if own.store is not None:
+        return own.held_out("validation", layout, TOKENS)
     if corpus is None:
         return None
-    count = min(STORIES, corpus.counts["validation"])
-    return f"{count} validation stories", [corpus.story("validation", index).text for index in range(count)]
-
-
-def losses(model: LanguageModel, near: Any, texts: tuple[str, list[str]] | None) -> tuple[str, float, float] | None:
-    """The name of the texts, and the bits per byte as trained and in 8 bits."""
-    if texts is None:
-        return None
-    data = model.config.get("data")
-    layout = "packed" if not isinstance(data, dict) or data.get("layout", "packed") == "packed" else "documents"
-    both = [text_loss(each, model.tokenizer, texts[1], layout).bits_per_byte for each in (model.model, near)]
-    return None if None in both else (texts[0], *both)
+    return from_corpus("stories of the run, validation", corpus, "validation", model.tokenizer, layout, TOKENS)
 
 
 def loss_line(loss: tuple[str, float, float] | None) -> str:
     if loss is None:
-        return "loss: not measured; give text=FILE to state it before and after the rounding to 8 bits"
+        return "loss: unknown, since the tokens of the run are not in the cache; text=FILE measures it on a file"
     return f"loss: {loss[1]:.5f} bits per byte as trained, {loss[2]:.5f} in 8 bits, on {loss[0]}"
 
 
-def proven(near: Any, model: LanguageModel) -> list[tuple[str, list[int], list[int]]]:
+def proven(near: GPT, model: LanguageModel) -> list[tuple[str, list[int], list[int]]]:
     """Prompts, their ids, and the ids of their greedy continuations by the model in 8 bits."""
     count, tokenizer, own = PROOFS - len(DIFFICULT), model.tokenizer, {"eos_first": model.eos_first}
     sampler, length = Sampler(), min(PROOF_TOKENS, near.config.context)
@@ -183,7 +172,7 @@ def page(title: str, data: dict[str, Any], numbers: bytes, lead: str) -> str:
         "title": html.escape(printable(title, 200)),
         "lead": html.escape(lead),
         "about": "The probabilities are those of the model itself, before temperature and filters. Rounding its "
-        "numbers to 8 bits makes the file small and the loss a little larger, as stated.",
+        "numbers to 8 bits makes the file small and changes the loss a little, as stated above.",
         "check": "compares this browser with the program that trained the model",
         "data": plain.replace("&", "\\u0026").replace("<", "\\u003c"),
         "weights": base64.b64encode(numbers).decode(),
