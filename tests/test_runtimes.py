@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import refused
 
-from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp
+from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp, onnx
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT, GPTConfig
 from slm.tokenizers import Tokenizer, pieces
@@ -127,6 +127,24 @@ def from_json() -> Tokenizer:
 
     settings = {"vocab_size": 300, "pattern": "gpt4", "sample_documents": 100, "seed": 0}
     return HuggingFaceTokenizer.train(DOCUMENTS, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {**OTHERS, "qk_norm": True, "document_start": 3, "value_embeddings": True, "logit_softcap": 5.0},
+        {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "bias": True, "head_bias": True},
+    ],
+)
+def test_onnx_runtime_computes_the_model(choices, subwords, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    model = model_of(subwords, **choices)
+    assert "logits of 1 to 48 ids differ by at most" in onnx.export(model, tmp_path)[0]
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    tokens = torch.tensor([[3, *model.encode(TEXTS[0])][:20]] * 5)
+    (logits,) = session.run(["logits"], {"tokens": tokens.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model.model(tokens).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_merges_are_those_of_the_ranks():

@@ -18,6 +18,7 @@ FORMATS = {  # name -> its module, imported when the format is used
     "gguf": "slm.export.gguf",
     "llama2c": "slm.export.llama2c",
     "page": "slm.export.page",
+    "onnx": "slm.export.onnx",
 }
 
 
