@@ -15,7 +15,7 @@ from test_resume import Killed, final_state, history, set_status
 import slm
 from slm import verify
 from slm.files import run_folder
-from slm.files.run_folder import kept_steps
+from slm.files.kept import kept_steps
 from slm.run import cli
 from slm.run.fork import is_replaced
 from slm.run.overrides import parsed

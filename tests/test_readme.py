@@ -47,6 +47,7 @@ CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
 PLAIN_LOOP = "python examples/plain_loop.py"  # tests/test_examples.py
 LONG = {
+    "data.path=babylm/*.txt budget.epochs": "test_words_read.py",
     "sweep_dir": "test_sweeps.py",
     "fork": "test_fork.py",
     "detect": "test_ablation.py",

@@ -9,7 +9,6 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ LATER = {  # those that a run has found out, or that a later version has added
 }
 LOGS = ("windows.jsonl", "metrics.jsonl", "samples.jsonl")
 OWN_FILES = re.compile(
-    r"(run|last|best|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
+    r"(run|last|best|revisions|crash|evaluation|tokenizer)\.json|(config|overrides)\.yaml|step-\d+\.ckpt(\.sha256)?|"
     r"(metrics|samples|windows|events)\.jsonl|metrics\.csv|samples\.md|report\.html|(loss|curves|dynamics)\.png|sentencepiece\.model|merges\.txt|huggingface\.json|ranks\.tiktoken"
 )
 PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.files.atomic
@@ -212,30 +211,3 @@ def signs_of_training(folder: Path, info: dict[str, Any]) -> str | None:
     if isinstance(every, int) and step - info.get("first_step", 0) > 2 * every:  # the second save waits for the first
         return f"step {step} in metrics.jsonl"
     return None
-
-
-def checkpoint_files(settings: Mapping[str, Any], steps: int) -> int:
-    """Checkpoints that a run keeps at most with these settings of its callback: the newest, the best, those of keep_at,
-    and the one being written."""
-    return settings.get("keep_last", 2) + 2 + len(kept_steps(settings.get("keep_at") or (), steps))
-
-
-def kept_steps(keep_at: Sequence[int | str], steps: int) -> set[int]:
-    """The steps up to `steps` that `keep_at` names: numbers, log2 (1, 2, 4, 8, ...), every:500 (500, 1000, ...).
-
-    Raises UserError for any other entry.
-    """
-    found: set[int] = set()
-    for entry in keep_at:
-        every = re.fullmatch(r"every:([1-9]\d*)", str(entry))
-        if entry == "log2":
-            found |= {2**power for power in range(steps.bit_length())}
-        elif every:
-            found |= set(range(int(every[1]), steps + 1, int(every[1])))
-        elif type(entry) is int and entry > 0:
-            found.add(entry)
-        else:
-            raise UserError(
-                f"callbacks.checkpoints.keep_at={entry} must be a step from 1 on, log2 (1, 2, 4, 8, ...) or every:N"
-            )
-    return {step for step in found if step <= steps}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
-from slm.files.run_folder import checkpoint_files
+from slm.files.kept import checkpoint_files
 from slm.hardware import is_here
 from slm.model import GPTConfig
 from slm.own_model import shape

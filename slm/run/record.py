@@ -21,6 +21,7 @@ from slm import report
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
+from slm.files.kept import checkpoint_files
 from slm.run.changes import PATHS, recorded_sources
 from slm.run.code import classes, source_code
 from slm.run.compose import hydra_of_its_own, one_line_composition, plain
@@ -130,7 +131,7 @@ def note_machine_changes(before: dict[str, Any], run_info: dict[str, Any]):
 def check_disk_space(job: Job):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
     run_dir, size = job.run_dir, parameters(job.model).total
-    files = run_folder.checkpoint_files(job.config.callbacks["checkpoints"].settings, job.steps)
+    files = checkpoint_files(job.config.callbacks["checkpoints"].settings, job.steps)
     present = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
     needed = files * 12 * size - present
     if (free := shutil.disk_usage(run_dir).free) < needed:
