@@ -86,10 +86,11 @@ def load_source(place: str, config: RunConfig | None = None, file: str | None = 
 
     Raises: UserError: for what is missing, damaged or foreign.
     """
-    if place.startswith(HF):
-        raise UserError(f"init_from={place} is not supported yet")
     own = config.model.make if config and isinstance(config.model, OwnConfig) else None
-    path = Path(file) if file and Path(file).exists() else run_folder.find_checkpoint(place, Path(), key="init_from")
+    found = file if file and Path(file).exists() else place.removeprefix(HF)
+    path = run_folder.find_checkpoint(found, Path(), key="init_from")
+    if place.startswith(HF) != run_folder.is_of_transformers(path):
+        raise UserError(f"init_from={place}: hf: stands before a folder of transformers, and before nothing else")
     try:
         loaded = checkpoint.load(path, model=own)
     except checkpoint.Outside as error:
