@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORE = -100  # a target that counts for nothing, as in torch
+PROMPT = -1000  # PROMPT - id, in a window: an id that is read, and is no target
 
 
 def cross_entropy(
@@ -74,14 +75,19 @@ def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows.size(0), size))
 
 
+def ids_of(windows: Tensor) -> Tensor:
+    """The ids that are read in windows, with 0 for IGNORE."""
+    return torch.where(windows <= PROMPT, PROMPT - windows, windows.clamp(min=0))
+
+
 def text_sizes(windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The bytes of text of each target of windows (B, T + 1), and whether it is an id of text; both (B, T).
 
     `lengths` (2, V) holds the bytes of each id within a document and at its start (slm.tokenizers.text_lengths). An id
-    without text ends a document; IGNORE is none.
+    without text ends a document. Only an id that is a target has a size.
     """
-    inputs, targets = windows.clamp(min=0)[:, :-1], windows.clamp(min=0)[:, 1:]
-    kept = windows[:, 1:] != IGNORE
+    ids, kept = ids_of(windows), windows[:, 1:] >= 0
+    inputs, targets = ids[:, :-1], ids[:, 1:]
     starts = (lengths[0, inputs] == 0).long()
     return lengths[starts, targets] * kept, (lengths[0, targets] > 0) & kept
 

@@ -54,11 +54,11 @@ class Documents(Dataset):
         """The document of a window's first id, and the place of that id in it."""
         return index, 0
 
-    def _document(self, index: int) -> np.ndarray:
-        """Its ids and eos, up to the context."""
+    def _document(self, index: int, most: int | None = None) -> np.ndarray:
+        """Its ids and eos, up to `most`, by default the context."""
         first, end = self.bounds[index : index + 2]
         shard = int(np.searchsorted(self.starts, first, side="right")) - 1
-        length, first = min(end - first, self.context), first - self.starts[shard]
+        length, first = min(end - first, most or self.context), first - self.starts[shard]
         return self.shards[shard][first : first + length]
 
     def __getitem__(self, index: int) -> Tensor:

@@ -19,11 +19,12 @@ from torch.utils.data import Dataset, Subset
 
 from slm.corpora import Split
 from slm.data.documents import Aligned, Documents
+from slm.data.instructions import Answers, Conversations
 from slm.data.order import ANY_LAYOUT, LARGE, Name, Order, make_order, total
 from slm.data.store import TokenStore
 from slm.errors import UserError
 
-Layout = Literal["packed", "documents", "aligned"]  # of data.layout
+Layout = Literal["packed", "documents", "aligned", "instructions"]  # of data.layout
 
 ARRANGEMENTS = 2**20  # of documents, of which each pass draws one
 
@@ -197,19 +198,22 @@ def split_windows(
     order: Name = "shuffle",
     stride: int | None = None,
     batch_windows: int = 1,
+    answers: Answers | None = None,
 ) -> Splits:
     """All windows in this layout; of the train split so many are chosen, evenly spaced (None: all).
 
     A pass over more than LARGE windows moves all of them by one offset, and keeps the documents in their order.
     `stride` in ids is for order="strided" (None: context). A pass of order="sequential" leaves out the last windows
-    that do not fill a batch of `batch_windows`. Joined documents keep their order, too. Raises: UserError: if a split
-    has no window.
+    that do not fill a batch of `batch_windows`. Joined documents keep their order, too. `answers` are for the layout
+    instructions. Raises: UserError: if a split has no window.
     """
     if layout != "packed" and order not in ANY_LAYOUT:
         raise UserError(f"data.order={order} needs data.layout=packed, not {layout}")
     fixed = layout != "packed" or order in ("strided", "sequential") or train_windows is not None
     if layout in KINDS:
         train, validation = (KINDS[layout](store, split, context, eos) for split in ("train", "validation"))
+    elif layout == "instructions":
+        train, validation = (Conversations(store, split, context, eos, answers) for split in ("train", "validation"))
     else:
         train, validation = Windows(store, "train", context, stride), Windows(store, "validation", context)
     arrangements = 1 if fixed else context

@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from slm import tokenizers
+from slm.chat_template import chat_template
+from slm.data.instructions import Answers
 from slm.data.mixture import recorded_order
 from slm.data.store import TokenStore
 from slm.data.windows import Documents, Rearranged, Splits, Windows, split_windows
 from slm.errors import UserError
 from slm.files import run_folder
 from slm.generation.text_loss import window_nats
-from slm.loss import IGNORE
+from slm.loss import IGNORE, ids_of
 from slm.model import GPT
 from slm.tokenizers import Tokenizer
 
@@ -76,6 +80,8 @@ def splits_read(info: dict[str, Any], source: str, context: int, tokenizer: Toke
     settings = {key: data[key] for key in WINDOWS if key in data}
     if layout := source and data["sources"][source].get("layout"):
         settings["layout"] = layout
+    if settings.get("layout") == "instructions" and (chat := chat_template(info["config"], source)):
+        settings["answers"] = Answers(tokenizers.pieces(tokenizer), chat)
     splits = split_windows(store, tokenizer.eos, context=context, **settings)
     facts = info["sources"][source] if source else info
     if len(splits.chosen) != facts["windows"]:
@@ -90,9 +96,11 @@ def window_readings(
     if not indices:
         return
     ids = windows.__getitems__(indices)  # (B, T + 1)
+    lengths, ids = ((ids != IGNORE).sum(1) - 1).tolist(), torch.where(ids == IGNORE, IGNORE, ids_of(ids))
     nats = window_nats(model, ids)
-    for index, place, row, its in zip(indices, places(windows, indices, tokenizer.eos), ids.tolist(), nats.tolist()):
-        kept = [token for token in row if token != IGNORE]
+    rows = zip(indices, places(windows, indices, tokenizer.eos), lengths, ids.tolist(), nats.tolist())
+    for index, place, length, row, its in rows:
+        kept = row[: length + 1]
         yield Reading(index, *place, texts(tokenizer, kept), its[: len(kept) - 1], source)
 
 

@@ -217,7 +217,7 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
         train=RANDOM_WINDOWS,
         validation=2 * (config.data.validation_windows or RANDOM_WINDOWS),  # enough windows also if they are packed
     )
-    layout = "documents" if config.data.layout == "documents" else "packed"
+    layout = "documents" if config.data.layout in ("documents", "instructions") else "packed"
     data = replace(config.data, corpus=corpus, layout=layout, train_windows=None)
     callbacks = {name: node for name, node in config.callbacks.items() if not node.names("corpus")}
     config = replace(config, data=data, callbacks=callbacks, optimized_metric="val/loss")

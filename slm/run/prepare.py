@@ -13,7 +13,9 @@ import torch
 from slm import tokenizers
 from slm.cache import place
 from slm.classes import file_hash
+from slm.corpora import Corpus
 from slm.corpora.mixture import Mixture, by_source, named
+from slm.data.instructions import Answers, Conversations
 from slm.data.mixture import MixedSplits, mixed, passes
 from slm.data.store import TokenStore, prepare, prepare_tokenizer, tokenizer_identity
 from slm.data.windows import Splits, split_windows
@@ -160,6 +162,9 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     )
     found = [lost_text(config, splits.store)]
     for source, part in splits.by_source().items():
+        if isinstance(part.train, Conversations):
+            found.append(part.train.report and f"{source}: {part.train.report}".removeprefix(": "))
+            continue
         unread = [
             lint.unread(part.store, "train", part.train, part.targets, part.order_name),
             lint.unread(part.store, "validation", part.validation, part.validation.targets),
@@ -182,19 +187,28 @@ def prepare_stores(config: RunConfig, tokenizer: Tokenizer) -> dict[str, TokenSt
 
 def model_of(config: RunConfig, vocab_size: int, eos: int = 0) -> GPTConfig:
     """The model, with what the tokenizer decides."""
-    alone = config.data.attention_across_documents or config.data.layouts == {"documents"}
+    alone = config.data.attention_across_documents or config.data.layouts <= {"documents", "instructions"}
     return replace(config.model, vocab_size=vocab_size, document_start=None if alone else eos)
 
 
 def windows_of(config: RunConfig, stores: Mapping[str, TokenStore], tokenizer: Tokenizer) -> Splits:
     """The windows that a run reads. Raises: UserError: if a source has none."""
-    data, parts = config.data, {}
+    data, parts, corpora = config.data, {}, by_source(config.data.corpus)
     settings = {key: getattr(data, key) for key in ("train_windows", "order", "stride", "batch_windows")}
     for name, store in stores.items():
         layout = (data.corpus.sources[name].layout if name else None) or data.layout
         with named(name):
-            parts[name] = split_windows(store, tokenizer.eos, context=config.model.context, layout=layout, **settings)
+            answers = answers_of(corpora[name], tokenizer) if layout == "instructions" else None
+            own = {"context": config.model.context, "layout": layout, "answers": answers}
+            parts[name] = split_windows(store, tokenizer.eos, **own, **settings)
     return mixed(data.corpus, parts) if isinstance(data.corpus, Mixture) else parts[""]
+
+
+def answers_of(corpus: Corpus, tokenizer: Tokenizer) -> Answers:
+    """Where the answers are in the documents of a corpus. Raises: UserError: if they are no conversations."""
+    if (chat := getattr(corpus, "chat", None)) is None:
+        raise UserError("data.layout=instructions needs conversations; give data=instructions, or another layout")
+    return Answers(tokenizers.pieces(tokenizer), chat)
 
 
 def shown_passes(found: Mapping[str, float]) -> str:

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from slm import report
+from slm.chat_template import chat_template
 from slm.errors import ResourceError, UserError, file_operation
 from slm.estimate import parameters, training_flops_per_token
 from slm.files import atomic, jsonl, run_folder
@@ -160,6 +161,8 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
             folder.mkdir(exist_ok=True)
             if folder.name == "tokenizer":
                 job.tokenizer.save(folder)
+                if chat := chat_template(run_info["config"]):
+                    atomic.write_text(folder / "chat_template.jinja", chat.jinja())
     for file, content in (("config.yaml", run_info["config"]), ("overrides.yaml", overrides)):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic.write_text(run_dir / file, text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slm.corpora import Corpus
-from slm.corpora.mixture import Mixture
+from slm.corpora.mixture import Mixture, by_source
 from slm.data.order import ANY_LAYOUT, Name
 from slm.data.windows import Layout
 from slm.errors import UserError
@@ -39,6 +39,11 @@ class DataConfig:
             return {self.layout}
         return {source.layout or self.layout for source in self.corpus.sources.values()}
 
+    @property
+    def varies_in_length(self) -> bool:
+        """True if the microbatches have several lengths."""
+        return not self.layouts.isdisjoint({"documents", "instructions"})
+
     def __post_init__(self):
         if self.batch_windows < 1:
             raise UserError(f"data.batch_windows={self.batch_windows} must be at least 1")
@@ -46,6 +51,10 @@ class DataConfig:
             if self.order not in ANY_LAYOUT:
                 remedy = "give data.order=shuffle, too"
                 raise UserError(f"data.order={self.order} needs data.layout=packed, not {others[0]}; {remedy}")
+            if "instructions" in others and not any(hasattr(it, "chat") for it in by_source(self.corpus).values()):
+                raise UserError(
+                    "data.layout=instructions needs conversations, as data=instructions has; or give another"
+                )
             if self.joined:
                 raise UserError(f"data.joined=true has no ends of documents, which data.layout={others[0]} needs")
         if self.joined and not self.attention_across_documents:

@@ -130,7 +130,7 @@ def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
     if not job.config.trainer.compiles(job.hardware.accelerator):
         return None
     device = torch.device(job.hardware.device.type, local_rank() if job.hardware.devices > 1 else 0)
-    return compiled(model.features, device, dynamic_lengths="documents" in job.config.data.layouts)
+    return compiled(model.features, device, dynamic_lengths=job.config.data.varies_in_length)
 
 
 def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
@@ -141,9 +141,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
     config, hardware = job.config, job.hardware
     tf32 = hardware.accelerator == "gpu" and config.trainer.tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cuda.enable_cudnn_sdp(
-        "documents" not in config.data.layouts
-    )  # it plans for each length anew, and slowly
+    torch.backends.cuda.enable_cudnn_sdp(not config.data.varies_in_length)  # it plans for each length anew, and slowly
     shown = any(isinstance(callback, lightning_callbacks.ProgressBar) for callback in callbacks)
     passed_on = {"num_sanity_val_steps": 0, "enable_model_summary": False, **config.trainer.lightning}
     if (profiler := passed_on.get("profiler")) in PROFILERS:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from slm.checkpoint import describe
-from slm.loss import IGNORE, bits_per_byte, cross_entropy, text_sizes, token_nats
+from slm.loss import IGNORE, bits_per_byte, cross_entropy, ids_of, text_sizes, token_nats
 from slm.model import GPT
 
 SUMS = {"nats": torch.float32, "text_nats": torch.float32, "tokens": torch.long, "bytes": torch.long}
@@ -158,7 +158,7 @@ class Pretraining(L.LightningModule):
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, T) of windows (B, T + 1). Inputs after the end of a row become 0, and have no target."""
-    return windows[:, :-1].clamp(min=0), windows[:, 1:]
+    return ids_of(windows[:, :-1]), windows[:, 1:].clamp(min=IGNORE)
 
 
 class LanguageModelMetrics(Metric):
@@ -177,7 +177,7 @@ class LanguageModelMetrics(Metric):
     def update(self, nats: Tensor, windows: Tensor, lengths: Tensor | None):
         """Nats of the targets (B, T) of windows (B, T + 1); `lengths` as in slm.loss.text_sizes, None if unknown."""
         self.nats = self.nats + nats.sum(dtype=torch.float32)  # in place fails after trainer.validate, which infers
-        self.tokens = self.tokens + (windows[:, 1:] != IGNORE).sum()
+        self.tokens = self.tokens + (windows[:, 1:] >= 0).sum()
         if lengths is not None:
             sizes, is_text = text_sizes(windows, lengths)
             self.text_nats = self.text_nats + (nats * is_text).sum(dtype=torch.float32)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch.utils.data import Dataset
 
 from slm.corpora.storyworld.checker import judge, marked
 from slm.corpora.storyworld.corpus import Storyworld
+from slm.data.instructions import Conversations
 from slm.errors import UserError, printable
 from slm.files import atomic, jsonl
 from slm.generation.completion import complete
@@ -64,8 +66,8 @@ class Samples(Callback):
             return
         data, step = trainer.datamodule, trainer.global_step
         if self.prompts is None:
-            texts = (windows.shards[0] for windows in data.validations.values())  # of each source of a mixture
-            self.prompts = [prompt for ids in texts for prompt in validation_prompts(ids, data.tokenizer)]
+            parts = data.validations.values()  # of each source of a mixture
+            self.prompts = [prompt for windows in parts for prompt in prompts_of(windows, data.tokenizer)]
         if not self.prompts:
             return
         settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
@@ -89,6 +91,13 @@ class Samples(Callback):
                 logger.experiment.add_text("samples", "\n".join(map(fenced, samples)), step)
 
         for_each_logger(trainer, log_texts)
+
+
+def prompts_of(windows: Dataset, tokenizer: Tokenizer) -> list[str]:
+    """The prompts of two conversations, or the beginnings of two documents."""
+    if not isinstance(windows, Conversations):
+        return validation_prompts(windows.shards[0], tokenizer)
+    return [windows.prompt(len(windows) * place // PROMPTS, tokenizer) for place in range(PROMPTS)]
 
 
 def validation_prompts(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
