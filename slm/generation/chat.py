@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Self
 
+from slm.chat_template import ChatTemplate
 from slm.errors import UserError, printable
 from slm.generation.completion import stream_text
+from slm.generation.conversation import Conversation
 from slm.generation.prompt import typed_text
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count
@@ -61,7 +63,7 @@ HELP = "\n".join(
         "A line of text is the beginning of a text that the model continues; it may be empty.",
         "Ctrl-C stops the text; at the prompt Ctrl-C, Ctrl-D or /quit leaves.",
         *(f"  /{name} {example}" for name, (_, example) in COMMANDS.items()),
-        "  /reset (the initial settings), /help",
+        "  /new (another conversation, with a model of data.layout=instructions), /reset (the initial settings), /help",
         "The seed increases by 1 after every text; /seed repeats one.",
     ]
 )
@@ -77,8 +79,10 @@ def chat(
     stop_at_eos: bool = True,
     eos_first: bool = True,
     loaded: str | None = None,
+    template: ChatTemplate | None = None,
 ):
-    """Reads lines until the user leaves. `loaded` describes the model, for example its run and step.
+    """Reads lines until the user leaves. `loaded` describes the model, for example its run and step. With a `template`,
+    that of the conversations on which the model was trained, the lines are turns of one conversation.
 
     Raises: UserError: if a setting is out of range at the start; later mistakes are printed.
     """
@@ -87,16 +91,19 @@ def chat(
     settings = start = Settings(sampler=sampler, max_new_tokens=max_new_tokens, seed=seed)
     head = [loaded and printable(loaded), str(settings), "/help lists the commands, /quit leaves"]
     print(dim("\n".join(filter(None, head))))
+    talk = template and Conversation(template, tokenizer, model.config.context)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             try:
                 line = typed_text("the line", input("> "))
                 if line.strip() == "/quit":
                     return
-                if line.startswith("/"):
+                if line.strip() == "/new":
+                    talk = template and Conversation(template, tokenizer, model.config.context)
+                elif line.startswith("/"):
                     settings = command(line, settings, start)
                 else:
-                    print_text(model, tokenizer, line, settings, stop_at_eos=stop_at_eos, eos_first=eos_first)
+                    print_text(model, tokenizer, line, settings, talk, stop_at_eos=stop_at_eos, eos_first=eos_first)
                     settings = replace(settings, seed=settings.seed + 1)
             except UserError as error:
                 print(f"error: {printable(str(error), 1000)}")
@@ -124,12 +131,16 @@ def command(line: str, settings: Settings, start: Settings) -> Settings:
     return settings
 
 
-def print_text(model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, **choices: bool):
-    """Prints one text while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
-    start = time.perf_counter()
+def print_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, settings: Settings, talk: Conversation | None, **choices: bool
+):
+    """Prints a text, or an answer, while it is generated, until its end or Ctrl-C. Raises: UserError: as `generate`."""
+    start, shown = time.perf_counter(), [] if talk else [prompt]
+    prompt = talk.prompt(prompt) if talk else prompt
     with interruptible() as interrupted:
         pieces = stream_text(model, tokenizer, prompt, interrupted=interrupted, **choices, **vars(settings))
-        tokens = write(chain([prompt], pieces)) - 2  # without the prompt and the last piece, which has no token
+        pieces = talk.answer(pieces) if talk else pieces
+        tokens = write(chain(shown, pieces)) - len(shown) - 1  # without the last piece, which has no token
         print(" [stopped]" if interrupted() else "")
     seconds = time.perf_counter() - start
     print(dim(f"{tokens} tokens, {tokens / seconds:,.0f} tokens/s, seed {settings.seed}"))

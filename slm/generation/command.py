@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import Any, Literal, Self
 
+from slm.chat_template import chat_template
 from slm.errors import UserError, printable
 from slm.files import atomic, json_line
 from slm.generation.chat import chat, write
@@ -128,7 +129,8 @@ def generate_command(request: Request, classes: dict[str, Any]):
     settings = {"max_new_tokens": request.max_new_tokens, "seed": request.seed, "stop_at_eos": request.stop_at_eos}
     both = {"model": loaded.model, "tokenizer": loaded.tokenizer, "sampler": sampler, "eos_first": loaded.eos_first}
     if request.interactive:
-        chat(loaded=f"{loaded.path} (step {loaded.step})", **both, **settings)
+        template = chat_template(loaded.config)
+        chat(loaded=f"{loaded.path} (step {loaded.step})", template=template, **both, **settings)
     elif request.stream or (request.stream is None and single and not json_line.asked()):
         write(chain(prompts, loaded.stream(prompts[0], **settings, **asdict(sampler))))
         print()

@@ -36,7 +36,7 @@ PLOTS = {  # what happens, in the variables that every story of the plot has
 }
 
 
-class _Told:
+class _Derivation:
     """A world that keeps the words and the plot of the story that it tells."""
 
     def __init__(self, world: StoryWorld):
@@ -54,10 +54,10 @@ class _Told:
 
 def request_for(world: StoryWorld, story: Story) -> str:
     """The request that a story fulfils: who the hero is, and what happens to whom or with what."""
-    told, choices = _Told(world), iter(story.choices)
-    generate(told, lambda choice: next(choices))
-    template = Template(REQUEST + PLOTS[told.plot])
-    words = (told.bindings[p.variable][p.form] if isinstance(p, Slot) else p for p in template.pieces)
+    derived, choices = _Derivation(world), iter(story.choices)
+    generate(derived, lambda choice: next(choices))
+    template = Template(REQUEST + PLOTS[derived.plot])
+    words = (derived.bindings[p.variable][p.form] if isinstance(p, Slot) else p for p in template.pieces)
     return "".join(words)
 
 
@@ -89,7 +89,7 @@ def _messages(request: str, story: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Obedience:
-    """What a text is, told on request: a complete story, one that was asked for, and what else it tells."""
+    """What a text is, derived on request: a complete story, one that was asked for, and what else it tells."""
 
     request: str
     text: str
