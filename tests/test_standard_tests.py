@@ -179,12 +179,12 @@ def test_the_command_adds_to_evaluation_json(tasks, finished, tmp_path, monkeypa
     pytest.importorskip("lm_eval")
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    (run / "evaluation.json").write_text('{"step": 1, "tasks": {"earlier": {}}}')
+    (run / "evaluation.json").write_text('{"evaluations": [], "tasks": {"step-000010.ckpt": {"earlier": {}}}}')
     words = [str(run), "tasks=[tiny_choice,tiny_last]", f"tasks_path={tasks}", "limit=4", "fewshot=1", "print=json"]
     assert exit_code(monkeypatch, evaluate.main, *words) == 0
     line = json.loads(capsys.readouterr().out)
     written = json.loads((run / "evaluation.json").read_text())
-    assert written == {"step": 1, "tasks": {"earlier": {}, **line["tasks"]}}
+    assert written == {"evaluations": [], "tasks": {"step-000010.ckpt": {"earlier": {}, **line["tasks"]}}}
     result = line["tasks"]["tiny_choice"]
     assert (result["n"], result["limit"], result["fewshot"], result["version"], result["step"]) == (4, 4, 1, 2.0, 10)
     assert 0 <= result["metrics"]["acc"]["value"] <= 1
@@ -202,7 +202,9 @@ def test_ties_are_counted(tasks):
     model = LanguageModel(model.eval(), ByteTokenizer(), Path("run"), 0, {})
     results = standard_tests.run(standard_tests.Tests(tasks=["tiny_choice"], tasks_path=str(tasks)), model)
     assert results["tiny_choice"]["ties"] == results["tiny_choice"]["n"] == 6
-    assert results["tiny_choice"]["metrics"]["acc"]["value"] == 1
+    acc = results["tiny_choice"]["metrics"]["acc"]
+    assert (acc["value"], acc["stderr"], acc["high"]) == (1, 0, 1)
+    assert acc["low"] == pytest.approx(0.6097, abs=1e-4)  # Wilson: 6 / (6 + 1.96^2)
     assert "of 6 documents the best two choices are equally likely" in standard_tests.page(results)
 
 

@@ -25,6 +25,8 @@ import yaml
 
 from slm.classes import did_you_mean, locate, optional
 from slm.errors import UserError, one_line, printable
+from slm.evaluation.intervals import share
+from slm.evaluation.sources import folder_of
 from slm.files import atomic, json_line, run_folder
 from slm.generation.language_model import LanguageModel, load
 from slm.tables import columns
@@ -32,6 +34,7 @@ from slm.tables import columns
 RESAMPLES = 1000  # of the documents, for standard errors that have no formula; harness takes 100,000
 OWN = {"runs_dir": "runs", "device": "auto", "tokenizer_class": None, "model_class": None}  # of the model
 SETTING = re.compile(r"(?!(ckpt|ckpt_path|run_dir)=)\w+=")
+SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "em")  # metrics that are the share of right documents
 FEWSHOT_SEED = 1234  # harness's own seeds, also below, for equal examples
 
 
@@ -82,9 +85,8 @@ def command(words: Sequence[str]):
     model = load(runs[0], runs_dir=own["runs_dir"], device=own["device"], **classes)
     results = run(tests, model)
     print(printable(page(results)))
-    path = model.path if model.path.is_dir() else model.path.parent
     json_line.note(checkpoint=str(model.path), step=model.step, tasks=results)
-    print(save(results, path.parent if path.name == "checkpoints" else path))
+    print(save(results, model.path if model.path.is_dir() else folder_of(model.path)))
 
 
 def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]]:
@@ -171,30 +173,41 @@ def _reaches_hub() -> bool:
 def _result(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What harness found for a task, or for a group of tasks, as plain numbers."""
     values = {**found["results"].get(name, {}), **found.get("groups", {}).get(name, {})}
-    metrics = {}
+    n, metrics = found.get("n-samples", {}).get(name, {}).get("effective") or values.get("sample_len"), {}
     for key, value in values.items():
         metric, comma, kind = key.partition(",")
         if not comma or metric.endswith("_stderr") or isinstance(value, str):
             continue
         error = values.get(f"{metric}_stderr,{kind}")
         shown = metric if kind == "none" else f"{metric} ({kind})"
-        metrics[shown] = {"value": float(value), "stderr": None if isinstance(error, str | None) else float(error)}
+        error = None if isinstance(error, str | None) else float(error)
+        metrics[shown] = {"value": float(value), "stderr": error, **_interval(metric, float(value), error, n)}
     return {
         "metrics": metrics,
-        "n": found.get("n-samples", {}).get(name, {}).get("effective") or values.get("sample_len"),
+        "n": n,
         "fewshot": found.get("n-shot", {}).get(name),
         "version": found.get("versions", {}).get(name),
     }
 
 
+def _interval(metric: str, value: float, stderr: float | None, n: int | None) -> dict[str, float]:
+    """`low` and `high` of the 95 % interval, where it is known: Wilson's for a share of n documents, which has one for
+    0 % and 100 %, too; else the normal one."""
+    if metric in SHARES and n and abs(value * n - round(value * n)) < 1e-6:
+        interval = share(round(value * n), n)
+        return {"low": interval["low"], "high": interval["high"]}
+    return {} if stderr is None else {"low": value - 1.96 * stderr, "high": value + 1.96 * stderr}
+
+
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as text for a console."""
-    rows = [["task", "metric", "value", "stderr", "n", "few-shot", "version"]]
+    rows = [["task", "metric", "value", "stderr", "95 %", "n", "few-shot", "version"]]
     for name, result in results.items():
         for metric, its in result["metrics"].items():
             error = "–" if its["stderr"] is None else f"{its['stderr']:.4f}"
             facts = ("–" if result[key] is None else f"{result[key]}" for key in ("n", "fewshot", "version"))
-            rows.append([name, metric, f"{its['value']:.4f}", error, *facts])
+            interval = f"[{its['low']:.4f}, {its['high']:.4f}]" if "low" in its else "–"
+            rows.append([name, metric, f"{its['value']:.4f}", error, interval, *facts])
     first = next(iter(results.values()))
     lines = [
         f"{first['checkpoint']}, step {first['step']}",
@@ -210,11 +223,13 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def save(results: Mapping[str, Any], folder: Path) -> Path:
-    """Adds the results to `tasks` in evaluation.json of a folder, and returns its path."""
+def save(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+    """Adds the results to `tasks` in evaluation.json of a folder, by checkpoint and task; returns its path."""
     path = folder / "evaluation.json"
     content = atomic.read_object(path) or {}
-    before = content.get("tasks")
-    content["tasks"] = {**(before if isinstance(before, dict) else {}), **results}
+    tasks = content["tasks"] if isinstance(content.get("tasks"), dict) else {}
+    name = Path(next(iter(results.values()))["checkpoint"]).name
+    before = tasks[name] if isinstance(tasks.get(name), dict) else {}
+    content["tasks"] = {**tasks, name: {**before, **results}}
     atomic.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
