@@ -20,13 +20,20 @@ def serve_command(request: Request, classes: dict[str, Any]):
         raise UserError(f"max_new_tokens={request.max_new_tokens} must be at most {MAX_TOKENS} for a server")
     settings = {"max_new_tokens": request.max_new_tokens, "stop_at_eos": request.stop_at_eos}
     defaults = Defaults(sampler=sampler_of(request), **settings)
-    for package in ("starlette", "uvicorn"):
-        optional(package, "serve", "serve=openai")
-    from slm.serving.openai import Api
+    purpose, packages = ("ui=web", ("gradio",)) if request.ui else ("serve=openai", ("starlette", "uvicorn"))
+    for package in packages:
+        optional(package, "web" if request.ui else "serve", purpose)
     from slm.serving.server import run
 
     address.open().close()  # a port in use is an error before anything is loaded
     others = [request.ckpt2] if isinstance(request.ckpt2, str) else request.ckpt2 or []
     place = {"runs_dir": request.runs_dir, "device": request.device, "dtype": request.dtype}
     models = named([load(ckpt, **place, **classes) for ckpt in (request.ckpt, *others)])
-    run(Api(models, defaults).app(), address, f"the API of {', '.join(models)}", path="/v1")
+    if request.ui:
+        from slm.serving.page import Page
+
+        run(Page(models, request).app(), address, f"the page of {', '.join(models)}", path="/")
+    else:
+        from slm.serving.openai import Api
+
+        run(Api(models, defaults).app(), address, f"the API of {', '.join(models)}", path="/v1")
