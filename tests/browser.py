@@ -19,11 +19,12 @@ QUIET = "gpu", "quic", "background-networking", "component-update", "sync", "dev
 
 
 class Browser:
-    """One tab. `problems`: what its console showed as an error, and exceptions."""
+    """One tab. `problems`: what its console showed as an error, and exceptions; `addresses`: what it asked for."""
 
     def __init__(self, send: int, receive: int):
         self.send, self.receive = send, os.fdopen(receive, "rb")
         self.number, self.session, self.buffer, self.problems = 0, None, b"", []
+        self.addresses: list[str] = []
 
     def call(self, method: str, **parameters) -> dict[str, Any]:
         """The result of a command of the protocol."""
@@ -48,12 +49,14 @@ class Browser:
             self.problems.append(message["params"]["exceptionDetails"])
         if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
             self.problems.append(message["params"]["entry"]["text"])
+        if message.get("method") == "Network.requestWillBeSent":
+            self.addresses.append(message["params"]["request"]["url"])
         return message
 
     def start(self):
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def open(self, address: str, width: int = 1200, height: int = 900, dark: bool = False):
@@ -85,6 +88,22 @@ class Browser:
         event = {"key": key, "code": key, "windowsVirtualKeyCode": code} | ({"text": text} if text else {})
         self.call("Input.dispatchKeyEvent", type="keyDown", **event)
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def click(self, selector: str):
+        """A click of the mouse on the middle of the first element."""
+        self.until(f"!!document.querySelector({selector!r})")
+        x, y = self.evaluate(
+            f"(() => {{ const found = document.querySelector({selector!r}); found.scrollIntoView({{block: 'center'}}); "
+            "const box = found.getClientRects()[0]; return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def type(self, selector: str, text: str):
+        """Puts a text in the place of that of a field."""
+        self.click(selector)
+        self.evaluate(f"document.querySelector({selector!r}).select()")
+        self.call("Input.insertText", text=text)
 
     def picture(self, path: Path, whole: bool = True):
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -136,6 +136,7 @@ def test_requests_of_others_are_refused():
     assert status(local, origin="null")[0] == 403
     assert status(local, content_length="9999999")[0] == 413
     assert status(local, content_length="many")[0] == 411
+    assert status(local, path="/gradio_api/upload")[0] == 404
     open_to_all = Guard(ok, Address(host="0.0.0.0", port=8080, token="a-long-word"))
     assert status(open_to_all, host="my.lab:8080")[0] == 401
     assert status(open_to_all, host="my.lab:8080", authorization="Bearer a-long-wore")[0] == 401

@@ -10,6 +10,15 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from slm.serving.address import Address, is_local
 
 MAX_BODY = 2**20  # bytes of a request
+CLOSED = (
+    "/upload",
+    "/upload_progress",
+    "/file=",
+    "/proxy=",
+    "/stream/",
+    "/component_server",
+    "/run-history",
+)  # of Gradio
 COOKIE = "slm_token"
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[[], Awaitable], Callable[[Any], Awaitable]], Awaitable[None]]
@@ -31,6 +40,8 @@ class Guard:
         if scope["type"] != "http":  # neither application uses web sockets
             return await send({"type": "websocket.close", "code": 1008})
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if any(part in scope["path"] for part in CLOSED):
+            return await respond(send, 404, "this server offers no files")
         if answer := self.login(scope) or self.refusal(scope["method"], headers):
             return await respond(send, *answer)
         await self.app(scope, receive, send)

@@ -2,6 +2,7 @@
 const legend = element.querySelector(".legend");
 const stories = element.querySelector(".stories");
 const rivals = element.querySelector(".rivals");
+const hint = element.querySelector(".hint");
 const STEPS = [1, 0.5, 0.2, 0.05, 0.01];
 
 function make(tag, kind, text) {
@@ -17,21 +18,26 @@ function strength(p) {
 }
 
 function percent(p) {
-  return p >= 0.995 ? "100 %" : p >= 0.1 ? (100 * p).toFixed(0) + " %" : (100 * p).toPrecision(2) + " %";
+  const value = 100 * p;
+  return value < 0.001 ? "< 0.001 %" : Number(value.toPrecision(value < 10 ? 1 : 2)) + " %";
 }
 
 function visible(text) {
   return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·");
 }
 
+// The white space before a word is not coloured. An end of a line and the end of the text are signs of the style sheet.
 function token(row, story, place) {
   const [text, p, chosen] = row;
-  const made = make("span", chosen ? "token chosen" : "token", text || "⏹");
+  const word = text.trimStart();
+  const made = make("span", "token", word || text.replaceAll("\n", ""));
+  if (chosen) made.classList.add("chosen");
+  if (!text || (!word && text.includes("\n"))) made.dataset.sign = text ? "↵" : "end";
   made.style.setProperty("--strength", strength(p));
   made.title = percent(p) + ": click for other tokens";
   made.dataset.story = story;
   made.dataset.place = place;
-  return made;
+  return word ? [text.slice(0, text.length - word.length), made] : [made, text.replaceAll(/[^\n]/g, "")];
 }
 
 function column(story, number) {
@@ -41,10 +47,12 @@ function column(story, number) {
   text.append(make("span", "prompt", story.prompt));
   let position = 0;
   story.tokens.forEach((row, place) => {
-    const next = token(row, number, place);
+    const parts = token(row, number, place);
     position += row[0].length;
-    if (story.error !== null && position > story.error) next.classList.add("wrong");
-    text.append(next);
+    if (story.error !== null && position > story.error && row[0]) {
+      parts.forEach((part) => part.classList?.add("wrong"));
+    }
+    text.append(...parts);
   });
   made.append(text);
   if (story.verdict) made.append(make("p", story.good ? "verdict good" : "verdict bad", story.verdict));
@@ -55,6 +63,7 @@ function column(story, number) {
 function draw() {
   const shown = props.value || [];
   legend.hidden = !shown.length;
+  hint.hidden = shown.length;
   stories.replaceChildren(...shown.map(column));
 }
 

@@ -21,10 +21,12 @@ from slm.generation.stream import check_count
 from slm.serving.models import MAX_WAITING, world_of
 from slm.serving.story import Session, Story
 
-MAX_STORIES, MAX_LENGTH, MAX_CHARACTERS = 6, 1000, 4000
+MAX_STORIES, MAX_LENGTH, MAX_CHARACTERS, MAX_SESSIONS = 6, 1000, 4000, 200
 GREEDY = "most likely"  # among the temperatures
 BESIDE = ["0.3", "0.6", "1", "1.4", GREEDY]
-STORIES = '<div class="legend"></div><div class="stories"></div><div class="rivals" hidden></div>'  # page.js fills them
+STORIES = """<p class="hint">The text comes here, token by token. A click on a token shows what the model could have
+written instead, and goes on from there.</p>
+<div class="legend"></div><div class="stories"></div><div class="rivals" hidden></div>"""  # page.js fills them
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 
 
@@ -38,6 +40,7 @@ class Page:
     def app(self) -> Starlette:
         css, js = (files("slm.serving").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
         blocks = self.blocks(js)
+        blocks.state_session_capacity = MAX_SESSIONS
         blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
         theme = gr.themes.Base(font=FONT, font_mono=["ui-monospace", "monospace"], primary_hue="orange")
         settings = {"footer_links": [], "run_history": False, "ssr_mode": False, "pwa": False, "mcp_server": False}
@@ -66,7 +69,7 @@ class Page:
             )
             with gr.Row(elem_id="buttons"):
                 buttons = {
-                    name: gr.Button(name.capitalize(), variant=kind, min_width=80, elem_id=name)
+                    name: gr.Button(name.capitalize(), variant=kind, min_width=80, size="md", elem_id=name)
                     for name, kind in (
                         ("write", "primary"),
                         ("another", "secondary"),

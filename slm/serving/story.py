@@ -108,7 +108,8 @@ class Story:
 
 
 def share(logprob: float) -> float:
-    return round(math.exp(logprob), 4)
+    """The probability, in three digits."""
+    return float(f"{math.exp(logprob):.3g}")
 
 
 class Session:
