@@ -14,6 +14,7 @@ from slm.classes import did_you_mean
 from slm.errors import UserError
 
 FORMATS = {  # name -> its module, imported when the format is used
+    "hf": "slm.export.hf",
     "weights": "slm.export.weights",
     "gguf": "slm.export.gguf",
     "llama2c": "slm.export.llama2c",

@@ -3,7 +3,8 @@
 python -m slm.export RUN FOLDER [format=hf] [key=value ...]
 
 RUN is a run folder (its best checkpoint, else its newest), a .ckpt file, latest, last or best. FOLDER is new: it is
-complete or absent. The formats and their options are in docs/export.md.
+complete or absent. The formats and their options are in docs/export.md. push=user/name uploads it to the Hugging Face
+Hub, into a private repository unless public=true, and into the branch revision=NAME.
 """
 
 import inspect
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,35 @@ import yaml
 
 from slm.classes import did_you_mean, locate
 from slm.errors import UserError, file_operation, printable
-from slm.export import export_of
+from slm.export import export_of, hub
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
 from slm.run.instantiate import check
 
-OWN = {"format": "weights", "runs_dir": "runs", "tokenizer_class": None, "model_class": None}  # of every format
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The settings that every format has. Raises: UserError: for a push that cannot succeed."""
+
+    format: str = "hf"
+    runs_dir: str = "runs"
+    tokenizer_class: str | None = None
+    model_class: str | None = None
+    push: str | None = None  # user/name of a repository of the Hugging Face Hub
+    public: bool = False  # a repository that push makes
+    revision: str | None = None  # its branch
+
+    def __post_init__(self):
+        if self.push is not None:
+            hub.check(self.push, self.revision)
+        elif self.public or self.revision:
+            raise UserError("public and revision belong to push=user/name")
+
+    def classes(self) -> dict[str, Callable]:
+        """Those from outside slm, for `load`."""
+        paths = {"tokenizer": self.tokenizer_class, "model": self.model_class}
+        return {name: locate(path, f"{name}_class") for name, path in paths.items() if path}
 
 
 @json_line.command
@@ -36,18 +60,21 @@ def main() -> int:
         print(__doc__)
         return 0
     run, target, settings = read(words)
-    own = {key: settings.pop(key, default) for key, default in OWN.items()}
-    export = export_of(str(own["format"]))
-    check_options(export, settings, own["format"])
-    begin, classes = time.perf_counter(), {"tokenizer": own["tokenizer_class"], "model": own["model_class"]}
-    given = {name: locate(path, f"{name}_class") for name, path in classes.items() if path}
-    model = load(run, runs_dir=own["runs_dir"], device="cpu", **given)
+    own = {field.name: settings.pop(field.name) for field in fields(Request) if field.name in settings}
+    check(Request, own, "")
+    export = export_of(own.get("format", Request.format))
+    check_options(export, settings, own.get("format", Request.format))
+    request, begin = Request(**own), time.perf_counter()
+    model = load(run, runs_dir=request.runs_dir, device="cpu", **request.classes())
     print(printable(f"{model.path}, step {model.step:,}"))
     lines = written(target, lambda folder: export(model, folder, **settings))
     files = {str(path.relative_to(target)): path.stat().st_size for path in sorted(target.rglob("*")) if path.is_file()}
     for line in [*lines, *(f"{size:>13,} bytes  {target / name}" for name, size in files.items())]:
         print(printable(line))
-    facts = {"checkpoint": str(model.path), "step": model.step, "format": own["format"], "folder": str(target)}
+    facts = {"checkpoint": str(model.path), "step": model.step, "format": request.format, "folder": str(target)}
+    if request.push:
+        facts["pushed"] = hub.push(target, request.push, public=request.public, revision=request.revision)
+        print(printable(f"pushed: {facts['pushed']}"))
     json_line.note(**facts, files=files, lines=lines, seconds=round(time.perf_counter() - begin, 3))
     return 0
 
@@ -79,7 +106,7 @@ def check_options(export: Callable, settings: dict[str, Any], name: str):
     for key in settings:
         if key not in options:
             known = f"its options: {', '.join(options)}" if options else "it has no options"
-            hint = did_you_mean(key, [*options, *OWN])
+            hint = did_you_mean(key, [*options, *(field.name for field in fields(Request))])
             raise UserError(f"{key} is not an option of format={name}{hint or f'; {known}'}")
     check(export, settings, "")
 

@@ -1,0 +1,157 @@
+"""format=hf: a folder that transformers loads by AutoModelForCausalLM and AutoTokenizer.
+
+The folder is loaded again and compared before it counts as done: ids, logits in float32, and greedy texts.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slm.classes import optional
+from slm.errors import UserError, printable
+from slm.export.card import model_card
+from slm.export.strings import differing, difficult_strings
+from slm.export.tokenizer_json import converted
+from slm.files import atomic, json_line
+from slm.generation.completion import complete
+from slm.generation.language_model import LanguageModel
+from slm.generation.prompt import opening
+from slm.generation.sampling import Sampler
+from slm.huggingface.layouts import layout_of, settings_of
+from slm.huggingface.tensors import to_theirs
+from slm.model import GPT
+from slm.own_model import OwnModel
+
+STRINGS = 4000  # on which the ids are compared
+TOLERANCE = 1e-5  # of the logits, times their largest absolute value where that is above 1
+PROMPTS, NEW_TOKENS, WINDOWS = 8, 64, 4
+ELSEWHERE = {  # layouts of which only transformers is known to compute all activations
+    ("qwen3", "relu2"): "gate_proj = up_proj and hidden_act=relu, since relu(x) * x = relu(x)^2: transformers computes "
+    "that exactly, llama.cpp, vLLM and MLX do not (they ignore hidden_act); experiment=portable is for these",
+}
+
+
+def export(model: LanguageModel, folder: Path, *, license: str | None = None) -> list[str]:
+    """config.json, model.safetensors, tokenizer.json, tokenizer_config.json, generation_config.json and README.md.
+
+    `license` is the name of a licence for the model card, such as mit. Raises: UserError: for a model or a tokenizer
+    that transformers cannot compute, or a library that computes something else.
+    """
+    transformers = optional("transformers", "hf", "format=hf")
+    safetensors = optional("safetensors.torch", "hf", "format=hf")
+    if isinstance(model.model, OwnModel):
+        raise UserError("a model of your own has no architecture of transformers; format=weights takes it")
+    config, tokenizer = model.model.config, model.tokenizer
+    name = layout_of(config)
+    card = model_card(model, license)
+    library, tokens = converted(tokenizer, model.eos_first)
+    ids = {
+        "eos_token_id": tokenizer.eos,
+        "bos_token_id": tokenizer.eos,
+        "pad_token_id": library.token_to_id(tokens["pad_token"]),
+    }
+    settings = settings_of(config, name) | ids | {"slm": {"step": model.step}}
+    _write_json(folder / "config.json", settings)
+    _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    about |= {"split_special_tokens": True, "model_max_length": config.context}
+    _write_json(folder / "tokenizer_config.json", {**about, **tokens})
+    atomic.write_text(folder / "tokenizer.json", library.to_str())
+    atomic.write_text(folder / "README.md", card)
+    weights = to_theirs(config, name, model.model.state_dict())
+    safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    lines = [f"{name}: {settings['architectures'][0]}, {sum(map(Tensor.numel, weights.values())):,} numbers in float32"]
+    lines += [ELSEWHERE[name, config.mlp]] if (name, config.mlp) in ELSEWHERE else []
+    return [*lines, *compared(transformers, model, folder)]
+
+
+def _write_json(path: Path, values: dict[str, Any]):
+    atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def compared(transformers: Any, model: LanguageModel, folder: Path) -> list[str]:
+    """What was compared with the loaded folder. Raises: UserError: for a difference."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+    )
+    if any(loading.values()):
+        raise UserError(f"transformers does not load all weights: {printable(str(loading), 300)}")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    difference, largest = compare_logits(model.model, theirs, model.tokenizer.eos)
+    ids = compare_ids(model, tokenizer)
+    texts = compare_texts(model, theirs, tokenizer)
+    json_line.note(logits=difference, ids=ids, texts=texts)
+    return [
+        ids,
+        f"logits: largest difference {difference:.1e}, of values up to {largest:.1f}, on {WINDOWS} windows",
+        f"greedy texts: {texts} of {texts} equal",
+    ]
+
+
+@torch.no_grad()
+def compare_logits(ours: GPT, theirs: Any, eos: int) -> tuple[float, float]:
+    """The largest difference and the largest absolute logit, on windows of random ids. Raises: UserError: for a
+    difference above TOLERANCE."""
+    config = ours.config
+    tokens = torch.randint(config.vocab_size, (WINDOWS, config.context), generator=torch.Generator().manual_seed(0))
+    tokens[tokens == eos] = (eos + 1) % config.vocab_size  # one document
+    tokens[:, 0] = eos
+    expected = ours(tokens)
+    difference, largest = (expected - theirs(tokens).logits).abs().max().item(), expected.abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise UserError(
+            f"the logits of transformers differ by {difference:.1e}, of values up to {largest:.1f}, so nothing is "
+            "written; transformers may have changed, or this is a bug of the export: please report it"
+        )
+    return difference, largest
+
+
+def compare_ids(model: LanguageModel, tokenizer: Any) -> str:
+    """How many strings have equal ids. Raises: UserError: for a string with others, but for the ties of unigram, which
+    are resolved by rounding errors: the same pieces in another order."""
+    texts = difficult_strings(model.tokenizer, STRINGS)
+    before = [model.tokenizer.eos] if model.eos_first else []
+    found = [ids[len(before) :] if ids[: len(before)] == before else [-1] for ids in tokenizer(texts)["input_ids"]]
+    different = differing(model.tokenizer, texts, found)
+    ties = tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram"
+    if wrong := [text for text, reordered in different.items() if not (ties and reordered)]:
+        raise UserError(
+            f"transformers gives {len(wrong):,} of {len(texts):,} strings other ids, such as "
+            f"{printable(repr(min(wrong, key=len)), 100)}, so nothing is written; format=weights takes this tokenizer"
+        )
+    equal = f"ids: equal on {len(texts) - len(different):,} of {len(texts):,} difficult strings"
+    return f"{equal}; on the others the same pieces in another order, equally likely" if different else equal
+
+
+@torch.no_grad()
+def compare_texts(model: LanguageModel, theirs: Any, tokenizer: Any) -> int:
+    """The number of equal greedy continuations. Raises: UserError: for another one."""
+    new = min(NEW_TOKENS, model.model.config.context // 2)
+    prompts = prompts_of(model, new)
+    settings = {"max_new_tokens": new, "seed": 0, "eos_first": model.eos_first}
+    greedy = complete(model.model, model.tokenizer, prompts, sampler=Sampler(greedy=True), **settings)
+    for prompt, [ours] in zip(prompts, greedy, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")
+        ended = theirs.generate(**ids, max_new_tokens=new, do_sample=False, temperature=None, use_cache=True)
+        text = tokenizer.decode(ended[0][ids["input_ids"].size(1) :], skip_special_tokens=True)
+        if text != model.decode(model.encode(ours.text)) and text != ours.text:
+            raise UserError(
+                f"transformers continues {printable(repr(prompt), 60)} with {printable(repr(text), 80)}, not with "
+                f"{printable(repr(ours.text), 80)}, so nothing is written; please report this bug of the export"
+            )
+    return len(prompts)
+
+
+def prompts_of(model: LanguageModel, new: int) -> Sequence[str]:
+    """The empty prompt, where eos stands before a text, and first words of texts that the model tells."""
+    texts = model.generate("", num_samples=PROMPTS, max_new_tokens=min(new, 24), seed=0, temperature=1.0)
+    starts = [opening(text) for text in texts]
+    quarter = model.model.config.context // 4
+    starts = [start for start in starts if start and len(model.encode(start)) <= quarter]
+    return list(dict.fromkeys([""] * model.eos_first + starts))
