@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slm.classes import optional
 from slm.errors import UserError, printable
-from slm.export.card import model_card
+from slm.export.readme import readme
 from slm.export.strings import differing, difficult_strings
 from slm.export.tokenizer_json import converted
 from slm.files import atomic, json_line
@@ -38,7 +38,7 @@ ELSEWHERE = {  # layouts of which only transformers is known to compute all acti
 def export(model: LanguageModel, folder: Path, *, license: str | None = None) -> list[str]:
     """config.json, model.safetensors, tokenizer.json, tokenizer_config.json, generation_config.json and README.md.
 
-    `license` is the name of a licence for the model card, such as mit. Raises: UserError: for a model or a tokenizer
+    `license` is the name of a licence for README.md, such as mit. Raises: UserError: for a model or a tokenizer
     that transformers cannot compute, or a library that computes something else.
     """
     transformers = optional("transformers", "hf", "format=hf")
@@ -47,7 +47,7 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
         raise UserError("a model of your own has no architecture of transformers; format=weights takes it")
     config, tokenizer = model.model.config, model.tokenizer
     name = layout_of(config)
-    card = model_card(model, license)
+    about_model = readme(model, license)
     library, tokens = converted(tokenizer, model.eos_first)
     ids = {
         "eos_token_id": tokenizer.eos,
@@ -61,7 +61,7 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     about |= {"split_special_tokens": True, "model_max_length": config.context}
     _write_json(folder / "tokenizer_config.json", {**about, **tokens})
     atomic.write_text(folder / "tokenizer.json", library.to_str())
-    atomic.write_text(folder / "README.md", card)
+    atomic.write_text(folder / "README.md", about_model)
     weights = to_theirs(config, name, model.model.state_dict())
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     lines = [f"{name}: {settings['architectures'][0]}, {sum(map(Tensor.numel, weights.values())):,} numbers in float32"]

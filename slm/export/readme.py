@@ -1,0 +1,113 @@
+"""README.md of an exported model: where it comes from, from the files of its run. No value of the environment."""
+
+import re
+import shlex
+from pathlib import Path
+
+from slm.errors import UserError, one_line, without_secrets
+from slm.files import run_folder
+from slm.generation.language_model import LanguageModel
+from slm.results import Run
+from slm.security import SECRET, without_login
+
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+LOCAL = "run_dir=", "runs_dir=", "sweep_dir=", "cache_dir="  # where files are, and nothing else
+USE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+"""
+
+
+def readme(model: LanguageModel, license: str | None) -> str:
+    """The Markdown. Raises: UserError: for a licence that is not a name such as mit."""
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(f"license={license} must be the name of a licence, such as mit or apache-2.0")
+    head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [slm, small-language-model]"]
+    head += [f"license: {license}"] if license else []
+    config, run = model.model.config, _run(model.path)
+    parameters = sum(value.numel() for value in model.model.parameters())
+    rows = {
+        "parameters": f"{parameters:,}: {config.depth} blocks of width {config.width}, {config.vocab_size:,} ids",
+        "context": f"{config.context:,} tokens",
+        "step": f"{model.step:,}",
+        **(_facts(run, model.step) if run else {}),
+        "licence": license or "not given",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
+    first = "eos, which the tokenizer puts there" if model.eos_first else "its first token"
+    lines = ["---", *head, "---", "", f"# {_plain(run.info.get('name') if run else model.path.stem)}", ""]
+    lines += [
+        "| | |",
+        "|---|---|",
+        table,
+        f"A text begins with {first}; eos (id {model.tokenizer.eos}) ends it.",
+        "",
+        USE,
+    ]
+    command = _command(run.folder) if run else None
+    return "\n".join([*lines, *(["## Training", "", "```sh", command, "```", ""] if command else [])])
+
+
+def _run(checkpoint: Path) -> Run | None:
+    """The run of a checkpoint, if it lies in its folder."""
+    folder = checkpoint.resolve().parent
+    return Run(folder.parent) if folder.name == "checkpoints" and (folder.parent / "run.json").is_file() else None
+
+
+def _facts(run: Run, step: int) -> dict[str, str]:
+    """Data, tokens, loss up to the step, and versions, as far as they are known."""
+    data = run.info["config"].get("data")
+    node = data.get("corpus") if isinstance(data, dict) else None
+    node = node if isinstance(node, dict) else {}
+    kind = str(node.get("_target_", "")).rpartition(".")[2]
+    settings = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None]
+    versions = run.info.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    tokens, loss, bits = (_at(run, name, step) for name in ("train/tokens", "val/loss", "val/bits_per_byte"))
+    losses = [f"{loss:.4f} nats per token"] if loss is not None else []
+    losses += [f"{bits:.4f} bits per byte, with the ends of documents"] if bits is not None else []
+    return {
+        "data": _plain(" ".join([kind, *(word for word in settings if not SECRET.search(word.partition("=")[0]))])),
+        "training tokens": "" if tokens is None else f"{tokens:,.0f}",
+        "validation": ", ".join(losses),
+        "commit": _plain(run.info.get("git_commit")) + (", with changes" if run.info.get("git_dirty") else ""),
+        "seed": _plain(run.info.get("seed")),
+        "device": _plain(f"{run.info.get('device')}, {run.info.get('precision')}"),
+        "begun": _plain(run.info.get("created")),
+        "versions": _plain(", ".join(f"{key} {value}" for key, value in versions.items())),
+    }
+
+
+def _at(run: Run, name: str, step: int) -> float | None:
+    """The last value of a metric up to the step."""
+    return next((value for at, value in reversed(run.series(name).items()) if at <= step), None)
+
+
+def _plain(value: object) -> str:
+    """A value of a run as one line without markup, home folders and secrets."""
+    text = one_line(_public("" if value is None else str(value)), 500)
+    return re.sub(r"[|<>`\[\]\\*&]", lambda found: f"&#{ord(found[0])};", text)
+
+
+def _public(text: str) -> str:
+    """The text without the user's name in paths, logins in addresses, and secrets of the environment."""
+    home = str(Path.home())
+    return without_secrets(without_login(text.replace(home, "~") if len(home) > 1 else text))
+
+
+def _command(folder: Path) -> str | None:
+    """The command that trained the run, without the overrides that say where files are."""
+    if (overrides := run_folder.overrides(folder)) is None:
+        return None
+    kept = [word for word in overrides if not word.lstrip("+").startswith(LOCAL)]
+    kept = [word for word in kept if not SECRET.search(word.partition("=")[0])]
+    words = (one_line(_public(word), 500).replace("`", "") for word in kept)
+    return shlex.join(["python", "train.py", *words])
