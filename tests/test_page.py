@@ -112,7 +112,9 @@ def test_a_page_in_a_browser(chromium, tmp_path):
     chromium.press("Enter", "\r")
     first = chromium.until("!running && textNow()")
     assert first.startswith("Once")
-    assert chromium.evaluate("find('verdict').textContent").startswith("✗ Not a story")
+    assert chromium.evaluate("find('verdict').textContent").startswith(
+        "✗ Not a story of its world: in sentence 1, at the mark,"
+    )
     assert chromium.evaluate("article.textContent.replace('the end', '')") == first
     assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth")
     chromium.evaluate("open(tokens[9], true); tip.querySelectorAll('button')[1].click()")
@@ -121,6 +123,37 @@ def test_a_page_in_a_browser(chromium, tmp_path):
     assert first != second
     assert chromium.evaluate("tell()") is None
     assert chromium.until("!running && textNow()") == first
+    assert chromium.problems == []
+
+
+@pytest.mark.slow
+def test_a_text_that_was_stopped_goes_on_as_it_would_have(chromium, tmp_path):
+    """Also beyond the context, behind a prompt that is longer, and in a browser without workers for files."""
+    model = made(ByteTokenizer(), {"head_bias": True})
+    model.model.head.bias.data[model.tokenizer.eos] = -99.0  # no text ends by itself
+    address = written(model, tmp_path / "page").as_uri()
+    write = "find('tokens').value = 1000; find('start').value = 'a b '.repeat({}); tell()"
+    for repeats in (1, 30):
+        chromium.open(address)
+        chromium.evaluate(write.format(repeats))
+        whole = chromium.until("!running && textNow()")
+        assert whole.startswith("a b " * repeats)
+        assert chromium.evaluate("tokens.every((token, place) => token.place === place)")
+        chromium.evaluate("tell(); find('stop').click()")
+        count = chromium.until("!running && tokens.filter(token => !token.given).length")
+        assert count < 1000, "not stopped"
+        assert chromium.evaluate("!find('more').disabled && find('stop').hidden")
+        chromium.evaluate(f"find('tokens').min = find('tokens').step = 1; find('tokens').value = {1000 - count}")
+        chromium.evaluate("find('more').click()")
+        assert chromium.until("!running && textNow()") == whole
+    source = chromium.call("Page.addScriptToEvaluateOnNewDocument", source="delete window.Worker")
+    try:
+        chromium.open(address)
+        assert chromium.evaluate("typeof Worker") == "undefined"
+        chromium.evaluate(write.format(30))
+        assert chromium.until("!running && textNow()") == whole
+    finally:
+        chromium.call("Page.removeScriptToEvaluateOnNewDocument", identifier=source["identifier"])
     assert chromium.problems == []
 
 

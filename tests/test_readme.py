@@ -11,6 +11,7 @@ from conftest import ROOT, exit_code, small_run, trained
 
 from slm import cache, compare, evaluate, hardware, lens, report, verify
 from slm.data import __main__ as corpus_command
+from slm.export import __main__ as export_command
 from slm.learn import __main__ as learn_command
 from slm.run import cli
 from slm.run.overrides import read_arguments
@@ -42,6 +43,7 @@ REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
+EXPORTS = [command for command in COMMANDS if command.startswith("python -m slm.export")]
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
@@ -82,6 +84,7 @@ def test_the_readme_has_commands():
         *TOKENIZERS,
         *CORPORA,
         *LEARN,
+        *EXPORTS,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,
@@ -170,6 +173,13 @@ def test_report(command, folder, monkeypatch, capsys):
     name, *others = shlex.split(command)[3:]
     assert exit_code(monkeypatch, report.main, name, *others) == 0
     assert capsys.readouterr().out.startswith(f"{others[-1] if '--zip' in others else name + '/report.html'}\n")
+
+
+@pytest.mark.parametrize("command", EXPORTS)
+def test_export(command, folder, monkeypatch, capsys):
+    run, target, *settings = ({"RUN": "runs/text"}.get(word, word) for word in shlex.split(command)[3:])
+    assert exit_code(monkeypatch, export_command.main, run, target, *settings) == 0
+    assert f" bytes  {target}/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", LENS)

@@ -5,12 +5,14 @@ const find = (id) => document.getElementById(id);
 const data = JSON.parse(find("data").textContent);
 const world = data.world && new StoryWorld(data.world);
 const article = find("text"), tip = find("tip"), status = find("status");
-const MOST_BITS = 7; // of surprise: the full colour
+const MOST_BITS = 6; // of surprise: the full colour
 const LEAST = 0.001, FEW = 3; // less likely alternatives are left out, but not the first few
 const EXPECTED = { // the checker's tags in words
-  template: "the sentence goes on as no sentence of this world does", end: "the story should end here", hero: "a name fits here",
-  friend: "another name fits here",
+  template: "no sentence of this world goes on like this", end: "the story should end there", hero: "a name should stand there",
+  friend: "another name should stand there",
 };
+const APART = 9; // milliseconds
+let appears = 0;
 let tokens = []; // as the engine describes them, each with its element
 let decoder = new TextDecoder(), turn = 0, running = false, ended = true, pinned = false, hiding = 0;
 
@@ -55,7 +57,7 @@ function received(message) {
   answered = turn;
   if (message.kind === "checked") return showCheck(message);
   if (message.turn !== turn) return;
-  if (message.kind === "tokens") message.tokens.forEach((token, place) => append(token, place));
+  if (message.kind === "tokens") message.tokens.forEach(append);
   if (message.kind === "done") finish(message);
 }
 
@@ -113,7 +115,7 @@ function show() {
 const decode = (piece, stream) => stream.decode(fromBytes(piece), { stream: true });
 const textNow = () => tokens.map((token) => token.text).join("");
 
-function append(token, place = 0) {
+function append(token) {
   token.text = decode(token.piece, decoder);
   tokens.push(token);
   if (!token.text && !token.end) return;
@@ -125,7 +127,9 @@ function append(token, place = 0) {
   span.classList.toggle("end", token.end);
   span.textContent = token.end ? "the end" : token.text.slice(token.space ? 1 : 0);
   span.tabIndex = article.querySelector(".token") ? -1 : 0;
-  span.style.setProperty("--delay", `${Math.min(place * 9, 2500)}ms`);
+  const now = performance.now(); // the tokens appear one after the other, also if they come at once
+  appears = Math.min(Math.max(appears + APART, now), now + 2500);
+  span.style.setProperty("--delay", `${Math.round(appears - now)}ms`);
   if (token.share !== undefined) {
     const bits = -Math.log2(Math.max(token.share, 1e-30));
     span.style.setProperty("--surprise", Math.min(bits / MOST_BITS, 1).toFixed(3));
@@ -186,7 +190,7 @@ function open(token, pin = false) {
   pinned = pin;
   token.span.classList.add("open");
   const line = document.createElement("p");
-  const ordinal = token.rank === 1 ? "the most likely piece" : `number ${token.rank} of the likely pieces`;
+  const ordinal = token.rank === 1 ? "the most likely piece" : `place ${token.rank} of ${data.model.vocab_size.toLocaleString("en")}`;
   line.textContent = token.others ? `${percent(token.share)}: ${ordinal}` : "The model has not predicted this piece.";
   const others = (token.others || []).filter(({ share }, place) => place < FEW || share >= LEAST);
   const own = others.some(({ id }) => id === token.id) || !others.length ? [] : [token];
@@ -200,9 +204,11 @@ function open(token, pin = false) {
 
 function close() {
   clearTimeout(hiding);
+  const opened = article.querySelector(".open");
+  if (tip.contains(document.activeElement)) opened?.focus({ preventScroll: true });
+  opened?.classList.remove("open");
   pinned = false;
   tip.hidden = true;
-  article.querySelector(".open")?.classList.remove("open");
 }
 
 const tokenOf = (element) => tokens.find((token) => token.span && token.span === element);
@@ -244,12 +250,12 @@ article.addEventListener("keydown", (event) => {
 
 function showVerdict({ valid, prefix, sentences, error }) {
   const line = find("verdict");
-  const wanted = EXPECTED[error] || `the rules ask for another word here (${error})`;
+  const wanted = EXPECTED[error] || `another word should stand there (${error})`;
   line.textContent = valid
     ? `✓ A complete story: all ${sentences} sentences follow the rules of its world.`
     : error === "more"
       ? `So far all follows the rules of its world (${sentences} whole sentences); the story has not ended yet.`
-      : `✗ Not a story of its world: after ${sentences} whole sentences ${wanted}.`;
+      : `✗ Not a story of its world: in sentence ${sentences + 1}, at the mark, ${wanted}.`;
   line.className = valid ? "good" : error === "more" ? "" : "bad";
   line.hidden = false;
   if (valid || error === "more") return;

@@ -2,11 +2,11 @@
 "use strict";
 
 function softmax(logits, temperature = 1) {
+  const shares = new Float64Array(logits.length);
   let largest = -Infinity, total = 0;
-  for (const logit of logits) if (logit > largest) largest = logit;
-  const shares = Float64Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
-  for (const share of shares) total += share;
-  for (let i = 0; i < shares.length; i++) shares[i] /= total;
+  for (let i = 0; i < logits.length; i++) if (logits[i] > largest) largest = logits[i];
+  for (let i = 0; i < logits.length; i++) total += shares[i] = Math.exp((logits[i] - largest) / temperature);
+  for (let i = 0; i < logits.length; i++) shares[i] /= total;
   return shares;
 }
 
