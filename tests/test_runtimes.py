@@ -10,6 +10,7 @@ import torch
 from conftest import refused
 
 from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp, onnx
+from slm.export.llama import fitting
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT, GPTConfig
 from slm.tokenizers import Tokenizer, pieces
@@ -88,6 +89,7 @@ def test_a_program_of_c_continues_as_the_model(choices, kind, subwords, tmp_path
         ({**OTHERS, "bias": True}, "llama", "f32"),
         ({**OTHERS, "qk_norm": True}, "qwen3", "q8_0"),
         ({"mlp": "relu2", "rope_base": 500.0}, "arcee", "f32"),
+        ({"positions": "learned", "norm": "layernorm", "mlp": "gelu_tanh", "bias": True}, "gpt2", "f32"),
     ],
 )
 def test_gguf_holds_the_model_and_llama_cpp_computes_it(choices, architecture, type, subwords, tmp_path, monkeypatch):
@@ -157,23 +159,20 @@ def test_merges_are_those_of_the_ranks():
 @pytest.mark.parametrize(
     ("format", "choices", "message"),
     [
-        (
-            "gguf",
-            {"mlp": "gelu"},
-            "format=gguf has no counterpart of model.mlp=gelu; train with model.mlp=swiglu or relu2",
-        ),
-        ("gguf", {"mlp": "relu2", "qk_norm": True}, "model.mlp=relu2 with model.qk_norm=true"),
-        ("gguf", {"qk_norm": True, "bias": True}, "model.bias=true; train with model.bias=false"),
-        ("gguf", {"window": 8}, "model.window=8"),
+        ("gguf", {"mlp": "gelu"}, "no counterpart of model.mlp=gelu; train with model.mlp=swiglu"),
+        ("gguf", {"mlp": "relu2", "qk_norm": True}, "model.mlp=relu2; train with model.mlp=swiglu"),
+        ("gguf", {"positions": "learned", "norm": "layernorm", "bias": True}, "train with model.mlp=gelu_tanh"),
+        ("gguf", {"qk_norm": True, "bias": True}, "model.qk_norm=true; train with model.qk_norm=false"),
+        ("gguf", {"window": 8}, "model.window=8; train with model.window=null"),
         ("llama2c", {"rope_base": 5e4}, "model.rope_base=50000.0; train with model.rope_base=10000.0"),
-        ("llama2c", {"qk_norm": True}, "model.qk_norm=true"),
-        ("llama2c", {"norm_eps": 1e-6}, "model.norm_eps=1e-06"),
+        ("llama2c", {"qk_norm": True, "tied": False}, "model.qk_norm=true; train with model.qk_norm=false"),
+        ("llama2c", {"norm_eps": 1e-6}, "model.norm_eps=1e-06; train with model.norm_eps=1e-05"),
     ],
 )
 def test_a_model_without_a_counterpart_is_refused_by_its_choice(format, choices, message, subwords, tmp_path):
     model = model_of(subwords, **choices)
-    call = (lambda: gguf.layout(model.model)) if format == "gguf" else (lambda: llama2c.export(model, tmp_path))
-    refused(call, message)
+    layouts = lambda: fitting(model.model, "gguf", gguf.LAYOUTS)  # noqa: E731
+    refused(layouts if format == "gguf" else lambda: llama2c.export(model, tmp_path), message)
     assert not [*tmp_path.iterdir()]
 
 

@@ -3,6 +3,7 @@
 llama.cpp computes a model by the name of its architecture: LAYOUTS are those that equal a GPT of slm.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,17 +15,19 @@ from slm.classes import optional
 from slm.errors import UserError, file_operation, one_line
 from slm.export import llama_cpp
 from slm.export.gguf_tokenizer import vocabulary
-from slm.export.llama import named_tensors, require
+from slm.export.llama import LLAMA, Choices, fitting, named_tensors
 from slm.generation.language_model import LanguageModel
-from slm.model import GPT, GPTConfig
+from slm.model import GPTConfig
 
 Type = Literal["f32", "bf16", "q8_0"]
 
-LAYOUTS = {  # mlp, qk_norm -> architecture of llama.cpp, and whether it rotates neighbours
-    ("swiglu", False): ("llama", True),
-    ("swiglu", True): ("qwen3", False),
-    ("relu2", False): ("arcee", True),
+LAYOUTS: dict[str, Choices] = {  # architecture of llama.cpp -> what it computes
+    "llama": LLAMA,
+    "qwen3": {**LLAMA, "qk_norm": True, "bias": False},
+    "arcee": {**LLAMA, "mlp": "relu2", "bias": False},
+    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu_tanh", "qk_norm": False, "bias": True},
 }
+NEIGHBOURS = "llama", "arcee"  # which rotate neighbours
 FILE = "model.gguf"
 BLOCK = 32  # weights of q8_0 with one scale
 
@@ -35,31 +38,17 @@ def export(model: LanguageModel, folder: Path, *, type: Type = "f32") -> list[st
     package = optional("gguf", "gguf", "format=gguf")
     if type not in get_args(Type):
         raise UserError(f"type={type} must be one of {', '.join(get_args(Type))}")
-    architecture, interleave = layout(model.model)
+    architecture = fitting(model.model, "gguf", LAYOUTS)
     words = vocabulary(model.tokenizer)
-    tensors = named_tensors(model.model, interleave=interleave)
-    path = folder / FILE
+    tensors = named_tensors(model.model, interleave=architecture in NEIGHBOURS)
+    path, tolerance = folder / FILE, 1e-3 if architecture == "gpt2" else 1e-5  # its GELU is a table of float16
     with file_operation("write", path):
         write(package, path, model, architecture, words, tensors, type)
     return [
         f"architecture {architecture}, tokenizer {words['tokenizer_model']}",
         read_back(package, path, tensors, type),
-        llama_cpp.compare(model, path, exact=type == "f32"),
+        llama_cpp.compare(model, path, tolerance if type == "f32" else math.inf),
     ]
-
-
-def layout(model: GPT) -> tuple[str, bool]:
-    """The architecture of llama.cpp, and whether it rotates neighbours. Raises: UserError: if there is none."""
-    require(model, "gguf", mlp=("swiglu", "relu2"))
-    config = model.config
-    if (found := LAYOUTS.get((config.mlp, config.qk_norm))) is None:
-        raise UserError(
-            f"format=gguf has no counterpart of model.mlp={config.mlp} with model.qk_norm=true; train with "
-            "model.mlp=swiglu or model.qk_norm=false, such as experiment=portable"
-        )
-    if found[0] != "llama":
-        require(model, "gguf", bias=(False,))
-    return found
 
 
 def write(
@@ -76,7 +65,7 @@ def write(
     for add, value in settings(package, model, words, type).items():
         getattr(writer, f"add_{add}")(value)
     for name, tensor in tensors.items():
-        stored = stored_as(package, tensor, kind)
+        stored = stored_as(package, name, tensor, kind)
         writer.add_tensor(name, package.quants.quantize(tensor.float().numpy(), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -88,6 +77,7 @@ def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type:
     """The metadata: what a method `add_...` of GGUFWriter takes, by its name."""
     config: GPTConfig = model.model.config
     files = package.LlamaFileType
+    rotation = {"rope_dimension_count": config.head_dim, "rope_freq_base": config.rope_base}
     values = {
         "name": one_line(model.config.get("name") or "slm", 100),
         "file_type": {"f32": files.ALL_F32, "bf16": files.MOSTLY_BF16, "q8_0": files.MOSTLY_Q8_0}[type],
@@ -100,9 +90,8 @@ def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type:
         "head_count_kv": config.kv_heads or config.heads,
         "key_length": config.head_dim,
         "value_length": config.head_dim,
-        "rope_dimension_count": config.head_dim,
-        "rope_freq_base": config.rope_base,
-        "layer_norm_rms_eps": config.norm_eps,
+        **(rotation if config.positions == "rope" else {}),
+        "layer_norm_rms_eps" if config.norm == "rmsnorm" else "layer_norm_eps": config.norm_eps,
         **words,
         "add_bos_token": model.eos_first,
         "add_eos_token": False,
@@ -110,10 +99,11 @@ def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type:
     return {**values, "quantization_version": package.GGML_QUANT_VERSION} if type == "q8_0" else values
 
 
-def stored_as(package: Any, tensor: Tensor, kind: Any) -> Any:
-    """The type of a tensor in the file: float32 for vectors, and for rows that q8_0 cannot divide into blocks."""
+def stored_as(package: Any, name: str, tensor: Tensor, kind: Any) -> Any:
+    """The type of a tensor in the file: float32 for vectors, positions, and rows that are no multiple of BLOCK."""
     divisible = kind.name != "Q8_0" or tensor.size(-1) % BLOCK == 0
-    return kind if tensor.dim() == 2 and divisible else package.GGMLQuantizationType.F32
+    matrix = tensor.dim() == 2 and not name.startswith("position")
+    return kind if matrix and divisible else package.GGMLQuantizationType.F32
 
 
 def read_back(package: Any, path: Path, tensors: Mapping[str, Tensor], type: Type) -> str:
@@ -124,7 +114,7 @@ def read_back(package: Any, path: Path, tensors: Mapping[str, Tensor], type: Typ
     for name, tensor in tensors.items():
         stored, exact = read[name].tensor_type, tensor.float().numpy()
         found = package.quants.dequantize(read[name].data, stored).reshape(exact.shape)
-        assert stored == stored_as(package, tensor, kind)
+        assert stored == stored_as(package, name, tensor, kind)
         if stored.name == "F32":
             plain += 1
             assert np.array_equal(found, exact), name

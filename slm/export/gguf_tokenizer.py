@@ -106,7 +106,8 @@ def _of_huggingface(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
     if model["type"] != "BPE" or any(map(model.get, odd)) or settings.get("normalizer") or pattern is None:
         raise refused("this tokenizer.json, which is no byte-level BPE with the words of GPT-2 or GPT-4")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return byte_level(tokenizer, merges or NO_MERGES, WORDS[pattern])
+    special = {token["id"]: token["content"] for token in settings["added_tokens"] if token["special"]}
+    return byte_level(tokenizer, merges or NO_MERGES, WORDS[pattern], special)
 
 
 def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
@@ -123,12 +124,16 @@ def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
     return known.get(split["pattern"].get("Regex")) if exact else None
 
 
-def byte_level(tokenizer: Tokenizer, merges: Sequence[str], words: str) -> dict[str, Any]:
-    """A vocabulary in GPT-2's notation of bytes, with its merges and llama.cpp's name of the pattern for words."""
-    table = pieces(tokenizer)
+def byte_level(
+    tokenizer: Tokenizer, merges: Sequence[str], words: str, special: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """A vocabulary in GPT-2's notation of bytes, with its merges, llama.cpp's name of the pattern for words, and the
+    names of control ids."""
+    table, special = pieces(tokenizer), special or {tokenizer.eos: EOS}
     texts = [in_characters(piece) if piece else f"<|unused_{token}|>" for token, piece in enumerate(table)]
     types = [NORMAL if piece else UNUSED for piece in table]
-    texts[tokenizer.eos], types[tokenizer.eos] = EOS, CONTROL
+    for token, name in special.items():
+        texts[token], types[token] = name, CONTROL
     found = {"tokenizer_model": "gpt2", "tokenizer_pre": words, "token_list": texts, "token_types": types}
     return {**found, "token_merges": merges}
 

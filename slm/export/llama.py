@@ -1,77 +1,83 @@
-"""What the formats for Llama's relatives share: the choices of a model that they have, and its tensors by name.
+"""What the formats of llama.cpp and llama2.c share: the choices of a model that they have, and its tensors by name.
 
-Shapes: H heads, D head_dim, C width.
+Shapes: H heads, D head_dim.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from slm.attention import Attention
 from slm.errors import UserError
 from slm.model import GPT
 from slm.own_model import OwnModel
 
-ALWAYS: Mapping[str, Collection[Any]] = {  # choice -> its values with a counterpart
-    "positions": ("rope",),
-    "norm": ("rmsnorm",),
-    "value_embeddings": (False,),
-    "residual_scalars": (False,),
-    "logit_softcap": (None,),
-    "head_bias": (False,),
+Choices = Mapping[str, Any]  # of GPTConfig, with the value that each must have
+
+PLAIN: Choices = {  # what no layout has
+    "window": None,
+    "value_embeddings": False,
+    "residual_scalars": False,
+    "logit_softcap": None,
+    "head_bias": False,
 }
+LLAMA: Choices = {"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False}
 
 
-def require(model: GPT | OwnModel, name: str, **choices: Collection[Any]):
-    """Raises: UserError: for a model with a choice that is not among those of ALWAYS and of `choices`, or a window."""
+def fitting(model: GPT | OwnModel, format: str, layouts: Mapping[str, Choices]) -> str:
+    """The name of the layout that computes the model. Raises: UserError: with what differs from the nearest one."""
     config = model.config
     if isinstance(model, OwnModel):
-        raise UserError(f"format={name} takes a GPT of slm, not {config.target}; try format=weights")
-    for key, values in {**ALWAYS, **choices}.items():
-        if (given := getattr(config, key)) not in values:
-            known = " or ".join(map(_written, values))
-            raise UserError(
-                f"format={name} has no counterpart of model.{key}={_written(given)}; train with model.{key}={known}, "
-                "such as experiment=portable"
-            )
-    if any(config.windows):
-        raise UserError(f"format={name} has no counterpart of model.window={config.window}; train with null")
+        raise UserError(f"format={format} takes a GPT of slm, not {config.target}; try format=weights")
+    given = {**vars(config), "window": config.window if any(config.windows) else None}
+    missing = {
+        name: {key: value for key, value in {**PLAIN, **choices}.items() if given[key] != value}
+        for name, choices in layouts.items()
+    }
+    nearest = min(missing, key=lambda name: len(missing[name]))
+    if needed := missing[nearest]:
+        have = _written({key: given[key] for key in needed})
+        raise UserError(f"format={format} has no counterpart of {have}; train with {_written(needed)}")
+    return nearest
 
 
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _written(choices: Choices) -> str:
+    """As overrides of a command."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in choices.items()}
+    return " ".join(f"model.{key}={text}" for key, text in texts.items())
 
 
 def named_tensors(model: GPT, *, interleave: bool) -> dict[str, Tensor]:
     """The tensors by their names in GGUF, without a tied head. `interleave`: for programs that rotate neighbours."""
-    tensors = {"token_embd.weight": model.tokens.weight, "output_norm.weight": model.norm.weight}
-    if not model.config.tied:
-        tensors["output.weight"] = model.head.weight
+    modules = {"token_embd": model.tokens, "position_embd": model.positions, "output_norm": model.norm}
+    modules |= {} if model.config.tied else {"output": model.head}
+    tensors = {}
     for layer, block in enumerate(model.blocks):
         attention, mlp = block.attention, block.mlp
-        parts = {
-            "attn_norm": {"weight": block.attention_norm.weight},
-            **_queries_keys_values(attention, interleave),
-            "attn_output": dict(attention.out.named_parameters()),
-            "ffn_norm": {"weight": block.mlp_norm.weight},
-            "ffn_up": dict(mlp.up.named_parameters()),
-            "ffn_down": dict(mlp.out.named_parameters()),
-        }
-        optional = {"attn_q_norm": attention.query_norm, "attn_k_norm": attention.key_norm, "ffn_gate": mlp.gate}
-        parts |= {part: dict(module.named_parameters()) for part, module in optional.items() if module}
-        tensors |= {f"blk.{layer}.{part}.{kind}": one for part, kinds in parts.items() for kind, one in kinds.items()}
+        parts = {"attn_norm": block.attention_norm, "attn_output": attention.out}
+        parts |= {"attn_q_norm": attention.query_norm, "attn_k_norm": attention.key_norm}
+        parts |= {"ffn_norm": block.mlp_norm, "ffn_gate": mlp.gate, "ffn_up": mlp.up, "ffn_down": mlp.out}
+        modules |= {f"blk.{layer}.{part}": module for part, module in parts.items()}
+        if model.rotary:
+            tensors |= {f"blk.{layer}.{part}": rows for part, rows in _apart(attention, interleave).items()}
+        else:
+            modules[f"blk.{layer}.attn_qkv"] = attention.qkv
+    for name, module in modules.items():
+        tensors |= {f"{name}.{kind}": tensor for kind, tensor in (module.named_parameters() if module else ())}
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _queries_keys_values(attention, interleave: bool) -> dict[str, dict[str, Tensor]]:
-    """The rows of the common matrix, and of its bias, apart."""
+def _apart(attention: Attention, interleave: bool) -> dict[str, Tensor]:
+    """The rows of the common matrix of queries, keys and values, and of its bias, apart."""
     sizes = [heads * attention.head_dim for heads in (attention.heads, attention.kv_heads, attention.kv_heads)]
-    parts = {"attn_q": {}, "attn_k": {}, "attn_v": {}}
+    parts = {}
     for kind, joined in attention.qkv.named_parameters():
-        for part, rows in zip(parts, joined.split(sizes)):
-            turned = interleave and part != "attn_v"
-            parts[part][kind] = interleaved(rows, attention.head_dim) if turned else rows
+        queries, keys, values = joined.split(sizes)
+        if interleave:
+            queries, keys = interleaved(queries, attention.head_dim), interleaved(keys, attention.head_dim)
+        parts |= {f"attn_q.{kind}": queries, f"attn_k.{kind}": keys, f"attn_v.{kind}": values}
     return parts
 
 

@@ -13,9 +13,8 @@ import torch
 
 from slm.errors import UserError, file_operation
 from slm.export.gguf_tokenizer import require_bpe
-from slm.export.llama import named_tensors, require
+from slm.export.llama import LLAMA, fitting, named_tensors
 from slm.generation.language_model import LanguageModel
-from slm.model import GPTConfig
 from slm.tokenizers import Tokenizer, pieces
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -31,19 +30,18 @@ ORDER = (  # of the tensors, each kind with its layers
 
 def export(model: LanguageModel, folder: Path) -> list[str]:
     """The two files, of float32 numbers. Raises: UserError: for a model or tokenizer that run.c does not compute."""
-    config: GPTConfig = model.model.config
-    fixed = {"norm_eps": (1e-5,), "rope_base": (1e4,), "bias": (False,)}
-    require(model.model, "llama2c", mlp=("swiglu",), qk_norm=(False,), **fixed)
+    fitting(model.model, "llama2c", {"llama": {**LLAMA, "norm_eps": 1e-5, "rope_base": 1e4, "bias": False}})
     order = renumbered(model.tokenizer)
     with file_operation("write", folder / "model.bin"):
         (folder / "model.bin").write_bytes(checkpoint(model, order))
     with file_operation("write", folder / "tokenizer.bin"):
         (folder / "tokenizer.bin").write_bytes(vocabulary(model.tokenizer, order))
-    notes = (
-        [] if model.tokenizer.adds_space else ["run.c puts a space before each prompt; docs/runtimes.md names the line"]
-    )
-    notes += [] if model.eos_first else ["run.c puts the end of a document before each prompt, which training did not"]
-    return [f"version 0, {config.vocab_size:,} ids in another order: {BORDER} ends a document", *notes]
+    notes = {
+        "run.c puts a space before each prompt, unlike training; docs/runtimes.md": model.tokenizer.adds_space,
+        "run.c puts the end of a document before each prompt, unlike training": model.eos_first,
+    }
+    lines = [f"version 0, {len(order):,} ids in another order: {BORDER} ends a document"]
+    return [*lines, *(note for note, holds in notes.items() if not holds)]
 
 
 def checkpoint(model: LanguageModel, order: Sequence[int]) -> bytes:

@@ -21,12 +21,11 @@ from slm.generation.language_model import LanguageModel
 
 PROMPTS = ("", "Once upon a time", "The  old na\u00efve man's 12 cats:\n\n\tsaid \u201cyes\u201d \U0001f600")
 STEPS = 48  # generated ids
-LARGEST = 1e-5  # difference of float32 logits, as a share of the largest: sums in another order
 F32 = 0  # GGML_TYPE_F32
 
 
-def compare(model: LanguageModel, path: Path, *, exact: bool) -> str:
-    """The difference of ids, logits and greedy texts, in a line. With `exact`, the logits must be equal, too."""
+def compare(model: LanguageModel, path: Path, tolerance: float) -> str:
+    """The difference of ids, logits and greedy texts, in a line. `tolerance`: of logits, as a share of the largest."""
     if find_spec("llama_cpp") is None:
         return "not run by llama.cpp, which pip install llama-cpp-python brings for this comparison"
     name = f"llama.cpp (llama-cpp-python {version('llama_cpp_python')})"
@@ -41,7 +40,7 @@ def compare(model: LanguageModel, path: Path, *, exact: bool) -> str:
     assert tokens == first, f"ids of llama.cpp {tokens}, of slm {first}"
     found, exactly = np.concatenate(theirs), np.concatenate([logits for _, logits in ours])
     largest, same = np.abs(found - exactly).max(), int((found.argmax(-1) == exactly.argmax(-1)).sum())
-    assert not exact or largest < LARGEST * max(1, np.abs(exactly).max()), f"logits of llama.cpp differ by {largest}"
+    assert largest < tolerance * max(1, np.abs(exactly).max()), f"logits of llama.cpp differ by {largest}"
     return (
         f"{name}: the ids of {len(PROMPTS)} prompts are equal; logits after {len(found)} ids differ by at most "
         f"{largest:.1e}; the most likely id is the same after {same} of them"
