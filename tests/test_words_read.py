@@ -15,7 +15,7 @@ from slm import checkpoint
 from slm.data.words import Words
 from slm.files import jsonl, run_folder
 from slm.files.kept import BABYLM, checkpoint_files, kept_steps, kept_words, revision, revisions
-from slm.loss import IGNORE
+from slm.loss import IGNORE, PROMPT
 from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -48,6 +48,7 @@ def test_words_are_counted_exactly_wherever_windows_are_cut(kind, settings):
         cut = [torch.tensor(stream[start : start + length + 1]) for start in range(0, len(stream) - 1, length)]
         windows = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True, padding_value=IGNORE)
         assert words.count(windows) == expected
+        assert words.count(torch.where(windows == IGNORE, IGNORE, PROMPT - windows)) == expected  # prompts are read
 
 
 def test_a_run_keeps_the_first_step_after_each_number_of_words(run, tmp_path):

@@ -1,19 +1,19 @@
 """The words of windows of ids, counted without their text: what ASCII white space separates, as `wc -w` counts.
 
-A word belongs to the target at which it begins, so the windows of a pass count each word of the text once, in any
-layout. Shapes: B windows, T + 1 ids of a window, V vocabulary.
+A word counts in the window that has its first byte, from the second id on, so the windows of a pass have each word of the
+text once, in any layout. Shapes: B windows, T + 1 ids of a window, V vocabulary.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from slm.loss import IGNORE
+from slm.loss import IGNORE, ids_of
 from slm.tokenizers import Tokenizer, pieces
 
 
 class Words:
-    """Counts the words that begin in the targets of windows, exactly for each tokenizer that loses no text.
+    """Counts the words that begin in windows, exactly for each tokenizer that loses no text.
 
     A character that a tokenizer divides into bytes is part of a word; a control id ends one.
     """
@@ -27,7 +27,7 @@ class Words:
 
     def count(self, windows: Tensor) -> Tensor:
         """Windows (B, T + 1), filled with IGNORE, to the number of words, a scalar."""
-        before, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
-        ids = targets.clamp(min=0)
-        words = self.begun[ids] - (self.open[before] & self.goes_on[ids]).long()
-        return (words * (targets != IGNORE)).sum()
+        ids = ids_of(windows)  # also of prompts, which are read and no targets
+        before, after = ids[:, :-1], ids[:, 1:]
+        words = self.begun[after] - (self.open[before] & self.goes_on[after]).long()
+        return (words * (windows[:, 1:] != IGNORE)).sum()
