@@ -1,7 +1,7 @@
 """The words of windows of ids, counted without their text: what ASCII white space separates, as `wc -w` counts.
 
-A word counts in the window that has its first byte, from the second id on, so the windows of a pass have each word of the
-text once, in any layout. Shapes: B windows, T + 1 ids of a window, V vocabulary.
+A word counts in the window that has its first byte, from the second id on, so the windows of a pass have each word of
+the text once, in any layout. Shapes: B windows, T + 1 ids of a window, V vocabulary.
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from slm import system
 from slm.data.words import Words
-from slm.errors import ResourceError, Stopped, UserError
+from slm.errors import ResourceError, Stopped, UserError, notice
 from slm.files import atomic, claim, run_folder
 from slm.files.kept import kept_steps, kept_words, revision
 from slm.training.callbacks import step_ends
@@ -121,6 +121,8 @@ class Checkpoints(Checkpoint):
         if self.saved_step != trainer.global_step:  # early stopping
             self._save(trainer)
         trainer.strategy.checkpoint_io.wait()
+        if self.words is not None and trainer.is_global_zero:
+            notice(f"{self.words:,} words read; checkpoints by words: {', '.join(self.revisions) or 'none'}")
 
     def on_fit_end(self, trainer, module):
         if self.saved_step is None:  # Lightning has skipped the training: its last step was saved, no more
