@@ -22,7 +22,7 @@ from slm import classes
 from slm.corpora import notices
 from slm.corpora.files import Files
 from slm.errors import UserError, notice, printable
-from slm.evaluation import sources, standard_tests, stories
+from slm.evaluation import requests, sources, standard_tests, stories
 from slm.evaluation.measures import Settings, measure
 from slm.evaluation.page import page
 from slm.evaluation.record import record
@@ -105,6 +105,9 @@ def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> 
     facts = {"checkpoint": str(model.path), "step": model.step, "seed": settings.seed}
     data = {"name": held_out.name, "split": settings.split, "documents": len(held_out.documents)}
     found = {**facts, "data": data, **measure(model, held_out, settings, train, None if words else world)}
+    asked = None if words or "stories" not in settings.chosen else requests.corpus_of(model.config)
+    if asked:
+        found["requests"] = requests.measure(model, asked, settings.samplers, settings.samples, settings.seed)
     print(printable(page(found)))
     for reason in found["left_out"]:
         notice(f"left out: {reason}")

@@ -123,6 +123,19 @@ def stories(found: dict[str, Any]) -> Iterator[str]:
     yield from found["examples"]
 
 
+def requests(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['n']} requests: stories that are valid, and with the hero, the plot, or both that were asked for"
+    yield from _lines(
+        [
+            ["", *(key for row in list(found["rows"].values())[:1] for key in row)],
+            *([name, *(shown(its, ".1%") for its in row.values())] for name, row in found["rows"].items()),
+        ]
+    )
+    for its in found["examples"]:
+        verdict = "obeys" if its["obeys"] else "valid" if its["valid"] else "not valid"
+        yield f"  {verdict}: {its['request']} {its['text']}"
+
+
 def samples(found: dict[str, Any]) -> Iterator[str]:
     rows = [["samples", *(f"{name}, n = {row['n']}" for name, row in found.items())]]
     for measure, form in {"valid": ".1%", "novel": ".1%", "prefix": ".1%", "sentences": ".1f"}.items():
@@ -147,4 +160,5 @@ BLOCKS = {
     "probes": probes,
     "bleu": bleu,
     "stories": stories,
+    "requests": requests,
 }

@@ -117,7 +117,7 @@ class RunConfig:
             raise UserError(f"init_from={source} must stand on the command line, not in a file")
         if source is not None and self.resume not in ("auto", "never"):
             raise UserError(f"init_from={source} and resume={self.resume} exclude one another; give one of them")
-        if lora and not (source or self.fork or self.resume not in ("auto", "never")):
+        if lora and not (source or self.fork or self.plan or self.resume not in ("auto", "never")):
             raise UserError(f"model.lora.rank={lora.rank} adapts a trained model: give it with init_from=RUN")
         if lora and isinstance(self.optimizer, Muon):
             raise UserError(

@@ -1,7 +1,6 @@
 """Requests for a story, each with a story of the storyworld that fulfils it; and whether another story does."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +88,12 @@ def _messages(request: str, story: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Obedience:
-    """What a text is, derived on request: a complete story, one that was asked for, and what else it tells."""
+    """What a text that was asked for is."""
 
     request: str
     text: str
-    valid: bool
-    obeys: bool
+    valid: bool  # a complete story
+    obeys: bool  # hero and plot are as asked for
     hero: bool  # the kind and the name of the hero are as asked for
     plot: bool  # what happens is as asked for
 
@@ -106,9 +105,3 @@ def obedience(world: StoryWorld, request: str, text: str, finished: bool) -> Obe
     fulfilled = request_for(world, parse(world, text).stories[0]) if valid else ""
     hero, plot = ([its.partition(" who ")[part] for its in (request, fulfilled)] for part in (0, 2))
     return Obedience(request, text, valid, fulfilled == request, hero[0] == hero[1], plot[0] == plot[1])
-
-
-def shares(found: Sequence[Obedience]) -> dict[str, int]:
-    """How many of the texts are valid, obey, have the hero, have the plot."""
-    names = ("valid", "obeys", "hero", "plot")
-    return dict(Counter({name: sum(getattr(its, name) for its in found) for name in names}))
