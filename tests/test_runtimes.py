@@ -11,10 +11,11 @@ from conftest import refused
 
 from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp, onnx
 from slm.export.llama import fitting
+from slm.export.tokenizer_json import halves
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT, GPTConfig
 from slm.tokenizers import Tokenizer, pieces
-from slm.tokenizers.bpe import BPETokenizer, in_characters
+from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -55,7 +56,8 @@ def model_of(tokenizer: Tokenizer, **choices) -> LanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)
-    return LanguageModel(model, tokenizer, Path("a.ckpt"), 0, {"name": "a"})
+    corpus = {"user": "\nUser: ", "assistant": "\nAssistant: "}
+    return LanguageModel(model, tokenizer, Path("a.ckpt"), 0, {"name": "a", "data": {"corpus": corpus}})
 
 
 def greedy(model: LanguageModel, ids: list[int], length: int) -> list[int]:
@@ -102,6 +104,7 @@ def test_gguf_holds_the_model_and_llama_cpp_computes_it(choices, architecture, t
     assert reader.get_field("tokenizer.ggml.tokens").contents()[:5] == ["<pad>", "<unk>", "<s>", "</s>", "<0x00>"]
     assert [reader.get_field(f"tokenizer.ggml.{key}_token_id").contents() for key in ("bos", "eos")] == [3, 3]
     assert reader.get_field("tokenizer.ggml.add_space_prefix").contents() is False
+    assert "Assistant: " in reader.get_field("tokenizer.chat_template").contents()
     if "not run" in lines[-1]:
         pytest.skip("llama-cpp-python is not installed; the file is as it must be")
     count = lines[-1].split(" ids differ")[0].rsplit(" ", 1)[1]
@@ -151,9 +154,8 @@ def test_onnx_runtime_computes_the_model(choices, subwords, tmp_path):
 
 def test_merges_are_those_of_the_ranks():
     tokenizer = bpe("gpt2")
-    table = pieces(tokenizer).tolist()
-    expected = [f"{in_characters(left)} {in_characters(right)}" for left, right in tokenizer.merges]
-    assert gguf_tokenizer.merges_of(table) == expected
+    ranks = {piece: rank for rank, piece in enumerate(pieces(tokenizer)[:-1])}
+    assert [halves(ranks, piece) for piece in [*ranks][256:]] == tokenizer.merges
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from slm.chat_template import chat_template
 from slm.classes import optional
 from slm.errors import UserError, file_operation, one_line
 from slm.export import llama_cpp
@@ -96,7 +97,11 @@ def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type:
         "add_bos_token": model.eos_first,
         "add_eos_token": False,
     }
-    return {**values, "quantization_version": package.GGML_QUANT_VERSION} if type == "q8_0" else values
+    if type == "q8_0":
+        values["quantization_version"] = package.GGML_QUANT_VERSION
+    if chat := chat_template(model.config):
+        values["chat_template"] = chat.jinja()
+    return values
 
 
 def stored_as(package: Any, name: str, tensor: Tensor, kind: Any) -> Any:

@@ -10,11 +10,11 @@ from functools import singledispatch
 from typing import Any
 
 from slm.errors import UserError
+from slm.export.tokenizer_json import halves
 from slm.tokenizers import Tokenizer, pieces
 from slm.tokenizers.bpe import BPETokenizer, in_characters
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.huggingface import HuggingFaceTokenizer
-from slm.tokenizers.merges import BYTES, apply
 from slm.tokenizers.sentencepiece import SentencePieceTokenizer
 from slm.tokenizers.sentencepiece_model import NORMALIZATIONS, SentencePieceModel
 from slm.tokenizers.split import PATTERNS
@@ -90,7 +90,9 @@ def _of_bpe(tokenizer: BPETokenizer) -> dict[str, Any]:
 
 @_of.register
 def _of_tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
-    return byte_level(tokenizer, merges_of(pieces(tokenizer).tolist()), WORDS[tokenizer.name])
+    ranks = {piece: rank for rank, piece in enumerate(pieces(tokenizer)) if piece}
+    merges = [" ".join(map(in_characters, halves(ranks, piece))) for piece in ranks if len(piece) > 1]
+    return byte_level(tokenizer, merges, WORDS[tokenizer.name])
 
 
 @_of.register
@@ -136,17 +138,3 @@ def byte_level(
         texts[token], types[token] = name, CONTROL
     found = {"tokenizer_model": "gpt2", "tokenizer_pre": words, "token_list": texts, "token_types": types}
     return {**found, "token_merges": merges}
-
-
-def merges_of(table: Sequence[bytes]) -> list[str]:
-    """The merges, in GPT-2's notation, of a vocabulary that is published as ranks: each id is made of the two that the
-    ids of lower rank make of its bytes."""
-    texts = [bytes([byte]) for byte in BYTES]
-    assert table[: len(texts)] == texts
-    merges, lines = {}, []
-    for piece in filter(None, table[len(texts) :]):
-        left, right = apply(merges, piece)
-        merges[left, right] = len(merges), len(texts)
-        lines.append(f"{in_characters(texts[left])} {in_characters(texts[right])}")
-        texts.append(piece)
-    return lines

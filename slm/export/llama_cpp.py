@@ -17,9 +17,13 @@ import numpy as np
 import torch
 
 from slm.attention import Cache
+from slm.errors import UserError, printable
+from slm.export.strings import differing, difficult_strings
 from slm.generation.language_model import LanguageModel
+from slm.tokenizers.sentencepiece import SPACE, SentencePieceTokenizer
 
 PROMPTS = ("", "Once upon a time", "The  old na\u00efve man's 12 cats:\n\n\tsaid \u201cyes\u201d \U0001f600")
+STRINGS = 2000  # on which the ids are compared
 STEPS = 48  # generated ids
 F32 = 0  # GGML_TYPE_F32
 
@@ -30,21 +34,39 @@ def compare(model: LanguageModel, path: Path, tolerance: float) -> str:
         return "not run by llama.cpp, which pip install llama-cpp-python brings for this comparison"
     name = f"llama.cpp (llama-cpp-python {version('llama_cpp_python')})"
     context = min(model.model.config.context, 512)
-    first = [before(model, prompt) for prompt in PROMPTS]
-    ours = [greedy(model, ids[:context], context) for ids in first]
+    texts = comparable(model)
+    ours = [greedy(model, before(model, prompt)[:context], context) for prompt in PROMPTS]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
         try:
-            tokens, theirs = pool.submit(evaluated, str(path), context, [ids for ids, _ in ours]).result()
+            tokens, theirs = pool.submit(evaluated, str(path), context, texts, [ids for ids, _ in ours]).result()
         except BrokenProcessPool:
             return f"{name} ended with a fault of its own while it ran the file; nothing is compared"
-    assert tokens == first, f"ids of llama.cpp {tokens}, of slm {first}"
+    check_ids(model, texts, tokens)
     found, exactly = np.concatenate(theirs), np.concatenate([logits for _, logits in ours])
     largest, same = np.abs(found - exactly).max(), int((found.argmax(-1) == exactly.argmax(-1)).sum())
     assert largest < tolerance * max(1, np.abs(exactly).max()), f"logits of llama.cpp differ by {largest}"
     return (
-        f"{name}: the ids of {len(PROMPTS)} prompts are equal; logits after {len(found)} ids differ by at most "
-        f"{largest:.1e}; the most likely id is the same after {same} of them"
+        f"{name}: the ids of {len(texts):,} difficult strings are equal; logits after {len(found)} ids differ by at "
+        f"most {largest:.1e}; the most likely id is the same after {same} of them"
     )
+
+
+def comparable(model: LanguageModel) -> list[str]:
+    """Difficult strings, without those in which llama.cpp writes U+2581 as a space."""
+    texts = difficult_strings(model.tokenizer, STRINGS)
+    exact = isinstance(model.tokenizer, SentencePieceTokenizer)
+    return [text for text in texts if not (exact and SPACE in text)]
+
+
+def check_ids(model: LanguageModel, texts: Sequence[str], found: Sequence[Sequence[int]]):
+    """Raises: UserError: if llama.cpp gives a text other ids than training did, or other ids before it."""
+    start = [model.tokenizer.eos] * model.eos_first
+    others = [ids[len(start) :] if ids[: len(start)] == start else [-1] for ids in found]
+    if wrong := differing(model.tokenizer, texts, others):
+        raise UserError(
+            f"llama.cpp gives {len(wrong):,} of {len(texts):,} strings other ids, such as "
+            f"{printable(repr(min(wrong, key=len)), 100)}, so nothing is written; please report this bug of the export"
+        )
 
 
 def before(model: LanguageModel, prompt: str) -> list[int]:
@@ -69,12 +91,14 @@ def quiet():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def evaluated(path: str, context: int, sequences: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[np.ndarray]]:
-    """llama.cpp's ids of PROMPTS, and its logits (T, V) after each id of the sequences."""
+def evaluated(
+    path: str, context: int, texts: Sequence[str], sequences: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[np.ndarray]]:
+    """llama.cpp's ids of the texts, and its logits (T, V) after each id of the sequences."""
     package = import_module("llama_cpp")
     numbers = {"type_k": F32, "type_v": F32, "logits_all": True}  # float16 would round keys and values
     model = package.Llama(path, n_ctx=context, n_batch=1, n_threads=1, n_gpu_layers=0, verbose=False, **numbers)
-    tokens, logits = [model.tokenize(prompt.encode()) for prompt in PROMPTS], []
+    tokens, logits = [model.tokenize(text.encode()) for text in texts], []
     for ids in sequences:
         model.reset()
         model.eval(ids)

@@ -95,13 +95,13 @@ def of_tiktoken(library: Any, tokenizer: TiktokenTokenizer) -> tuple[Any, Names]
     known = ENCODINGS[tokenizer.name]
     pieces = tokenizer._bytes[: known.ranks]
     ranks = {piece: rank for rank, piece in enumerate(pieces)}
-    merges = [_halves(ranks, piece) for piece in pieces if len(piece) > 1]
+    merges = [halves(ranks, piece) for piece in pieces if len(piece) > 1]
     made = _byte_level(library, pieces, merges, known.pattern, ignore_merges=True)
     made.add_special_tokens([f"<|unused_{token}|>" for token in range(known.ranks, known.eos)])
     return made, {"eos_token": EOS}
 
 
-def _halves(ranks: dict[bytes, int], piece: bytes) -> tuple[bytes, bytes]:
+def halves(ranks: dict[bytes, int], piece: bytes) -> tuple[bytes, bytes]:
     """The two pieces whose merge makes `piece`: those that all merges of lower ranks leave."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while len(parts) > 2:
