@@ -21,8 +21,10 @@ from typing import Any
 from slm import classes
 from slm.corpora import notices
 from slm.corpora.files import Files
+from slm.corpora.storyworld.corpus import Storyworld
 from slm.errors import UserError, notice, printable
-from slm.evaluation import requests, sources, standard_tests, stories
+from slm.evaluation import ablation, requests, sources, standard_tests, stories
+from slm.evaluation.held_out import HeldOut
 from slm.evaluation.measures import Settings, measure
 from slm.evaluation.page import page
 from slm.evaluation.record import record
@@ -67,7 +69,10 @@ def main():
         return None
     settings, words = read_words([word for word in arguments.words if is_setting(word)], arguments)
     models = [load(path, **own) for path in paths]
-    evaluate(models[0], settings, words)
+    if len(models) == 2:
+        compare(*models, settings, words)
+    else:
+        evaluate(models[0], settings, words)
     return None
 
 
@@ -89,22 +94,45 @@ def read_words(words: Sequence[str], arguments: argparse.Namespace) -> tuple[Set
     return typed(Settings, values, ""), data
 
 
+def text_of(
+    model: LanguageModel, settings: Settings, words: Sequence[str]
+) -> tuple[Storyworld | None, sources.Own, HeldOut]:
+    """The stories that a run was trained on, if it was, its own text, and the text to judge it on. Raises UserError."""
+    world = stories.corpus_of(model.path, model.config, model.corpus)
+    cache = sources.cache_of(model.config, settings.cache_dir)
+    own = sources.Own(model, world, model.corpus, cache, None if words else settings.source)
+    if words:
+        return None, own, sources.other_text(words, settings.split, settings.source, model, settings.tokens)
+    return world, own, own.held_out(settings.split, sources.layout_of(model.config), settings.tokens)
+
+
+def compare(first: LanguageModel, second: LanguageModel, settings: Settings, words: Sequence[str]):
+    """Prints what the second model saves on the text of the first, and adds it to the evaluation.json of the second.
+
+    Raises: UserError.
+    """
+    world, _, held_out = text_of(first, settings, words)
+    if world:
+        found = ablation.of_stories(first, second, world, settings.samples, settings.seed)
+    else:
+        found = ablation.of_text(first, second, held_out, settings.seed)
+    found |= {"text": held_out.name, "sentence": ablation.sentence(found)}
+    print(printable(ablation.page(found)))
+    json_line.note(**found)
+    for path in record(sources.folder_of(second.path), found, "ablations"):
+        print(path)
+
+
 def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     """Measures a model on the text of these overrides, by default its own; prints and writes the result.
 
     Raises: UserError.
     """
-    world = stories.corpus_of(model.path, model.config, model.corpus)
-    cache = sources.cache_of(model.config, settings.cache_dir)
-    own = sources.Own(model, world, model.corpus, cache, None if words else settings.source)
-    if words:
-        held_out = sources.other_text(words, settings.split, settings.source, model, settings.tokens)
-    else:
-        held_out = own.held_out(settings.split, sources.layout_of(model.config), settings.tokens)
+    world, own, held_out = text_of(model, settings, words)
     train = own.found if words else own.prepared
     facts = {"checkpoint": str(model.path), "step": model.step, "seed": settings.seed}
     data = {"name": held_out.name, "split": settings.split, "documents": len(held_out.documents)}
-    found = {**facts, "data": data, **measure(model, held_out, settings, train, None if words else world)}
+    found = {**facts, "data": data, **measure(model, held_out, settings, train, world)}
     asked = None if words or "stories" not in settings.chosen else requests.corpus_of(model.config)
     if asked:
         found["requests"] = requests.measure(model, asked, settings.samplers, settings.samples, settings.seed)
@@ -112,7 +140,7 @@ def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> 
     for reason in found["left_out"]:
         notice(f"left out: {reason}")
     json_line.note(**found)
-    for path in record(sources.folder_of(model.path), found):
+    for path in record(sources.folder_of(model.path), found, "evaluations"):
         print(path)
     if "stories" in found and found["stories"]["seen"]["excess"]["high"] < 0:
         raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")

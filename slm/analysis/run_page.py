@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.analysis import curves as run_curves
-from slm.analysis import figures, forks
+from slm.analysis import evaluation_page, figures, forks
 from slm.analysis.charts import along
 from slm.analysis.curves import Curves
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
@@ -38,6 +38,7 @@ def write(folder: Path, axis: str = "steps"):
         section("Curves", page.group(charts), picture(pictures / "curves.png", "curves of the run")),
         section("Forks", forks.tree(family, info), page.group(forks.chart(family, folder.resolve().parent), wide=True)),
         section("Plan and outcome", plan_table(info, summary, curves)),
+        section("Evaluation", evaluation_page.content(folder, page)),
         section("Events", events(folder, info)),
         section("Configuration", configuration(info)),
         section("Samples", samples(folder)),

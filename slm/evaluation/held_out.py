@@ -30,6 +30,7 @@ class HeldOut:
     has_ends: bool  # eos follows each document
     lossless: bool  # the ids restore the text
     layout: str  # of data.layout: packed, or documents in windows of their own
+    cut: bool = False  # documents longer than the context are cut, as in training; else they go on in further windows
 
     def __post_init__(self):
         if not any(len(ids) for ids in self.documents):
@@ -43,7 +44,7 @@ class HeldOut:
         """Ids (N, T + 1), filled with IGNORE, as in a validation, and the unit of each target (N, T).
 
         In the packed layout each id but the first is a target once, also in the last, incomplete window. In the others
-        a document begins behind eos and is cut to the context. A unit is a document, or a window if documents are few.
+        a document begins behind eos. A unit is a document, or a window if documents are few.
         """
         end = [np.array([eos])] if self.has_ends else []
         if self.layout == "packed":
@@ -51,8 +52,10 @@ class HeldOut:
             stream, owners = np.concatenate(parts), np.repeat(np.arange(len(parts)), [*map(len, parts)])
             rows, units = slices(stream, context), slices(owners, context)
         else:
-            rows = [np.concatenate([[eos], ids, [eos]])[: context + 1] for ids in self.documents]
-            units = [np.full(len(row), number) for number, row in enumerate(rows)]
+            parts = [np.concatenate([[eos], ids, [eos]]) for ids in self.documents]
+            parts = [ids[: context + 1] for ids in parts] if self.cut else parts
+            numbered = [(number, row) for number, ids in enumerate(parts) for row in slices(ids, context)]
+            rows, units = [row for _, row in numbered], [np.full(len(row), number) for number, row in numbered]
         if not rows:
             raise UserError(f"{self.name} has one token and so no target; give more text")
         if len(self.documents) < FEW:
@@ -89,6 +92,7 @@ def from_store(name: str, store: TokenStore, split: Split, tokenizer: Tokenizer,
         has_ends=store.has_ends,
         lossless=not store.manifest["splits"][split]["lost_bytes"],
         layout=layout,
+        cut=layout != "packed",
     )
 
 

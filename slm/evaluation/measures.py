@@ -92,13 +92,12 @@ def losses(model: LanguageModel, held_out: HeldOut, seed: int, train: TokenStore
     scores = score(model.model, windows)
     targets = loss.Targets(windows, units, scores, tokenizer, held_out.lossless)
     bootstrap = Bootstrap(targets.count, seed)
-    own = held_out.layout == "documents"
     facts = {
         "n": targets.count,
         "unit": "windows" if len(held_out.documents) < FEW else "documents",
         "whole": held_out.whole,
         "layout": held_out.layout,
-        "cut": sum(len(ids) >= context for ids in held_out.documents) if own else 0,
+        "cut": sum(len(ids) >= context for ids in held_out.documents) if held_out.cut else 0,
     }
     found = {
         "loss": facts | loss.overall(targets, bootstrap),
@@ -138,5 +137,4 @@ def copied(model: LanguageModel, rows: Mapping[str, list[str]], train: TokenStor
 
 def longest_text(model: LanguageModel, world: Storyworld | None) -> int:
     """Tokens of a generated text: a story may fill the context."""
-    context = model.model.config.context
-    return context if world else min(context, texts.LONGEST)
+    return model.model.config.context if world else texts.LONGEST

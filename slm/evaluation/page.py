@@ -30,7 +30,7 @@ def page(evaluation: dict[str, Any]) -> str:
 def loss(found: dict[str, Any]) -> Iterator[str]:
     n = f"{found['n']:,} {found['unit']}" + ("" if found["whole"] else ", the first of the split")
     yield f"loss on {n}: {found['tokens']:,} tokens, {found['bytes']:,} bytes, layout {found['layout']}"
-    rows = [("nats per token", found["nats"], ".4f"), ("perplexity", found["perplexity"], ".3f")]
+    rows = [("nats per token", found["nats"], ".4f"), ("perplexity", found["perplexity"], ".4g")]
     if "bits_per_byte" in found:
         rows.append((f"bits per byte with {found['ends']:,} ends of documents", found["bits_per_byte"], ".4f"))
         rows.append(("bits per byte without them", found["text_bits_per_byte"], ".4f"))
@@ -58,6 +58,8 @@ def frequency(found: dict[str, Any]) -> Iterator[str]:
 def calibration(found: dict[str, Any]) -> Iterator[str]:
     yield f"calibration: expected error {shown(found['ece'], '.2%')}"
     best, gain = shown(found["best_temperature"], ".3f"), found["temperature_gain_nats"]
+    if not 0.51 < found["best_temperature"]["mean"] < 1.96:
+        best += " at an end of the range"
     yield f"  temperature of the least loss {best}, which saves {gain:.4f} nats per token"
 
 

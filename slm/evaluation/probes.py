@@ -20,6 +20,7 @@ from slm.generation.language_model import LanguageModel
 from slm.generation.text_loss import padded, window_nats
 
 MOST = 200  # items of a kind
+LENGTH = 256  # ids of a passage at most
 SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"'”’]*\s*|[^.!?]+\Z")
 NAME = re.compile(r"(?<![.!?\"“'‘\n] )(?<=[a-z,;] )[A-Z][a-z]{2,}\b")  # a capital within a sentence
 WORD = re.compile(r"(?<![\w'’])[a-z]+(?= )")
@@ -90,15 +91,15 @@ def build(rule: Callable[[str, Random], Item | None], passages: Sequence[str], s
 
 def measure(model: LanguageModel, held_out: HeldOut, seed: int) -> dict[str, Any]:
     """The share of right choices of each kind, the mean distance in bits, and an example."""
-    length = max(2, model.model.config.context * 3 // 4)  # a changed passage may have more ids
-    passages = [model.decode(ids.tolist()) for ids in held_out.pieces(length)]
+    passages = [model.decode(ids.tolist()) for ids in held_out.pieces(LENGTH)]
     found = {}
     for kind, rule in RULES.items():
         items = build(rule, passages, seed)
         if not items:
             found[kind] = {"n": 0}
             continue
-        bits = costs(model, [item.changed for item in items]) - costs(model, [item.true for item in items])
+        true, other = costs(model, items)
+        bits = other - true
         example = items[int(np.argsort(bits)[len(bits) // 2])]
         found[kind] = {
             "n": len(items),
@@ -109,8 +110,14 @@ def measure(model: LanguageModel, held_out: HeldOut, seed: int) -> dict[str, Any
     return found
 
 
-def costs(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
-    """The bits of each text behind eos; of what fits into the context."""
-    context, eos = model.model.config.context, model.tokenizer.eos
-    rows = [[eos, *ids.tolist()][: context + 1] for ids in model.tokenizer.encode_batch(texts)]
-    return window_nats(model.model, padded(rows)).sum(1).numpy() / math.log(2)
+def costs(model: LanguageModel, items: Sequence[Item]) -> np.ndarray:
+    """The bits of the true and of the changed passage behind eos (2, items). What both begin with is cut from the left
+    where they exceed the context."""
+    context, eos, rows = model.model.config.context, model.tokenizer.eos, ([], [])
+    for item in items:
+        both = [[eos, *model.encode(text)] for text in (item.true, item.changed)]
+        same = next((i for i, (a, b) in enumerate(zip(*both)) if a != b), min(map(len, both)))
+        start = max(0, min(same - 1, max(map(len, both)) - context - 1))
+        for row, ids in zip(rows, both):
+            row.append(ids[start : start + context + 1])
+    return window_nats(model.model, padded([*rows[0], *rows[1]])).sum(1).numpy().reshape(2, -1) / math.log(2)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slm.cache import described
 from slm.corpora import Corpus, Split
 from slm.corpora.mixture import by_source
 from slm.data.store import TokenStore, fingerprint, prepare
@@ -71,7 +70,9 @@ class Own:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint, or the folder that it lies in."""
+    """The run folder of a checkpoint, or the folder that it lies in; an exported folder itself."""
+    if checkpoint.is_dir():
+        return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
@@ -95,5 +96,5 @@ def other_text(words: Sequence[str], split: Split, source: str | None, model: La
     name = next(iter(found)) if source is None else source
     if name not in found:
         raise UserError(f"source={source} is not one of {', '.join(found)}")
-    title = f"{name or described(found[name])}, {split}"
+    title = f"{' '.join(words)}, {f'source={name}, ' if name else ''}split={split}"
     return from_corpus(title, found[name], split, model.tokenizer, layout_of(model.config), tokens)

@@ -80,7 +80,7 @@ class Paid:
         windows = padded([[tokenizer.eos, *tokenizer.encode(text), tokenizer.eos] for text in texts])
         floors = [story_floor(world, text, tokenizer) for text in texts]
         bits = window_nats(model.model, windows).numpy() / math.log(2)
-        skills = [story_skills(world, text, tokenizer) for text in texts]
+        skills = [story_skills(world, text, tokenizer, floor) for text, floor in zip(texts, floors)]
         return cls(texts, floors, skills, [row[: len(floor.bits)] for row, floor in zip(bits, floors)])
 
     def losses(self, seed: int) -> dict[str, Any]:

@@ -77,11 +77,12 @@ def measured(texts: Sequence[Sequence[str]], each: Bootstrap, grouped: Bootstrap
     """distinct-n and self-BLEU of groups of texts; repeated 4-grams and loops of single texts."""
     groups = [texts[start : start + GROUP] for start in range(0, len(texts), GROUP)]
     groups = [group for group in groups if len(group) == GROUP] or [texts]
+    ones = np.ones(len(groups))
     found: dict[str, Any] = {
-        f"distinct_{n}": grouped.mean([distinct([ngrams(text, n) for text in group]) for group in groups])
+        f"distinct_{n}": grouped.ratio(np.array([distinct([ngrams(t, n) for t in group]) for group in groups]), ones)
         for n in (1, 2, 3)
     }
-    found["self_bleu"] = grouped.mean([np.mean(self_bleu(group)) for group in groups])
+    found["self_bleu"] = grouped.ratio(np.array([np.mean(self_bleu(group)) for group in groups]), ones)
     found["repeated_4_grams"] = each.mean([1 - distinct([ngrams(text, 4)]) for text in texts])
     found["loops"] = share(sum(map(loops, texts)), len(texts))
     return found

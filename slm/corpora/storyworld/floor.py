@@ -52,22 +52,23 @@ def story_floor(world: StoryWorld, text: str, tokenizer: Tokenizer) -> StoryFloo
     return StoryFloor(np.append(bits, 0.0), np.append(parts, PARTS.index("end")))
 
 
-def story_skills(world: StoryWorld, text: str, tokenizer: Tokenizer) -> list[str]:
+def story_skills(world: StoryWorld, text: str, tokenizer: Tokenizer, floor: StoryFloor) -> list[str]:
     """For each token of a story and for its end, what a model has to know there, by the last character of the token.
 
-    choice of X: a word that is drawn here. recall of X: one that was drawn before, also where a sentence may begin with
-    it or with another. pronoun: she or he, by the hero. wording: all other text. Together with `StoryFloor.bits` they
-    divide the excess more finely than its parts.
+    choice of X: a word that is drawn here. recall of X: one that was drawn before. pronoun: she or he, by the hero.
+    choice of sentence: any other text that may go on in several ways. wording: text without a choice. They divide the
+    excess over the floor more finely than its parts.
     """
     ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokenizer.encode(text)])
-    skills = ["wording"] * len(text)
+    known, chosen = ["wording"] * len(text), np.zeros(len(text), bool)
     for span in parse(world, text).spans:
         if span.tag == "template":
             continue
-        words = text[span.start : span.end]
+        words, part = text[span.start : span.end], slice(span.start, span.end)
         skill = "pronoun" if words in PRONOUN_WORDS else f"{'choice' if span.chosen else 'recall'} of {span.tag}"
-        skills[span.start : span.end] = [skill] * len(words)
-    return [*(skills[end - 1] for end in ends), "end"]
+        known[part], chosen[part] = [skill] * len(words), span.chosen
+    several = (floor.bits[:-1] > TOLERANCE) & ~chosen[ends - 1]
+    return [*("choice of sentence" if s else known[end - 1] for s, end in zip(several, ends)), "end"]
 
 
 def _parts(parsed: Parse) -> np.ndarray:
