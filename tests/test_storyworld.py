@@ -354,6 +354,9 @@ def test_a_run_and_its_evaluation(run, monkeypatch, capsys):
     assert found["seen"]["excess"]["low"] > 0
     assert found["samples"]["T=1"]["valid"] == pytest.approx({"mean": 0, "low": 0, "high": 0.4899}, abs=1e-4)  # Wilson
     assert found["samples"]["real"]["valid"]["mean"] == found["samples"]["real"]["novel"]["mean"] == 1
+    for split in ("seen", "held_out"):
+        skills = found[split]["skills"].values()
+        assert sum(skill["mean"] for skill in skills) == pytest.approx(found[split]["excess"]["mean"])
     assert len(found["examples"]) == 3
     assert f"floor {found['seen']['floor']:.2f}, model {found['seen']['model']:.2f}" in printed
     assert printable(found["examples"][0]) in printed

@@ -26,7 +26,7 @@ def content(folder: Path, page: Page) -> str:
     parts = []
     if results:
         charts = [chart for chart in (positions(results), reliability(results)) if chart.series]
-        parts = [overview(results), page.group(charts), *details(results[-1])]
+        parts = [overview(results), *(page.group([chart]) for chart in charts), *details(results[-1])]
     return "".join([*parts, *map(ablation, ablations)])
 
 
@@ -86,9 +86,9 @@ def positions(results: list[dict[str, Any]]) -> Chart:
         rows = [r for r in rows if is_number(r.get("from")) and estimate(r.get("nats"), "") != "–"]
         if rows:
             values = {name: np.array([row["nats"][name] for row in rows]) for name in ("mean", "low", "high")}
-            x = {"position": np.array([max(1.0, row["from"]) for row in rows])}
+            x = {"position": np.array([row["from"] + 1.0 for row in rows])}
             series.append(Series(label(result), x, values["mean"], color, low=values["low"], high=values["high"]))
-    return Chart("Loss by position", "nats per token", {"position": Axis("position in the window", log=True)}, series)
+    return Chart("Loss by position", "nats per token", {"position": Axis("token of the window", log=True)}, series)
 
 
 def reliability(results: list[dict[str, Any]]) -> Chart:
