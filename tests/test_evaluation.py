@@ -144,7 +144,7 @@ def test_wilson_is_scipys_and_replaces_an_interval_without_width():
     assert estimate([5.0] * 3) == {"mean": 5, "low": 5, "high": 5}
 
 
-def test_texts_that_repeat_themselves_are_told_from_others():
+def test_texts_that_repeat_themselves_have_higher_shares():
     loop, other = "then he sat down . " * 6, "one two three four five six seven eight nine ten eleven twelve ."
     found = texts.measure({"loop": [loop] * 20, "other": [other] * 20}, seed=0)
     rows = found["rows"]
