@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slm.chat_template import chat_template
 from slm.classes import optional
 from slm.errors import UserError, printable
 from slm.export.readme import readme
@@ -61,6 +62,8 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     about |= {"split_special_tokens": True, "model_max_length": config.context}
     _write_json(folder / "tokenizer_config.json", {**about, **tokens})
     atomic.write_text(folder / "tokenizer.json", library.to_str())
+    if chat := chat_template(model.config):
+        atomic.write_text(folder / "chat_template.jinja", chat.jinja(bos=model.eos_first))
     atomic.write_text(folder / "README.md", about_model)
     weights = to_theirs(config, name, model.model.state_dict())
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
