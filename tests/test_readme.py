@@ -43,7 +43,8 @@ REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
-EXPORTS = [command for command in COMMANDS if command.startswith("python -m slm.export")]
+RUNTIMES = [command for command in COMMANDS if re.search("format=(gguf|llama2c|onnx)", command)]  # test_runtimes.py
+EXPORTS = [command for command in COMMANDS if command.startswith("python -m slm.export") and command not in RUNTIMES]
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
@@ -85,6 +86,7 @@ def test_the_readme_has_commands():
         *CORPORA,
         *LEARN,
         *EXPORTS,
+        *RUNTIMES,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,

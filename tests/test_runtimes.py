@@ -1,5 +1,7 @@
 """Exports for llama.cpp and llama2.c: equal ids and logits there, or in an independent reader of the files."""
 
+import json
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused
+from conftest import ROOT, exit_code, refused
 
+from slm import checkpoint
+from slm.export import __main__ as export_command
 from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp, onnx
 from slm.export.llama import fitting
 from slm.export.tokenizer_json import halves
@@ -132,6 +136,25 @@ def from_json() -> Tokenizer:
 
     settings = {"vocab_size": 300, "pattern": "gpt4", "sample_documents": 100, "seed": 0}
     return HuggingFaceTokenizer.train(DOCUMENTS, **settings)
+
+
+@pytest.mark.parametrize("format", ["gguf", "llama2c", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_the_command_of_the_page(format, subwords, tmp_path, monkeypatch, capsys):
+    if format != "llama2c":
+        pytest.importorskip(format, reason=f"the extra {format} is not installed")
+    monkeypatch.setattr(llama_cpp, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.chdir(tmp_path)
+    model, page = model_of(subwords), (ROOT / "docs/runtimes.md").read_text(encoding="utf-8")
+    weights = {f"model.{name}": tensor for name, tensor in model.model.state_dict().items()}
+    described = checkpoint.describe(model.model.config, subwords)
+    checkpoint.save({"slm": described, "state_dict": weights, "global_step": 7}, tmp_path / "a.ckpt")
+    command = re.search(rf"^python -m slm.export RUN (\w+) (format={format})$", page, re.M)
+    assert exit_code(monkeypatch, export_command.main, "a.ckpt", *command.groups(), "print=json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    sizes = {str(file.relative_to(command[1])): file.stat().st_size for file in Path(command[1]).rglob("*.*")}
+    assert printed["files"] == sizes
+    files = re.search(rf"^\| `{format}` \| (.*?) \|", page, re.M)[1].split(", ")
+    assert {name.partition("/")[0] for name in sizes} == {file.rstrip("/") for file in files}
 
 
 @pytest.mark.slow
