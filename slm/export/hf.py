@@ -20,7 +20,6 @@ from slm.export.tokenizer_json import converted
 from slm.files import atomic, json_line
 from slm.generation.completion import complete
 from slm.generation.language_model import LanguageModel
-from slm.generation.prompt import opening
 from slm.generation.sampling import Sampler
 from slm.huggingface.layouts import layout_of, settings_of
 from slm.huggingface.tensors import to_theirs
@@ -59,8 +58,12 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     _write_json(folder / "config.json", settings)
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    about |= {"split_special_tokens": True, "model_max_length": config.context}
+    chat = chat_template(model.config)
+    about |= {"split_special_tokens": chat is None, "model_max_length": config.context}
     _write_json(folder / "tokenizer_config.json", {**about, **tokens})
+    if chat:
+        first = "{{ bos_token }}" if model.eos_first else ""
+        atomic.write_text(folder / "chat_template.jinja", first + chat.jinja())
     atomic.write_text(folder / "tokenizer.json", library.to_str())
     if chat := chat_template(model.config):
         atomic.write_text(folder / "chat_template.jinja", chat.jinja(bos=model.eos_first))
@@ -89,11 +92,13 @@ def compared(transformers: Any, model: LanguageModel, folder: Path) -> list[str]
     difference, largest = compare_logits(model.model, theirs, model.tokenizer.eos)
     ids = compare_ids(model, tokenizer)
     texts = compare_texts(model, theirs, tokenizer)
+    chat = compare_conversation(model, tokenizer)
     json_line.note(logits=difference, ids=ids, texts=texts)
     return [
         ids,
         f"logits: largest difference {difference:.1e}, of values up to {largest:.1f}, on {WINDOWS} windows",
         f"greedy texts: {texts} of {texts} equal",
+        *chat,
     ]
 
 
@@ -120,7 +125,10 @@ def compare_ids(model: LanguageModel, tokenizer: Any) -> str:
     are resolved by rounding errors: the same pieces in another order."""
     texts = difficult_strings(model.tokenizer, STRINGS)
     before = [model.tokenizer.eos] if model.eos_first else []
-    found = [ids[len(before) :] if ids[: len(before)] == before else [-1] for ids in tokenizer(texts)["input_ids"]]
+    found = [
+        ids[len(before) :] if ids[: len(before)] == before else [-1]
+        for ids in tokenizer(texts, split_special_tokens=True)["input_ids"]
+    ]
     different = differing(model.tokenizer, texts, found)
     ties = tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram"
     if wrong := [text for text, reordered in different.items() if not (ties and reordered)]:
@@ -152,9 +160,25 @@ def compare_texts(model: LanguageModel, theirs: Any, tokenizer: Any) -> int:
 
 
 def prompts_of(model: LanguageModel, new: int) -> Sequence[str]:
-    """The empty prompt, where eos stands before a text, and first words of texts that the model tells."""
+    """The empty prompt, where eos stands before a text, and the first one, two, ... words of texts of the model."""
     texts = model.generate("", num_samples=PROMPTS, max_new_tokens=min(new, 24), seed=0, temperature=1.0)
-    starts = [opening(text) for text in texts]
+    starts = [" ".join(text.split()[:count]) for count, text in enumerate(texts, 1)]
     quarter = model.model.config.context // 4
     starts = [start for start in starts if start and len(model.encode(start)) <= quarter]
     return list(dict.fromkeys([""] * model.eos_first + starts))
+
+
+def compare_conversation(model: LanguageModel, tokenizer: Any) -> list[str]:
+    """What was compared, if the model was trained on conversations. Raises: UserError: for other ids."""
+    if not (chat := chat_template(model.config)):
+        return []
+    contents = "Who are you?", "A model.", "Tell me more."
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), contents)]
+    ours = [model.tokenizer.eos] * model.eos_first + model.encode(chat.text(messages, answers=False))
+    theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    if ours != theirs:
+        raise UserError("the chat template of transformers gives other ids, so nothing is written; please report this")
+    return [
+        "chat template: equal ids; names of special tokens in a text become these tokens, unless "
+        "split_special_tokens=True is given to the tokenizer"
+    ]

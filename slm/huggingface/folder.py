@@ -122,6 +122,8 @@ def _has_equal_gates(tensors: Mapping[str, Tensor]) -> bool:
 
 def _cut(config: GPTConfig, weights: dict[str, Tensor], ids: int) -> tuple[GPTConfig, dict[str, Tensor]]:
     """The model of the first `ids` of its vocabulary. Raises: UserError: if it has less."""
+    if (rows := len(weights["tokens.weight"])) != config.vocab_size:
+        raise UserError(f"its vocab_size is {config.vocab_size:,}, and its embedding has {rows:,} rows")
     if ids > config.vocab_size:
         raise UserError(f"its tokenizer has {ids:,} ids and its model {config.vocab_size:,}")
     if ids < config.vocab_size:
