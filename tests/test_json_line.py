@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT, exit_code, small_run, trained
 
 from slm import compare, evaluate, verify
+from slm.errors import CONTROL
+from slm.files import json_line
 from slm.results import Run
 from slm.run import cli, start
 
@@ -74,6 +76,17 @@ def test_the_lines_of_verify_evaluate_compare_and_generate(finished, text_file, 
     assert loss["tokens"] > loss["documents"] == 200
     (text,) = printed(cli.generate_main, f"ckpt={finished}", "max_new_tokens=3", "prompt=print=json")["completions"]
     assert (text["prompt"], text["tokens"]) == ("print=json", 3)
+
+
+def test_a_line_has_no_control_characters(capfd):
+    """A terminal obeys some that JSON allows: those above 0x7f, and those of writing order."""
+    text = "\x1b[2J \x9b31m \x7f \u202e \u2066 \n ü 🙂"
+    with json_line.printed(["print=json"]):
+        json_line.note(text=text)
+    line = capfd.readouterr().out.removesuffix("\n")
+    assert not CONTROL.search(line)
+    assert "ü 🙂" in line
+    assert json.loads(line)["text"] == text
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from conftest import refused
 
+from slm.chat_template import ChatTemplate
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.generation.scores import Scored
@@ -94,8 +95,12 @@ def test_a_request_without_settings_has_those_of_the_command():
     assert (asked.sampler, asked.max_new_tokens, asked.choices) == (DEFAULTS.sampler, 200, 1)
     assert completion_request({"temperature": 0}, DEFAULTS).sampler.greedy
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}]
-    asked = chat_request({"messages": messages}, DEFAULTS, lambda found: "|".join(m["content"] for m in found))
-    assert asked.prompts == ["a|b"]
+    assert chat_request({"messages": messages}, DEFAULTS, lambda name: None).prompts == ["a\n\nb"]
+    messages = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": "Hello"}]
+    asked = chat_request({"messages": messages, "stop": "."}, DEFAULTS, lambda name: ChatTemplate())
+    assert asked.prompts == ["User: Be short.\n\nHello\nAssistant: "]
+    assert asked.stop == [".", "\nUser:"]
+    refused(lambda: chat_request({"messages": messages[:1]}, DEFAULTS, lambda name: ChatTemplate()), "the roles")
     for wrong in (
         None,
         [],
@@ -104,7 +109,7 @@ def test_a_request_without_settings_has_those_of_the_command():
         [{"role": "x", "content": "a"}],
         [{"content": [1], "role": "user"}],
     ):
-        refused(partial(chat_request, {"messages": wrong}, DEFAULTS, str), "messages must be a list")
+        refused(partial(chat_request, {"messages": wrong}, DEFAULTS, lambda name: None), "messages must be a list")
 
 
 def status(guard: Guard, method="POST", path="/v1/completions", query="", **headers: str) -> tuple[int, dict[str, str]]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from slm.errors import UserError, explain, one_line, one_line_errors
+from slm.errors import CONTROL, UserError, explain, one_line, one_line_errors
 
 Facts = dict[str, Any]
 RANKS = "RANK", "LOCAL_RANK", "SLURM_PROCID"  # of one of several processes; 0 in the first
@@ -118,7 +118,9 @@ def _content(end: BaseException | None) -> Facts:
 
 
 def _line(content: Facts) -> str:
-    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+    """Control characters, also those that JSON allows, are escaped: a line may contain generated text."""
+    line = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from slm.chat_template import chat_template
 from slm.errors import UserError
 from slm.generation.language_model import LanguageModel
 from slm.serving.answers import ChatAnswer, CompletionAnswer
@@ -26,11 +27,6 @@ FAILED = {"error": {"message": "the server failed; its console has the reason", 
 
 class Unknown(UserError):
     """A model that is not served."""
-
-
-def plain_messages(messages: list[dict[str, str]]) -> str:
-    """The messages of a chat as one text, for a model that knows no template: it continues the last one."""
-    return "\n\n".join(message["content"] for message in messages)
 
 
 class Api:
@@ -70,7 +66,7 @@ class Api:
         return await self.answer(request, asked, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
-        asked = chat_request(await json_of(request), self.defaults, plain_messages)
+        asked = chat_request(await json_of(request), self.defaults, lambda name: chat_template(self.model(name).config))
         return await self.answer(request, asked, ChatAnswer)
 
     async def answer(self, request: Request, asked: TextRequest, kind: Callable[..., Answer]) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from slm.chat_template import ChatTemplate
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.serving.models import MAX_PROMPT, MAX_TOKENS
@@ -142,21 +143,28 @@ def prompts_of(value: Any) -> Prompts:
     return prompts
 
 
-def chat_request(values: Any, defaults: Defaults, template: Callable[[list[dict]], str]) -> TextRequest:
-    """The body of /v1/chat/completions; `template` makes one text of messages. Raises: UserError: for a mistake."""
+def chat_request(values: Any, defaults: Defaults, template_of: Callable[[str], ChatTemplate | None]) -> TextRequest:
+    """The body of /v1/chat/completions. With the template that a model was trained on, by its name, the answer ends
+    before the next turn of the user; a model without one continues the messages as one text.
+
+    Raises: UserError: for a mistake in it.
+    """
     body = Body(values)
     limits = body.whole("max_completion_tokens", None, 1, MAX_TOKENS), body.whole("max_tokens", None, 1, MAX_TOKENS)
     wanted, top = body.flag("logprobs"), body.whole("top_logprobs", 0, 0, MAX_TOP)
-    text = template(messages_of(body.values.pop("messages", None)))
-    request = TextRequest(
+    messages, both = messages_of(body.values.pop("messages", None)), shared(body, defaults)
+    body.end()
+    if template := template_of(both["model"]):
+        text, both["stop"] = template.text(messages, answers=False), [*both["stop"], template.stop]
+    else:
+        text = "\n\n".join(message["content"] for message in messages)
+    return TextRequest(
         prompts=[text],
         echo=False,
         max_new_tokens=limits[0] or limits[1] or min(defaults.max_new_tokens, MAX_TOKENS),
         top=top if wanted else None,
-        **shared(body, defaults),
+        **both,
     )
-    body.end()
-    return request
 
 
 def messages_of(value: Any) -> list[dict[str, str]]:
@@ -173,7 +181,8 @@ def messages_of(value: Any) -> list[dict[str, str]]:
         texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(rule)
-        messages.append({"role": message["role"], "content": "".join(texts)})
+        role = "system" if message["role"] == "developer" else message["role"]
+        messages.append({"role": role, "content": "".join(texts)})
     if sum(len(message["content"]) for message in messages) > MAX_PROMPT:
         raise UserError(f"messages must have at most {MAX_PROMPT} characters")
     return messages
