@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, exit_code, flip_a_bit
 from forks import forked
 
+from slm.errors import CONTROL
 from slm.run import cli, start
 
 AWKWARD = 'It\'s a "test", {x: [1, 2]} = ${oops} % \\n ü 漢 🙂, $HOME; --help'
@@ -42,7 +43,9 @@ def test_modes_of_generation(finished, tmp_path, capsys, generated):
 
     def printed(*arguments: str) -> str:
         assert generated(f"ckpt={tmp_path / NAME}", "max_new_tokens=9", *arguments) == 0
-        return capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert not CONTROL.search(out)  # the model generates any bytes
+        return out
 
     shutil.copy(finished / "checkpoints" / NAME, tmp_path)
     prompts = tmp_path / "prompts.txt"
@@ -57,6 +60,14 @@ def test_modes_of_generation(finished, tmp_path, capsys, generated):
 
 
 MISTAKES = {  # tests/test_security.py has URLs
+    "ui=web serve=openai": "ui= and serve= exclude one another",
+    "ui=web num_samples=3": "ui=web and num_samples= exclude one another",
+    "serve=openai prompt=Once": "serve=openai and prompt= exclude one another",
+    "serve=openai host=0.0.0.0": "host=0.0.0.0 lets other machines use the model; give token=",
+    "serve=openai max_new_tokens=100000": "max_new_tokens=100000 must be at most 4096",
+    "ckpt2=runs/a": "ckpt2= is only for ui=web and serve=openai",
+    "token=a-long-word": "token= is only for ui=web and serve=openai",
+    "serve=http": "serve='http' must be one of openai",
     "ckpt=/no/such.ckpt": "ckpt=/no/such.ckpt does not exist",
     "ckpt={truncated}": "not a checkpoint, or a truncated one",
     "ckpt={text}": "not a checkpoint, or a truncated one",

@@ -32,7 +32,10 @@ TABLE = [
 ]
 QUICKSTART = "python train.py experiment=quickstart"  # run as it stands by .ci/run
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py") and command != QUICKSTART]
-GENERATION = [command for command in COMMANDS if command.startswith("python generate.py")]
+SERVERS = [
+    command for command in COMMANDS if " ui=web" in command or " serve=openai" in command
+]  # test_web, test_openai
+GENERATION = [command for command in COMMANDS if command.startswith("python generate.py") and command not in SERVERS]
 STANDARD_TESTS = [command for command in COMMANDS if " tasks=" in command]  # tests/test_standard_tests.py
 EVALUATION = [
     command for command in COMMANDS if command.startswith("python -m slm.evaluate") and command not in STANDARD_TESTS
@@ -76,6 +79,7 @@ def test_the_readme_has_commands():
     known = {
         *TRAINING,
         *GENERATION,
+        *SERVERS,
         *EVALUATION,
         *STANDARD_TESTS,
         *VERIFICATION,

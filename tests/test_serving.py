@@ -14,6 +14,7 @@ from slm.generation.scores import Scored
 from slm.serving.address import Address
 from slm.serving.choice import Choice, joined
 from slm.serving.guard import Guard
+from slm.serving.models import MAX_WAITING, Busy, Turns, in_time
 from slm.serving.request import Defaults, chat_request, completion_request
 from slm.tokenizers.bytes import ByteTokenizer
 
@@ -163,3 +164,28 @@ def test_another_machine_needs_a_token():
         port = taken.getsockname()[1]
         busy = Address(host="127.0.0.1", port=port, token=None)
         assert f"port={port + 1}" in refused(busy.open, f"port={port} cannot be used")
+
+
+def test_one_request_is_worked_on_and_a_bounded_number_waits():
+    async def ask(turns: Turns, at_once: list[int]):
+        async with turns.turn():
+            at_once[0] += 1
+            assert at_once[0] == 1
+            await asyncio.sleep(0)
+            at_once[0] -= 1
+
+    async def ask_often(count: int) -> list:
+        turns, at_once = Turns(), [0]
+        first = await asyncio.gather(*(ask(turns, at_once) for _ in range(count)), return_exceptions=True)
+        await ask(turns, at_once)  # afterwards there is room again
+        return first
+
+    assert asyncio.run(ask_often(MAX_WAITING + 1)) == [None] * (MAX_WAITING + 1)
+    *served, refused_one = asyncio.run(ask_often(MAX_WAITING + 2))
+    assert served == [None] * (MAX_WAITING + 1)
+    assert isinstance(refused_one, Busy)
+
+
+def test_steps_end_when_their_time_is_over():
+    assert list(in_time((step for step in range(5)), seconds=60)) == [0, 1, 2, 3, 4]
+    assert list(in_time((step for step in range(5)), seconds=-1)) == [0]

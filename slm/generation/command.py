@@ -61,8 +61,10 @@ class Request:
             raise UserError("ui= and serve= exclude one another; start two commands, with another port= for one")
         if self.ui or self.serve:
             mode = f"ui={self.ui}" if self.ui else f"serve={self.serve}"
-            for name in ("prompts_file", "interactive", "stream"):
-                if getattr(self, name):
+            unused = {"prompts_file": None, "interactive": False, "stream": None, "num_samples": 1, "format": "text"}
+            unused |= {"prompt": ""} if self.serve else {}
+            for name, value in unused.items():
+                if getattr(self, name) != value:
                     raise UserError(f"{mode} and {name}= exclude one another; leave one of them out")
         elif self.ckpt2 or self.token:
             raise UserError(

@@ -130,6 +130,8 @@ GENERATION = {  # key of generate.py -> its names elsewhere
     "prompt": "start text input",
     "interactive": "chat",
     "greedy": "do_sample no_sample",
+    "ui": "web gradio page",
+    "serve": "server api openai",
     "stop_at_eos": "stop stop_words stop_strings ignore_eos",
 }
 SYNONYMS, GENERATION_SYNONYMS = (

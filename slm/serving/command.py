@@ -18,8 +18,7 @@ def serve_command(request: Request, classes: dict[str, Any]):
     check_count("max_new_tokens", request.max_new_tokens)
     if request.max_new_tokens > MAX_TOKENS:
         raise UserError(f"max_new_tokens={request.max_new_tokens} must be at most {MAX_TOKENS} for a server")
-    settings = {"max_new_tokens": request.max_new_tokens, "stop_at_eos": request.stop_at_eos}
-    defaults = Defaults(sampler=sampler_of(request), **settings)
+    sampler_of(request)
     purpose, packages = ("ui=web", ("gradio",)) if request.ui else ("serve=openai", ("starlette", "uvicorn"))
     for package in packages:
         optional(package, "web" if request.ui else "serve", purpose)
@@ -29,6 +28,8 @@ def serve_command(request: Request, classes: dict[str, Any]):
     others = [request.ckpt2] if isinstance(request.ckpt2, str) else request.ckpt2 or []
     place = {"runs_dir": request.runs_dir, "device": request.device, "dtype": request.dtype}
     models = named([load(ckpt, **place, **classes) for ckpt in (request.ckpt, *others)])
+    if request.sampler == "run":
+        request, _ = request.like_run(next(iter(models.values())).config)
     if request.ui:
         from slm.serving.page import Page
 
@@ -36,4 +37,6 @@ def serve_command(request: Request, classes: dict[str, Any]):
     else:
         from slm.serving.openai import Api
 
+        settings = {"max_new_tokens": request.max_new_tokens, "stop_at_eos": request.stop_at_eos}
+        defaults = Defaults(sampler=sampler_of(request), **settings)
         run(Api(models, defaults).app(), address, f"the API of {', '.join(models)}", path="/v1")

@@ -11,7 +11,7 @@ from slm.errors import UserError, one_line
 from slm.generation.language_model import LanguageModel
 
 MAX_SECONDS = 300.0  # of one request
-MAX_WAITING = 16  # requests, one of which is worked on
+MAX_WAITING = 16  # requests, beside the one that is worked on
 MAX_TOKENS = 4096  # new ones, of one text
 MAX_PROMPT = 10**5  # characters
 STORYWORLD = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
@@ -62,12 +62,12 @@ class Turns:
     """One request at a time is worked on, and a bounded number waits."""
 
     def __init__(self):
-        self.lock, self.waiting = asyncio.Lock(), 0
+        self.lock, self.waiting = asyncio.Lock(), 0  # waiting: with the one that is worked on
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Raises: Busy: if MAX_WAITING requests wait."""
-        if self.waiting >= MAX_WAITING:
+        if self.waiting > MAX_WAITING:
             raise Busy(f"{MAX_WAITING} requests wait already; try again later")
         self.waiting += 1
         try:

@@ -103,7 +103,8 @@ class Story:
         if found.valid or found.error == "more":
             end = "✓ a valid story" if found.valid else "✓ valid so far"
             return {"verdict": f"{end}, {found.sentences} sentences", "good": True, "error": None}
-        line = f"✗ first error after {found.sentences} sentences: expected {found.error}"
+        errors = {"template": "no such sentence in the world", "end": "text after the end of the story"}
+        line = f"✗ after {found.sentences} sentences: {errors.get(found.error) or f'expected a {found.error}'}"
         return {"verdict": line, "good": False, "error": found.prefix - len(self.prompt)}
 
 
