@@ -47,7 +47,12 @@ COMPARISON = [command for command in COMMANDS if command.startswith("python -m s
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
 RUNTIMES = [command for command in COMMANDS if re.search("format=(gguf|llama2c|onnx)", command)]  # test_runtimes.py
-EXPORTS = [command for command in COMMANDS if command.startswith("python -m slm.export") and command not in RUNTIMES]
+REVISIONS = [command for command in COMMANDS if " revisions=true" in command]  # test_words_read.py
+EXPORTS = [
+    command
+    for command in COMMANDS
+    if command.startswith("python -m slm.export") and command not in (*RUNTIMES, *REVISIONS)
+]
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
@@ -91,6 +96,7 @@ def test_the_readme_has_commands():
         *LEARN,
         *EXPORTS,
         *RUNTIMES,
+        *REVISIONS,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,

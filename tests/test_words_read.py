@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import mistake
+from conftest import exit_code, mistake
 from test_fork import steps_in
 from test_resume import assert_same, final_state, set_status
 
 from slm import checkpoint
 from slm.data.words import Words
+from slm.export import __main__ as export_command
 from slm.files import jsonl, run_folder
 from slm.files.kept import BABYLM, checkpoint_files, kept_steps, kept_words, revision, revisions
 from slm.loss import IGNORE, PROMPT
@@ -100,3 +101,28 @@ def test_numbers_and_names_of_words():
     for entry in ("words:", "words:-1", "words:0", "words:1e99", "babylm2"):
         with mistake("keep_at"):
             kept_steps([entry], 10)
+
+
+def test_checkpoints_by_words_are_exported_as_revisions(run, tmp_path, monkeypatch, capsys):
+    folder, pushed = run(KEEP, "budget.steps=4"), []
+    steps = {name: str(run_folder.step_of(path)) for name, (path, _) in revisions(folder).items()}
+
+    def export(model, folder):
+        (folder / "step").write_text(str(model.step))
+        return []
+
+    def push(folder, repository, *, public, revision):
+        pushed.append((folder.name, repository, revision))
+        return "address"
+
+    monkeypatch.setattr(export_command, "export_of", lambda name: export)
+    monkeypatch.setattr(export_command.hub, "check", lambda repository, revision: None)
+    monkeypatch.setattr(export_command.hub, "push", push)
+    words = [str(folder), str(tmp_path / "baby"), "revisions=true", "push=me/baby", "print=json"]
+    assert exit_code(monkeypatch, export_command.main, *words) == 0
+    written = {path.parent.name: path.read_text() for path in (tmp_path / "baby").glob("*/step")}
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())["step"]
+    assert written == {"main": str(best), **steps}
+    assert pushed == [("main", "me/baby", None), *((name, "me/baby", name) for name in steps)]
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [its["step"] for its in line["revisions"]] == [best, *map(int, steps.values())]

@@ -4,7 +4,8 @@ python -m slm.export RUN FOLDER [format=hf] [key=value ...]
 
 RUN is a run folder (its best checkpoint, else its newest), a .ckpt file, latest, last or best. FOLDER is new: it is
 complete or absent. The formats and their options are in docs/export.md. push=user/name uploads it to the Hugging Face
-Hub, into a private repository unless public=true, and into the branch revision=NAME.
+Hub, into a private repository unless public=true, and into the branch revision=NAME. revisions=true writes
+FOLDER/main, and FOLDER/chck_1M, ... of the checkpoints that callbacks.checkpoints.keep_at has kept by words.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import yaml
 from slm.classes import did_you_mean, locate
 from slm.errors import UserError, file_operation, printable
 from slm.export import export_of, hub
-from slm.files import atomic, json_line, run_folder
+from slm.files import atomic, json_line, kept, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
 from slm.run.instantiate import check
@@ -39,12 +40,15 @@ class Request:
     push: str | None = None  # user/name of a repository of the Hugging Face Hub
     public: bool = False  # a repository that push makes
     revision: str | None = None  # its branch
+    revisions: bool = False  # all checkpoints by words, in folders and branches of their own
 
     def __post_init__(self):
         if self.push is not None:
             hub.check(self.push, self.revision)
         elif self.public or self.revision:
             raise UserError("public and revision belong to push=user/name")
+        if self.revisions and self.revision:
+            raise UserError("revisions=true names the branches; leave out revision")
 
     def classes(self) -> dict[str, Callable]:
         """Those from outside slm, for `load`."""
@@ -65,6 +69,17 @@ def main() -> int:
     export = export_of(own.get("format", Request.format))
     check_options(export, settings, own.get("format", Request.format))
     request, begin = Request(**own), time.perf_counter()
+    if request.revisions:
+        found = [one(own, export, own_target, settings, of) for of, own_target, own in by_words(run, target, request)]
+        json_line.note(revisions=found)
+    else:
+        json_line.note(**one(request, export, target, settings, run))
+    json_line.note(seconds=round(time.perf_counter() - begin, 3))
+    return 0
+
+
+def one(request: Request, export: Callable, target: Path, settings: dict[str, Any], run: str) -> dict[str, Any]:
+    """Writes, prints and pushes a folder, and returns what the line of print=json has of it. Raises UserError."""
     model = load(run, runs_dir=request.runs_dir, device="cpu", **request.classes())
     print(printable(f"{model.path}, step {model.step:,}"))
     lines = written(target, lambda folder: export(model, folder, **settings))
@@ -75,8 +90,18 @@ def main() -> int:
     if request.push:
         facts["pushed"] = hub.push(target, request.push, public=request.public, revision=request.revision)
         print(printable(f"pushed: {facts['pushed']}"))
-    json_line.note(**facts, files=files, lines=lines, seconds=round(time.perf_counter() - begin, 3))
-    return 0
+    return {**facts, "files": files, "lines": lines}
+
+
+def by_words(run: str, target: Path, request: Request) -> list[tuple[str, Path, Request]]:
+    """Checkpoint, folder and request of `main`, the run's own choice, and of each revision. Raises UserError."""
+    path = run_folder.find_checkpoint(run, atomic.expanded(request.runs_dir))
+    found = [(str(path), target / "main", request)]
+    for name, (checkpoint, words) in kept.revisions(path.parent.parent).items():
+        print(printable(f"{name}: {checkpoint.name}, {words:,} words"))
+        own = replace(request, revisions=False, revision=name if request.push else None)
+        found.append((str(checkpoint), target / name, own))
+    return found
 
 
 def read(words: Sequence[str]) -> tuple[str, Path, dict[str, Any]]:
