@@ -64,8 +64,8 @@ class ChatTemplate:
         contents = [message["content"].strip() for message in messages[:2]]
         return [{"role": "user", "content": "\n\n".join(contents)}, *messages[2:]]
 
-    def jinja(self, *, bos: bool = False) -> str:
-        """The same as a template of transformers; with `bos` after the token that begins a text. The start of an answer
+    def jinja(self) -> str:
+        """The same as a template of transformers, whose text its tokenizer encodes as any other. The start of an answer
         has no white space at its end: an id often holds a space and the word after it."""
         first, user, assistant = (_quoted(text) for text in (self.user.lstrip(), self.user, self.assistant))
         system = "{%- if messages[0].role == 'system' -%}{%- set lead = messages[0].content | trim + '\\n\\n' -%}"
@@ -74,7 +74,7 @@ class ChatTemplate:
         role = "{%- if m.role == 'user' -%}" + content + "{%- else -%}{{ " + assistant + " }}{%- endif -%}"
         loop = "{%- for m in messages -%}" + role + "{{ m.content | trim }}{%- endfor -%}"
         end = "{%- if add_generation_prompt -%}{{ " + _quoted(self.assistant.rstrip()) + " }}{%- endif -%}"
-        return ("{{- bos_token -}}" if bos else "") + system + loop + end
+        return system + loop + end
 
 
 def _quoted(text: str) -> str:

@@ -66,7 +66,7 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
         atomic.write_text(folder / "chat_template.jinja", first + chat.jinja())
     atomic.write_text(folder / "tokenizer.json", library.to_str())
     if chat := chat_template(model.config):
-        atomic.write_text(folder / "chat_template.jinja", chat.jinja(bos=model.eos_first))
+        atomic.write_text(folder / "chat_template.jinja", chat.jinja())
     atomic.write_text(folder / "README.md", about_model)
     weights = to_theirs(config, name, model.model.state_dict())
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
