@@ -16,8 +16,8 @@ from slm.loss import IGNORE
 from slm.model import GPT
 from slm.tables import clock
 
-TEMPERATURES = np.round(np.geomspace(0.5, 2.0, 29), 4)  # steps of 5 %, 1 among them
-TEMPERED = 2**32  # exponentials that the search for the best temperature may cost
+TEMPERATURES = np.round(np.geomspace(0.5, 2.0, 15), 4)  # steps of 10 %, 1 among them
+TEMPERED = 2**30  # exponentials that the search for the best temperature may cost
 LOGITS = 2**24  # that are in memory at a time
 
 
