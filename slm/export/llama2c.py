@@ -84,10 +84,13 @@ def fallback(tokenizer: Tokenizer) -> dict[int, int]:
 def vocabulary(tokenizer: Tokenizer, order: Sequence[int]) -> bytes:
     """The longest text, then score, length and text of each id; "<0x0A>" is a byte that run.c does not look up."""
     table, bytewise = pieces(tokenizer), {token: byte for byte, token in fallback(tokenizer).items()}
-    entries = []
+    processor, entries = getattr(tokenizer, "_processor", None), []
+    unknown = processor.unk_id() if processor else None
     for token in order:
         text = table[token] or b"\0"  # run.c refuses an empty text
-        if token == tokenizer.eos:
+        if token == unknown:
+            text = b"\0"
+        elif token == tokenizer.eos:
             text = b"\n</s>\n"  # run.c merges neighbours whose joined text has an id
         elif token in bytewise:
             text = b"<0x%02X>" % bytewise[token]
