@@ -11,6 +11,7 @@ from conftest import exit_code
 from test_model import PLAIN, model_of, moved
 
 from slm import evaluate
+from slm.analysis import evaluation_page
 from slm.evaluation.continuations import Continuation, log_likelihoods
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT, GPTConfig
@@ -185,6 +186,7 @@ def test_the_command_adds_to_evaluation_json(tasks, finished, tmp_path, monkeypa
     line = json.loads(capsys.readouterr().out)
     written = json.loads((run / "evaluation.json").read_text())
     assert written == {"evaluations": [], "tasks": {"step-000010.ckpt": {"earlier": {}, **line["tasks"]}}}
+    assert "Standard tests" in (run / "report.html").read_text(encoding="utf-8")
     result = line["tasks"]["tiny_choice"]
     assert (result["n"], result["limit"], result["fewshot"], result["version"], result["step"]) == (4, 4, 1, 2.0, 10)
     assert 0 <= result["metrics"]["acc"]["value"] <= 1
@@ -232,3 +234,12 @@ def test_the_extra_is_named_where_it_is_missing(finished, monkeypatch, capsys):
     monkeypatch.setattr("slm.evaluation.standard_tests._reaches_hub", lambda: True)
     assert exit_code(monkeypatch, evaluate.main, str(finished), "tasks=blimp") == 2
     assert 'pip install "slm[eval]"' in capsys.readouterr().err
+
+
+def test_results_of_others_are_shown_and_never_executed():
+    odd = {"<b>": {"metrics": {"acc": {"value": "<b>"}, "f1": 3, "em": {"value": 0.5, "low": [], "high": 1}}, "n": []}}
+    shown = evaluation_page.standard_tests({"a": 3, "step-000010.ckpt": odd, "b": {"task": None}})
+    assert "<b>" not in shown
+    assert shown.count("–") == 2
+    assert "0.5000" in shown
+    assert evaluation_page.standard_tests([odd]) == evaluation_page.standard_tests(None) == ""

@@ -12,6 +12,7 @@ from slm.files import atomic
 from slm.security import is_number
 
 MAX_FILE = 10**7  # bytes
+MAX_TESTS = 500  # rows of all standard tests
 MAX_RESULTS, MAX_ROWS = 6, 40  # evaluations, the newest; rows of one table
 TEXTS = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "repeated_4_grams", "loops")
 
@@ -27,7 +28,7 @@ def content(folder: Path, page: Page) -> str:
     if results:
         charts = [chart for chart in (positions(results), reliability(results)) if chart.series]
         parts = [overview(results), *(page.group([chart]) for chart in charts), *details(results[-1])]
-    return "".join([*parts, *map(ablation, ablations)])
+    return "".join([*parts, *map(ablation, ablations), standard_tests(found.get("tasks"))])
 
 
 def objects(values: Any) -> list[dict[str, Any]]:
@@ -158,3 +159,24 @@ def ablation(found: dict[str, Any]) -> str:
     rows.append(("all", estimate(found.get("saved"), ".4f"), ""))
     body = table((f"bits per {unit}", "saved", "share of all"), rows)
     return paragraph(str(found.get("sentence", ""))) + folded(f"Beside {other}"[:200], body)
+
+
+def standard_tests(found: Any) -> str:
+    """A row for each metric of each task of lm-evaluation-harness, a column for each checkpoint; empty without."""
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for checkpoint, tasks in list(rows_of(found).items())[-MAX_RESULTS:]:
+        for task, its in list(tasks.items())[:MAX_TESTS] if isinstance(tasks, dict) else ():
+            for metric, values in rows_of(at(its, "metrics")).items():
+                cells.setdefault((task, metric, str(at(its, "n") or "")), {})[checkpoint] = _metric(values)
+    if not cells:
+        return ""
+    checkpoints = list(dict.fromkeys(name for row in cells.values() for name in row))
+    rows = [(*row, *(its.get(name, "–") for name in checkpoints)) for row, its in list(cells.items())[:MAX_TESTS]]
+    return folded("Standard tests", table(("task", "metric", "n", *checkpoints), rows))
+
+
+def _metric(values: Any) -> str:
+    """A value, with its interval where it has one."""
+    mean = at(values, "value")
+    alone = f"{mean:.4f}" if is_number(mean) else "–"
+    return estimate({"mean": mean, "low": at(values, "low"), "high": at(values, "high")}, ".4f").replace("–", alone)

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import yaml
 
+from slm import report
 from slm.classes import did_you_mean, locate, optional
 from slm.errors import UserError, one_line, printable
 from slm.evaluation.intervals import share
@@ -86,7 +87,8 @@ def command(words: Sequence[str]):
     results = run(tests, model)
     print(printable(page(results)))
     json_line.note(checkpoint=str(model.path), step=model.step, tasks=results)
-    print(save(results, model.path if model.path.is_dir() else folder_of(model.path)))
+    for path in save(results, model.path if model.path.is_dir() else folder_of(model.path)):
+        print(path)
 
 
 def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]]:
@@ -223,8 +225,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def save(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
-    """Adds the results to `tasks` in evaluation.json of a folder, by checkpoint and task; returns its path."""
+def save(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[Path]:
+    """Adds the results to `tasks` in evaluation.json of a folder, by checkpoint and task; writes the report of a run
+    anew. Yields the paths."""
     path = folder / "evaluation.json"
     content = atomic.read_object(path) or {}
     tasks = content["tasks"] if isinstance(content.get("tasks"), dict) else {}
@@ -232,4 +235,6 @@ def save(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     before = tasks[name] if isinstance(tasks.get(name), dict) else {}
     content["tasks"] = {**tasks, name: {**before, **results}}
     atomic.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return path
+    yield path
+    if (folder / "run.json").exists() and (written := report.write(folder)):
+        yield written
