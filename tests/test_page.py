@@ -35,6 +35,7 @@ AXES = [
     {"mlp": "geglu", "kv_heads": 1, "value_embeddings": True, "residual_scalars": True, "mlp_width": 50},
     {"bias": True, "width": 36, "head_dim": 18, "window": 5, "norm_eps": 1e-3, "context": 33},
 ]
+REPEATED = ["aa aaa aaaa"] * 40  # in which the place of a merge matters
 TEXTS = [
     *(
         "",
@@ -171,10 +172,10 @@ def test_every_axis(axes, chromium, tmp_path):
     [
         ByteTokenizer,
         lambda: CharacterTokenizer.build([], alphabet="ascii"),
-        lambda: BPETokenizer.build(stories(40), vocab_size=330, pattern="gpt4", sample_documents=40, seed=0),
+        lambda: BPETokenizer.build(REPEATED + stories(40), vocab_size=330, pattern="gpt4", sample_documents=80, seed=0),
         *(
             lambda algorithm=algorithm: SentencePieceTokenizer.build(
-                stories(200), vocab_size=420, algorithm=algorithm, sample_documents=200, seed=0
+                REPEATED + stories(200), vocab_size=420, algorithm=algorithm, sample_documents=240, seed=0
             )
             for algorithm in ("bpe", "unigram")
         ),

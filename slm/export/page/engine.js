@@ -99,29 +99,29 @@ class Engine {
     return { ...token, share: shares[id], rank, others };
   }
 
-  // Each proof is [prompt, its ids, ids of the greedy continuation], as slm found them.
+  // Each proof is [prompt, its ids, ids of the greedy continuation], as slm found them. The text stays as it is.
   async check({ turn, proofs }) {
     const same = (left, right) => left.length === right.length && left.every((id, place) => id === right[place]);
-    let equal = 0, tokens = 0, seconds = 0, different = null;
+    const { config, weights } = this.gpt;
+    const trial = Object.assign(Object.create(Engine.prototype), this, { gpt: new GPT(config, weights) });
+    let count = 0, equal = 0, tokens = 0, seconds = 0, different = null;
     for (const [text, read, expected] of proofs) {
       const begun = performance.now();
       const { ids, rest } = this.tokenizer.prompt(text, this.eosFirst);
-      const encoded = same(ids, read);
-      this.begin(ids, rest);
-      while (this.ids.length < read.length + expected.length) {
-        const logits = this.step(null);
-        if (logits) this.append(logits, { temperature: 0, seed: 0 }, null);
+      trial.begin(ids, rest);
+      while (trial.ids.length < read.length + expected.length) {
+        const logits = trial.step(null);
+        if (logits) trial.append(logits, { temperature: 0, seed: 0 }, null);
       }
-      const right = encoded && same(this.ids.slice(read.length), expected);
-      if (right) equal++;
-      else different = different || { text, encoded, ids: this.ids };
-      tokens += this.ids.length;
+      count++;
+      if (same(ids.slice(0, read.length), read) && same(trial.ids, [...read, ...expected])) equal++;
+      else different = different || text;
+      tokens += trial.ids.length;
       seconds += (performance.now() - begun) / 1000;
       await pause();
-      if (turn !== this.turn) return;
+      if (turn !== this.turn) break; // by another order
     }
-    this.begin([this.tokenizer.eos]);
-    this.post({ kind: "checked", turn, equal, count: proofs.length, tokens, seconds, different });
+    this.post({ kind: "checked", equal, count, tokens, seconds, different });
   }
 }
 

@@ -107,6 +107,7 @@ function show() {
   find("stop").hidden = !running;
   find("more").hidden = running;
   find("more").disabled = ended || !tokens.length;
+  find("check").disabled = running;
 }
 
 // --- Tokens ---
@@ -268,17 +269,13 @@ function showVerdict({ valid, prefix, sentences, error }) {
 
 function check() {
   find("checked").textContent = "checking …";
-  turn++;
-  [running, ended] = [false, true];
-  truncate(0);
-  show();
-  order({ order: "check", turn, proofs: data.proofs });
+  order({ order: "check", turn: ++turn, proofs: data.proofs });
 }
 
 function showCheck({ equal, count, tokens, seconds, different }) {
   const speed = Math.round(tokens / seconds).toLocaleString("en");
   const line = `${equal} of ${count} texts are equal to those of PyTorch; ${speed} pieces per second in this browser.`;
-  find("checked").textContent = different ? `${line} The first other one begins: ${different.text}` : line;
+  find("checked").textContent = different === null ? line : `${line} The first other one begins: ${different}`;
   Object.assign(find("checked").dataset, { equal, count, tokens, seconds: seconds.toFixed(3) });
 }
 
