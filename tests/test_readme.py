@@ -61,6 +61,7 @@ LONG = {
     "data.path=babylm/*.txt budget.epochs": "test_words_read.py",
     "sweep_dir": "test_sweeps.py",
     "fork": "test_fork.py",
+    "init_from": "test_continue.py",
     "detect": "test_ablation.py",
     "budget.minutes": "test_budget.py",
     "data.sources.stories.weight": "test_mixture.py",
@@ -137,7 +138,8 @@ SLOW = "data.level=tiny,standard,rich", "variants.swiglu"
     [pytest.param(line, marks=pytest.mark.slow) if any(word in line for word in SLOW) else line for line in TRAINING],
 )
 def test_training(command, monkeypatch):
-    arguments = shlex.split(command.replace("RUN@1000", "runs/text@10"))[2:]
+    named = command.replace("RUN@1000", "runs/text@10").replace("=RUN ", "=runs/text cache_dir=cache ")
+    arguments = shlex.split(named)[2:]
     check(arguments)
     monkeypatch.setenv("WANDB_MODE", "offline")
     if long := [key for key in LONG if f"{key}=" in command or f" {key} " in command]:
