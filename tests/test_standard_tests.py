@@ -53,6 +53,11 @@ TASKS = {  # name -> its documents, and its YAML
 }
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr("slm.evaluation.standard_tests._reaches_hub", lambda: False)
+
+
 @pytest.fixture
 def tasks(tmp_path):
     """A folder of tasks with their data beside them."""
@@ -67,6 +72,10 @@ def tasks(tmp_path):
         (folder / f"{name}.yaml").write_text(
             f"task: {name}\n{files}test_split: test\n{body}metadata: {{version: 2.0}}\n"
         )
+    group = (
+        "group: tiny\ntask: [tiny_pairs, tiny_choice]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    (folder / "tiny.yaml").write_text(group)
     return folder
 
 
@@ -202,7 +211,11 @@ def test_ties_are_counted(tasks):
     model = GPT(GPTConfig(**{**PLAIN, "vocab_size": 257, "context": 64}))
     torch.nn.init.zeros_(model.head.weight)
     model = LanguageModel(model.eval(), ByteTokenizer(), Path("run"), 0, {})
-    results = standard_tests.run(standard_tests.Tests(tasks=["tiny_choice"], tasks_path=str(tasks)), model)
+    results = standard_tests.run(standard_tests.Tests(tasks="tiny", tasks_path=str(tasks)), model)
+    assert list(results) == ["tiny", "tiny_pairs", "tiny_choice"]
+    assert results["tiny"]["metrics"]["acc"]["value"] == pytest.approx(
+        (results["tiny_pairs"]["metrics"]["acc"]["value"] + 1) / 2
+    )
     assert results["tiny_choice"]["ties"] == results["tiny_choice"]["n"] == 6
     acc = results["tiny_choice"]["metrics"]["acc"]
     assert (acc["value"], acc["stderr"], acc["high"]) == (1, 0, 1)
@@ -215,6 +228,7 @@ def test_ties_are_counted(tasks):
     [
         pytest.param(["tasks=[tiny_choic]"], "did you mean tiny_choice?", marks=pytest.mark.slow),  # reads all tasks
         (["tasks=tiny_last", "limit=0"], "limit=0 must be a whole number from 1"),
+        (["tasks=[tiny_last"], "tasks=[tiny_last cannot be read; a list is [a,b]"),
         (["tasks=tiny_last", "lmit=3"], "did you mean limit?"),
         (["tasks=tiny_gone"], "where there is a network, with HF_HOME=FOLDER"),
     ],
@@ -223,7 +237,6 @@ def test_ties_are_counted(tasks):
 def test_mistakes_are_one_line(tasks, finished, words, message, monkeypatch, capsys):
     pytest.importorskip("lm_eval")
     (tasks / "tiny_gone.yaml").write_text((tasks / "tiny_last.yaml").read_text().replace("tiny_last", "tiny_gone"))
-    monkeypatch.setattr("slm.evaluation.standard_tests._reaches_hub", lambda: True)
     assert exit_code(monkeypatch, evaluate.main, str(finished), f"tasks_path={tasks}", *words) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
@@ -231,7 +244,6 @@ def test_mistakes_are_one_line(tasks, finished, words, message, monkeypatch, cap
 
 def test_the_extra_is_named_where_it_is_missing(finished, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.setattr("slm.evaluation.standard_tests._reaches_hub", lambda: True)
     assert exit_code(monkeypatch, evaluate.main, str(finished), "tasks=blimp") == 2
     assert 'pip install "slm[eval]"' in capsys.readouterr().err
 

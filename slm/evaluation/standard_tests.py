@@ -70,7 +70,7 @@ def command(words: Sequence[str]):
     """Runs the tests of a command line, prints a table and adds to evaluation.json. Raises UserError."""
     runs = [run_folder.named(word) for word in words if not SETTING.match(word)]
     given = [word.partition("=") for word in words if SETTING.match(word)]
-    settings = {key: yaml.safe_load(value) for key, _, value in given}
+    settings = {key: _typed(key, value) for key, _, value in given}
     known = [field.name for field in fields(Tests)]
     for key in settings.keys() - {*known, *OWN}:
         raise UserError(
@@ -91,25 +91,30 @@ def command(words: Sequence[str]):
         print(path)
 
 
+def _typed(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{key}={text} cannot be read; a list is [a,b]") from None
+
+
 def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]]:
     """Task or group of tasks -> metrics with standard errors, n, fewshot, version, ties, and what they depend on.
 
     Raises: UserError: if harness is not installed, for an unknown task, and if its data cannot be had.
     """
-    os.environ["DISABLE_MULTIPROC"] = "1"  # harness's bootstrap would start a process for each core
-    if not _reaches_hub():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before its libraries are imported: else they repeat each request
-    harness = optional("lm_eval", "eval", "tasks=")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from slm.evaluation.harness import Harness
+    with _environment():
+        harness = optional("lm_eval", "eval", "tasks=")
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        from slm.evaluation.harness import Harness
 
-    loaded = _load(tests)
-    eos_first = language_model.eos_first if tests.eos_first is None else tests.eos_first
-    adapter = Harness(language_model, eos_first=eos_first)
-    random.seed(0)
-    np.random.seed(FEWSHOT_SEED)
-    with contextlib.redirect_stdout(sys.stderr):
-        found = harness.evaluate(adapter, loaded, limit=tests.limit, bootstrap_iters=RESAMPLES, log_samples=False)
+        loaded = _load(tests)
+        eos_first = language_model.eos_first if tests.eos_first is None else tests.eos_first
+        adapter = Harness(language_model, eos_first=eos_first)
+        random.seed(0)
+        np.random.seed(FEWSHOT_SEED)
+        with contextlib.redirect_stdout(sys.stderr):
+            found = harness.evaluate(adapter, loaded, limit=tests.limit, bootstrap_iters=RESAMPLES, log_samples=False)
     facts = {
         "checkpoint": str(language_model.path),
         "step": language_model.step,
@@ -120,6 +125,21 @@ def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]
     }
     names = dict.fromkeys([*found.get("groups", {}), *found["results"]])
     return {name: {**_result(name, found), "ties": adapter.ties.get(name), **facts} for name in names}
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Harness's bootstrap in this process, not in one for each core; without a network, no request is repeated."""
+    needed = {"DISABLE_MULTIPROC": "1", **({} if _reaches_hub() else {"HF_HUB_OFFLINE": "1"})}
+    before = {name: os.environ.get(name) for name in needed}
+    os.environ |= needed
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _load(tests: Tests) -> Mapping[str, Any]:
