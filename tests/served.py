@@ -23,4 +23,4 @@ def served(*arguments: str) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors) == (0, ""), errors

@@ -83,16 +83,17 @@ TEXT = "[...document.querySelectorAll('.text')].map(text => text.textContent)"
 
 
 @pytest.fixture(scope="module")
-def address(finished):
-    pytest.importorskip("gradio", reason='the page needs pip install "slm[web]"')
-    settings = "ui=web", "temperature=1.4", "max_new_tokens=60", "prompt=<b>the & cat"
-    with served(f"ckpt={finished}", f"ckpt2={finished}", *settings) as found:
+def page(tmp_path_factory):
+    """Still open when the server ends."""
+    with browser(tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def page(address, tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as found:
+def address(finished, page):
+    pytest.importorskip("gradio", reason='the page needs pip install "slm[web]"')
+    settings = "ui=web", "temperature=1.4", "max_new_tokens=60", "prompt=<b>the & cat"
+    with served(f"ckpt={finished}", f"ckpt2={finished}", *settings) as found:
         yield found
 
 

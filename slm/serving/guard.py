@@ -1,5 +1,6 @@
 """Who may ask a server, and how much: checks before an application, by the protocol ASGI alone."""
 
+import asyncio
 import contextlib
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -44,7 +45,8 @@ class Guard:
             return await respond(send, 404, "this server offers no files")
         if answer := self.login(scope) or self.refusal(scope["method"], headers):
             return await respond(send, *answer)
-        await self.app(scope, receive, send)
+        with contextlib.suppress(asyncio.CancelledError):  # at the end of the server, of an answer that still goes on
+            await self.app(scope, receive, send)
 
     def login(self, scope: Scope) -> tuple | None:
         """The answer to an address with ?token=...: a cookie, and the address without it."""
