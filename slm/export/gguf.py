@@ -100,7 +100,7 @@ def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type:
     if type == "q8_0":
         values["quantization_version"] = package.GGML_QUANT_VERSION
     if chat := chat_template(model.config):
-        values["chat_template"] = chat.jinja(bos=model.eos_first)
+        values["chat_template"] = "{{- bos_token -}}" * model.eos_first + chat.jinja()
     return values
 
 
