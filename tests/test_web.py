@@ -73,6 +73,7 @@ def test_names_of_models_are_short_and_different():
     models = [LanguageModel(None, None, Path(path), step, {}) for path, step in zip(paths, (10, 20, 5))]
     assert list(named(models)) == ["a-step-10", "a-step-20", "b"]
     assert len(named([models[0], models[0]])) == 2
+    assert list(named([LanguageModel(None, None, Path("hf/llama-3.2"), 0, {})])) == ["llama-3.2"]
 
 
 DONE = (

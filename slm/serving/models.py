@@ -32,9 +32,9 @@ def named(models: Sequence[LanguageModel]) -> dict[str, LanguageModel]:
 
 
 def run_name(model: LanguageModel) -> str:
-    """The name of the run's folder, or of a checkpoint outside of one."""
-    inside = model.path.parent.name == "checkpoints"
-    return model.path.resolve().parent.parent.name if inside else model.path.resolve().stem
+    """The name of the run's folder, or of a checkpoint or a folder of transformers outside of one."""
+    path = model.path.resolve()
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name.removesuffix(".ckpt")
 
 
 def world_of(model: LanguageModel) -> StoryWorld | None:
