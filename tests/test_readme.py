@@ -35,10 +35,17 @@ TRAINING = [command for command in COMMANDS if command.startswith("python train.
 SERVERS = [
     command for command in COMMANDS if " ui=web" in command or " serve=openai" in command
 ]  # test_web, test_openai
-GENERATION = [command for command in COMMANDS if command.startswith("python generate.py") and command not in SERVERS]
+TRANSFORMERS = [command for command in COMMANDS if re.search(r" (ckpt=)?FOLDER\b", command)]  # tests/test_export.py
+GENERATION = [
+    command
+    for command in COMMANDS
+    if command.startswith("python generate.py") and command not in (*SERVERS, *TRANSFORMERS)
+]
 STANDARD_TESTS = [command for command in COMMANDS if " tasks=" in command]  # tests/test_standard_tests.py
 EVALUATION = [
-    command for command in COMMANDS if command.startswith("python -m slm.evaluate") and command not in STANDARD_TESTS
+    command
+    for command in COMMANDS
+    if command.startswith("python -m slm.evaluate") and command not in (*STANDARD_TESTS, *TRANSFORMERS)
 ]
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
@@ -51,7 +58,7 @@ REVISIONS = [command for command in COMMANDS if " revisions=true" in command]  #
 EXPORTS = [
     command
     for command in COMMANDS
-    if command.startswith("python -m slm.export") and command not in (*RUNTIMES, *REVISIONS)
+    if command.startswith("python -m slm.export") and command not in (*RUNTIMES, *REVISIONS, *TRANSFORMERS)
 ]
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
@@ -98,6 +105,7 @@ def test_the_readme_has_commands():
         *EXPORTS,
         *RUNTIMES,
         *REVISIONS,
+        *TRANSFORMERS,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,
