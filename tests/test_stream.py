@@ -319,3 +319,17 @@ def test_no_setting_of_the_sampler_overrules_the_white_space(settings):
         model, [encode_prompt(Words(), "a ")] * 40, sampler=Sampler(**settings), max_new_tokens=1, eos=None, seed=1
     )
     assert {Words().token_bytes(token)[:1] for step in ids for _, token in step} == {b" "}
+
+
+def test_a_text_keeps_its_first_space_where_the_tokenizer_adds_one():
+    """`decode` of such a tokenizer removes a space from a document, which a continuation is not."""
+
+    class Adding(ByteTokenizer):
+        adds_space = True
+
+        def token_bytes(self, token: int) -> bytes:
+            return b" a"
+
+    model, settings = tiny(vocab_size=257), {"sampler": GREEDY, "max_new_tokens": 2, "seed": 0, "stop_at_eos": False}
+    [[found]] = complete(model, Adding(), ["ab"], **settings)
+    assert found.text == "".join(completion.stream_text(model, Adding(), "ab", **settings)) == " a a"

@@ -113,7 +113,9 @@ def completions(
             text = texts.pop(row)
             finished = text[-1] == eos
             text = text[:-1] if finished else text
-            new = tokenizer.decode(text)[len(starts[prompt].rest) :]
+            new = "".join(
+                decoded(tokenizer, text, skip=len(starts[prompt].rest))
+            )  # decode() drops a space of adds_space
             yield Completion(prompt=prompt, text=new, tokens=len(text), finished=finished)
 
 
