@@ -33,7 +33,7 @@ from slm.loss import IGNORE
 from slm.model import GPT
 
 ENGINE = "tokenizer.js", "gpt.js", "sampler.js", "engine.js"  # also the program of the worker
-SCRIPT = "storyworld.js", "page.js"
+SCRIPT = "storyworld.js", "page.js", "alternatives.js"
 POLICY = (
     "default-src 'none'; script-src '{engine}' '{script}'; style-src '{style}'; worker-src blob:; base-uri 'none'; "
     "form-action 'none'"
