@@ -333,3 +333,5 @@ def test_a_text_keeps_its_first_space_where_the_tokenizer_adds_one():
     model, settings = tiny(vocab_size=257), {"sampler": GREEDY, "max_new_tokens": 2, "seed": 0, "stop_at_eos": False}
     [[found]] = complete(model, Adding(), ["ab"], **settings)
     assert found.text == "".join(completion.stream_text(model, Adding(), "ab", **settings)) == " a a"
+    [[found]] = complete(model, Adding(), [""], **settings)
+    assert found.text == "a a"

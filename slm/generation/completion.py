@@ -113,9 +113,9 @@ def completions(
             text = texts.pop(row)
             finished = text[-1] == eos
             text = text[:-1] if finished else text
-            new = "".join(
-                decoded(tokenizer, text, skip=len(starts[prompt].rest))
-            )  # decode() drops a space of adds_space
+            new = "".join(decoded(tokenizer, text, skip=len(starts[prompt].rest)))
+            if not prompt and getattr(tokenizer, "adds_space", False):  # at the start of a document
+                new = new.removeprefix(" ")
             yield Completion(prompt=prompt, text=new, tokens=len(text), finished=finished)
 
 
