@@ -65,8 +65,6 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
         first = "{{ bos_token }}" if model.eos_first else ""
         atomic.write_text(folder / "chat_template.jinja", first + chat.jinja())
     atomic.write_text(folder / "tokenizer.json", library.to_str())
-    if chat := chat_template(model.config):
-        atomic.write_text(folder / "chat_template.jinja", chat.jinja())
     atomic.write_text(folder / "README.md", about_model)
     weights = to_theirs(config, name, model.model.state_dict())
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -174,7 +172,7 @@ def compare_conversation(model: LanguageModel, tokenizer: Any) -> list[str]:
         return []
     contents = "Who are you?", "A model.", "Tell me more."
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), contents)]
-    ours = [model.tokenizer.eos] * model.eos_first + model.encode(chat.text(messages, answers=False))
+    ours = [model.tokenizer.eos] * model.eos_first + model.encode(chat.text(messages, answers=False).rstrip())
     theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     if ours != theirs:
         raise UserError("the chat template of transformers gives other ids, so nothing is written; please report this")
