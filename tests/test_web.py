@@ -33,7 +33,8 @@ def whole(grown: Story, count: int) -> str:
     return found.text
 
 
-def test_a_story_stops_and_goes_on_to_the_text_of_generate_py():
+def test_a_story_stops_and_goes_on_to_the_text_of_generate_py(monkeypatch):
+    monkeypatch.setattr("slm.serving.story.REFRESH", -1)  # a view after each token
     session = Session()
     session.stories = [story(), story(seed=4)]
     for _ in session.grow(40):
