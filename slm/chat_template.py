@@ -1,10 +1,11 @@
 """A conversation as one text: what stands before a turn of the user, and before an answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from slm.errors import UserError
+from slm.security import corpus_nodes
 
 MAX_MARKER = 100  # characters
 Message = Mapping[str, str]  # role (system, user or assistant) and content
@@ -84,20 +85,8 @@ def _quoted(text: str) -> str:
 def chat_template(config: Mapping[str, Any], source: str = "") -> ChatTemplate | None:
     """The template of the conversations that a run was trained on, from its configuration, which may be foreign; of a
     mixture that of `source`, "" for the first that has one. None if there is none."""
-    for node in _corpora(config, source):
+    for node in corpus_nodes(config, source):
         markers = [node.get(key) for key in ("user", "assistant")]
         if all(isinstance(marker, str) and len(marker) <= MAX_MARKER for marker in markers):
             return ChatTemplate(user=markers[0], assistant=markers[1])
     return None
-
-
-def _corpora(config: Mapping[str, Any], source: str) -> Iterator[Mapping[str, Any]]:
-    data = config.get("data")
-    corpus = data.get("corpus") if isinstance(data, Mapping) else None
-    sources = corpus.get("sources") if isinstance(corpus, Mapping) else None
-    if isinstance(sources, Mapping):
-        its = [sources.get(source)] if source else sources.values()
-        found = (node.get("corpus") for node in its if isinstance(node, Mapping))
-        yield from (node for node in found if isinstance(node, Mapping))
-    elif isinstance(corpus, Mapping):
-        yield corpus

@@ -65,6 +65,11 @@ def classes_in(module: Any) -> str:
     return f"; it has {', '.join(own[:20])}" if own else ""
 
 
+def name_of(target: Any) -> str:
+    """The dotted path of a class or function, as `_target_` has it."""
+    return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
+
+
 def did_you_mean(given: str, known: Sequence[str], cutoff: float = 0.6) -> str:
     close = get_close_matches(given, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""

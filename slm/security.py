@@ -64,6 +64,24 @@ def leaves(tree: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[st
         yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), lists)
 
 
+def corpus_node(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """data.corpus of a configuration; empty if it has none."""
+    data = config.get("data")
+    node = data.get("corpus") if isinstance(data, Mapping) else None
+    return node if isinstance(node, Mapping) else {}
+
+
+def corpus_nodes(config: Mapping[str, Any], source: str = "") -> Iterator[Mapping[str, Any]]:
+    """data.corpus of a configuration; of a mixture those of its sources, or of this one."""
+    sources = (node := corpus_node(config)).get("sources")
+    if not isinstance(sources, Mapping):
+        yield node
+        return
+    for its in [sources.get(source)] if source else sources.values():
+        if isinstance(its, Mapping) and isinstance(its.get("corpus"), Mapping):
+            yield its["corpus"]
+
+
 def is_bounded(tree: Any) -> bool:
     """True if nested mappings and lists have at most MAX_NODES values and MAX_DEPTH levels, shared values counted anew.
 

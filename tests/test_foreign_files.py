@@ -19,11 +19,11 @@ from test_model import model_of
 
 import slm
 from slm import checkpoint, evaluate, tokenizers
+from slm.classes import name_of
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.text import Text
 from slm.corpora.tinystories import TinyStories
 from slm.errors import UserError
-from slm.evaluation import stories
 from slm.evaluation.measures import Settings
 from slm.files import archive, atomic
 from slm.model import GPT, GPTConfig
@@ -128,7 +128,7 @@ def test_a_crafted_storyworld_is_one_line(saved):
         ({"level": "../tiny"}, "data.level=../tiny is not one of"),
         ({"stories": 10**18}, "was trained on another storyworld"),
     ):
-        path = saved(content({"config": {"data": {"corpus": {"_target_": stories.TARGET, **STORIES, **change}}}}))
+        path = saved(content({"config": {"data": {"corpus": {"_target_": name_of(Storyworld), **STORIES, **change}}}}))
         refused(lambda: evaluate.evaluate(slm.load(path), Settings(), []), message)  # noqa: B023
 
 
@@ -400,7 +400,9 @@ def test_an_interpolation_in_a_checkpoint_is_never_resolved(saved, composed, tmp
     monkeypatch.setenv("HIDDEN", "value-of-the-environment")
     odd = {"a": "${oc.env:HIDDEN}", "b": "${oc.decode:${oc.env:HIDDEN}}", "seed": "${oc.env:HIDDEN}"}
     path = saved(
-        content({"config": {"data": {"corpus": {"_target_": stories.TARGET, **STORIES, "level": odd["a"]}}, **odd}})
+        content(
+            {"config": {"data": {"corpus": {"_target_": name_of(Storyworld), **STORIES, "level": odd["a"]}}, **odd}}
+        )
     )
     assert checkpoint.load(path).config["a"] == "${oc.env:HIDDEN}"
     texts = [refused(lambda: evaluate.evaluate(slm.load(path), Settings(), []), "${oc.env:HIDDEN}")]

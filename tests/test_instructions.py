@@ -8,6 +8,7 @@ from conftest import mistake, refused
 
 from slm import checkpoint, tokenizers
 from slm.chat_template import ChatTemplate, chat_template
+from slm.classes import name_of
 from slm.corpora.instructions import Instructions
 from slm.corpora.storyworld.instructions import StoryworldInstructions, obedience
 from slm.data.instructions import Answers, Conversations
@@ -143,7 +144,13 @@ def test_stories_obey_their_own_request_and_no_other():
         assert not (cut.hero)
         assert not (cut.plot)
     assert len({request for request, _ in pairs}) == 6
-    node = {"_target_": requests.TARGET, "user": "\nU: ", "assistant": "\nA: ", "level": "tiny", "stories": 9}
+    node = {
+        "_target_": name_of(StoryworldInstructions),
+        "user": "\nU: ",
+        "assistant": "\nA: ",
+        "level": "tiny",
+        "stories": 9,
+    }
     node |= {"validation_stories": 3, "seed": 0}
     assert requests.corpus_of({"data": {"corpus": node}}).fingerprint() != source.fingerprint()
     assert requests.corpus_of({"data": {"corpus": {"_target_": "os.system"}}}) is None

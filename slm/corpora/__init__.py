@@ -5,11 +5,14 @@ A corpus is a class whose constructor takes the settings of `conf/data/*.yaml` a
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
+
+from slm.classes import name_of
 
 Split = Literal["train", "validation"]
+Made = TypeVar("Made")
 
 
 class Corpus(Protocol):
@@ -23,6 +26,16 @@ class Corpus(Protocol):
 
     def fingerprint(self) -> str:
         """Hex digest of content and split, but not of paths or times: different if any document is."""
+
+
+def made_by(kind: type[Made], node: Mapping[str, Any]) -> Made | None:
+    """The corpus that data.corpus of a configuration describes, if it is of this class: no other class is ever built.
+
+    Raises: TypeError: for settings that it does not take; UserError: for impossible ones.
+    """
+    if node.get("_target_") != name_of(kind):
+        return None
+    return kind(**{key: value for key, value in node.items() if key != "_target_"})
 
 
 def digest_of(content: Any) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from slm.corpora import made_by
 from slm.corpora.storyworld.instructions import StoryworldInstructions, obedience
 from slm.evaluation.intervals import share
 from slm.generation.completion import completions
 from slm.generation.language_model import LanguageModel
 from slm.generation.sampling import Sampler
+from slm.security import corpus_nodes
 
-TARGET = f"{StoryworldInstructions.__module__}.{StoryworldInstructions.__qualname__}"
 SHARES = "valid", "hero", "plot", "obeys"
 EXAMPLES = 3
 
@@ -19,14 +20,8 @@ def corpus_of(config: Mapping[str, Any]) -> StoryworldInstructions | None:
 
     Raises: UserError: for settings out of range, as of a damaged checkpoint.
     """
-    data = config.get("data")
-    node = data.get("corpus") if isinstance(data, Mapping) else None
-    sources = node.get("sources") if isinstance(node, Mapping) else None
-    found = [node, *(its.get("corpus") for its in (sources or {}).values() if isinstance(its, Mapping))]
-    for its in found if isinstance(node, Mapping) else ():
-        if isinstance(its, Mapping) and its.get("_target_") == TARGET:
-            return StoryworldInstructions(**{key: value for key, value in its.items() if key != "_target_"})
-    return None
+    found = (made_by(StoryworldInstructions, node) for node in corpus_nodes(config))
+    return next(filter(None, found), None)
 
 
 def measure(

@@ -14,6 +14,7 @@ from slm.generation.language_model import LanguageModel
 from slm.lens import corpora_of
 from slm.run.cli import compose
 from slm.run.replay import recorded_overrides, refuse_foreign
+from slm.security import corpus_node
 from slm.verify import require_facts
 
 NOWHERE = "give the text: data=shakespeare, data.path=FILE, or any data of train.py"
@@ -62,9 +63,7 @@ class Own:
     def held_out(self, split: Split, layout: str, tokens: int) -> HeldOut:
         """The first documents of a split."""
         store = self.prepared()
-        data = self.model.config.get("data")
-        node = data.get("corpus") if isinstance(data, dict) else None
-        kind = str(node.get("_target_", "")).rpartition(".")[2].lower() if isinstance(node, dict) else ""
+        kind = str(corpus_node(self.model.config).get("_target_", "")).rpartition(".")[2].lower()
         name = f"{self.name or kind or 'data'} of the run, {split}"
         return from_store(name, store, split, self.model.tokenizer, layout, tokens)
 

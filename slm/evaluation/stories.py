@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from slm.corpora import made_by
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.floor import PARTS, StoryFloor, story_floor, story_skills, tally
@@ -17,8 +18,7 @@ from slm.errors import UserError
 from slm.generation.completion import Completion
 from slm.generation.language_model import LanguageModel
 from slm.generation.text_loss import padded, window_nats
-
-TARGET = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
+from slm.security import corpus_node
 
 
 def corpus_of(path: Path, config: Mapping[str, Any], fingerprint: str) -> Storyworld | None:
@@ -26,15 +26,11 @@ def corpus_of(path: Path, config: Mapping[str, Any], fingerprint: str) -> Storyw
 
     Raises: UserError: for a damaged description of a storyworld, and for one whose stories have changed since.
     """
-    data = config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(node, dict) or node.get("_target_") != TARGET:
-        return None
     try:
-        corpus = Storyworld(**{key: value for key, value in node.items() if key != "_target_"})
+        corpus = made_by(Storyworld, corpus_node(config))
     except TypeError:
         raise UserError(f"{path} is damaged: its data.corpus is not a storyworld; take another checkpoint") from None
-    if fingerprint != corpus.fingerprint():
+    if corpus and fingerprint != corpus.fingerprint():
         raise UserError(f"{path} was trained on another storyworld; evaluate it with the version that trained it")
     return corpus
 

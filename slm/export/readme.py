@@ -8,7 +8,7 @@ from slm.errors import UserError, one_line, without_secrets
 from slm.files import run_folder
 from slm.generation.language_model import LanguageModel
 from slm.results import Run
-from slm.security import SECRET, without_login
+from slm.security import SECRET, corpus_node, without_login
 
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 LOCAL = "run_dir=", "runs_dir=", "sweep_dir=", "cache_dir="  # where files are, and nothing else
@@ -64,9 +64,7 @@ def _run(checkpoint: Path) -> Run | None:
 
 def _facts(run: Run, step: int) -> dict[str, str]:
     """Data, tokens, loss up to the step, and versions, as far as they are known."""
-    data = run.info["config"].get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    node = node if isinstance(node, dict) else {}
+    node = corpus_node(run.info["config"])
     kind = str(node.get("_target_", "")).rpartition(".")[2]
     settings = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None]
     versions = run.info.get("versions")

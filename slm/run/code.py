@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from slm.classes import file_hash, locate
+from slm.classes import file_hash, locate, name_of
 from slm.errors import UserError
 from slm.model import GPT
 from slm.run import PACKAGE
-from slm.run.instantiate import describe_target
 from slm.security import leaves
 
 CODE = ("slm", "conf", "*.py", "*.yaml")  # new files that may change a run; not its logs and data
@@ -28,7 +27,7 @@ def classes(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
         if key.endswith("._target_"):
             with contextlib.suppress(UserError):  # an interpolation, in a setting that is not built
                 found[key.removesuffix("._target_")] = locate(target, key)
-    return {key: {"class": describe_target(its), "sha256": file_hash(its)} for key, its in found.items()}
+    return {key: {"class": name_of(its), "sha256": file_hash(its)} for key, its in found.items()}
 
 
 @cache  # what is imported stays the same

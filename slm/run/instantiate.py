@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from slm.classes import did_you_mean, locate
+from slm.classes import did_you_mean, locate, name_of
 from slm.errors import UserError
 from slm.run.names import hint_for
 
@@ -61,7 +61,7 @@ class Node:
         """Raises UserError for an argument that neither the settings nor the facts give."""
         for name in required(self.target)[positional:]:
             if name not in self.settings and name not in facts:
-                raise UserError(f"{self.where}.{name} is missing: {describe_target(self.target)} needs it")
+                raise UserError(f"{self.where}.{name} is missing: {name_of(self.target)} needs it")
 
     @property
     def averages(self) -> bool:
@@ -91,10 +91,6 @@ def is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def describe_target(target: Callable) -> str:
-    return f"{target.__module__}.{getattr(target, '__qualname__', target)}"
-
-
 def check(target: Callable, values: Mapping[str, Any], where: str):
     """Raises UserError for a key that `target` does not take or a value of the wrong type, with the key's full name."""
     prefix = f"{where}." if where else ""
@@ -108,7 +104,7 @@ def check(target: Callable, values: Mapping[str, Any], where: str):
         hint = hint_for(key, known) if ours else did_you_mean(key, known, cutoff=0.8)
         if len(unknown) > 1:
             hint = f"; nor are {', '.join(map(str, unknown[1:]))}"
-        owner = "" if target.__module__.startswith("slm.run.") else f" of {describe_target(target)}"
+        owner = "" if target.__module__.startswith("slm.run.") else f" of {name_of(target)}"
         raise UserError(f"{prefix}{unknown[0]} is not a setting{owner}{hint}")
     for key, value in values.items():
         if key in hints and not fits(value, hints[key]):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from slm import own_model
+from slm.classes import name_of
 from slm.corpora.deduplicated import deduplicated
 from slm.corpora.wrapped import joined
 from slm.errors import UserError
@@ -16,7 +17,7 @@ from slm.lora import LoRAConfig
 from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, OwnConfig
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
-from slm.run.instantiate import Node, check, describe_target, is_node, required
+from slm.run.instantiate import Node, check, is_node, required
 from slm.run.names import OPTIONAL_NODES, REFUSED_TRAINER_KEYS, hint_for
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import refuse_url
@@ -160,9 +161,7 @@ def read_schedule(value: Any, steps: int) -> Callable[[int, int], float]:
     try:
         inspect.signature(schedule).bind(0, steps)
     except TypeError as error:
-        raise UserError(
-            f"schedule: {describe_target(node.target)} must take (steps done, steps in all): {error}"
-        ) from None
+        raise UserError(f"schedule: {name_of(node.target)} must take (steps done, steps in all): {error}") from None
     schedule(0, steps)
     return schedule
 

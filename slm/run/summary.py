@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from slm.classes import name_of
 from slm.errors import Stopped
 from slm.estimate import parameters
 from slm.files import jsonl
@@ -108,5 +109,5 @@ def own_classes(job: Job) -> dict[str, str]:
     owner = type(job.tokenizer)
     found = {"model": job.model.target} if isinstance(job.model, OwnConfig) else {}
     if is_own(owner):
-        found["tokenizer"] = f"{owner.__module__}.{owner.__qualname__}"
+        found["tokenizer"] = name_of(owner)
     return found

@@ -5,16 +5,17 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 
+from slm.corpora import made_by
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError, one_line
 from slm.generation.language_model import LanguageModel
+from slm.security import corpus_node
 
 MAX_SECONDS = 300.0  # of one request
 MAX_WAITING = 16  # requests, beside the one that is worked on
 MAX_TOKENS = 4096  # new ones, of one text
 MAX_PROMPT = 10**5  # characters
-STORYWORLD = f"{Storyworld.__module__}.{Storyworld.__qualname__}"
 
 
 class Busy(UserError):
@@ -39,12 +40,9 @@ def run_name(model: LanguageModel) -> str:
 
 def world_of(model: LanguageModel) -> StoryWorld | None:
     """The world that decides whether a story of the model is valid; None if it was trained on something else."""
-    data = model.config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(node, dict) or node.get("_target_") != STORYWORLD:
-        return None
     with contextlib.suppress(TypeError, UserError):
-        return Storyworld(**{key: value for key, value in node.items() if key != "_target_"}).all
+        if corpus := made_by(Storyworld, corpus_node(model.config)):
+            return corpus.all
     return None
 
 

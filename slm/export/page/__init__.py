@@ -31,6 +31,7 @@ from slm.generation.stream import generate
 from slm.generation.text_loss import windows_loss
 from slm.loss import IGNORE
 from slm.model import GPT
+from slm.security import corpus_node
 
 ENGINE = "tokenizer.js", "gpt.js", "sampler.js", "engine.js"  # also the program of the worker
 SCRIPT = "storyworld.js", "page.js", "alternatives.js"
@@ -146,9 +147,7 @@ def facts(model: LanguageModel, corpus: Storyworld | None, loss: tuple | None) -
 def _corpus(model: LanguageModel, corpus: Storyworld | None) -> str:
     if corpus:
         return f"made-up stories (storyworld, level {corpus.level})"
-    data = model.config.get("data")
-    node = data.get("corpus") if isinstance(data, dict) else None
-    target = node.get("_target_") if isinstance(node, dict) else None
+    target = corpus_node(model.config).get("_target_")
     return one_line(str(target or "unknown").rpartition(".")[2], 80)
 
 
