@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import inspect
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -89,7 +89,8 @@ def add_options(parser: ArgumentParser):
         parser.add_argument(f"--{name}-class", metavar="CLASS", help=f"of a {name} of your own, such as {example}")
 
 
-def given(arguments: Namespace) -> dict[str, Callable]:
-    """The classes of those options, as arguments of slm.load. Raises UserError if one cannot be imported."""
-    paths = {name: getattr(arguments, f"{name}_class") for name in OPTIONS}
-    return {name: locate(path, f"--{name}-class") for name, path in paths.items() if path}
+def given(settings: object, key: str = "{}_class") -> dict[str, Callable]:
+    """The classes of the attributes model_class and tokenizer_class, as arguments of slm.load. `key`: how they are
+    typed. Raises UserError if one cannot be imported."""
+    paths = {name: getattr(settings, f"{name}_class") for name in OPTIONS}
+    return {name: locate(path, key.format(name)) for name, path in paths.items() if path}

@@ -62,7 +62,7 @@ def main():
     runs = [run_folder.named(word) for word in arguments.words if not is_setting(word)]
     if not 1 <= len(runs) <= 2:
         raise UserError(f"{len(runs)} runs are given; give one to evaluate it, or two to compare them")
-    own, root = classes.given(arguments), atomic.expanded(arguments.runs_dir)
+    own, root = classes.given(arguments, "--{}-class"), atomic.expanded(arguments.runs_dir)
     paths = [run_folder.find_checkpoint(run, root) for run in runs]
     if arguments.text:
         print(printable(text_page(paths[0], arguments.text, **own)))

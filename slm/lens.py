@@ -67,7 +67,7 @@ def look(arguments: argparse.Namespace):
     step, why = largest_jump(folder) if arguments.spike else (step_named(arguments.step), None)
     check_step(step, info, folder)
     path = weights_before(folder, info, step)
-    loaded = checkpoint.load(path, choose_device("auto", "device"), **classes.given(arguments))
+    loaded = checkpoint.load(path, choose_device("auto", "device"), **classes.given(arguments, "--{}-class"))
     stores = open_stores(info, loaded, arguments.cache_dir)
     readings = step_readings(info, step, loaded.model, loaded.tokenizer, stores)
     title = [*([why] if why else []), *heading(folder, info, step, run_folder.step_of(path), readings)]

@@ -11,9 +11,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from slm.errors import UserError, file_operation, one_line, without_secrets
+from slm.errors import UserError, file_operation, one_line
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
+from slm.security import for_others
 
 AXES = "steps", "tokens", "flops", "seconds"  # of slm.analysis.curves, which imports numpy
 
@@ -75,14 +76,13 @@ def bundle(folder: Path, file: Path):
     Raises UserError for a folder that is no run, and for a file that exists already.
     """
     run_folder.require_run_json(folder)
-    home = str(Path.home()) if Path.home().parts[1:] else "~"
     if file.exists():
         raise UserError(f"--zip={file} exists already; give another name")
     with file_operation("write", file), zipfile.ZipFile(file, "x", zipfile.ZIP_DEFLATED) as archive:
         for name in RECORDS:
             if (folder / name).is_file():
                 text = (folder / name).read_text(encoding="utf-8", errors="replace")
-                archive.writestr(name, without_secrets(text).replace(home, "~"))
+                archive.writestr(name, for_others(text))
 
 
 def write(folder: Path) -> Path | None:

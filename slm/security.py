@@ -7,9 +7,10 @@ import netrc
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from slm.errors import UserError, environment_secrets
+from slm.errors import UserError, environment_secrets, without_secrets
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 SECRET = re.compile(
@@ -53,6 +54,12 @@ def refuse_secrets(tree: Mapping[str, Any]):
 
 def without_login(text: str) -> str:
     return LOGIN.sub("...@", text)
+
+
+def for_others(text: str) -> str:
+    """The text without the user's name in paths, logins in addresses, and secrets of the environment."""
+    home = str(Path.home())
+    return without_secrets(without_login(text.replace(home, "~") if Path(home).parts[1:] else text))
 
 
 def leaves(tree: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slm.classes import optional
 from slm.errors import UserError, file_operation
 from slm.evaluation.intervals import RESAMPLES
 from slm.generation.completion import completions
@@ -35,11 +36,7 @@ def read(path: Path) -> list[tuple[str, str]]:
 
 def check() -> Any:
     """sacrebleu's BLEU. Raises UserError if it is not installed."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ModuleNotFoundError:
-        raise UserError('bleu=FILE needs the package sacrebleu; pip install "slm[eval]"') from None
-    return BLEU
+    return optional("sacrebleu.metrics", "eval", "bleu=FILE").BLEU
 
 
 def measure(model: LanguageModel, pairs: list[tuple[str, str]], longest: int, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,8 @@ import numpy as np
 import yaml
 
 from slm import report
-from slm.classes import did_you_mean, locate, optional
+from slm.classes import did_you_mean, optional
+from slm.classes import given as given_classes
 from slm.errors import UserError, one_line, printable
 from slm.evaluation.intervals import share
 from slm.evaluation.sources import folder_of
@@ -80,14 +82,11 @@ def command(words: Sequence[str]):
         raise UserError(f"python -m slm.evaluate with tasks= takes one RUN and key=value, not {' '.join(words)}")
     own = {key: settings.pop(key, default) for key, default in OWN.items()}
     tests = Tests(**settings)
-    classes = {
-        key: locate(own[f"{key}_class"], f"{key}_class") for key in ("tokenizer", "model") if own[f"{key}_class"]
-    }
-    model = load(runs[0], runs_dir=own["runs_dir"], device=own["device"], **classes)
+    model = load(runs[0], runs_dir=own["runs_dir"], device=own["device"], **given_classes(SimpleNamespace(**own)))
     results = run(tests, model)
     print(printable(page(results)))
     json_line.note(checkpoint=str(model.path), step=model.step, tasks=results)
-    for path in save(results, model.path if model.path.is_dir() else folder_of(model.path)):
+    for path in save(results, folder_of(model.path)):
         print(path)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from slm.classes import did_you_mean, locate
+from slm.classes import did_you_mean, given
 from slm.errors import UserError, file_operation, printable
 from slm.export import export_of, hub
 from slm.files import atomic, json_line, kept, run_folder
@@ -50,11 +50,6 @@ class Request:
         if self.revisions and self.revision:
             raise UserError("revisions=true names the branches; leave out revision")
 
-    def classes(self) -> dict[str, Callable]:
-        """Those from outside slm, for `load`."""
-        paths = {"tokenizer": self.tokenizer_class, "model": self.model_class}
-        return {name: locate(path, f"{name}_class") for name, path in paths.items() if path}
-
 
 @json_line.command
 def main() -> int:
@@ -80,7 +75,7 @@ def main() -> int:
 
 def one(request: Request, export: Callable, target: Path, settings: dict[str, Any], run: str) -> dict[str, Any]:
     """Writes, prints and pushes a folder, and returns what the line of print=json has of it. Raises UserError."""
-    model = load(run, runs_dir=request.runs_dir, device="cpu", **request.classes())
+    model = load(run, runs_dir=request.runs_dir, device="cpu", **given(request))
     print(printable(f"{model.path}, step {model.step:,}"))
     lines = written(target, lambda folder: export(model, folder, **settings))
     files = {str(path.relative_to(target)): path.stat().st_size for path in sorted(target.rglob("*")) if path.is_file()}

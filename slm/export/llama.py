@@ -11,18 +11,13 @@ from torch import Tensor
 
 from slm.attention import Attention
 from slm.errors import UserError
+from slm.huggingface.layouts import NOWHERE
 from slm.model import GPT
 from slm.own_model import OwnModel
 
 Choices = Mapping[str, Any]  # of GPTConfig, with the value that each must have
 
-PLAIN: Choices = {  # what no layout has
-    "window": None,
-    "value_embeddings": False,
-    "residual_scalars": False,
-    "logit_softcap": None,
-    "head_bias": False,
-}
+PLAIN: Choices = {"window": None, **NOWHERE}
 LLAMA: Choices = {"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False}
 
 

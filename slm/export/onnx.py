@@ -16,10 +16,8 @@ from torch import nn
 
 from slm.classes import optional
 from slm.errors import UserError, file_operation, one_line
-from slm.files import atomic
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT
-from slm.tokenizers import files
 
 LARGEST = 1e-5  # difference of float32 logits, as a share of the largest: sums in another order
 
@@ -38,8 +36,7 @@ def export(model: LanguageModel, folder: Path) -> list[str]:
     with file_operation("write", path):
         program.save(path)
     (folder / "tokenizer").mkdir()
-    for name, content in files(model.tokenizer).items():
-        atomic.write(folder / "tokenizer" / name, content)
+    model.tokenizer.save(folder / "tokenizer")
     return [compared(runtime, path, model.model)]
 
 

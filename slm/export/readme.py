@@ -4,11 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
-from slm.errors import UserError, one_line, without_secrets
+from slm.errors import UserError, one_line
 from slm.files import run_folder
 from slm.generation.language_model import LanguageModel
 from slm.results import Run
-from slm.security import SECRET, corpus_node, without_login
+from slm.security import SECRET, corpus_node, for_others
 
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 LOCAL = "run_dir=", "runs_dir=", "sweep_dir=", "cache_dir="  # where files are, and nothing else
@@ -91,14 +91,8 @@ def _at(run: Run, name: str, step: int) -> float | None:
 
 def _plain(value: object) -> str:
     """A value of a run as one line without markup, home folders and secrets."""
-    text = one_line(_public("" if value is None else str(value)), 500)
+    text = one_line(for_others("" if value is None else str(value)), 500)
     return re.sub(r"[|<>`\[\]\\*&]", lambda found: f"&#{ord(found[0])};", text)
-
-
-def _public(text: str) -> str:
-    """The text without the user's name in paths, logins in addresses, and secrets of the environment."""
-    home = str(Path.home())
-    return without_secrets(without_login(text.replace(home, "~") if len(home) > 1 else text))
 
 
 def _command(folder: Path) -> str | None:
@@ -107,5 +101,5 @@ def _command(folder: Path) -> str | None:
         return None
     kept = [word for word in overrides if not word.lstrip("+").startswith(LOCAL)]
     kept = [word for word in kept if not SECRET.search(word.partition("=")[0])]
-    words = (one_line(_public(word), 500).replace("`", "") for word in kept)
+    words = (one_line(for_others(word), 500).replace("`", "") for word in kept)
     return shlex.join(["python", "train.py", *words])

@@ -10,7 +10,6 @@ from slm.classes import optional
 from slm.files import atomic
 from slm.generation.language_model import LanguageModel
 from slm.own_model import OwnConfig
-from slm.tokenizers import files
 
 
 def export(model: LanguageModel, folder: Path) -> list[str]:
@@ -26,8 +25,7 @@ def export(model: LanguageModel, folder: Path) -> list[str]:
     atomic.write(path, safetensors.save(weights, metadata={"format": "pt"}))
     atomic.write_text(folder / "model.json", json.dumps(settings, indent=1) + "\n")
     (folder / "tokenizer").mkdir()
-    for name, content in files(model.tokenizer).items():
-        atomic.write(folder / "tokenizer" / name, content)
+    model.tokenizer.save(folder / "tokenizer")
     read = safetensors.load_file(path)
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], weights[name]) for name in weights)

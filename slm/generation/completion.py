@@ -69,6 +69,13 @@ class TextDecoder:
         return self.decoder.decode(b"", final=True)
 
 
+def held_back(text: str, stops: Iterable[str]) -> int:
+    """Characters at the end of a text with which one of these stop sequences may begin."""
+    lengths = (size for stop in stops for size in range(min(len(stop), len(text)), 0, -1)
+               if text.endswith(stop[:size]))  # fmt: skip
+    return max(lengths, default=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     prompt: str

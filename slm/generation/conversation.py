@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from slm.chat_template import ChatTemplate
+from slm.generation.completion import held_back
 from slm.tokenizers import Tokenizer
 
 
@@ -43,7 +44,7 @@ def before(pieces: Iterator[str], stop: str) -> Iterator[str]:
         if (end := held.find(stop)) >= 0:
             yield held[:end]
             return
-        kept = next((size for size in range(min(len(stop), len(held)), 0, -1) if stop.startswith(held[-size:])), 0)
+        kept = held_back(held, [stop])
         yield held[: len(held) - kept]
         held = held[len(held) - kept :]
     yield held

@@ -1,5 +1,6 @@
 """The architectures of transformers that compute the same function as a GPT of some choices, and their config.json."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,12 @@ GPT2_NAMES = {
 GATED = {"swiglu": "silu", "geglu": "gelu"}  # model.mlp -> the activation of transformers
 PLAIN = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 SAME = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}  # equal functions
-NOWHERE = {"value_embeddings": False, "residual_scalars": False, "head_bias": False, "logit_softcap": None}
+NOWHERE = {  # choices of GPT that no other program has, and the values that stand for none
+    "value_embeddings": False,
+    "residual_scalars": False,
+    "head_bias": False,
+    "logit_softcap": None,
+}
 ROPE_BASE = 10_000.0
 
 
@@ -60,9 +66,8 @@ class Layout:
             "bias": (bool(self.biases) or not config.bias, "false"),
             "kv_heads": (self.grouped or config.kv_width == config.width, "null"),
             "window": (windows in ("none", self.windows) or (windows, self.windows) == ("one", "some"), "null"),
-            **{name: (getattr(config, name) == value, str(value or "null").lower()) for name, value in NOWHERE.items()},
+            **{name: (getattr(config, name) == value, _written(value)) for name, value in NOWHERE.items()},
         }
-        fits["head_bias"] = (not config.head_bias, "false")
         return {name: needed for name, (fitting, needed) in fits.items() if not fitting}
 
 
@@ -155,11 +160,8 @@ def layout_of(config: GPTConfig) -> str:
 
 
 def _written(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    """As an override of a command."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def settings_of(config: GPTConfig, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slm.classes import locate
+from slm.classes import given
 from slm.errors import Stopped, UserError, explain, one_line, one_line_errors, report
 from slm.files import atomic, json_line
 from slm.files.run_folder import new_folder
@@ -113,8 +113,7 @@ def generate_main():
         if prompts:
             config["prompt"] = prompts[-1].partition("=")[2]
         request = typed(Request, config, "")
-        given = {"tokenizer": request.tokenizer_class, "model": request.model_class}
-        classes = {key: locate(path, f"{key}_class") for key, path in given.items() if path}
+        classes = given(request)
         if request.ui or request.serve:
             from slm.serving.command import serve_command
 

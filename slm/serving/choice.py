@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from slm.generation.completion import TextDecoder
+from slm.generation.completion import TextDecoder, held_back
 from slm.generation.scores import Scored
 from slm.tokenizers import Tokenizer
 
@@ -35,17 +35,11 @@ class Choice:
         if found := [place for place in places if place >= 0]:
             self.text, self.finish_reason = self.text[: min(found)], "stop"
             return self.piece(len(self.text))
-        return self.piece(len(self.text) - self.held())
+        return self.piece(len(self.text) - held_back(self.text, self.stops))
 
     def end(self, reason: str) -> Piece:
         self.text, self.finish_reason = self.text + self.decoder.end(), reason
         return self.piece(len(self.text))
-
-    def held(self) -> int:
-        """Characters at the end with which a stop sequence may begin."""
-        lengths = (size for stop in self.stops for size in range(min(len(stop), len(self.text)), 0, -1)
-                   if self.text.endswith(stop[:size]))  # fmt: skip
-        return max(lengths, default=0)
 
     def piece(self, end: int) -> Piece:
         """The text up to a place, as far as it was not sent, and its tokens."""
