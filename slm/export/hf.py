@@ -123,11 +123,7 @@ def compare_ids(model: LanguageModel, tokenizer: Any) -> str:
     are resolved by rounding errors: the same pieces in another order."""
     texts = difficult_strings(model.tokenizer, STRINGS)
     before = [model.tokenizer.eos] if model.eos_first else []
-    found = [
-        ids[len(before) :] if ids[: len(before)] == before else [-1]
-        for ids in tokenizer(texts, split_special_tokens=True)["input_ids"]
-    ]
-    different = differing(model.tokenizer, texts, found)
+    different = differing(model.tokenizer, texts, tokenizer(texts, split_special_tokens=True)["input_ids"], before)
     ties = tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram"
     if wrong := [text for text, reordered in different.items() if not (ties and reordered)]:
         raise UserError(

@@ -63,8 +63,7 @@ def comparable(model: LanguageModel) -> list[str]:
 def check_ids(model: LanguageModel, texts: Sequence[str], found: Sequence[Sequence[int]]):
     """Raises: UserError: if llama.cpp gives a text other ids than training did, or other ids before it."""
     start = [model.tokenizer.eos] * model.eos_first
-    others = [ids[len(start) :] if ids[: len(start)] == start else [-1] for ids in found]
-    if wrong := differing(model.tokenizer, texts, others):
+    if wrong := differing(model.tokenizer, texts, found, start):
         raise UserError(
             f"llama.cpp gives {len(wrong):,} of {len(texts):,} strings other ids, such as "
             f"{printable(repr(min(wrong, key=len)), 100)}{REPORT}"

@@ -83,8 +83,13 @@ def difficult_strings(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[s
     return [*DIFFICULT, *mixed][:count]
 
 
-def differing(tokenizer: Tokenizer, texts: Sequence[str], others: Sequence[Sequence[int]]) -> dict[str, bool]:
-    """The texts to which the tokenizer gives other ids; true: the same ids in another order."""
-    arrays = tokenizer.encode_batch(texts)
-    pairs = [(text, ours.tolist(), [*theirs]) for text, ours, theirs in zip(texts, arrays, others, strict=True)]
-    return {text: sorted(ours) == sorted(theirs) for text, ours, theirs in pairs if ours != theirs}
+def differing(
+    tokenizer: Tokenizer, texts: Sequence[str], others: Sequence[Sequence[int]], start: Sequence[int] = ()
+) -> dict[str, bool]:
+    """The texts to which the tokenizer, behind the ids `start`, gives other ids; true: behind these the same ones in
+    another order."""
+    found, begin = {}, len(start)
+    for text, ours, theirs in zip(texts, tokenizer.encode_batch(texts), others, strict=True):
+        if [*start, *ours.tolist()] != [*theirs]:
+            found[text] = [*theirs[:begin]] == [*start] and sorted(ours.tolist()) == sorted(theirs[begin:])
+    return found
