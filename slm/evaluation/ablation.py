@@ -17,6 +17,7 @@ from slm.evaluation.intervals import Bootstrap, shown
 from slm.evaluation.stories import Paid
 from slm.generation.language_model import LanguageModel
 from slm.generation.text_loss import padded, slices, window_nats
+from slm.run.overrides import differing
 from slm.security import leaves
 from slm.tables import columns
 
@@ -104,19 +105,17 @@ def summary(
     rows.sort(key=lambda row: -abs(row["saved"]["mean"]))
     return {
         "models": [{"checkpoint": str(model.path), "step": model.step} for model in (first, second)],
-        "changed": dict(changes(first.config, second.config)),
+        "changed": changes(first.config, second.config),
         "saved": bootstrap.ratio(total, weights),
         "where": rows,
         "seed": seed,
     }
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The keys of two configurations that differ, with both values."""
-    old, new = dict(leaves(before)), dict(leaves(after))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(NOT_SHOWN):
-            yield key, [old.get(key), new.get(key)]
+    kept = (dict(item for item in leaves(config) if not item[0].startswith(NOT_SHOWN)) for config in (before, after))
+    return dict(sorted(differing(*kept).items()))
 
 
 def sentence(found: Mapping[str, Any]) -> str:
