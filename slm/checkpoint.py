@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -170,10 +170,7 @@ def _model_config(path: Path, values: dict[str, Any], make: Callable | None) -> 
 def _checked(path: Path, kind: type, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     for name, value in values.items():
-        types = _types_in(hints.get(name))
-        types |= {int} if float in types else set()
-        fitting = all(type(item) in types and (type(item) is not int or item < MAX_NUMBER) for _, item in leaves(value))
-        if name in hints and not fitting:
+        if name in hints and not _fits(value, hints[name]):
             shown = one_line(repr(value), 100)
             raise UserError(f"{path} is damaged: {where}.{name}={shown} has the wrong type or is too large")
     try:
@@ -199,9 +196,15 @@ def _own_config(path: Path, values: dict[str, Any], make: Callable | None) -> Ow
         raise UserError(f"{path} does not hold the settings of this class but those of {name}: {error}") from None
 
 
-def _types_in(hint: Any) -> set[type]:
-    """The types of single values in an annotation, without its lists."""
-    return set().union(*map(_types_in, get_args(hint))) if get_args(hint) else {hint}
+def _fits(value: Any, hint: Any) -> bool:
+    """True if a value has the type of an annotation: a class, a list, or a choice of them. Numbers are bounded."""
+    if get_origin(hint) is list:
+        return type(value) is list and all(_fits(item, *get_args(hint)) for item in value)
+    if get_args(hint):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if type(value) is int:
+        return hint in (int, float) and value < MAX_NUMBER
+    return type(value) is hint
 
 
 def _unpickled(path: Path) -> Any:

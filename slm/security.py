@@ -115,7 +115,7 @@ def is_number(value: Any) -> bool:
 
 def is_file_name(name: str) -> bool:
     """True for a name that is one file, not hidden, on every system."""
-    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:") and len(name.encode()) < 256
+    return name.isprintable() and name[:1] not in ("", ".") and not set(name) & set("/\\:") and len(name.encode()) < 256
 
 
 def has_wandb_key(host: str | None) -> bool:

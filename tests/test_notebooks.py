@@ -41,4 +41,4 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert not [output for output in outputs if "ipywidgets" in output.get("text", "")]  # which nobody has to install
+    assert not [output for output in outputs if 'install "ipywidgets"' in output.get("text", "")]  # rich's request
