@@ -13,8 +13,7 @@ from slm.generation.sampling import Sampler
 from slm.generation.scores import Scored
 from slm.serving.address import Address
 from slm.serving.choice import Choice, joined
-from slm.serving.guard import Guard
-from slm.serving.models import MAX_WAITING, Busy, Turns, in_time
+from slm.serving.models import MAX_WAITING, in_time
 from slm.serving.request import Defaults, chat_request, completion_request
 from slm.tokenizers.bytes import ByteTokenizer
 
@@ -113,7 +112,7 @@ def test_a_request_without_settings_has_those_of_the_command():
         refused(partial(chat_request, {"messages": wrong}, DEFAULTS, lambda name: None), "messages must be a list")
 
 
-def status(guard: Guard, method="POST", path="/v1/completions", query="", **headers: str) -> tuple[int, dict[str, str]]:
+def status(guard, method="POST", path="/v1/completions", query="", **headers: str) -> tuple[int, dict[str, str]]:
     """Status and headers of the answer to a request."""
     sent = []
 
@@ -132,6 +131,9 @@ async def ok(scope, receive, send):
 
 
 def test_requests_of_others_are_refused():
+    pytest.importorskip("starlette", reason='a server needs pip install "slm[serve]"')
+    from slm.serving.guard import Guard
+
     local = Guard(ok, Address(host="127.0.0.1", port=8080, token=None))
     assert status(local)[0] == 200
     assert status(local, host="localhost:8080", origin="http://localhost:8080")[0] == 200
@@ -167,17 +169,22 @@ def test_another_machine_needs_a_token():
 
 
 def test_one_request_is_worked_on_and_a_bounded_number_waits():
-    async def ask(turns: Turns, at_once: list[int]):
-        async with turns.turn():
+    pytest.importorskip("starlette", reason='a server needs pip install "slm[serve]"')
+    from anyio import CapacityLimiter
+
+    from slm.serving.openai import Busy, turn
+
+    async def ask(limiter: CapacityLimiter, at_once: list[int]):
+        async with turn(limiter):
             at_once[0] += 1
             assert at_once[0] == 1
             await asyncio.sleep(0)
             at_once[0] -= 1
 
     async def ask_often(count: int) -> list:
-        turns, at_once = Turns(), [0]
-        first = await asyncio.gather(*(ask(turns, at_once) for _ in range(count)), return_exceptions=True)
-        await ask(turns, at_once)  # afterwards there is room again
+        limiter, at_once = CapacityLimiter(1), [0]
+        first = await asyncio.gather(*(ask(limiter, at_once) for _ in range(count)), return_exceptions=True)
+        await ask(limiter, at_once)  # afterwards there is room again
         return first
 
     assert asyncio.run(ask_often(MAX_WAITING + 1)) == [None] * (MAX_WAITING + 1)

@@ -1,9 +1,8 @@
 """The models that a server offers, by short names, and the bounds on what may be asked of them."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from slm.corpora import made_by
 from slm.corpora.storyworld.corpus import Storyworld
@@ -16,10 +15,6 @@ MAX_SECONDS = 300.0  # of one request
 MAX_WAITING = 16  # requests, beside the one that is worked on
 MAX_TOKENS = 4096  # new ones, of one text
 MAX_PROMPT = 10**5  # characters
-
-
-class Busy(UserError):
-    """Too many requests wait."""
 
 
 def named(models: Sequence[LanguageModel]) -> dict[str, LanguageModel]:
@@ -54,22 +49,3 @@ def in_time(steps: Generator, seconds: float = MAX_SECONDS) -> Iterator:
             yield step
             if time.monotonic() > end:
                 return
-
-
-class Turns:
-    """One request at a time is worked on, and a bounded number waits."""
-
-    def __init__(self):
-        self.lock, self.waiting = asyncio.Lock(), 0  # waiting: with the one that is worked on
-
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Raises: Busy: if MAX_WAITING requests wait."""
-        if self.waiting > MAX_WAITING:
-            raise Busy(f"{MAX_WAITING} requests wait already; try again later")
-        self.waiting += 1
-        try:
-            async with self.lock:
-                yield
-        finally:
-            self.waiting -= 1

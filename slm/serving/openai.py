@@ -1,5 +1,6 @@
 """serve=openai: the models behind the API of OpenAI: /v1/models, /v1/completions and /v1/chat/completions."""
 
+import contextlib
 import json
 import time
 import traceback
@@ -7,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
@@ -17,7 +19,7 @@ from slm.chat_template import chat_template
 from slm.errors import UserError
 from slm.generation.language_model import LanguageModel
 from slm.serving.answers import ChatAnswer, CompletionAnswer
-from slm.serving.models import Busy, Turns
+from slm.serving.models import MAX_WAITING
 from slm.serving.request import Defaults, TextRequest, chat_request, completion_request
 from slm.serving.texts import Texts
 
@@ -29,12 +31,25 @@ class Unknown(UserError):
     """A model that is not served."""
 
 
+class Busy(UserError):
+    """Too many requests wait."""
+
+
+@contextlib.asynccontextmanager
+async def turn(limiter: CapacityLimiter) -> AsyncIterator[None]:
+    """A request waits until it is its turn. Raises: Busy: if MAX_WAITING others wait."""
+    if limiter.statistics().tasks_waiting >= MAX_WAITING:
+        raise Busy(f"{MAX_WAITING} requests wait already; try again later")
+    async with limiter:
+        yield
+
+
 class Api:
     """The endpoints on models by name; a request without a name means the first one."""
 
     def __init__(self, models: Mapping[str, LanguageModel], defaults: Defaults):
         self.models, self.defaults = models, defaults
-        self.turns, self.started = Turns(), int(time.time())
+        self.limiter, self.started = CapacityLimiter(1), int(time.time())
 
     def app(self) -> Starlette:
         routes = [
@@ -76,7 +91,7 @@ class Api:
         answer = kind(id=f"{kind.PREFIX}-{uuid.uuid4().hex}", model=name, asked=asked, texts=texts)
         if asked.stream:
             return StreamingResponse(self.events(answer, texts), media_type="text/event-stream")
-        async with self.turns.turn():
+        async with turn(self.limiter):
             async for found in iterate_in_threadpool(answer.collected()):
                 if found:
                     return JSONResponse(found)
@@ -87,7 +102,7 @@ class Api:
     async def events(self, answer: Answer, texts: Texts) -> AsyncIterator[str]:
         """Server-sent events. An error after the first one is an event, too."""
         try:
-            async with self.turns.turn():
+            async with turn(self.limiter):
                 async for part in iterate_in_threadpool(answer.parts()):
                     yield event(part)
         except UserError as error:

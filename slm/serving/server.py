@@ -5,16 +5,17 @@ import logging
 import socket
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from slm.files import json_line
 from slm.serving.address import Address
-from slm.serving.guard import App, Guard
+from slm.serving.guard import Guard
 
 AT_END = "graceful shutdown", "without completing response"  # messages on answers that Ctrl-C cuts off
 CONNECTIONS = 100  # at a time
 
 
-def run(app: App, address: Address, what: str, path: str):
+def run(app: ASGIApp, address: Address, what: str, path: str):
     """Serves until Ctrl-C; prints the address of a path. Raises: UserError: if the port cannot be used."""
     with address.open() as listening:
         host, port = listening.getsockname()[:2]

@@ -60,12 +60,11 @@ def export(
     weights.check(model.model)
     words = vocabulary.plain(model.tokenizer)
     corpus = stories.corpus_of(model.path, model.config, model.corpus)
-    near = weights.rounded(model.model)
+    near, table, numbers = weights.rounded(model.model)
     loss = losses(model, near, held_out(model, corpus, text))
     proofs = proven(near, model)
     name = str(model.config.get("name") or "model")
     title = title or name.replace("_", " ")
-    table, numbers = weights.layout(model.model)
     data = {
         "model": weights.settings(model.model.config, table),
         "tokenizer": words,

@@ -38,32 +38,25 @@ def check(model: Any):
         raise UserError(f"the model has {count:,} parameters, and a page holds {MAX_NUMBERS:,}; take format=hf or gguf")
 
 
-def rounded(model: GPT) -> GPT:
-    """A copy with the weights that the page computes with."""
+def rounded(model: GPT) -> tuple[GPT, list[list], bytes]:
+    """A copy with the weights of the page; the table of gpt.js, [name, rows, columns] or [name, length];
+    and the numbers in its order, little-endian."""
     near = copy.deepcopy(model)
-    for parameter in near.parameters():
-        if parameter.dim() == 2:
-            eight, scales = in_eight_bits(parameter)
-            parameter.data = eight.float() * scales.float()[:, None]
-    return near
-
-
-def layout(model: GPT) -> tuple[list[list], bytes]:
-    """The table of gpt.js, [name, rows, columns] or [name, length], and the numbers in its order, little-endian."""
     table, parts = [], []
-    for name, parameter in model.named_parameters():  # one name for a tied matrix
+    for name, parameter in near.named_parameters():  # one name for a tied matrix
         table.append([name, *parameter.shape])
         if parameter.dim() == 2:
             eight, scales = in_eight_bits(parameter)
+            parameter.data = eight.float() * scales.float()[:, None]
             parts += [eight.numpy().tobytes(), floats(scales)]
         else:
             parts.append(floats(parameter))
-    if model.rotary:
-        config = model.config
+    if near.rotary:
+        config = near.config
         frequencies = config.rope_base ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
         table.append(["frequencies", len(frequencies)])
         parts.append(floats(frequencies))
-    return table, b"".join(parts)
+    return near, table, b"".join(parts)
 
 
 def floats(numbers: Tensor) -> bytes:
