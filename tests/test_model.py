@@ -11,6 +11,7 @@ from slm.attention import Cache
 from slm.errors import UserError
 from slm.estimate import parameters, training_flops_per_token
 from slm.loss import cross_entropy, token_nats
+from slm.lora import LoRAConfig
 from slm.model import GPT, MLPS, GPTConfig
 from slm.run import cli
 
@@ -93,6 +94,21 @@ def test_flops_are_those_that_torch_counts(choice):
     with FlopCounterMode(display=False) as counter:
         model(tokens)
     assert 3 * counter.get_total_flops() == 3 * config.context * training_flops_per_token(config)
+
+
+def test_flops_with_frozen_matrices_are_those_that_torch_counts():
+    """But for the input gradients of the first adapted layer, which nothing needs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = GPTConfig(**{**PLAIN, "tied": False, "depth": 3, "lora": LoRAConfig(rank=2)})
+    with torch.device("meta"):
+        model = GPT(config)
+        tokens = torch.zeros(3, config.context, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    first = model.blocks[0].attention.qkv
+    missing = 2 * (first.weight.numel() + first.lora_a.numel())
+    assert counter.get_total_flops() == 3 * config.context * (training_flops_per_token(config) - missing)
 
 
 def test_a_window_saves_the_flops_of_the_positions_before_it():
