@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
-from slm.errors import UserError
+from slm.errors import UserError, printable
 from slm.security import corpus_nodes
 
 MAX_MARKER = 100  # characters
+ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}  # also those of ShareGPT
+ROLES |= {"assistant": "assistant", "gpt": "assistant"}
 Message = Mapping[str, str]  # role (system, user or assistant) and content
 
 
@@ -44,42 +47,59 @@ class ChatTemplate:
 
         Raises: UserError: unless turns of user and assistant alternate; for a marker within a turn.
         """
-        if (roles := [message["role"] for message in messages])[:1] == ["system"]:
-            messages, roles = self._without_system(messages), roles[1:]
-        expected = ["user", "assistant"] * len(roles)
-        if roles != expected[: len(roles)] or not roles or (roles[-1] == "assistant") != answers:
+        roles = [message["role"] for message in messages]
+        if roles[:1] == ["system"]:
+            roles = roles[1:]
+            contents = [message["content"].strip() for message in messages[:2]]
+            messages = [{"role": "user", "content": "\n\n".join(contents)}, *messages[2:]]
+        if (
+            not roles
+            or roles != [*islice(cycle(("user", "assistant")), len(roles))]
+            or (roles[-1] == "assistant") != answers
+        ):
             last = "an answer" if answers else "a turn of the user"
-            raise UserError(f"the roles {', '.join(roles)} must be user and assistant in turn, and end with {last}")
+            shown = printable(", ".join(roles), 100) or "none"
+            raise UserError(f"the roles ({shown}) must be user and assistant in turn, and end with {last}")
         parts = []
         for message in messages:
             content = message["content"].strip()
-            markers = self.stop, self.assistant.rstrip()
-            if found := next((marker for marker in markers if marker in f"\n{content}\n"), None):
-                raise UserError(
-                    f"a turn holds {found!r}, which divides turns; give another data.user or data.assistant"
-                )
+            for marker in (self.stop, self.assistant.rstrip()):
+                if marker in f"\n{content}\n":
+                    raise UserError(
+                        f"a turn holds {marker!r}, which divides turns; give another data.user or data.assistant"
+                    )
             parts += [self.user if message["role"] == "user" else self.assistant, content]
         return "".join([*parts, *([] if answers else [self.assistant])]).lstrip()
-
-    def _without_system(self, messages: Sequence[Message]) -> list[Message]:
-        contents = [message["content"].strip() for message in messages[:2]]
-        return [{"role": "user", "content": "\n\n".join(contents)}, *messages[2:]]
 
     def jinja(self) -> str:
         """The same as a template of transformers, whose text its tokenizer encodes as any other. The start of an answer
         has no white space at its end: an id often holds a space and the word after it."""
-        first, user, assistant = (_quoted(text) for text in (self.user.lstrip(), self.user, self.assistant))
-        system = "{%- if messages[0].role == 'system' -%}{%- set lead = messages[0].content | trim + '\\n\\n' -%}"
-        system += "{%- set messages = messages[1:] -%}{%- else -%}{%- set lead = '' -%}{%- endif -%}"
-        content = "{%- if loop.first -%}{{ " + first + " + lead }}{%- else -%}{{ " + user + " }}{%- endif -%}"
-        role = "{%- if m.role == 'user' -%}" + content + "{%- else -%}{{ " + assistant + " }}{%- endif -%}"
-        loop = "{%- for m in messages -%}" + role + "{{ m.content | trim }}{%- endfor -%}"
-        end = "{%- if add_generation_prompt -%}{{ " + _quoted(self.assistant.rstrip()) + " }}{%- endif -%}"
-        return system + loop + end
+        system = "loop.index0 == 1 and messages[0].role == 'system'"
+        before = f"{self.assistant!r} if m.role == 'assistant' else {self.user.lstrip()!r} if loop.first else "
+        before += f"'\\n\\n' if {system} else {self.user!r}"
+        turns = "{%- for m in messages -%}{{ " + before + " }}{{ m.content | trim }}{%- endfor -%}"
+        return turns + f"{{%- if add_generation_prompt -%}}{{{{ {self.assistant.rstrip()!r} }}}}{{%- endif -%}}"
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+def messages_of(value: Any) -> list[Message]:
+    """The turns of a list in the form of OpenAI (role and content, a text or parts with text) or ShareGPT (from and
+    value); null is "". Raises: UserError: for another form, with the number of the turn."""
+    if not isinstance(value, list):
+        raise UserError("messages must be a list of objects with role (system, user or assistant) and content (text)")
+    messages = []
+    for number, turn in enumerate(value, 1):
+        turn = turn if isinstance(turn, Mapping) else {}
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value", {}))
+        if not isinstance(role, str) or role not in ROLES:
+            raise UserError(
+                f"message {number} has the role {printable(repr(role), 40)}, which must be system, user or assistant"
+            )
+        parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"message {number} needs a content that is text")
+        messages.append({"role": ROLES[role], "content": "".join(texts)})
+    return messages
 
 
 def chat_template(config: Mapping[str, Any], source: str = "") -> ChatTemplate | None:

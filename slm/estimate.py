@@ -48,9 +48,10 @@ def parts(config: AnyConfig) -> dict[str, int]:
 
 
 def training_flops_per_token(config: AnyConfig) -> int:
-    """6 per weight of a linear layer, 4 of one that LoRA freezes (an input gradient and no weight gradient), plus 12 * width per block and visible position for attention scores and their use (arXiv:2204.02311, appendix B):
-    those of the context, or of the window if it is shorter. Recomputed activations do not count, as usual for MFU. Of a
-    model of one's own: 6 per parameter but embeddings; a head that is tied to one counts."""
+    """6 per weight of a linear layer, 4 of one that LoRA freezes (an input gradient and no weight gradient), plus
+    12 * width per block and visible position for attention scores and their use (arXiv:2204.02311, appendix B): those
+    of the context, or of the window if it is shorter. Recomputed activations do not count, as usual for MFU. Of a model
+    of one's own: 6 per parameter but embeddings; a head that is tied to one counts."""
     if not isinstance(config, GPTConfig):
         others = [module for module in _without_memory(config).modules() if not isinstance(module, nn.Embedding)]
         return 6 * sum(p.numel() for p in {p for module in others for p in module.parameters(recurse=False)})

@@ -108,13 +108,50 @@ def test_a_template_and_what_it_refuses():
         assert chat_template(foreign) is None
 
 
-def test_rows_of_another_form_are_refused_with_their_line(tmp_path):
-    wrong = {'{"prompt": "x"}': "completion", '{"messages": [{"role": "robot"}]}': "messages", "[1]": "line 2"}
-    wrong |= {'{"prompt": 1, "completion": "x"}': "no text", '{"prompt": "a\\nUser:", "completion": "x"}': "divides"}
-    for number, (line, message) in enumerate(wrong.items()):
-        source = corpus(tmp_path / "chat.jsonl")
-        (tmp_path / "chat.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n")
-        refused(lambda source=source: list(source.documents("train")), message, "line 2"), number
+def test_rows_as_people_know_them_are_read_and_others_refused_with_their_line(tmp_path):
+    say = "User: a\n\nb\nAssistant: c"
+    right = [
+        {"prompt": "a\n\nb", "completion": "c"},
+        {"instruction": "a", "input": "b", "output": "c"},
+        {"instruction": "a\n\nb", "input": "", "output": "c"},
+        {"conversations": [{"from": "human", "value": "a\n\nb"}, {"from": "gpt", "value": "c"}]},
+        {
+            "messages": [
+                {"role": "developer", "content": "a"},
+                {"role": "user", "content": [{"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": "c"},
+            ]
+        },
+    ]
+    source, lines = corpus(tmp_path / "chat.jsonl", train_ratio=0.5), tmp_path / "chat.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in right))
+    assert [*source.all_documents()] == [say] * len(right)
+    deep, long = "[" * 100_000, json.dumps({"messages": [{"role": "user", "content": "a"}] * 9000})
+    wrong = {
+        '{"prompt": "x"}': "completion",
+        "{}": "keys",
+        "[1]": "object",
+        deep: "depth",
+        long: "in turn",
+        '{"prompt": 1, "completion": "x"}': "prompt is int",
+        '{"prompt": "a\\nUser:", "completion": "x"}': "divides",
+        '{"prompt": "\\ud800", "completion": "x"}': "surrogate",
+        '{"instruction": "a", "input": [1], "output": "x"}': "input is list",
+        '{"messages": "hi"}': "messages must be a list",
+        '{"messages": []}': "in turn",
+        '{"messages": [null]}': "message 1",
+        '{"messages": [{"role": "ro\\n\\u001b[2Jbot"}]}': "message 1",
+        '{"messages": [{"role": ["user"], "content": "x"}]}': "message 1",
+        '{"messages": [{"role": "user"}]}': "content",
+        '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}': "content",
+        '{"conversations": [{"from": "bing", "value": "x"}]}': "bing",
+        '{"chosen": "a", "rejected": "b"}': "chosen, rejected",
+    }
+    for line, message in wrong.items():
+        lines.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n")
+        answer = refused(lambda: [*source.all_documents()], message, "line 2")
+        assert len(answer) < 400
+        assert answer.isprintable()
 
 
 def test_an_answer_ends_before_the_next_turn_and_old_turns_are_left_out():

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from slm.attention import Cache
 from slm.errors import UserError
 from slm.estimate import parameters, training_flops_per_token
-from slm.loss import cross_entropy, token_nats
 from slm.lora import LoRAConfig
+from slm.loss import cross_entropy, token_nats
 from slm.model import GPT, MLPS, GPTConfig
 from slm.run import cli
 

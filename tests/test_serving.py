@@ -109,7 +109,7 @@ def test_a_request_without_settings_has_those_of_the_command():
         [{"role": "x", "content": "a"}],
         [{"content": [1], "role": "user"}],
     ):
-        refused(partial(chat_request, {"messages": wrong}, DEFAULTS, lambda name: None), "messages must be a list")
+        refused(partial(chat_request, {"messages": wrong}, DEFAULTS, lambda name: None), "message")
 
 
 def status(guard, method="POST", path="/v1/completions", query="", **headers: str) -> tuple[int, dict[str, str]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.chat_template import ChatTemplate, Message
+from slm.chat_template import ChatTemplate, Message, messages_of
 from slm.corpora import digest_of
 from slm.corpora.division import SplitMethod
 from slm.corpora.files import Files
@@ -13,13 +13,13 @@ from slm.corpora.rows import json_rows
 from slm.corpora.template import encodable
 from slm.errors import UserError, printable
 
-ROLES = ("system", "user", "assistant")
+PAIRS = ("prompt", "completion"), ("instruction", "output")
 
 
 class Instructions(Files):
-    """Rows with `prompt` and `completion`, or with `messages`, a list of objects with role and content.
-
-    A document is the text of `ChatTemplate`, whose markers are `user` and `assistant`. See `Files`.
+    """Rows with `prompt` and `completion`, or with `messages`, a list of objects with role and content; or as Alpaca
+    (`instruction`, `input`, `output`) or ShareGPT (`conversations` with from and value). Those with a blank turn are
+    skipped. A document is the text of `ChatTemplate`, whose markers are `user` and `assistant`. See `Files`.
     """
 
     suffixes, format, column_key = (".jsonl", ".ndjson", ".json"), "json", "data.path"
@@ -40,33 +40,28 @@ class Instructions(Files):
 
     def _texts(self, path: Path, tally: Counter[str]) -> Iterator[str | None]:
         for where, row in json_rows(path, self.encoding):
-            messages = messages_of(row, where)
             try:
-                yield messages and encodable(self.chat.text(messages), where)
+                messages = conversation(row)
+                text = self.chat.text(messages) if all(message["content"].strip() for message in messages) else None
             except UserError as error:
-                raise UserError(f"{where}: {error}" if where not in str(error) else str(error)) from None
+                raise UserError(f"{where}: {error}") from None
+            yield text and encodable(text, where)
 
     def fingerprint(self) -> str:
         return digest_of([super().fingerprint(), self.chat.user, self.chat.assistant])
 
 
-def messages_of(row: Mapping[str, Any], where: str) -> list[Message] | None:
-    """The turns of a row; None if one of them is null. Raises: UserError: for a row of another form."""
-    if "messages" in row:
-        messages = row["messages"]
-    elif "prompt" in row and "completion" in row:
-        pair = zip(ROLES[1:], (row["prompt"], row["completion"]))
-        messages = [{"role": role, "content": content} for role, content in pair]
-    else:
-        keys = printable(", ".join(map(str, row)), 200)
-        raise UserError(f"{where} must have prompt and completion, or messages; its keys are {keys or 'none'}")
-    if not isinstance(messages, list) or not all(
-        isinstance(its, dict) and its.get("role") in ROLES for its in messages
-    ):
-        raise UserError(f"{where}: messages must be a list of objects with role (system, user, assistant) and content")
-    contents = [its.get("content") for its in messages]
-    if any(content is None or (isinstance(content, str) and not content.strip()) for content in contents):
-        return None
-    if not all(isinstance(content, str) for content in contents):
-        raise UserError(f"{where}: a turn is no text; write its parts as one text first")
-    return messages
+def conversation(row: Mapping[str, Any]) -> list[Message]:
+    """The turns of a row, "" for null. Raises: UserError: for a row of another form."""
+    if "messages" in row or "conversations" in row:
+        return messages_of(row.get("messages", row.get("conversations")))
+    for question, answer in PAIRS:
+        if question in row and answer in row:
+            further = [row["input"]] if question == "instruction" and row.get("input") else []
+            for key in (question, answer, *["input"] * len(further)):
+                if not isinstance(row[key], str | None):
+                    raise UserError(f"{key} is {type(row[key]).__name__}, and must be a text")
+            asked = "\n\n".join([row[question] or "", *further])
+            return [{"role": "user", "content": asked}, {"role": "assistant", "content": row[answer] or ""}]
+    keys = printable(", ".join(map(str, row)), 200)
+    raise UserError(f"the keys must be prompt and completion, or messages, and are {keys or 'none'}")

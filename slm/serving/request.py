@@ -1,16 +1,16 @@
 """What a client of the API asks for: its JSON to a checked `TextRequest`, the rest of the command's settings in it."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slm.chat_template import ChatTemplate
+from slm.chat_template import ChatTemplate, messages_of
 from slm.errors import UserError
 from slm.generation.sampling import Sampler
 from slm.serving.models import MAX_PROMPT, MAX_TOKENS
 
-MAX_PROMPTS, MAX_CHOICES, MAX_STOPS, MAX_STOP, MAX_TOP = 64, 16, 4, 200, 20
+MAX_PROMPTS, MAX_CHOICES, MAX_STOPS, MAX_STOP, MAX_TOP, MAX_MESSAGES = 64, 16, 4, 200, 20, 1000
 IGNORED = "user", "metadata", "store", "safety_identifier", "service_tier", "parallel_tool_calls"
 NEUTRAL = {  # what this server has not, and the values that ask for nothing
     "presence_penalty": (0, None),
@@ -154,6 +154,8 @@ def chat_request(values: Any, defaults: Defaults, template_of: Callable[[str], C
     wanted, top = body.flag("logprobs"), body.whole("top_logprobs", 0, 0, MAX_TOP)
     messages, both = messages_of(body.values.pop("messages", None)), shared(body, defaults)
     body.end()
+    if not 1 <= len(messages) <= MAX_MESSAGES or sum(len(its["content"]) for its in messages) > MAX_PROMPT:
+        raise UserError(f"messages must be 1 to {MAX_MESSAGES}, with at most {MAX_PROMPT} characters")
     if template := template_of(both["model"]):
         text, both["stop"] = template.text(messages, answers=False), [*both["stop"], template.stop]
     else:
@@ -165,24 +167,3 @@ def chat_request(values: Any, defaults: Defaults, template_of: Callable[[str], C
         top=top if wanted else None,
         **both,
     )
-
-
-def messages_of(value: Any) -> list[dict[str, str]]:
-    """Messages with a role and one text each. Raises: UserError: for anything else."""
-    rule = "messages must be a list of objects with role (system, user or assistant) and content (text)"
-    if not isinstance(value, list) or not 1 <= len(value) <= 1000:
-        raise UserError(rule)
-    messages = []
-    for message in value:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list) or message.get("role") not in ("system", "developer", "user", "assistant"):
-            raise UserError(rule)
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(rule)
-        role = "system" if message["role"] == "developer" else message["role"]
-        messages.append({"role": role, "content": "".join(texts)})
-    if sum(len(message["content"]) for message in messages) > MAX_PROMPT:
-        raise UserError(f"messages must have at most {MAX_PROMPT} characters")
-    return messages
