@@ -9,11 +9,11 @@ python -m slm.evaluate RUN tasks=[blimp]    standard tests: docs/standard_tests.
 
 RUN is a run folder or a .ckpt file. Further words: split=train, source=NAME of a mixture, tokens=200000 of held-out
 text at most, samples=200, temperature=[1,0.8], measures=[loss,texts,memorisation,probes,stories], bleu=FILE with lines
-of prompt and completion, seed=0, cache_dir=FOLDER. Writes evaluation.json into the run folder, and its report.
+of prompt and completion, seed=0, device=cpu, cache_dir=FOLDER. Writes evaluation.json into the run
+folder, and its report.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,11 @@ from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import LanguageModel, load
 from slm.generation.text_loss import text_loss
-from slm.run.overrides import normalized, parsed
-from slm.run.read_config import typed
+from slm.run.words import divided, values_of
 
 
 @json_line.command
 def main():
-    if any(word.startswith("tasks=") for word in sys.argv[1:]):
-        return standard_tests.command(sys.argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m slm.evaluate",
         description=__doc__.partition("\n\n")[2],
@@ -49,49 +46,26 @@ def main():
         "words", nargs="+", metavar="RUN", help="a run folder, .ckpt file, latest, last, best; key=value"
     )
     parser.add_argument("--text", nargs="+", metavar="FILE", help="text (UTF-8) or .jsonl files, folders or globs")
-    parser.add_argument("--stories", type=int, metavar="N", help="as samples=N")
-    parser.add_argument("--temperature", type=float, nargs="+", help="as temperature=[...]")
-    parser.add_argument("--seed", type=int, help="as seed=N")
     parser.add_argument("--runs-dir", default="runs", help="the folder of runs for latest, last and best")
     classes.add_options(parser)
     arguments = parser.parse_intermixed_args()
-    if arguments.stories is not None and arguments.stories < 2:
-        raise UserError(f"--stories={arguments.stories} must be at least 2")
-    if arguments.seed is not None and arguments.seed < 0:
-        raise UserError(f"--seed={arguments.seed} must be at least 0")
-    runs = [run_folder.named(word) for word in arguments.words if not is_setting(word)]
+    runs, words = divided(arguments.words)
     if not 1 <= len(runs) <= 2:
         raise UserError(f"{len(runs)} runs are given; give one to evaluate it, or two to compare them")
     own, root = classes.given(arguments, "--{}-class"), atomic.expanded(arguments.runs_dir)
     paths = [run_folder.find_checkpoint(run, root) for run in runs]
     if arguments.text:
+        if words:
+            raise UserError(f"{words[0]} has no effect beside --text; leave out one of them")
         print(printable(text_page(paths[0], arguments.text, **own)))
-        return None
-    settings, words = read_words([word for word in arguments.words if is_setting(word)], arguments)
-    models = [load(path, **own) for path in paths]
-    if len(models) == 2:
-        compare(*models, settings, words)
+    elif any(word.startswith("tasks=") for word in words):
+        standard_tests.command(paths, words, **own)
     else:
-        evaluate(models[0], settings, words)
-    return None
-
-
-def is_setting(word: str) -> bool:
-    """True for key=value; a path may hold the sign, too, behind a slash."""
-    return word.partition("=")[0].replace(".", "").replace("_", "").isalnum() and "=" in word
-
-
-def read_words(words: Sequence[str], arguments: argparse.Namespace) -> tuple[Settings, list[str]]:
-    """The settings, and the overrides of the data. Raises UserError for an unknown word."""
-    given = {"samples": arguments.stories, "temperature": arguments.temperature, "seed": arguments.seed}
-    values, data = {key: value for key, value in given.items() if value is not None}, []
-    for override in parsed(normalized(words)):
-        key = override.key_or_group
-        if key == "data" or key.startswith("data."):
-            data.append(override.input_line)
-        else:
-            values[key] = override.value()
-    return typed(Settings, values, ""), data
+        data = [word for word in words if word.startswith(("data=", "data."))]
+        (values,) = values_of([word for word in words if word not in data], Settings)
+        settings = Settings(**values)
+        models = [load(path, device=settings.device, **own) for path in paths]
+        (compare if len(models) == 2 else evaluate)(*models, settings, data)
 
 
 def text_of(
@@ -119,7 +93,7 @@ def compare(first: LanguageModel, second: LanguageModel, settings: Settings, wor
     found |= {"text": held_out.name, "sentence": ablation.sentence(found)}
     print(printable(ablation.page(found)))
     json_line.note(**found)
-    for path in record(sources.folder_of(second.path), found, "ablations"):
+    for path in record(run_folder.folder_of(second.path), found, "ablations"):
         print(path)
 
 
@@ -140,7 +114,7 @@ def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> 
     for reason in found["left_out"]:
         notice(f"left out: {reason}")
     json_line.note(**found)
-    for path in record(sources.folder_of(model.path), found, "evaluations"):
+    for path in record(run_folder.folder_of(model.path), found, "evaluations"):
         print(path)
     if "stories" in found and found["stories"]["seen"]["excess"]["high"] < 0:
         raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")

@@ -98,7 +98,10 @@ MISTAKES = {
     "/no/such/run --text {latin}": (2, "does not exist"),
     "{latin}": (2, "not a checkpoint"),
     "latest --runs-dir {empty}": (2, "no run in"),
-    "{run} --stories 1": (2, "--stories=1 must be at least 2"),
+    "{run} samples=1": (2, "samples=1 must be at least 2"),
+    "{run} samples=1,2": (2, "write a list as [a,b]"),
+    "{run} samples=[1": (2, "cannot read samples"),
+    "ckpt={run} samples=3 --text {latin}": (2, "samples=3 has no effect beside --text"),
 }
 
 

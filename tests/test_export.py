@@ -164,7 +164,7 @@ def test_a_folder_is_complete_or_absent(tmp_path):
     assert command.written(tmp_path / "empty", lambda folder: [str((folder / "a").write_text("b"))]) == ["1"]
     assert (tmp_path / "empty" / "a").read_text() == "b"
     with mistake("exists and is not empty"):
-        command.read(["run", str(tmp_path / "empty")])
+        command.new_folder(str(tmp_path / "empty"))
 
 
 def test_mistakes(saved, tmp_path, monkeypatch, capsys):
@@ -172,7 +172,13 @@ def test_mistakes(saved, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     for words, message in (
         (["format=hff"], "format=hff is not one of hf"),
-        (["licence=mit"], "licence is not an option of format=hf; did you mean license?"),
+        (["licence=mit"], "licence is not a setting; did you mean license?"),
+        (
+            ["format=page", "start=Once, a fox", "title=[x", "text=no.txt", "license=mit"],
+            "license is not a setting; these are: ",
+        ),
+        (["revisions=yes"], "revisions='yes' must be true or false"),
+        (["license=a,b"], "license=a,b must be the name of a licence"),
         (["push=name"], "push=name must be user/name"),
         (["push=user/name"], "needs a token that may write: set HF_TOKEN"),
         (["public=true"], "public and revision belong to push=user/name"),

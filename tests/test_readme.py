@@ -177,7 +177,8 @@ def test_evaluation(command, text_file, folder, monkeypatch, capsys):
     stories = "run_dir=runs/stories", "model.context=900", "callbacks.stories=null"
     assert trained(monkeypatch, *small, *stories) == 0
     arguments = ["runs/stories" if word in ("RUN", "OTHER") else word for word in shlex.split(command)[3:]]
-    assert exit_code(monkeypatch, evaluate.main, *arguments, "--stories", "2") == 0
+    arguments += ["samples=2"] if "--text" not in command else []
+    assert exit_code(monkeypatch, evaluate.main, *arguments) == 0
     kinds = {"--text": "1 document(s)", "data.": "two-choice probes", "OTHER": "saved by the second"}
     expected = next((text for kind, text in kinds.items() if kind in command), "2 validation stories")
     assert expected in capsys.readouterr().out

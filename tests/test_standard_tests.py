@@ -227,8 +227,8 @@ def test_ties_are_counted(tasks):
     ("words", "message"),
     [
         pytest.param(["tasks=[tiny_choic]"], "did you mean tiny_choice?", marks=pytest.mark.slow),  # reads all tasks
-        (["tasks=tiny_last", "limit=0"], "limit=0 must be a whole number from 1"),
-        (["tasks=[tiny_last"], "tasks=[tiny_last cannot be read; a list is [a,b]"),
+        (["tasks=tiny_last", "limit=0"], "limit=0 must be at least 1"),
+        (["tasks=[tiny_last"], "cannot read tasks; write key=value, and quote"),
         (["tasks=tiny_last", "lmit=3"], "did you mean limit?"),
         (["tasks=tiny_gone"], "where there is a network, with HF_HOME=FOLDER"),
     ],

@@ -344,7 +344,7 @@ def test_a_run_and_its_evaluation(run, monkeypatch, capsys):
     folder = run(*FAST, "data.validation_windows=10", data=STORIES)
     corpus = corpus_of(stories=60, validation_stories=12)
     check_excess(folder, corpus)
-    monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "--stories", "4", "--temperature", "1"])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "samples=4", "temperature=1"])
     capsys.readouterr()
     evaluate.main()
     found = json.loads((folder / "evaluation.json").read_text())["evaluations"][0]["stories"]

@@ -15,7 +15,7 @@ from slm.evaluation import bleu, loss, memorisation, probes, stories, texts
 from slm.evaluation.held_out import FEW, HeldOut
 from slm.evaluation.intervals import Bootstrap
 from slm.evaluation.scores import score
-from slm.generation.language_model import LanguageModel
+from slm.generation.language_model import Device, LanguageModel
 from slm.generation.sampling import Sampler
 
 MEASURES = "loss", "texts", "memorisation", "probes", "stories"
@@ -33,6 +33,7 @@ class Settings:
     measures: list | str = field(default_factory=lambda: list(MEASURES))
     bleu: str | None = None  # a .jsonl file with prompt and completion
     seed: int = 0
+    device: Device = "auto"
     cache_dir: str | None = None
 
     def __post_init__(self):

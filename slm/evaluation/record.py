@@ -8,21 +8,28 @@ from typing import Any, Literal
 from slm import report
 from slm.files import atomic
 
+NAME = "evaluation.json"
+
 
 def record(folder: Path, found: dict[str, Any], kind: Literal["evaluations", "ablations"]) -> Iterator[Path]:
     """Adds a result to those of the folder, in place of an earlier one of the same checkpoints and text, whose other
     measures stay. Writes the report of a run anew. Yields the paths."""
-    path = folder / "evaluation.json"
-    content = atomic.read_object(path) or {}
+    content = atomic.read_object(folder / NAME) or {}
     before = content.get(kind)
     before = [one for one in before if isinstance(one, dict)] if isinstance(before, list) else []
     same = next((one for one in before if identity(one) == identity(found)), {})
     kept = [one for one in before if identity(one) != identity(found)]
     content |= {kind: [*kept, {**same, **found}]}
+    return written(folder, content)
+
+
+def written(folder: Path, content: dict[str, Any]) -> Iterator[Path]:
+    """Writes evaluation.json, and the report of a run anew. Yields the paths."""
+    path = folder / NAME
     atomic.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     yield path
-    if (folder / "run.json").exists() and (written := report.write(folder)):
-        yield written
+    if (folder / "run.json").exists() and (report_path := report.write(folder)):
+        yield report_path
 
 
 def identity(found: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ class Own:
 
     def __init__(self, model: LanguageModel, corpus: Corpus | None, trained_on: str, cache: Path, source: str | None):
         self.model, self.cache, self.corpus = model, cache, corpus
-        self.folder, prints = folder_of(model.path), {"": trained_on}
+        self.folder, prints = run_folder.folder_of(model.path), {"": trained_on}
         if (info := run_folder.read_run_json(self.folder)) and "sources" in info:
             prints = corpora_of(require_facts(self.folder))
         self.sources = list(prints)
@@ -66,13 +66,6 @@ class Own:
         kind = str(corpus_node(self.model.config).get("_target_", "")).rpartition(".")[2].lower()
         name = f"{self.name or kind or 'data'} of the run, {split}"
         return from_store(name, store, split, self.model.tokenizer, layout, tokens)
-
-
-def folder_of(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint, or the folder that it lies in; an exported folder itself."""
-    if checkpoint.is_dir():
-        return checkpoint
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def cache_of(config: dict[str, Any], given: str | None) -> Path:

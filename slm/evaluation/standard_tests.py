@@ -7,94 +7,74 @@ eos_first=false: texts do not begin with eos as documents in training do. Result
 """
 
 import contextlib
-import json
 import logging
 import os
 import random
-import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
 
-from slm import report
 from slm.classes import did_you_mean, optional
-from slm.classes import given as given_classes
 from slm.errors import UserError, one_line, printable
+from slm.evaluation import record
 from slm.evaluation.intervals import share
-from slm.evaluation.sources import folder_of
 from slm.files import atomic, json_line, run_folder
-from slm.generation.language_model import LanguageModel, load
+from slm.generation.language_model import Device, LanguageModel, load
+from slm.run.words import values_of
 from slm.tables import columns
 
 RESAMPLES = 1000  # of the documents, for standard errors that have no formula; harness takes 100,000
-OWN = {"runs_dir": "runs", "device": "auto", "tokenizer_class": None, "model_class": None}  # of the model
-SETTING = re.compile(r"(?!(ckpt|ckpt_path|run_dir)=)\w+=")
 SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "em")  # metrics that are the share of right documents
 FEWSHOT_SEED = 1234  # harness's own seeds, also below, for equal examples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tests:
-    """Which tasks, and how. Raises: UserError: for a value of the wrong type or range."""
+    """Which tasks, and how. Raises: UserError: for a value out of range."""
 
-    tasks: str | Sequence[str]
+    tasks: list[str] | str
     tasks_path: str | None = None  # a folder of YAML files, beside harness's own tasks
     limit: int | None = None  # documents of each task, the first ones; None: all
     fewshot: int | None = None  # examples before a question; None: as each task says
     eos_first: bool | None = None  # None: as the model was trained
+    device: Device = "auto"
 
     def __post_init__(self):
-        if not self.names or not all(isinstance(name, str) and name for name in self.names):
+        if not all(self.names):
             raise UserError(f"tasks={self.tasks} must be a name or a list such as [blimp,lambada]")
         for key, least in {"limit": 1, "fewshot": 0}.items():
-            value = getattr(self, key)
-            if value is not None and (type(value) is not int or value < least):
-                raise UserError(f"{key}={value} must be a whole number from {least}")
-        if self.eos_first not in (None, True, False):
-            raise UserError(f"eos_first={self.eos_first} must be true or false")
-        if self.tasks_path is not None and not atomic.expanded(str(self.tasks_path)).is_dir():
+            if (value := getattr(self, key)) is not None and value < least:
+                raise UserError(f"{key}={value} must be at least {least}")
+        if self.tasks_path is not None and not atomic.expanded(self.tasks_path).is_dir():
             raise UserError(f"tasks_path={self.tasks_path} is not a folder; it takes one with the YAML files of tasks")
 
     @property
     def names(self) -> list[str]:
-        return self.tasks.split(",") if isinstance(self.tasks, str) else list(self.tasks)
+        return [self.tasks] if isinstance(self.tasks, str) else self.tasks or [""]
 
 
-def command(words: Sequence[str]):
-    """Runs the tests of a command line, prints a table and adds to evaluation.json. Raises UserError."""
-    runs = [run_folder.named(word) for word in words if not SETTING.match(word)]
-    given = [word.partition("=") for word in words if SETTING.match(word)]
-    settings = {key: _typed(key, value) for key, _, value in given}
-    known = [field.name for field in fields(Tests)]
-    for key in settings.keys() - {*known, *OWN}:
-        raise UserError(
-            f"{key} is not a setting of tasks={did_you_mean(key, [*known, *OWN]) or ''}; {', '.join(known)} are"
-        )
-    if len(runs) != 1:
-        raise UserError(f"python -m slm.evaluate with tasks= takes one RUN and key=value, not {' '.join(words)}")
-    own = {key: settings.pop(key, default) for key, default in OWN.items()}
-    tests = Tests(**settings)
-    model = load(runs[0], runs_dir=own["runs_dir"], device=own["device"], **given_classes(SimpleNamespace(**own)))
+def command(paths: Sequence[Path], words: Sequence[str], **own: Callable):
+    """Runs the tests of a command line, prints a table and adds to evaluation.json. `own`: classes of the model.
+
+    Raises UserError.
+    """
+    (values,) = values_of(words, Tests)
+    tests = Tests(**values)
+    if len(paths) != 1:
+        raise UserError(f"tasks= takes one RUN, not {len(paths)}")
+    model = load(paths[0], device=tests.device, **own)
     results = run(tests, model)
     print(printable(page(results)))
     json_line.note(checkpoint=str(model.path), step=model.step, tasks=results)
-    for path in save(results, folder_of(model.path)):
+    for path in save(results, run_folder.folder_of(model.path)):
         print(path)
-
-
-def _typed(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{key}={text} cannot be read; a list is [a,b]") from None
 
 
 def run(tests: Tests, language_model: LanguageModel) -> dict[str, dict[str, Any]]:
@@ -245,15 +225,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def save(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[Path]:
-    """Adds the results to `tasks` in evaluation.json of a folder, by checkpoint and task; writes the report of a run
-    anew. Yields the paths."""
-    path = folder / "evaluation.json"
-    content = atomic.read_object(path) or {}
+    """Adds the results to `tasks` in evaluation.json of a folder, by checkpoint and task. Yields the files written."""
+    content = atomic.read_object(folder / record.NAME) or {}
     tasks = content["tasks"] if isinstance(content.get("tasks"), dict) else {}
     name = Path(next(iter(results.values()))["checkpoint"]).name
     before = tasks[name] if isinstance(tasks.get(name), dict) else {}
-    content["tasks"] = {**tasks, name: {**before, **results}}
-    atomic.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    yield path
-    if (folder / "run.json").exists() and (written := report.write(folder)):
-        yield written
+    return record.written(folder, content | {"tasks": {**tasks, name: {**before, **results}}})

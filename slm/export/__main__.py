@@ -8,25 +8,22 @@ Hub, into a private repository unless public=true, and into the branch revision=
 FOLDER/main, and FOLDER/chck_1M, ... of the checkpoints that callbacks.checkpoints.keep_at has kept by words.
 """
 
-import inspect
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from slm.classes import did_you_mean, given
+from slm.classes import given
 from slm.errors import UserError, file_operation, printable
 from slm.export import export_of, hub
 from slm.files import atomic, json_line, kept, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
-from slm.run.instantiate import check
+from slm.run.words import divided, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +55,14 @@ def main() -> int:
     if not words or any(word in ("-h", "--help") for word in words):
         print(__doc__)
         return 0
-    run, target, settings = read(words)
-    own = {field.name: settings.pop(field.name) for field in fields(Request) if field.name in settings}
-    check(Request, own, "")
-    export = export_of(own.get("format", Request.format))
-    check_options(export, settings, own.get("format", Request.format))
-    request, begin = Request(**own), time.perf_counter()
+    places, words = divided(words)
+    if len(places) != 2 or places[1].startswith("-"):
+        raise UserError(f"python -m slm.export takes RUN FOLDER and key=value, not {' '.join(sys.argv[1:])}")
+    run, target = places[0], new_folder(places[1])
+    name = dict(word.split("=", 1) for word in words).get("format", Request.format)
+    export, begin = export_of(name), time.perf_counter()
+    own, settings = values_of(words, Request, export)
+    request = Request(**own)
     if request.revisions:
         found = [one(own, export, own_target, settings, of) for of, own_target, own in by_words(run, target, request)]
         json_line.note(revisions=found)
@@ -92,43 +91,19 @@ def by_words(run: str, target: Path, request: Request) -> list[tuple[str, Path, 
     """Checkpoint, folder and request of `main`, the run's own choice, and of each revision. Raises UserError."""
     path = run_folder.find_checkpoint(run, atomic.expanded(request.runs_dir))
     found = [(str(path), target / "main", request)]
-    for name, (checkpoint, words) in kept.revisions(path.parent.parent).items():
+    for name, (checkpoint, words) in kept.revisions(run_folder.folder_of(path)).items():
         print(printable(f"{name}: {checkpoint.name}, {words:,} words"))
         own = replace(request, revisions=False, revision=name if request.push else None)
         found.append((str(checkpoint), target / name, own))
     return found
 
 
-def read(words: Sequence[str]) -> tuple[str, Path, dict[str, Any]]:
-    """The run, the new folder and the settings of a command line. Raises UserError."""
-    settings = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith(("ckpt=", "run_dir=")))
-    places = [run_folder.named(word) for word in words if "=" not in word or word.startswith(("ckpt=", "run_dir="))]
-    if len(places) != 2 or places[1].startswith("-"):
-        raise UserError(f"python -m slm.export takes RUN FOLDER and key=value, not {' '.join(words)}")
-    target = atomic.expanded(places[1])
+def new_folder(place: str) -> Path:
+    """Raises UserError if it exists and is not empty."""
+    target = atomic.expanded(place)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; give a new folder, or delete that one")
-    return places[0], target, {key: typed(key, text) for key, text in settings.items()}
-
-
-def typed(key: str, text: str) -> Any:
-    """The value that YAML reads, as in overrides. Raises UserError."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{key}={text} cannot be read; quote special characters: '{key}=\"...\"'") from None
-
-
-def check_options(export: Callable, settings: dict[str, Any], name: str):
-    """Raises UserError for an option that the format does not take, or of the wrong type."""
-    parameters = inspect.signature(export).parameters.values()
-    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for key in settings:
-        if key not in options:
-            known = f"its options: {', '.join(options)}" if options else "it has no options"
-            hint = did_you_mean(key, [*options, *(field.name for field in fields(Request))])
-            raise UserError(f"{key} is not an option of format={name}{hint or f'; {known}'}")
-    check(export, settings, "")
+    return target
 
 
 def written(target: Path, write: Callable[[Path], list[str]]) -> list[str]:

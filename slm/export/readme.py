@@ -58,8 +58,8 @@ def readme(model: LanguageModel, license: str | None) -> str:
 
 def _run(checkpoint: Path) -> Run | None:
     """The run of a checkpoint, if it lies in its folder."""
-    folder = checkpoint.resolve().parent
-    return Run(folder.parent) if folder.name == "checkpoints" and (folder.parent / "run.json").is_file() else None
+    folder = run_folder.run_of(checkpoint.resolve())
+    return Run(folder) if folder and (folder / "run.json").is_file() else None
 
 
 def _facts(run: Run, step: int) -> dict[str, str]:

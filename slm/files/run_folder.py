@@ -128,6 +128,16 @@ def named(text: str) -> str:
     return re.sub(r"^(ckpt|ckpt_path|run_dir|sweep_dir)=", "", text)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for a checkpoint elsewhere, and for a folder of transformers."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint, else the folder that it lies in; a folder of transformers itself."""
+    return run_of(checkpoint) or (checkpoint if checkpoint.is_dir() else checkpoint.parent)
+
+
 def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
     """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
     newest run; a folder of transformers is returned as it is. `key` is its name in messages. Raises UserError if there

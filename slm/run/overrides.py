@@ -178,15 +178,13 @@ def translated(override: str, overrides: Sequence[str]) -> str:
     return f"++{key}{value}" if sign == "+" and "." in key and "/" not in key and "@" not in key else override
 
 
-def quoted(override: str) -> str:
-    """Quotes a path for Hydra's grammar, in which commas, equals signs, stars and numbers have a meaning.
-
-    An option's name that looks like a number is quoted, too.
-    """
+def quoted(override: str, literal: Sequence[str] = LITERAL) -> str:
+    """Quotes the value of a `literal` key for Hydra's grammar, in which commas, equals signs, stars and numbers have a
+    meaning. An option's name that looks like a number is quoted, too."""
     key, equals, value = override.partition("=")
     is_option = key.lstrip("+") in GROUPS and re.fullmatch(r"[\d.]+|true|false", value)
     source = re.sub(r"^data\.sources\.[^.]+\.", "data.", key.lstrip("+"))  # a key of a source is one of data
-    is_literal = source in LITERAL or key.startswith("++hydra.sweeper.variants.")
+    is_literal = source in literal or key.startswith("++hydra.sweeper.variants.")
     if not (is_literal or is_option) or not equals or re.fullmatch(r"null|'.*'|\".*\"", value):
         return override
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value)

@@ -8,6 +8,7 @@ from slm.corpora import made_by
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError, one_line
+from slm.files import run_folder
 from slm.generation.language_model import LanguageModel
 from slm.security import corpus_node
 
@@ -30,7 +31,7 @@ def named(models: Sequence[LanguageModel]) -> dict[str, LanguageModel]:
 def run_name(model: LanguageModel) -> str:
     """The name of the run's folder, or of a checkpoint or a folder of transformers outside of one."""
     path = model.path.resolve()
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name.removesuffix(".ckpt")
+    return (run_folder.run_of(path) or path).name.removesuffix(".ckpt")
 
 
 def world_of(model: LanguageModel) -> StoryWorld | None:
