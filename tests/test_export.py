@@ -15,12 +15,13 @@ from slm import checkpoint
 from slm.evaluate import main as evaluate_main
 from slm.export import __main__ as command
 from slm.export import hub
+from slm.export.compared import differing, difficult_strings
+from slm.export.fitting import TRANSFORMERS, fitting
 from slm.export.readme import readme
-from slm.export.strings import differing, difficult_strings
 from slm.export.tokenizer_json import converted
 from slm.generation.language_model import load
 from slm.huggingface import folder as huggingface
-from slm.huggingface.layouts import config_of, layout_of, settings_of
+from slm.huggingface.layouts import config_of, settings_of
 from slm.huggingface.tensors import to_ours, to_theirs
 from slm.model import GPT, GPTConfig
 from slm.tokenizers.bpe import BPETokenizer
@@ -74,7 +75,7 @@ def saved(tmp_path):
 def test_settings_and_weights_return(name):
     model, layout = model_of(name), name.split()[0]
     config = model.config
-    assert layout_of(config) == layout
+    assert fitting(model, "hf", TRANSFORMERS) == layout
     theirs = to_theirs(config, layout, model.state_dict())
     again = config_of(settings_of(config, layout), config.bias, config.mlp == "relu2")
     assert (again.windows, again.kv_width) == (config.windows, config.kv_width)
@@ -102,9 +103,10 @@ def test_logits_of_transformers(name, tmp_path):
 
 def test_models_without_a_layout():
     def message(**changes) -> str:
-        return refused(lambda: layout_of(replace(model_of("gpt_neox").config, **changes)))
+        model = GPT(replace(model_of("gpt_neox").config, **changes))
+        return refused(lambda: fitting(model, "hf", TRANSFORMERS))
 
-    assert "the nearest is gpt_neox: train with model.qk_norm=false" in message(qk_norm=True)
+    assert "no counterpart of model.qk_norm=true; train with model.qk_norm=false, or with" in message(qk_norm=True)
     assert "train with model.logit_softcap=null" in message(logit_softcap=15.0)
     assert "model.window=null" in message(window=[3, None])
     assert "model.head_bias=false" in message(head_bias=True)

@@ -14,7 +14,7 @@ from conftest import ROOT, exit_code, refused
 from slm import checkpoint
 from slm.export import __main__ as export_command
 from slm.export import gguf, gguf_tokenizer, llama2c, llama_cpp, onnx
-from slm.export.llama import fitting
+from slm.export.fitting import fitting
 from slm.export.tokenizer_json import halves
 from slm.generation.language_model import LanguageModel
 from slm.model import GPT, GPTConfig

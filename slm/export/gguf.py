@@ -15,8 +15,9 @@ from slm.chat_template import chat_template
 from slm.classes import optional
 from slm.errors import UserError, file_operation, one_line
 from slm.export import llama_cpp
+from slm.export.fitting import LLAMA, Choices, fitting
 from slm.export.gguf_tokenizer import vocabulary
-from slm.export.llama import LLAMA, Choices, fitting, named_tensors
+from slm.export.llama import named_tensors
 from slm.generation.language_model import LanguageModel
 from slm.model import GPTConfig
 
@@ -24,9 +25,9 @@ Type = Literal["f32", "bf16", "q8_0"]
 
 LAYOUTS: dict[str, Choices] = {  # architecture of llama.cpp -> what it computes
     "llama": LLAMA,
-    "qwen3": {**LLAMA, "qk_norm": True, "bias": False},
-    "arcee": {**LLAMA, "mlp": "relu2", "bias": False},
-    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu_tanh", "qk_norm": False, "bias": True},
+    "qwen3": {**LLAMA, "qk_norm": [True], "bias": [False]},
+    "arcee": {**LLAMA, "mlp": ["relu2"], "bias": [False]},
+    "gpt2": {**LLAMA, "positions": ["learned"], "norm": ["layernorm"], "mlp": ["gelu_tanh"], "bias": [True]},
 }
 NEIGHBOURS = "llama", "arcee"  # which rotate neighbours
 FILE = "model.gguf"

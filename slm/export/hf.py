@@ -14,20 +14,17 @@ from torch import Tensor
 from slm.chat_template import chat_template
 from slm.classes import optional
 from slm.errors import UserError, printable
+from slm.export.compared import REPORT, STRINGS, check_ids, check_logits, difficult_strings, start_of
+from slm.export.fitting import TRANSFORMERS, fitting
 from slm.export.readme import readme
-from slm.export.strings import differing, difficult_strings
 from slm.export.tokenizer_json import converted
 from slm.files import atomic, json_line
 from slm.generation.completion import complete
 from slm.generation.language_model import LanguageModel
 from slm.generation.sampling import Sampler
-from slm.huggingface.layouts import layout_of, settings_of
+from slm.huggingface.layouts import settings_of
 from slm.huggingface.tensors import to_theirs
-from slm.model import GPT
-from slm.own_model import OwnModel
 
-STRINGS = 4000  # on which the ids are compared
-TOLERANCE = 1e-5  # of the logits, times their largest absolute value where that is above 1
 PROMPTS, NEW_TOKENS, WINDOWS = 8, 64, 4
 ELSEWHERE = {  # layouts of which only transformers is known to compute all activations
     ("qwen3", "relu2"): "gate_proj = up_proj and hidden_act=relu, since relu(x) * x = relu(x)^2: transformers computes "
@@ -43,10 +40,8 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     """
     transformers = optional("transformers", "hf", "format=hf")
     safetensors = optional("safetensors.torch", "hf", "format=hf")
-    if isinstance(model.model, OwnModel):
-        raise UserError("a model of your own has no architecture of transformers; format=weights takes it")
     config, tokenizer = model.model.config, model.tokenizer
-    name = layout_of(config)
+    name = fitting(model.model, "hf", TRANSFORMERS)
     about_model = readme(model, license)
     library, tokens = converted(tokenizer, model.eos_first)
     ids = {
@@ -87,7 +82,7 @@ def compared(transformers: Any, model: LanguageModel, folder: Path) -> list[str]
     if any(loading.values()):
         raise UserError(f"transformers does not load all weights: {printable(str(loading), 300)}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    difference, largest = compare_logits(model.model, theirs, model.tokenizer.eos)
+    difference, largest = compare_logits(model, theirs)
     ids = compare_ids(model, tokenizer)
     texts = compare_texts(model, theirs, tokenizer)
     chat = compare_conversation(model, tokenizer)
@@ -101,37 +96,24 @@ def compared(transformers: Any, model: LanguageModel, folder: Path) -> list[str]
 
 
 @torch.no_grad()
-def compare_logits(ours: GPT, theirs: Any, eos: int) -> tuple[float, float]:
+def compare_logits(model: LanguageModel, theirs: Any) -> tuple[float, float]:
     """The largest difference and the largest absolute logit, on windows of random ids. Raises: UserError: for a
-    difference above TOLERANCE."""
-    config = ours.config
+    difference above the tolerance."""
+    config, eos = model.model.config, model.tokenizer.eos
     tokens = torch.randint(config.vocab_size, (WINDOWS, config.context), generator=torch.Generator().manual_seed(0))
     tokens[tokens == eos] = (eos + 1) % config.vocab_size  # one document
     tokens[:, 0] = eos
-    expected = ours(tokens)
-    difference, largest = (expected - theirs(tokens).logits).abs().max().item(), expected.abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, largest):
-        raise UserError(
-            f"the logits of transformers differ by {difference:.1e}, of values up to {largest:.1f}, so nothing is "
-            "written; transformers may have changed, or this is a bug of the export: please report it"
-        )
-    return difference, largest
+    return check_logits("transformers", model.model(tokens).numpy(), theirs(tokens).logits.numpy())
 
 
 def compare_ids(model: LanguageModel, tokenizer: Any) -> str:
     """How many strings have equal ids. Raises: UserError: for a string with others, but for the ties of unigram, which
     are resolved by rounding errors: the same pieces in another order."""
-    texts = difficult_strings(model.tokenizer, STRINGS)
-    before = [model.tokenizer.eos] if model.eos_first else []
-    different = differing(model.tokenizer, texts, tokenizer(texts, split_special_tokens=True)["input_ids"], before)
-    ties = tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram"
-    if wrong := [text for text, reordered in different.items() if not (ties and reordered)]:
-        raise UserError(
-            f"transformers gives {len(wrong):,} of {len(texts):,} strings other ids, such as "
-            f"{printable(repr(min(wrong, key=len)), 100)}, so nothing is written; format=weights takes this tokenizer"
-        )
-    equal = f"ids: equal on {len(texts) - len(different):,} of {len(texts):,} difficult strings"
-    return f"{equal}; on the others the same pieces in another order, equally likely" if different else equal
+    texts, unigram = difficult_strings(model.tokenizer, STRINGS), tokenizer.backend_tokenizer.model
+    found = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    equal = check_ids("transformers", model, texts, found, ties=type(unigram).__name__ == "Unigram")
+    line = f"ids: equal on {equal:,} of {len(texts):,} difficult strings"
+    return line if equal == len(texts) else f"{line}; on the others the same pieces in another order, equally likely"
 
 
 @torch.no_grad()
@@ -148,7 +130,7 @@ def compare_texts(model: LanguageModel, theirs: Any, tokenizer: Any) -> int:
         if text != model.decode(model.encode(ours.text)) and text != ours.text:
             raise UserError(
                 f"transformers continues {printable(repr(prompt), 60)} with {printable(repr(text), 80)}, not with "
-                f"{printable(repr(ours.text), 80)}, so nothing is written; please report this bug of the export"
+                f"{printable(repr(ours.text), 80)}, {REPORT}"
             )
     return len(prompts)
 
@@ -168,10 +150,10 @@ def compare_conversation(model: LanguageModel, tokenizer: Any) -> list[str]:
         return []
     contents = "Who are you?", "A model.", "Tell me more."
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), contents)]
-    ours = [model.tokenizer.eos] * model.eos_first + model.encode(chat.text(messages, answers=False).rstrip())
+    ours = start_of(model) + model.encode(chat.text(messages, answers=False).rstrip())
     theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     if ours != theirs:
-        raise UserError("the chat template of transformers gives other ids, so nothing is written; please report this")
+        raise UserError(f"the chat template of transformers gives other ids, {REPORT}")
     return [
         "chat template: equal ids; names of special tokens in a text become these tokens, unless "
         "split_special_tokens=True is given to the tokenizer"

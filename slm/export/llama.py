@@ -1,47 +1,12 @@
-"""What the formats of llama.cpp and llama2.c share: the choices of a model that they have, and its tensors by name.
+"""The tensors of a model by their names in llama.cpp, which the formats gguf and llama2c share.
 
 Shapes: H heads, D head_dim.
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from slm.attention import Attention
-from slm.errors import UserError
-from slm.huggingface.layouts import NOWHERE
 from slm.model import GPT
-from slm.own_model import OwnModel
-
-Choices = Mapping[str, Any]  # of GPTConfig, with the value that each must have
-
-PLAIN: Choices = {"window": None, **NOWHERE}
-LLAMA: Choices = {"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False}
-
-
-def fitting(model: GPT | OwnModel, format: str, layouts: Mapping[str, Choices]) -> str:
-    """The name of the layout that computes the model. Raises: UserError: with what differs from the nearest one."""
-    config = model.config
-    if isinstance(model, OwnModel):
-        raise UserError(f"format={format} takes a GPT of slm, not {config.target}; try format=weights")
-    given = {**vars(config), "window": config.window if any(config.windows) else None}
-    missing = {
-        name: {key: value for key, value in {**PLAIN, **choices}.items() if given[key] != value}
-        for name, choices in layouts.items()
-    }
-    nearest = min(missing, key=lambda name: len(missing[name]))
-    if needed := missing[nearest]:
-        have = _written({key: given[key] for key in needed})
-        raise UserError(f"format={format} has no counterpart of {have}; train with {_written(needed)}")
-    return nearest
-
-
-def _written(choices: Choices) -> str:
-    """As overrides of a command."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in choices.items()}
-    return " ".join(f"model.{key}={text}" for key, text in texts.items())
 
 
 def named_tensors(model: GPT, *, interleave: bool) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from slm.errors import UserError, file_operation
+from slm.export.fitting import LLAMA, fitting
 from slm.export.gguf_tokenizer import require_bpe
-from slm.export.llama import LLAMA, fitting, named_tensors
+from slm.export.llama import named_tensors
 from slm.generation.language_model import LanguageModel
 from slm.tokenizers import Tokenizer, pieces
 from slm.tokenizers.bytes import ByteTokenizer
@@ -30,7 +31,7 @@ ORDER = (  # of the tensors, each kind with its layers
 
 def export(model: LanguageModel, folder: Path) -> list[str]:
     """The two files, of float32 numbers. Raises: UserError: for a model or tokenizer that run.c does not compute."""
-    fitting(model.model, "llama2c", {"llama": {**LLAMA, "norm_eps": 1e-5, "rope_base": 1e4, "bias": False}})
+    fitting(model.model, "llama2c", {"llama": {**LLAMA, "norm_eps": [1e-5], "rope_base": [1e4], "bias": [False]}})
     order = renumbered(model.tokenizer)
     with file_operation("write", folder / "model.bin"):
         (folder / "model.bin").write_bytes(checkpoint(model, order))

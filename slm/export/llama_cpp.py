@@ -17,15 +17,13 @@ import numpy as np
 import torch
 
 from slm.attention import Cache
-from slm.errors import UserError, printable
-from slm.export.strings import differing, difficult_strings
+from slm.export.compared import check_ids, check_logits, difficult_strings, start_of
 from slm.generation.language_model import LanguageModel
 from slm.tokenizers.sentencepiece import SPACE, SentencePieceTokenizer
 
 PROMPTS = ("", "Once upon a time", "The  old na\u00efve man's 12 cats:\n\n\tsaid \u201cyes\u201d \U0001f600")
 STRINGS = 2000  # on which the ids are compared
 STEPS = 48  # generated ids
-REPORT = ", so nothing is written; llama.cpp may have changed, or this is a bug of the export: please report it"
 F32 = 0  # GGML_TYPE_F32
 
 
@@ -36,17 +34,16 @@ def compare(model: LanguageModel, path: Path, tolerance: float) -> str:
     name = f"llama.cpp (llama-cpp-python {version('llama_cpp_python')})"
     context = min(model.model.config.context, 512)
     texts = comparable(model)
-    ours = [greedy(model, before(model, prompt)[:context], context) for prompt in PROMPTS]
+    ours = [greedy(model, (start_of(model) + model.encode(prompt))[:context], context) for prompt in PROMPTS]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
         try:
             tokens, theirs = pool.submit(evaluated, str(path), context, texts, [ids for ids, _ in ours]).result()
         except BrokenProcessPool:
             return f"{name} ended with a fault of its own while it ran the file; nothing is compared"
-    check_ids(model, texts, tokens)
+    check_ids("llama.cpp", model, texts, tokens)
     found, exactly = np.concatenate(theirs), np.concatenate([logits for _, logits in ours])
-    largest, same = np.abs(found - exactly).max(), int((found.argmax(-1) == exactly.argmax(-1)).sum())
-    if not largest < tolerance * max(1, np.abs(exactly).max()):
-        raise UserError(f"the logits of llama.cpp differ by {largest:.1e}{REPORT}")
+    largest, _ = check_logits("llama.cpp", exactly, found, tolerance)
+    same = int((found.argmax(-1) == exactly.argmax(-1)).sum())
     return (
         f"{name}: the ids of {len(texts):,} difficult strings are equal; logits after {len(found)} ids differ by at "
         f"most {largest:.1e}; the most likely id is the same after {same} of them"
@@ -58,21 +55,6 @@ def comparable(model: LanguageModel) -> list[str]:
     texts = difficult_strings(model.tokenizer, STRINGS)
     exact = isinstance(model.tokenizer, SentencePieceTokenizer)
     return [text for text in texts if not (exact and SPACE in text)]
-
-
-def check_ids(model: LanguageModel, texts: Sequence[str], found: Sequence[Sequence[int]]):
-    """Raises: UserError: if llama.cpp gives a text other ids than training did, or other ids before it."""
-    start = [model.tokenizer.eos] * model.eos_first
-    if wrong := differing(model.tokenizer, texts, found, start):
-        raise UserError(
-            f"llama.cpp gives {len(wrong):,} of {len(texts):,} strings other ids, such as "
-            f"{printable(repr(min(wrong, key=len)), 100)}{REPORT}"
-        )
-
-
-def before(model: LanguageModel, prompt: str) -> list[int]:
-    """The ids of a prompt as the file asks for them: after eos if documents began with it in training."""
-    return [model.tokenizer.eos] * model.eos_first + model.encode(prompt)
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """The architectures of transformers that compute the same function as a GPT of some choices, and their config.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,18 +27,12 @@ GPT2_NAMES = {
 GATED = {"swiglu": "silu", "geglu": "gelu"}  # model.mlp -> the activation of transformers
 PLAIN = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 SAME = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}  # equal functions
-NOWHERE = {  # choices of GPT that no other program has, and the values that stand for none
-    "value_embeddings": False,
-    "residual_scalars": False,
-    "head_bias": False,
-    "logit_softcap": None,
-}
 ROPE_BASE = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """An architecture: what it demands of a GPTConfig, and how its config.json says the rest."""
+    """An architecture: the choices of a GPTConfig that it computes, and how its config.json says the rest."""
 
     architecture: str  # its class
     names: Mapping[str, str]
@@ -47,28 +41,18 @@ class Layout:
     positions: str = "rope"
     qk_norm: bool = False
     grouped: bool = True  # may have fewer key/value heads
-    windows: str = "none"  # none, one (the same in each block) or some (in some blocks)
+    windows: Sequence[str | None] = (None,)  # also one, the same in each block, or some, in some blocks
     biases: tuple[str, ...] = ()  # keys that say that linear layers have biases; "": without a key
-    epsilon: str = "rms_norm_eps"
     activation: str = "hidden_act"
     tied: bool = False  # unless config.json says it
     fixed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key -> the value needed, that of a missing key
-    runs: str = ""  # where else than in transformers
 
-    def demands(self, config: GPTConfig) -> dict[str, str]:
-        """The settings that would have to change, with the values needed."""
-        windows = kind_of_windows(config)
-        fits = {
-            "norm": (config.norm == self.norm, self.norm),
-            "positions": (config.positions == self.positions, self.positions),
-            "qk_norm": (config.qk_norm == self.qk_norm, str(self.qk_norm).lower()),
-            "mlp": (config.mlp in self.activations, " or ".join(self.activations)),
-            "bias": (bool(self.biases) or not config.bias, "false"),
-            "kv_heads": (self.grouped or config.kv_width == config.width, "null"),
-            "window": (windows in ("none", self.windows) or (windows, self.windows) == ("one", "some"), "null"),
-            **{name: (getattr(config, name) == value, _written(value)) for name, value in NOWHERE.items()},
-        }
-        return {name: needed for name, (fitting, needed) in fits.items() if not fitting}
+    @property
+    def choices(self) -> dict[str, Sequence[Any]]:
+        """The values of a GPTConfig that it computes."""
+        found = {"norm": [self.norm], "positions": [self.positions], "qk_norm": [self.qk_norm]}
+        found |= {"mlp": [*self.activations], "window": self.windows, "bias": [False, True] if self.biases else [False]}
+        return found if self.grouped else {**found, "kv_heads": [None]}
 
 
 LLAMA_NAMES = {**NAMES, **GROUPED, "head_dim": "head_dim", "rms_norm_eps": "norm_eps"}
@@ -81,7 +65,7 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         biases=("attention_bias", "mlp_bias"),
     ),
     "mistral": Layout(
-        architecture="MistralForCausalLM", names=LLAMA_NAMES, norm="rmsnorm", activations=GATED, windows="one"
+        architecture="MistralForCausalLM", names=LLAMA_NAMES, norm="rmsnorm", activations=GATED, windows=(None, "one")
     ),
     "qwen3": Layout(
         architecture="Qwen3ForCausalLM",
@@ -89,7 +73,7 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         norm="rmsnorm",
         activations={**GATED, "relu2": "relu"},  # relu(x) * x, with equal matrices gate and up
         qk_norm=True,
-        windows="some",
+        windows=(None, "one", "some"),
     ),
     "arcee": Layout(
         architecture="ArceeForCausalLM",
@@ -105,7 +89,6 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         activations=PLAIN,
         grouped=False,
         biases=("attention_bias",),
-        epsilon="layer_norm_eps",
         fixed={"use_parallel_residual": (False, True)},
     ),
     "starcoder2": Layout(
@@ -113,9 +96,8 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         names={**NAMES, **GROUPED, "norm_epsilon": "norm_eps"},
         norm="layernorm",
         activations=PLAIN,
-        windows="one",
+        windows=(None, "one"),
         biases=("use_bias",),
-        epsilon="norm_epsilon",
         tied=True,
     ),
     "gpt2": Layout(
@@ -126,7 +108,6 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         activations={**PLAIN, "gelu_tanh": "gelu_new"},
         grouped=False,
         biases=("",),
-        epsilon="layer_norm_epsilon",
         activation="activation_function",
         tied=True,
         fixed={
@@ -135,33 +116,6 @@ LAYOUTS: dict[str, Layout] = {  # by model_type; the first one that fits is take
         },
     ),
 }
-
-
-def kind_of_windows(config: GPTConfig) -> str:
-    """none; one, the same in all blocks; some, one width in some blocks; several widths."""
-    widths = set(config.windows)
-    if widths == {None}:
-        return "none"
-    return "one" if len(widths) == 1 else "some" if len(widths - {None}) == 1 else "several"
-
-
-def layout_of(config: GPTConfig) -> str:
-    """The model_type of the layout that computes the same function. Raises: UserError: if there is none."""
-    demands = {name: layout.demands(config) for name, layout in LAYOUTS.items()}
-    nearest = min(demands, key=lambda name: len(demands[name]))
-    if not demands[nearest]:
-        return nearest
-    given = ", ".join(f"model.{name}={_written(getattr(config, name))}" for name in demands[nearest])
-    needed = " ".join(f"model.{name}={value}" for name, value in demands[nearest].items())
-    raise UserError(
-        f"no architecture of transformers has {given} beside the other settings of this model; the nearest is "
-        f"{nearest}: train with {needed}, or with experiment=portable, which every format takes"
-    )
-
-
-def _written(value: Any) -> str:
-    """As an override of a command."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def settings_of(config: GPTConfig, name: str) -> dict[str, Any]:
@@ -177,7 +131,7 @@ def settings_of(config: GPTConfig, name: str) -> dict[str, Any]:
     if rope:
         rotary = {"rope_type": "default", "rope_theta": config.rope_base}
         values["rope_parameters"] = rotary | ({"partial_rotary_factor": 1.0} if name == "gpt_neox" else {})
-    if layout.windows != "none":
+    if len(layout.windows) > 1:
         values["sliding_window"] = next((window for window in config.windows if window), None)
     if name == "qwen3":
         values["use_sliding_window"] = values["sliding_window"] is not None
@@ -198,7 +152,7 @@ def config_of(values: Mapping[str, Any], bias: bool, relu_squared: bool) -> GPTC
     layout = LAYOUTS[name]
     for key, (needed, default) in layout.fixed.items():
         if values.get(key, default) != needed:
-            raise UserError(f"{key} must be {_written(needed)}: GPT cannot compute the other one")
+            raise UserError(f"{key} must be {json.dumps(needed)}: GPT cannot compute the other one")
     found = {ours: values[key] for key, ours in layout.names.items() if values.get(key) is not None}
     missing = [
         key for key, ours in layout.names.items() if ours in ("vocab_size", "width", "depth", "heads", "context")
@@ -248,7 +202,7 @@ def _rope(values: Mapping[str, Any], layout: Layout) -> dict[str, float]:
 
 def _window(values: Mapping[str, Any], name: str, depth: int) -> int | list[int | None] | None:
     width, kinds = values.get("sliding_window", 4096 if name == "mistral" else None), values.get("layer_types")
-    if LAYOUTS[name].windows == "none" or width is None or (name == "qwen3" and not values.get("use_sliding_window")):
+    if len(LAYOUTS[name].windows) == 1 or width is None or (name == "qwen3" and not values.get("use_sliding_window")):
         return None
     if not isinstance(kinds, list):
         first = values.get("max_window_layers", 28) if name == "qwen3" else 0
