@@ -55,6 +55,8 @@ TASKS = {  # name -> its documents, and its YAML
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
+    for name in ("DISABLE_MULTIPROC", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")  # as the command does, and away again at the end
     monkeypatch.setattr("slm.evaluation.standard_tests._reaches_hub", lambda: False)
 
 
@@ -154,8 +156,6 @@ def test_every_number_equals_that_of_the_adapter_for_hugging_face(tasks, tmp_pat
     from slm.evaluation import standard_tests
     from slm.evaluation.harness import Harness
 
-    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = gpt2(tmp_path / "gpt2")
     theirs = HFLM(
         pretrained=str(tmp_path / "gpt2"),
@@ -226,7 +226,7 @@ def test_ties_are_counted(tasks):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param(["tasks=[tiny_choic]"], "did you mean tiny_choice?", marks=pytest.mark.slow),  # reads all tasks
+        (["tasks=[tiny_last,hellaswa]"], "tasks=hellaswa is no task of lm-evaluation-harness; did you mean hellaswag?"),
         (["tasks=tiny_last", "limit=0"], "limit=0 must be at least 1"),
         (["tasks=[tiny_last"], "cannot read tasks; write key=value, and quote"),
         (["tasks=tiny_last", "lmit=3"], "did you mean limit?"),

@@ -49,8 +49,9 @@ def score(model: GPT, windows: Tensor) -> Scores:
             used = int((batch[:, 1:] != IGNORE).sum(1).max())
             batch = batch[:, : used + 1].to(device)
             logits, targets = model(batch[:, :-1].clamp(min=0)).float(), batch[:, 1:].clamp(min=0)
-            fill = partial(_filled, length=length - 1)
-            parts.append([fill(values) for values in _of_targets(logits, targets)])
+            best, fill = logits.argmax(-1), partial(_filled, length=length - 1)
+            found = nats(logits, targets), (-nats(logits, best)).exp(), best == targets
+            parts.append([fill(values) for values in found])
             if done < tempered:
                 cooled.append(np.stack([fill(nats(logits / value, targets)) for value in TEMPERATURES]))
             done += len(batch)
@@ -62,14 +63,6 @@ def score(model: GPT, windows: Tensor) -> Scores:
 def nats(logits: Tensor, targets: Tensor) -> Tensor:
     """(B, T, V) and (B, T) -> (B, T)."""
     return logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
-def _of_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats, confidence and whether the most probable id is right, (B, T) each."""
-    top, ids = logits.max(-1)
-    total = logits.logsumexp(-1)
-    own = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return total - own, (top - total).exp(), (ids == targets).float()
 
 
 def _filled(values: Tensor, length: int) -> np.ndarray:
