@@ -94,8 +94,11 @@ def test_a_request_without_settings_has_those_of_the_command():
     asked = completion_request({"prompt": "a", "temperature": None, "user": "me"}, DEFAULTS)
     assert (asked.sampler, asked.max_new_tokens, asked.choices) == (DEFAULTS.sampler, 200, 1)
     assert completion_request({"temperature": 0}, DEFAULTS).sampler.greedy
-    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b"}]
-    assert chat_request({"messages": messages}, DEFAULTS, lambda name: None).prompts == ["a\n\nb"]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert chat_request({"messages": messages}, DEFAULTS, lambda name: ChatTemplate()).prompts == [
+        "User: ab\nAssistant: "
+    ]
+    refused(lambda: chat_request({"messages": messages}, DEFAULTS, lambda name: None), "not trained on conversations")
     messages = [{"role": "developer", "content": "Be short."}, {"role": "user", "content": "Hello"}]
     asked = chat_request({"messages": messages, "stop": "."}, DEFAULTS, lambda name: ChatTemplate())
     assert asked.prompts == ["User: Be short.\n\nHello\nAssistant: "]

@@ -120,7 +120,7 @@ def test_a_text_is_written_stopped_continued_and_branched_in_a_browser(page, add
     page.type("#length input[type=number]", "5")
     page.press("Tab")
     page.click(".story:first-child .text .token:nth-of-type(9)")
-    page.click(".rivals .rival:not(.own)")
+    page.click(".alternatives button:not(.own)")
     page.until("document.querySelectorAll('.story:first-child .token').length < 20")
     page.until(DONE)
     first, second = page.evaluate(TEXT)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 from slm.corpora import made_by
 from slm.corpora.storyworld.corpus import Storyworld
+from slm.corpora.storyworld.instructions import StoryworldInstructions
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import UserError, one_line
 from slm.files import run_folder
@@ -39,6 +40,8 @@ def world_of(model: LanguageModel) -> StoryWorld | None:
     with contextlib.suppress(TypeError, UserError):
         if corpus := made_by(Storyworld, corpus_node(model.config)):
             return corpus.all
+        if requests := made_by(StoryworldInstructions, corpus_node(model.config)):
+            return requests.stories.all
     return None
 
 

@@ -13,6 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import; the page 
 import gradio as gr
 from starlette.applications import Starlette
 
+from slm.chat_template import chat_template
 from slm.errors import UserError, printable
 from slm.generation.command import Request
 from slm.generation.language_model import LanguageModel
@@ -24,9 +25,11 @@ from slm.serving.story import Session, Story
 MAX_STORIES, MAX_LENGTH, MAX_CHARACTERS, MAX_SESSIONS = 6, 1000, 4000, 200
 GREEDY = "most likely"  # among the temperatures
 BESIDE = ["0.3", "0.6", "1", "1.4", GREEDY]
-STORIES = """<p class="hint">The text comes here, token by token. A click on a token shows what the model could have
-written instead, and goes on from there.</p>
-<div class="legend"></div><div class="stories"></div><div class="rivals" hidden></div>"""  # page.js fills them
+BEGIN, ASK = "The beginning of a text; it may be empty", "Ask the model"
+STORIES = """<p class="hint">The text comes here, token by token. Point at a token: what else could the model have
+written? Choose another one, and the text goes on from it.</p>
+<div class="legend">probability of a token: 1 <span class="scale"></span> 1/64</div>
+<div class="stories"></div>"""  # page.js fills it
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 
 
@@ -36,9 +39,13 @@ class Page:
     def __init__(self, models: Mapping[str, LanguageModel], request: Request):
         self.models, self.request = models, request
         self.worlds = {name: world_of(loaded) for name, loaded in models.items()}
+        self.chats = {name: chat_template(loaded.config) for name, loaded in models.items()}
 
     def app(self) -> Starlette:
-        css, js = (files("slm.serving").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+        css, js = (
+            "".join(files("slm.serving").joinpath(f"{name}.{kind}").read_text("utf-8") for name in ("tokens", "page"))
+            for kind in ("css", "js")
+        )
         blocks = self.blocks(js)
         blocks.state_session_capacity = MAX_SESSIONS
         blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
@@ -62,7 +69,7 @@ class Page:
         with gr.Column(elem_id="ask"):
             prompt = gr.Textbox(
                 self.request.prompt,
-                label="The beginning of a text; it may be empty",
+                label=" / ".join(dict.fromkeys(ASK if chat else BEGIN for chat in self.chats.values())),
                 lines=3,
                 max_length=MAX_CHARACTERS,
                 elem_id="prompt",
@@ -129,7 +136,13 @@ class Page:
             raise UserError(f"choose 1 to {MAX_STORIES} stories: models times temperatures")
         return [
             Story(
-                name=name, loaded=self.models[name], world=self.worlds[name], prompt=prompt, sampler=sampler, seed=seed
+                name=name,
+                loaded=self.models[name],
+                world=self.worlds[name],
+                chat=self.chats[name],
+                prompt=prompt,
+                sampler=sampler,
+                seed=seed,
             )
             for sampler in samplers
             for name in chosen

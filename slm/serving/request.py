@@ -144,10 +144,8 @@ def prompts_of(value: Any) -> Prompts:
 
 
 def chat_request(values: Any, defaults: Defaults, template_of: Callable[[str], ChatTemplate | None]) -> TextRequest:
-    """The body of /v1/chat/completions. With the template that a model was trained on, by its name, the answer ends
-    before the next turn of the user; a model without one continues the messages as one text.
-
-    Raises: UserError: for a mistake in it.
+    """The body of /v1/chat/completions, for the template that a model was trained on, by its name. An answer ends
+    before the next turn of the user. Raises: UserError: for a mistake in it, and for a model without a template.
     """
     body = Body(values)
     limits = body.whole("max_completion_tokens", None, 1, MAX_TOKENS), body.whole("max_tokens", None, 1, MAX_TOKENS)
@@ -156,12 +154,14 @@ def chat_request(values: Any, defaults: Defaults, template_of: Callable[[str], C
     body.end()
     if not 1 <= len(messages) <= MAX_MESSAGES or sum(len(its["content"]) for its in messages) > MAX_PROMPT:
         raise UserError(f"messages must be 1 to {MAX_MESSAGES}, with at most {MAX_PROMPT} characters")
-    if template := template_of(both["model"]):
-        text, both["stop"] = template.text(messages, answers=False), [*both["stop"], template.stop]
-    else:
-        text = "\n\n".join(message["content"] for message in messages)
+    if not (template := template_of(both["model"])):
+        raise UserError(
+            "this model was not trained on conversations, so it has no chat template; send its prompt to "
+            "/v1/completions, or train a model with data.layout=instructions"
+        )
+    both["stop"] = [*both["stop"], template.stop]
     return TextRequest(
-        prompts=[text],
+        prompts=[template.text(messages, answers=False)],
         echo=False,
         max_new_tokens=limits[0] or limits[1] or min(defaults.max_new_tokens, MAX_TOKENS),
         top=top if wanted else None,

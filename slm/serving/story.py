@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slm.chat_template import ChatTemplate
 from slm.corpora.storyworld.checker import judge
 from slm.corpora.storyworld.world import StoryWorld
 from slm.errors import printable
@@ -31,20 +32,20 @@ class Story:
     name: str
     loaded: LanguageModel
     world: StoryWorld | None
+    chat: ChatTemplate | None = None  # of a model of conversations, to which the prompt is a turn of the user
     prompt: str
     sampler: Sampler
     seed: int
     tokens: list[Scored] = field(default_factory=list)
     rows: list[list] = field(default_factory=list)  # the tokens as the page shows them
     status: str = ""
+    ended: bool = False  # by itself
 
     def __post_init__(self):
+        if self.chat:
+            self.prompt = self.chat.text([{"role": "user", "content": self.prompt}], answers=False)
         self.start = encode_prompt(self.loaded.tokenizer, self.prompt, self.loaded.eos_first)
         self.decoder = TextDecoder(self.loaded.tokenizer, len(self.start.rest))
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.tokens) and self.tokens[-1].token == self.loaded.tokenizer.eos
 
     def grow(self, count: int) -> Generator[None]:
         """Up to `count` more tokens, until eos. Raises: UserError: as `generate`."""
@@ -56,31 +57,50 @@ class Story:
         prompt = self.start.followed_by([scored.token for scored in self.tokens])
         for new in generate_scored(self.loaded.model, [prompt], top=TOP, max_new_tokens=count, **settings):
             self.append(*new)
+            if self.chat:
+                self.end_before(self.chat.stop)
             yield
+            if self.ended:
+                break
         self.status = "ended" if self.ended else "at its length"
 
     def append(self, scored: Scored, chosen: bool = False):
         self.tokens.append(scored)
-        text = "" if self.ended else self.decoder.text(scored.token)
-        self.rows.append([printable(text), share(scored.logprob), chosen, scored.token, self.rivals(scored)])
+        self.ended = scored.token == self.loaded.tokenizer.eos
+        text = None if self.ended else printable(self.decoder.text(scored.token))
+        self.rows.append([text, share(scored.logprob), chosen, scored.token, self.rivals(scored)])
+
+    def end_before(self, stop: str):
+        """Ends the text where the model has begun the next turn of the user."""
+        if (end := self.text().find(stop)) < 0:
+            return
+        self.ended = True
+        while (excess := len(self.text()) - end) > 0:
+            scored, row = self.tokens.pop(), self.rows.pop()
+            if row[TEXT][:-excess]:
+                self.tokens.append(scored)
+                self.rows.append([row[TEXT][:-excess], *row[1:]])
 
     def branch(self, place: int, token: int) -> bool:
         """Puts another token at a place, and drops those after it. False if it was not on offer there."""
-        found = [p for other, p in self.tokens[place].top if other == token] if 0 <= place < len(self.tokens) else []
-        if not found:
+        if not 0 <= place < len(self.tokens):
             return False
-        before, top = list(zip(self.tokens[:place], self.rows)), self.tokens[place].top
+        was = self.tokens[place]
+        offered = {was.token: was.logprob, **dict(was.top)}
+        if token not in offered:
+            return False
+        before = list(zip(self.tokens[:place], self.rows))
         self.tokens, self.rows = [], []
         self.decoder = TextDecoder(self.loaded.tokenizer, len(self.start.rest))
         for scored, row in before:
             self.append(scored, row[CHOSEN])
-        self.append(Scored(0, token, found[0], top), chosen=True)
+        self.append(Scored(0, token, offered[token], was.top), chosen=True)
         self.status = "ended" if self.ended else "stopped"
         return True
 
     def text(self) -> str:
         """Without the prompt."""
-        return "".join(row[TEXT] for row in self.rows)
+        return "".join(row[TEXT] or "" for row in self.rows)
 
     def view(self) -> dict[str, Any]:
         """What the page shows, as plain values. Control characters are escaped."""
@@ -99,13 +119,14 @@ class Story:
         """Of the storyworld's checker: a line, whether it is good, and the place in the text of the first error."""
         if not self.world or not self.tokens or self.status == IN_PROGRESS:
             return {"verdict": "", "good": True, "error": None}
-        found = judge(self.world, self.prompt + self.text(), self.ended)
+        given = "" if self.chat else self.prompt
+        found = judge(self.world, given + self.text(), self.ended)
         if found.valid or found.error == "more":
             end = "✓ a valid story" if found.valid else "✓ valid so far"
             return {"verdict": f"{end}, {found.sentences} sentences", "good": True, "error": None}
         errors = {"template": "no such sentence in the world", "end": "text after the end of the story"}
         line = f"✗ after {found.sentences} sentences: {errors.get(found.error) or f'expected a {found.error}'}"
-        return {"verdict": line, "good": False, "error": found.prefix - len(self.prompt)}
+        return {"verdict": line, "good": False, "error": found.prefix - len(given)}
 
 
 def share(logprob: float) -> float:

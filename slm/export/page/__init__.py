@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from slm.chat_template import chat_template
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.errors import one_line, printable
 from slm.evaluation import sources, stories
@@ -34,11 +35,14 @@ from slm.model import GPT
 from slm.security import corpus_node
 
 ENGINE = "tokenizer.js", "gpt.js", "sampler.js", "engine.js"  # also the program of the worker
-SCRIPT = "storyworld.js", "page.js", "alternatives.js"
+SHARED = "slm.serving"  # tokens.js and tokens.css are also those of generate.py ui=web
+SCRIPT = "storyworld.js", "page.js"
 POLICY = (
     "default-src 'none'; script-src '{engine}' '{script}'; style-src '{style}'; worker-src blob:; base-uri 'none'; "
     "form-action 'none'"
 )
+BEGIN = "Begin a text, or leave this empty. The model writes on, one piece at a time."
+ASK = "Ask the model. It answers, one piece at a time."
 PROOFS, PROOF_TOKENS = 50, 60
 DIFFICULT = "", "Once upon a time ", "The  two\nwere", "Zo\u00eb \U0001f98a\t", "\u2581 <s>"  # prompts beside the usual
 TOKENS = 30_000  # at most, of the text on which the loss is stated
@@ -63,6 +67,7 @@ def export(
     near, table, numbers = weights.rounded(model.model)
     loss = losses(model, near, held_out(model, corpus, text))
     proofs = proven(near, model)
+    chat = chat_template(model.config)
     name = str(model.config.get("name") or "model")
     title = title or name.replace("_", " ")
     data = {
@@ -72,6 +77,7 @@ def export(
         "start": start,
         "facts": facts(model, corpus, loss),
         "proofs": proofs,
+        "chat": chat and {"user": chat.user, "assistant": chat.assistant, "stop": chat.stop},
         "world": corpus and vocabulary.world(corpus),
     }
     path = folder / (re.sub(r"[^\w-]+", "-", name).strip("-")[:60] + ".html")
@@ -161,7 +167,8 @@ def lead(model: LanguageModel, corpus: Storyworld | None) -> str:
 
 def page(title: str, data: dict[str, Any], numbers: bytes, lead: str) -> str:
     """The whole file. No script in it but these two can run, whatever a value might contain."""
-    style, engine, script = read(["page.css"]), read(ENGINE), read(SCRIPT)
+    style, script = (read([f"tokens.{kind}"], SHARED) for kind in ("css", "js"))
+    style, engine, script = style + read(["page.css"]), read(ENGINE), script + read(SCRIPT)
     parts = {"style": style, "engine": engine, "script": script}
     plain = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     values = {
@@ -169,6 +176,7 @@ def page(title: str, data: dict[str, Any], numbers: bytes, lead: str) -> str:
         "policy": POLICY.format(**{name: digest(part) for name, part in parts.items()}),
         "title": html.escape(printable(title, 200)),
         "lead": html.escape(lead),
+        "ask": ASK if data["chat"] else BEGIN,
         "about": "The probabilities are those of the model itself, before temperature and filters. Rounding its "
         "numbers to 8 bits makes the file small and changes the loss a little, as stated above.",
         "check": "compares this browser with the program that trained the model",
@@ -178,8 +186,8 @@ def page(title: str, data: dict[str, Any], numbers: bytes, lead: str) -> str:
     return Template(read(["page.html"])).substitute(values)
 
 
-def read(names: Sequence[str]) -> str:
-    return "\n".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
+def read(names: Sequence[str], package: str = __package__) -> str:
+    return "\n".join(files(package).joinpath(name).read_text("utf-8") for name in names)
 
 
 def digest(content: str) -> str:

@@ -12,10 +12,10 @@ function windowStart(end, context) {
 }
 
 class Engine {
-  constructor({ model, tokenizer, eosFirst }, bytes, post) {
+  constructor({ model, tokenizer, eosFirst, stop }, bytes, post) {
     this.gpt = new GPT(model, readWeights(model.weights, bytes));
     this.tokenizer = new Tokenizer(tokenizer);
-    Object.assign(this, { eosFirst, post, context: model.context, turn: null });
+    Object.assign(this, { eosFirst, stop: stop && toBytes(stop), post, context: model.context, turn: null });
     this.begin([this.tokenizer.eos]);
   }
 
@@ -85,8 +85,13 @@ class Engine {
     const id = choose(logits, settings, uniform(settings.seed, ids.length));
     this.rest = this.rest.slice(tokenizer.pieces[id].length);
     ids.push(id);
-    this.ended = id === tokenizer.eos;
+    this.ended = id === tokenizer.eos || (this.stop !== undefined && this.said(this.stop.length).includes(this.stop));
     if (news) news.push(this.described(ids.length - 1, shares));
+  }
+
+  // The bytes of the last `count` tokens after the prompt, or more.
+  said(count) {
+    return this.ids.slice(Math.max(this.first, this.ids.length - count)).map((id) => this.tokenizer.pieces[id]).join("");
   }
 
   // The id at a place, with its own probability before all filters, and the most likely ones there.

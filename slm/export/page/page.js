@@ -4,16 +4,16 @@
 const find = (id) => document.getElementById(id);
 const data = JSON.parse(find("data").textContent);
 const world = data.world && new StoryWorld(data.world);
-const article = find("text"), tip = find("tip"), status = find("status");
-const MOST_BITS = 6; // of surprise: the full colour
+const article = find("text"), status = find("status");
 const EXPECTED = { // the checker's tags in words
   template: "no sentence of this world goes on like this", end: "the story should end there", hero: "a name should stand there",
   friend: "another name should stand there",
 };
-const APART = 9; // milliseconds
+const APART = 9; // milliseconds between two tokens
+const LEAST = 0.001, FEW = 3; // less likely alternatives are left out, but not the first few
 let appears = 0;
-let tokens = []; // as the engine describes them, each with its element
-let decoder = new TextDecoder(), turn = 0, running = false, ended = true, pinned = false, hiding = 0;
+let tokens = []; // as the engine describes them, each with its text and its elements
+let decoder = new TextDecoder(), turn = 0, running = false, ended = true;
 
 // --- The engine ---
 
@@ -27,7 +27,7 @@ function bytesOf(base64) {
 function startEngine() {
   const bytes = bytesOf(find("weights").textContent);
   find("weights").remove();
-  const model = { model: data.model, tokenizer: data.tokenizer, eosFirst: data.eosFirst };
+  const model = { model: data.model, tokenizer: data.tokenizer, eosFirst: data.eosFirst, stop: data.chat?.stop };
   const here = () => {
     const engine = new Engine(model, bytes, received);
     return (message) => engine.receive(message);
@@ -73,7 +73,7 @@ function settings() {
 }
 
 function send(message) {
-  close();
+  alternatives.close();
   turn++;
   [running, ended] = [true, false];
   show();
@@ -83,14 +83,15 @@ function send(message) {
 }
 
 function tell() {
+  const { chat } = data, typed = find("start").value;
   truncate(0);
-  send({ order: "tell", text: find("start").value });
+  send({ order: "tell", text: chat ? chat.user.trimStart() + typed.trim() + chat.assistant : typed });
 }
 
 // Another token in the place of one, from which the text goes on.
 function replace(token, { id, piece, share, rank }) {
   truncate(tokens.indexOf(token));
-  append({ ...token, id, piece, share, rank, end: id === data.tokenizer.eos, given: false, span: null });
+  append({ ...token, id, piece, share, rank, end: id === data.tokenizer.eos, given: false });
   send({ order: "replace", place: token.place, id });
 }
 
@@ -98,6 +99,7 @@ function finish({ reason, count, seconds }) {
   [running, ended] = [false, reason === "end"];
   const speed = seconds > 0.05 ? `, ${Math.round(count / seconds).toLocaleString("en")} per second` : "";
   status.textContent = `${count.toLocaleString("en")} pieces${speed}`;
+  if (data.chat) endBefore(data.chat.stop);
   show();
   if (world) showVerdict(judge(world, textNow(), ended));
 }
@@ -117,42 +119,48 @@ const textNow = () => tokens.map((token) => token.text).join("");
 
 function append(token) {
   token.text = decode(token.piece, decoder);
+  token.parts = token.text || token.end ? tokenParts(token.end ? null : token.text, token.share) : [];
   tokens.push(token);
-  if (!token.text && !token.end) return;
-  const span = document.createElement("span");
-  token.span = span;
-  token.space = /^ (?=.)/s.test(token.text) ? document.createTextNode(" ") : ""; // outside of the coloured box
-  span.className = "token new";
-  span.classList.toggle("given", token.given);
-  span.classList.toggle("end", token.end);
-  span.textContent = token.end ? "the end" : token.text.slice(token.space ? 1 : 0);
-  span.tabIndex = article.querySelector(".token") ? -1 : 0;
   const now = performance.now(); // the tokens appear one after the other, also if they come at once
   appears = Math.min(Math.max(appears + APART, now), now + 2500);
-  span.style.setProperty("--delay", `${Math.round(appears - now)}ms`);
-  if (token.share !== undefined) {
-    const bits = -Math.log2(Math.max(token.share, 1e-30));
-    span.style.setProperty("--surprise", Math.min(bits / MOST_BITS, 1).toFixed(3));
-    span.setAttribute("aria-description", `probability ${percent(token.share)}`);
-  }
-  article.append(token.space, span);
+  const span = token.parts[1];
+  span?.classList.add("new");
+  span?.classList.toggle("given", token.given);
+  span?.style.setProperty("--delay", `${Math.round(appears - now)}ms`);
+  article.append(...token.parts);
 }
 
 function truncate(count) {
-  for (const { span, space } of tokens.splice(count)) {
-    span?.remove();
-    if (space) space.remove();
-  }
+  for (const { parts } of tokens.splice(count)) for (const part of parts) part.remove();
   decoder = new TextDecoder();
-  for (const token of tokens) decode(token.piece, decoder);
-  for (const token of tokens) token.span?.classList.remove("wrong", "new");
+  for (const { piece, parts } of tokens) {
+    decode(piece, decoder);
+    parts[1]?.classList.remove("wrong", "new");
+  }
 }
 
-function percent(share) {
-  if (share >= 0.9995) return "> 99.9 %";
-  if (share >= 0.0995) return `${(100 * share).toFixed(0)} %`;
-  return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
+// Drops the beginning of the next turn, with which an answer may end.
+function endBefore(stop) {
+  let left = textNow().indexOf(stop);
+  if (left < 0) return;
+  const place = tokens.findIndex(({ text }) => (left -= text.length) < 0), last = tokens[place];
+  truncate(place);
+  if (left > -last.text.length) append({ ...last, piece: toBytes(last.text.slice(0, left)) });
 }
+
+const alternatives = new Alternatives(article, document.body, (span) => {
+  const token = tokens.find(({ parts }) => parts.includes(span));
+  const others = (token.others || []).filter(({ share }, place) => place < FEW || share >= LEAST);
+  if (!others.some(({ id }) => id === token.id)) others.push(token);
+  const options = others.map((other) => {
+    const text = other.id === data.tokenizer.eos ? "the end" : decode(other.piece, new TextDecoder());
+    return { text: text || "(nothing)", share: other.share, own: other.id === token.id, choose: () => replace(token, other) };
+  });
+  const place = token.rank === 1 ? "the most likely piece" : `place ${token.rank} of ${data.model.vocab_size.toLocaleString("en")}`;
+  return token.others
+    ? { line: `${percent(token.share)}: ${place}`, options }
+    : { line: "The model has not predicted this piece.", options: [] };
+});
 
 // --- The checker ---
 
@@ -168,8 +176,8 @@ function showVerdict({ valid, prefix, sentences, error }) {
   line.hidden = false;
   if (valid || error === "more") return;
   let end = 0;
-  const wrong = tokens.find((token) => token.span && (end += token.text.length) > prefix) || tokens[tokens.length - 1];
-  wrong?.span?.classList.add("wrong");
+  const wrong = tokens.find(({ text }) => (end += text.length) > prefix) || tokens[tokens.length - 1];
+  wrong?.parts[1]?.classList.add("wrong");
 }
 
 // --- The check against slm ---
@@ -218,14 +226,14 @@ find("stop").addEventListener("click", () => order({ order: "stop" }));
 find("check").addEventListener("click", check);
 find("colours").addEventListener("change", ({ target }) => article.classList.toggle("colours", target.checked));
 document.addEventListener("keydown", ({ key }) => {
-  if (key !== "Escape") return;
-  if (running) order({ order: "stop" });
-  close();
+  if (key === "Escape" && running) order({ order: "stop" });
 });
 article.classList.add("colours");
 if (location.hash === "#check") {
   find("about").open = true;
   check();
-} else {
+} else if (data.start || !data.chat) {
   tell();
+} else {
+  show();
 }
