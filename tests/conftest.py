@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import json
 import os
 import random
 import sys
@@ -125,6 +126,18 @@ def finished(text_file, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         assert trained(patch, *small_run(text_file, folder), "log_windows=true", f"run_dir={folder / 'run'}") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def chatting(tmp_path_factory) -> Path:
+    """The folder of such a run on conversations, which has a template."""
+    folder = tmp_path_factory.mktemp("chatting")
+    rows = [{"prompt": f"Say {word}.", "completion": f"{word}, {word}!"} for word in WORDS.split()]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 20), encoding="utf-8")
+    data = "data=instructions", f"data.path={folder / 'rows.jsonl'}"
+    with pytest.MonkeyPatch.context() as patch:
+        assert trained(patch, *small_run(folder, folder, data), f"run_dir={folder / 'run'}") == 0
     return folder / "run"
 
 

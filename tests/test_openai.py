@@ -14,8 +14,8 @@ SETTINGS = {"temperature": 0.8, "seed": 7, "max_tokens": 24}
 
 
 @pytest.fixture(scope="module")
-def address(finished):
-    with served(f"ckpt={finished}", f"ckpt2={finished}", "serve=openai", "token=a-long-word") as found:
+def address(finished, chatting):
+    with served(f"ckpt={finished}", f"ckpt2={chatting}", "serve=openai", "token=a-long-word") as found:
         yield found
 
 
@@ -36,7 +36,7 @@ def name(client):
 
 
 def test_a_text_is_that_of_generate_py_for_the_same_seed(client, local, name):
-    """Whole and streamed, several texts of several prompts, as a chat."""
+    """Whole and streamed, several texts of several prompts."""
     prompts = ["the cat", "a small dog "]
     expected = local.generate(prompts, num_samples=2, max_new_tokens=24, seed=7, temperature=0.8)
     expected = [text for prompt, texts in zip(prompts, expected) for text in texts]
@@ -47,11 +47,6 @@ def test_a_text_is_that_of_generate_py_for_the_same_seed(client, local, name):
         for choice in part.choices:
             streamed[choice.index] = streamed.get(choice.index, "") + choice.text
     assert [streamed[index] for index in range(4)] == expected
-    messages = [{"role": "user", "content": "the cat"}]
-    chat = client.chat.completions.create(model=name, messages=messages, **SETTINGS)
-    assert "the cat" + chat.choices[0].message.content == local.generate("the cat", max_new_tokens=24, seed=7)
-    parts = client.chat.completions.create(model=name, messages=messages, stream=True, **SETTINGS)
-    assert "".join(part.choices[0].delta.content or "" for part in parts) == chat.choices[0].message.content
     again = client.completions.create(model=name, prompt="the cat", max_tokens=24)  # each request has a seed of its own
     same = client.completions.create(model=name, prompt="the cat", max_tokens=24, seed=again.model_dump()["seed"])
     assert same.choices[0].text == again.choices[0].text
@@ -84,15 +79,27 @@ def test_log_probabilities_stops_and_usage(client, name):
     stop = text[5:9]
     cut = client.completions.create(prompt="the", stop=[stop, "no such text"], **settings).choices[0]
     assert (cut.text, cut.finish_reason) == (text[: text.index(stop)], "stop")
-    chat = client.chat.completions.create(
-        messages=[{"role": "user", "content": "the"}], logprobs=True, top_logprobs=2, **settings
-    )
-    content = chat.choices[0].logprobs.content
-    assert bytes(byte for token in content for byte in token.bytes).decode(errors="replace") == text
-    assert [token.top_logprobs[0].token for token in content] == [token.token for token in content]
     options = {"include_usage": True}
     *_, last = client.completions.create(prompt="the", stream=True, stream_options=options, **settings)
     assert last.usage.completion_tokens == 24
+
+
+def test_a_chat_is_a_text_in_the_template_of_the_model(client, chatting):
+    """Whole and streamed; with its log-probabilities; and cut where the model begins the next turn."""
+    model, local = client.models.list().data[1].id, load(chatting, device="cpu")
+    talk = [("user", "Say cat."), ("assistant", "cat, cat!"), ("user", "Say dog.")]
+    settings = {"model": model, "messages": [{"role": role, "content": content} for role, content in talk], **SETTINGS}
+    prompt = "User: Say cat.\nAssistant: cat, cat!\nUser: Say dog.\nAssistant: "
+    whole = client.chat.completions.create(logprobs=True, top_logprobs=2, **settings).choices[0]
+    text = whole.message.content
+    assert prompt + text == local.generate(prompt, max_new_tokens=24, seed=7)
+    parts = [part.choices[0] for part in client.chat.completions.create(stream=True, **settings)]
+    assert "".join(part.delta.content for part in parts) == text
+    assert (parts[0].delta.role, parts[-1].finish_reason) == ("assistant", whole.finish_reason)
+    bytes_of = [byte for token in whole.logprobs.content for byte in token.bytes]
+    assert bytes(bytes_of).decode(errors="replace").endswith(text)
+    cut = client.chat.completions.create(stop=text[5:8], **settings).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (text[: text.index(text[5:8])], "stop")
 
 
 def test_mistakes_have_the_errors_of_the_api(client, address, name):
@@ -106,6 +113,8 @@ def test_mistakes_have_the_errors_of_the_api(client, address, name):
         client.completions.create(model=name, prompt="the cat " * 500, echo=True, logprobs=1, max_tokens=0)
     with pytest.raises(openai.APIStatusError, match="at most 1048576 bytes"):
         client.completions.create(model=name, prompt="a" * 2**20)
+    with pytest.raises(openai.BadRequestError, match=r"not trained on conversations.*/v1/completions"):
+        client.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}])
     other = openai.OpenAI(base_url=address, api_key="a-guess-of-it", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         other.models.list()
