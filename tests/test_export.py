@@ -174,6 +174,7 @@ def test_mistakes(saved, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     for words, message in (
         (["format=hff"], "format=hff is not one of hf"),
+        (["format=llama.cpp"], "did you mean gguf?"),
         (["licence=mit"], "licence is not a setting; did you mean license?"),
         (
             ["format=page", "start=Once, a fox", "title=[x", "text=no.txt", "license=mit"],

@@ -21,10 +21,23 @@ FORMATS = {  # name -> its module, imported when the format is used
     "page": "slm.export.page",
     "onnx": "slm.export.onnx",
 }
+MEANT = {  # other names of a format
+    "safetensors": "weights",
+    "transformers": "hf",
+    "huggingface": "hf",
+    "llama.cpp": "gguf",
+    "ollama": "gguf",
+    "html": "page",
+}
 
 
 def export_of(name: str) -> Callable[..., list[str]]:
     """The function of a format. Raises: UserError: for an unknown format, or one whose package is not installed."""
     if name not in FORMATS:
-        raise UserError(f"format={name} is not one of {', '.join(FORMATS)}{did_you_mean(name, [*FORMATS])}")
+        hint = (
+            f"; did you mean {MEANT[name.lower()]}?"
+            if name.lower() in MEANT
+            else did_you_mean(name.lower(), [*FORMATS])
+        )
+        raise UserError(f"format={name} is not one of {', '.join(FORMATS)}{hint}")
     return import_module(FORMATS[name]).export

@@ -102,7 +102,7 @@ def new_folder(place: str) -> Path:
     """Raises UserError if it exists and is not empty."""
     target = atomic.expanded(place)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; give a new folder, or delete that one")
+        raise UserError(f"{target} exists and is not empty; give a new folder")
     return target
 
 

@@ -88,6 +88,11 @@ def load_source(place: str, config: RunConfig | None = None, file: str | None = 
     """
     own = config.model.make if config and isinstance(config.model, OwnConfig) else None
     found = file if file and Path(file).exists() else place.removeprefix(HF)
+    if not Path(found).exists():
+        raise UserError(
+            f"init_from={place} does not exist; it takes a run folder, a name in runs_dir, a .ckpt file, or hf: and a "
+            "folder of transformers, such as that of: hf download openai-community/gpt2 --local-dir gpt2"
+        )
     path = run_folder.find_checkpoint(found, Path(), key="init_from")
     if place.startswith(HF) != run_folder.is_of_transformers(path):
         raise UserError(f"init_from={place}: hf: stands before a folder of transformers, and before nothing else")
