@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from slm.errors import UserError
-from slm.loss import IGNORE, bits_per_byte, text_sizes
+from slm.loss import IGNORE, bits_per_byte, ids_of, text_sizes
 from slm.model import GPT
 from slm.tokenizers import Tokenizer, text_lengths
 
@@ -58,13 +58,13 @@ def padded(windows: Sequence[Sequence[int]]) -> Tensor:
 
 @torch.inference_mode()
 def window_nats(model: GPT, windows: Tensor) -> Tensor:
-    """The nats (B, T - 1) of the targets of windows (B, T) in float64 on the CPU, 0 for IGNORE."""
+    """The nats (B, T - 1) of the targets of windows (B, T) in float64 on the CPU, 0 for IGNORE and for prompts."""
     device, rows = next(model.parameters()).device, max(1, 2**24 // (windows.size(1) * model.config.vocab_size))
     parts = []
     for batch in windows.to(device).split(rows):
-        logits = model(batch[:, :-1].clamp(min=0)).float()
-        parts.append(F.cross_entropy(logits.mT, batch[:, 1:], ignore_index=IGNORE, reduction="none").cpu().double())
-    return torch.cat(parts)
+        logits, targets = model(ids_of(batch[:, :-1])).float(), batch[:, 1:].clamp(min=IGNORE)
+        parts += [F.cross_entropy(*row, ignore_index=IGNORE, reduction="none") for row in zip(logits, targets)]
+    return torch.stack(parts).cpu().double()
 
 
 def windows_loss(model: GPT, tokenizer: Tokenizer, windows: Sequence[Sequence[int]], lossless: bool) -> TextLoss:
