@@ -77,7 +77,7 @@ def text_of(
     own = sources.Own(model, world, model.corpus, cache, None if words else settings.source)
     if words:
         return None, own, sources.other_text(words, settings.split, settings.source, model, settings.tokens)
-    return world, own, own.held_out(settings.split, sources.layout_of(model.config), settings.tokens)
+    return world, own, own.held_out(settings.split, settings.tokens)
 
 
 def compare(first: LanguageModel, second: LanguageModel, settings: Settings, words: Sequence[str]):
@@ -130,7 +130,7 @@ def text_page(path: Path, files: Sequence[str], **own: Callable) -> str:
     loaded = load(path, **own)
     data = loaded.config.get("data")
     data = data if isinstance(data, dict) else {}
-    layout = sources.layout_of(loaded.config)
+    layout = "packed" if sources.layout_of(loaded.config) == "packed" else "documents"
     documents = [document for file in files for document in read_documents(file, data) if document.strip()]
     loss = text_loss(loaded.model, loaded.tokenizer, documents, layout)
     known = loss.bits_per_byte is not None

@@ -71,6 +71,13 @@ def leaves(tree: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[st
         yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), lists)
 
 
+def at(value: Any, *keys: str) -> Any:
+    """A nested value; None if a part of the way is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
 def corpus_node(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """data.corpus of a configuration; empty if it has none."""
     data = config.get("data")

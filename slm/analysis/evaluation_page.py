@@ -9,7 +9,7 @@ import numpy as np
 from slm.analysis.charts import Axis, Chart, Series, colors
 from slm.analysis.html import Page, folded, paragraph, table
 from slm.files import atomic
-from slm.security import is_number
+from slm.security import at, is_number
 
 MAX_FILE = 10**7  # bytes
 MAX_TESTS = 500  # rows of all standard tests
@@ -33,13 +33,6 @@ def content(folder: Path, page: Page) -> str:
 
 def objects(values: Any) -> list[dict[str, Any]]:
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
-
-
-def at(value: Any, *keys: str) -> Any:
-    """A nested value; None if a part of the way is missing."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def rows_of(value: Any) -> dict[str, Any]:

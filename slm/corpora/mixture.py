@@ -28,7 +28,7 @@ class Source:
     data: str | None = None  # the option of conf/data that it comes from
     weight: float | Mapping[str, float] | None = None
     epochs: float | None = None
-    layout: Literal["packed", "documents", "aligned"] | None = None  # None: that of the mixture
+    layout: Literal["packed", "documents", "aligned", "instructions"] | None = None  # None: that of the mixture
 
     def check(self):
         """Raises UserError for a value that has no meaning."""

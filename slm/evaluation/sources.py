@@ -1,9 +1,10 @@
 """Where the text of an evaluation comes from: the run's own split, or another corpus."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm.chat_template import chat_template
 from slm.corpora import Corpus, Split
 from slm.corpora.mixture import by_source
 from slm.data.store import TokenStore, fingerprint, prepare
@@ -13,8 +14,9 @@ from slm.files import atomic, run_folder
 from slm.generation.language_model import LanguageModel
 from slm.lens import corpora_of
 from slm.run.cli import compose
+from slm.run.prepare import answers_of
 from slm.run.replay import recorded_overrides, refuse_foreign
-from slm.security import corpus_node
+from slm.security import at, corpus_node
 from slm.verify import require_facts
 
 NOWHERE = "give the text: data=shakespeare, data.path=FILE, or any data of train.py"
@@ -60,12 +62,15 @@ class Own:
         refuse_foreign(self.folder, words, {})
         return by_source(compose([*words, "plan=true"]).data.corpus)[self.name]
 
-    def held_out(self, split: Split, layout: str, tokens: int) -> HeldOut:
-        """The first documents of a split."""
-        store = self.prepared()
-        kind = str(corpus_node(self.model.config).get("_target_", "")).rpartition(".")[2].lower()
-        name = f"{self.name or kind or 'data'} of the run, {split}"
-        return from_store(name, store, split, self.model.tokenizer, layout, tokens)
+    def held_out(self, split: Split, tokens: int) -> HeldOut:
+        """The first documents of a split, in the windows of the run."""
+        store, config = self.prepared(), self.model.config
+        layout = layout_of(config, self.name)
+        chat = chat_template(config, self.name) if layout == "instructions" else None
+        kind = str(corpus_node(config).get("_target_", "")).rpartition(".")[2].lower()
+        source = self.name and f"source={self.name} of {', '.join(self.sources)}"
+        name = f"{source or kind or 'data'} of the run, {split}"
+        return from_store(name, store, split, self.model.tokenizer, tokens, layout, chat)
 
 
 def cache_of(config: dict[str, Any], given: str | None) -> Path:
@@ -74,19 +79,27 @@ def cache_of(config: dict[str, Any], given: str | None) -> Path:
     return atomic.expanded(given or (written if isinstance(written, str) and "${" not in written else "~/.cache/slm"))
 
 
-def layout_of(config: dict[str, Any]) -> str:
-    """packed, or documents for any other layout."""
-    data = config.get("data")
-    return "packed" if not isinstance(data, dict) or data.get("layout", "packed") == "packed" else "documents"
+def layout_of(config: Mapping[str, Any], source: str = "") -> str:
+    """Of a run, or of this source of it: packed, instructions, or documents for any other layout."""
+    layout = at(config, "data", "sources", source, "layout") or at(config, "data", "layout") or "packed"
+    return layout if layout in ("packed", "instructions") else "documents"
 
 
 def other_text(words: Sequence[str], split: Split, source: str | None, model: LanguageModel, tokens: int) -> HeldOut:
-    """The first documents of another corpus: `words` are overrides of train.py. data=files goes without saying."""
+    """The first documents of another corpus: `words` are overrides of train.py. data=files goes without saying.
+
+    Their windows are those of the model's run, but for conversations.
+    """
     if not any(word.startswith("data=") for word in words):
         words = ["data=files", *words]
-    found = by_source(compose([*words, "plan=true"]).data.corpus)
+    data = compose([*words, "plan=true"]).data
+    found = by_source(data.corpus)
     name = next(iter(found)) if source is None else source
     if name not in found:
         raise UserError(f"source={source} is not one of {', '.join(found)}")
     title = f"{' '.join(words)}, {f'source={name}, ' if name else ''}split={split}"
-    return from_corpus(title, found[name], split, model.tokenizer, layout_of(model.config), tokens)
+    if ((data.corpus.sources[name].layout if name else None) or data.layout) == "instructions":
+        layout, chat = "instructions", answers_of(found[name], model.tokenizer).chat
+    else:
+        layout, chat = "packed" if layout_of(model.config) == "packed" else "documents", None
+    return from_corpus(title, found[name], split, model.tokenizer, tokens, layout, chat)

@@ -74,7 +74,7 @@ def windows_loss(model: GPT, tokenizer: Tokenizer, windows: Sequence[Sequence[in
     ids = padded(windows)
     nats, targets = window_nats(model, ids), ids[:, 1:]
     sizes, is_text = text_sizes(ids, torch.from_numpy(text_lengths(tokenizer)))
-    total, tokens, size = nats.sum().item(), int((targets != IGNORE).sum()), int(sizes.sum())
+    total, tokens, size = nats.sum().item(), int((targets >= 0).sum()), int(sizes.sum())
     known = lossless and size > 0
     return TextLoss(
         nats=total / tokens,

@@ -105,12 +105,12 @@ def held_out(model: LanguageModel, corpus: Storyworld | None, text: str | None) 
     if text:
         return sources.other_text([f"data.path={text}"], "validation", None, model, TOKENS)
     own = sources.Own(model, corpus, model.corpus, sources.cache_of(model.config, None), None)
-    layout = sources.layout_of(model.config)
     if own.store is not None:
-        return own.held_out("validation", layout, TOKENS)
+        return own.held_out("validation", TOKENS)
     if corpus is None:
         return None
-    return from_corpus("stories of the run, validation", corpus, "validation", model.tokenizer, layout, TOKENS)
+    layout = sources.layout_of(model.config)
+    return from_corpus("stories of the run, validation", corpus, "validation", model.tokenizer, TOKENS, layout)
 
 
 def loss_line(loss: tuple[str, float, float] | None) -> str:
