@@ -149,6 +149,28 @@ def test_a_text_that_was_stopped_goes_on_as_it_would_have(chromium, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_answer_ends_where_the_next_turn_begins(chromium, tmp_path, monkeypatch):
+    """The page of a model of conversations asks with its template."""
+    monkeypatch.setattr(format_page, "PROOFS", 6)
+    model, corpus = made(ByteTokenizer(), {"head_bias": True}), {"user": "\na ", "assistant": "\nb "}
+    with torch.no_grad():
+        model.model.head.bias[[ord("a"), ord("\n")]] += 12.0
+        model.model.head.bias[model.tokenizer.eos] = -99.0
+    chromium.open(written(model, tmp_path / "plain").as_uri())
+    prompt = "a Hello\nb "
+    chromium.evaluate(f"find('tokens').value = 100; find('start').value = {json.dumps(prompt)}; tell()")
+    whole = chromium.until("!running && textNow()")
+    page = written(replace(model, config={"name": "x", "data": {"corpus": corpus}}), tmp_path / "page")
+    chromium.open(page.as_uri())
+    assert chromium.evaluate("!running && !tokens.length")
+    chromium.evaluate("find('tokens').value = 100; find('start').value = ' Hello '; tell()")
+    assert chromium.until("!running && textNow()") == whole[: whole.index("\na")]
+    assert chromium.evaluate("article.textContent.length") == whole.index("\na")
+    assert chromium.evaluate("find('more').disabled && find('form').textContent.includes('Ask the model')")
+    assert chromium.problems == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", AXES, ids=str)
 def test_every_axis(axes, chromium, tmp_path):
     checked(chromium, written(made(bpe(), axes), tmp_path / "page"))

@@ -8,6 +8,7 @@ from browser import browser
 from served import served
 from test_model import model_of
 
+from slm.chat_template import ChatTemplate
 from slm.errors import printable
 from slm.generation.completion import complete
 from slm.generation.language_model import LanguageModel, load
@@ -53,6 +54,19 @@ def test_a_story_stops_and_goes_on_to_the_text_of_generate_py(monkeypatch):
         assert all(row[4][0][2] >= row[1] for row in view["tokens"])  # the most likely rival
 
 
+def test_an_answer_ends_where_the_next_turn_begins():
+    grown = story("Hello", chat=ChatTemplate(user="\na ", assistant="\nb "))
+    grown.loaded.model.head.bias = torch.nn.Parameter(torch.zeros(257))
+    with torch.no_grad():
+        grown.loaded.model.head.bias[[ord("a"), ord("\n")]] = 20.0
+    assert grown.prompt == "a Hello\nb "
+    list(grown.grow(60))
+    assert grown.text() == whole(grown, 60).partition("\na")[0]
+    assert (grown.status, list(grown.grow(9))) == ("ended", [])
+    assert grown.branch(0, grown.tokens[0].token)
+    assert not grown.ended
+
+
 def test_another_token_keeps_what_is_before_it_and_replaces_the_rest():
     session = Session()
     session.stories = [story()]
@@ -94,8 +108,8 @@ def page(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(finished, page):
     pytest.importorskip("gradio", reason='the page needs pip install "slm[web]"')
-    settings = "ui=web", "temperature=1.4", "max_new_tokens=60", "prompt=<b>the & cat"
-    with served(f"ckpt={finished}", f"ckpt2={finished}", *settings) as found:
+    settings = "ui=web", "temperature=0.05", "max_new_tokens=60", "prompt=<b>the & cat"
+    with served(f"ckpt={finished}", f"ckpt2={finished}", *settings) as found:  # too cold to end by itself
         yield found
 
 
@@ -105,7 +119,7 @@ def test_a_text_is_written_stopped_continued_and_branched_in_a_browser(page, add
     page.type("#prompt textarea", prompt := "the <i>old</i> cat ")
     page.click("#write")
     page.until(DONE)
-    text = load(finished, device="cpu").generate(prompt, temperature=1.4, max_new_tokens=60)
+    text = load(finished, device="cpu").generate(prompt, temperature=0.05, max_new_tokens=60)
     expected = printable(text).rstrip("\ufffd")  # half a character at the end
     assert [text.rstrip("\ufffd") for text in page.evaluate(TEXT)] == [expected, expected]
     assert page.evaluate("document.querySelectorAll('.text i, .text b').length") == 0
