@@ -109,7 +109,7 @@ def load(
     model: Callable[..., torch.nn.Module] | None = None,
 ) -> Loaded:
     """Rebuilds model and tokenizer from a .ckpt file alone, from the best of a run folder, or from a folder of
-    transformers, whose configuration, corpus and run are empty. LoRA is merged.
+    transformers, whose corpus and run are empty. LoRA is merged.
 
     `tokenizer` and `model` are the classes of those from outside slm: nothing that a file names is ever imported.
     Raises UserError for a missing, damaged or foreign file, OSError for one that cannot be read.
@@ -142,7 +142,7 @@ def load(
 
 def _of_transformers(path: Path, device: str | torch.device) -> Loaded:
     found = huggingface.read(path)
-    return Loaded(found.model.to(device), found.tokenizer, found.step, {}, "", "", found.eos_first)
+    return Loaded(found.model.to(device), found.tokenizer, found.step, found.config, "", "", found.eos_first)
 
 
 def facts(path: Path) -> tuple[str, int, dict[str, Tensor]]:
@@ -183,8 +183,8 @@ def _own_config(path: Path, values: dict[str, Any], make: Callable | None) -> Ow
     name = printable(str(values["target"]))[:100]
     if make is None:
         raise Outside(
-            f"{path} holds a model of a class outside slm, {name}; give the class: generate.py model_class=..., "
-            "slm.evaluate or slm.lens --model-class ..., slm.load(..., model=MyModel)"
+            f"{path} holds a model of a class outside slm, {name}; give the class: model_class=... "
+            "(slm.lens and slm.evaluate: --model-class ...), in Python slm.load(..., model=MyModel)"
         )
     counts = [values.get(key) for key in ("vocab_size", "context")]
     try:
@@ -278,8 +278,8 @@ def _tokenizer(path: Path, files: dict[str, bytes | str], load: Callable[[Path],
             return load(Path(folder))
         except tokenizers.UnknownKind:
             raise Outside(
-                f"{path} holds a tokenizer of a class outside slm; give the class: generate.py tokenizer_class=..., "
-                "slm.evaluate or slm.lens --tokenizer-class ..., slm.load(..., tokenizer=MyTokenizer)"
+                f"{path} holds a tokenizer of a class outside slm; give the class: tokenizer_class=... "
+                "(slm.lens and slm.evaluate: --tokenizer-class ...), in Python slm.load(..., tokenizer=MyTokenizer)"
             ) from None
         except tokenizers.Damaged:
             raise UserError(

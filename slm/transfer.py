@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm import tokenizers
+from slm.chat_template import ChatTemplate
 from slm.errors import UserError
 from slm.model import GPT
 from slm.own_model import AnyConfig, build
@@ -34,6 +35,7 @@ class Source:
     tokenizer: Tokenizer
     step: int = 0
     run_id: str = ""
+    chat: ChatTemplate | None = None  # of its conversations
 
     def check(self, config: AnyConfig):
         """Raises: UserError: for a model whose tensors have other shapes, but for those of vocabulary and context."""

@@ -1,17 +1,21 @@
 """Models in the folders of transformers, out and back: settings, weights, ids, logits, texts; foreign folders; push."""
 
 import base64
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import exit_code, mistake, refused
+from conftest import exit_code, mistake, refused, small_run, trained
 from hub import Handler, Server
 
-from slm import checkpoint
+from slm import checkpoint, verify
+from slm.chat_template import ChatTemplate, chat_template
 from slm.evaluate import main as evaluate_main
 from slm.export import __main__ as command
 from slm.export import hub
@@ -19,11 +23,16 @@ from slm.export.compared import differing, difficult_strings
 from slm.export.fitting import TRANSFORMERS, fitting
 from slm.export.readme import readme
 from slm.export.tokenizer_json import converted
+from slm.files import run_folder
+from slm.generation.conversation import Conversation
 from slm.generation.language_model import load
 from slm.huggingface import folder as huggingface
 from slm.huggingface.layouts import config_of, settings_of
 from slm.huggingface.tensors import to_ours, to_theirs
+from slm.lora import LoRAConfig
 from slm.model import GPT, GPTConfig
+from slm.own_model import OwnConfig, OwnModel
+from slm.run import cli
 from slm.tokenizers.bpe import BPETokenizer
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
@@ -57,16 +66,20 @@ def model_of(name: str, vocab_size: int = 257) -> GPT:
     return model
 
 
+def saved_model(path: Path, config: GPTConfig | OwnConfig, weights: dict[str, torch.Tensor]) -> Path:
+    state = {f"model.{key}": value for key, value in weights.items()}
+    content = {"state_dict": state, "global_step": 20, "slm": checkpoint.describe(config, ByteTokenizer())}
+    checkpoint.save(content, path)
+    return path
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A function from a choice to the path of a checkpoint."""
 
     def save(name: str = "llama") -> Path:
         model = model_of(name)
-        weights = {f"model.{key}": value for key, value in model.state_dict().items()}
-        content = {"state_dict": weights, "global_step": 20, "slm": checkpoint.describe(model.config, ByteTokenizer())}
-        checkpoint.save(content, tmp_path / "model.ckpt")
-        return tmp_path / "model.ckpt"
+        return saved_model(tmp_path / "model.ckpt", model.config, model.state_dict())
 
     return save
 
@@ -335,3 +348,127 @@ def test_push(tmp_path, monkeypatch):
     assert server.bodies[0].get("visibility", server.bodies[0].get("private")) in ("private", True)  # by its version
     assert all(request.endswith("Bearer hf_abcdefghijkl") for request in server.requests if request.startswith("POST"))
     assert any("/commit/chck_1M" in request for request in server.requests)
+
+
+def exported_weights(monkeypatch, path: Path, target: Path, *words: str) -> dict[str, torch.Tensor]:
+    safetensors = pytest.importorskip("safetensors.torch")
+    assert exit_code(monkeypatch, command.main, str(path), str(target), "format=weights", *words) == 0
+    return safetensors.load_file(target / "model.safetensors")
+
+
+def test_averaged_weights_are_exported(run, tmp_path, monkeypatch):
+    folder = run("callbacks=ema", "callbacks.ema.decay=0.5", "callbacks.samples=null")
+    path = run_folder.checkpoints(folder)[0]
+    content, found = checkpoint.read(path), exported_weights(monkeypatch, path, folder / "exported")
+    assert torch.equal(found["head.weight"], content["state_dict"]["model.head.weight"])
+    assert not torch.equal(found["head.weight"], content["current_model_state"]["model.head.weight"])
+    assert list(verify.find_problems(folder)) == []
+    assert load(folder, device="cpu").step == 10  # the folder of an export within a run is none of its files
+
+
+def test_lora_is_merged(tmp_path, monkeypatch):
+    model = model_of("llama")
+    adapted = GPT(replace(model.config, lora=LoRAConfig(rank=2))).eval()
+    adapted.load_state_dict(model.state_dict(), strict=False)
+    for name, parameter in adapted.named_parameters():
+        if "lora_b" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    tokens = torch.randint(257, (2, 24))
+    assert not torch.allclose(adapted(tokens), model(tokens), atol=0.1)
+    path = saved_model(tmp_path / "lora.ckpt", adapted.config, adapted.state_dict())
+    model.load_state_dict(exported_weights(monkeypatch, path, tmp_path / "out"))
+    torch.testing.assert_close(model(tokens), adapted(tokens), rtol=1e-5, atol=1e-5)
+
+
+class Own(torch.nn.Module):
+    def __init__(self, *, vocab_size: int):
+        super().__init__()
+        self.tokens, self.head = torch.nn.Embedding(vocab_size, 4), torch.nn.Linear(4, vocab_size)
+
+    def forward(self, tokens):
+        return self.head(self.tokens(tokens))
+
+
+def test_a_model_of_ones_own_is_one_line_or_exported(tmp_path, monkeypatch, capsys):
+    config = OwnConfig(target="mine.Own", make=Own, settings={}, vocab_size=257, context=24)
+    path, given = (
+        saved_model(tmp_path / "own.ckpt", config, OwnModel(config).state_dict()),
+        f"model_class={__name__}.Own",
+    )
+    assert exported_weights(monkeypatch, path, tmp_path / "out", given)["net.head.weight"].shape == (257, 4)
+    for format, package in (("hf", "transformers"), ("gguf", "gguf"), ("llama2c", None), ("page", None)):
+        if package is None or find_spec(package):
+            assert exit_code(monkeypatch, command.main, str(path), str(tmp_path / "no"), f"format={format}", given) == 2
+            error = capsys.readouterr().err.strip()
+            assert "try format=weights" in error
+            assert "\n" not in error
+    assert exit_code(monkeypatch, command.main, str(path), str(tmp_path / "no")) == 2
+    assert "a class outside slm, mine.Own; give the class: model_class=" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_killed_export_and_a_full_disk(tmp_path, monkeypatch, capsys):
+    model, half, target = (
+        GPT(replace(model_of("llama").config, rope_base=1e4)),
+        tmp_path / ".out.partial",
+        tmp_path / "out",
+    )
+    path = saved_model(tmp_path / "model.ckpt", model.config, model.state_dict())
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")  # as kill -9 leaves it
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        assert exit_code(patch, command.main, str(path), str(target), "format=llama2c") == 4
+    error = capsys.readouterr().err.strip()
+    assert error.endswith("model.bin: No space left on device")
+    assert "\n" not in error
+    assert not half.exists()
+    assert exit_code(monkeypatch, command.main, str(path), str(target), "format=llama2c") == 0
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_dir()) == ["out"]
+    assert sorted(file.name for file in target.iterdir()) == ["model.bin", "tokenizer.bin"]
+
+
+CHAT = ChatTemplate(user="\n<|it's you|> ", assistant='\n"Bot"\\: ')
+TURNS = [
+    ("user", " Who\nare you? "),
+    ("assistant", "A 'model'.\\n"),
+    ("user", "{{ tell }} \u00e9\U0001f600"),
+    ("assistant", "-"),
+]
+
+
+@pytest.mark.parametrize("lead", [[], [("system", "Be brief.\n")]], ids=["plain", "system"])
+@pytest.mark.parametrize("chat", [ChatTemplate(), CHAT], ids=["default", "quotes"])
+def test_the_template_of_transformers(chat, lead):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=converted(ByteTokenizer(), eos_first=True)[0])
+    for count in range(1, 5):
+        messages = [{"role": role, "content": content} for role, content in [*lead, *TURNS[:count]]]
+        asks = count % 2 == 1
+        settings = {"chat_template": chat.jinja(), "add_generation_prompt": asks, "tokenize": False}
+        text = chat.text(messages, answers=not asks)
+        assert tokenizer.apply_chat_template(messages, **settings) == (text.rstrip() if asks else text)
+
+
+def test_a_folder_of_transformers_chats_and_trains_on(exported, text_file, tmp_path, monkeypatch, capsys):
+    """Its markers are those of generate.py and of data=instructions; its weights are those of the first step."""
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | {"slm": {"step": 7, "chat": vars(CHAT)}}))
+    lines = iter(["Who are you?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    words = f"ckpt={exported}", "interactive=true", "max_new_tokens=3", "device=cpu"
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr(Conversation, "prompt", lambda self, line: asked.append(self.template) or line)
+        assert exit_code(patch, cli.generate_main, *words) == 0
+    assert asked == [CHAT]
+    rows = [{"prompt": f"Say {word}", "completion": word} for word in "abcdefghij"]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["data=instructions", f"data.path={tmp_path / 'chat.jsonl'}", "data.batch_windows=2"]
+    words = [word for word in small_run(text_file, tmp_path, data) if not word.startswith(("tokenizer", "model."))]
+    words += [f"init_from=hf:{exported}", "budget.steps=1", "optimizer.lr=1e-9", "trainer.precision=32-true"]
+    assert trained(monkeypatch, *words, "model.context=64", f"run_dir={tmp_path / 'run'}") == 0
+    after = checkpoint.load(tmp_path / "run")
+    assert chat_template(after.config) == CHAT
+    torch.testing.assert_close(after.model.head.weight, model_of("llama").head.weight, rtol=0, atol=1e-6)
+    assert chat_template(cli.compose([*words, "data.user='\\nMe: '"]).plain) == replace(CHAT, user="\nMe: ")

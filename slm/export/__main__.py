@@ -10,13 +10,13 @@ FOLDER/main, and FOLDER/chck_1M, ... of the checkpoints that callbacks.checkpoin
 
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slm import system
 from slm.classes import given
 from slm.errors import UserError, file_operation, printable
 from slm.export import export_of, hub
@@ -108,11 +108,12 @@ def new_folder(place: str) -> Path:
 
 def written(target: Path, write: Callable[[Path], list[str]]) -> list[str]:
     """What `write` returns for a new folder beside `target`, which becomes `target` once it is complete."""
+    folder = target.with_name(f".{target.name}.partial")
     with file_operation("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True) as place:
-        folder = Path(place) / target.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed export
         folder.mkdir()
+    try:
         lines = write(folder)
         for path in folder.rglob("*"):
             if path.is_file():
@@ -120,7 +121,9 @@ def written(target: Path, write: Callable[[Path], list[str]]) -> list[str]:
         with file_operation("write", target):
             if target.exists():  # an empty folder
                 target.rmdir()
-            shutil.move(folder, target)
+            system.patiently(lambda: folder.rename(target))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     atomic.flush(target.parent)
     return lines
 

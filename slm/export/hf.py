@@ -49,11 +49,12 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
         "bos_token_id": tokenizer.eos,
         "pad_token_id": library.token_to_id(tokens["pad_token"]),
     }
-    settings = settings_of(config, name) | ids | {"slm": {"step": model.step}}
+    chat = chat_template(model.config)
+    source = {"step": model.step} | ({"chat": vars(chat)} if chat else {})
+    settings = settings_of(config, name) | ids | {"slm": source}
     _write_json(folder / "config.json", settings)
     _write_json(folder / "generation_config.json", {**ids, "do_sample": True, "temperature": 0.8})
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    chat = chat_template(model.config)
     about |= {"split_special_tokens": chat is None, "model_max_length": config.context}
     _write_json(folder / "tokenizer_config.json", {**about, **tokens})
     if chat:
@@ -62,7 +63,7 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     atomic.write_text(folder / "tokenizer.json", library.to_str())
     atomic.write_text(folder / "README.md", about_model)
     weights = to_theirs(config, name, model.model.state_dict())
-    safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    atomic.write(folder / "model.safetensors", safetensors.save(weights, metadata={"format": "pt"}))
     lines = [f"{name}: {settings['architectures'][0]}, {sum(map(Tensor.numel, weights.values())):,} numbers in float32"]
     lines += [ELSEWHERE[name, config.mlp]] if (name, config.mlp) in ELSEWHERE else []
     return [*lines, *compared(transformers, model, folder)]

@@ -2,27 +2,36 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from slm.chat_template import chat_template
 from slm.errors import UserError, one_line
 from slm.files import run_folder
 from slm.generation.language_model import LanguageModel
 from slm.results import Run
-from slm.security import SECRET, corpus_node, for_others
+from slm.security import SECRET, corpus_nodes, for_others
 
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 LOCAL = "run_dir=", "runs_dir=", "sweep_dir=", "cache_dir="  # where files are, and nothing else
+NOT_DATA = "_target_", "cache", "streaming"  # keys of a corpus
 USE = """\
-## Use
-
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
+place = "."  # this folder, or user/name of a repository of the Hub
+tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
+"""
+TEXT = """\
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0], skip_special_tokens=True))
-```
-
+"""
+CHAT = """\
+messages = [{"role": "user", "content": "Who are you?"}]
+ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+answer = model.generate(**ids, max_new_tokens=100)[0, ids["input_ids"].size(1) :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
 """
 
 
@@ -32,7 +41,7 @@ def readme(model: LanguageModel, license: str | None) -> str:
         raise UserError(f"license={license} must be the name of a licence, such as mit or apache-2.0")
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [slm, small-language-model]"]
     head += [f"license: {license}"] if license else []
-    config, run = model.model.config, _run(model.path)
+    config, run, chat = model.model.config, _run(model.path), chat_template(model.config)
     parameters = sum(value.numel() for value in model.model.parameters())
     rows = {
         "parameters": f"{parameters:,}: {config.depth} blocks of width {config.width}, {config.vocab_size:,} ids",
@@ -41,19 +50,19 @@ def readme(model: LanguageModel, license: str | None) -> str:
         **(_facts(run, model.step) if run else {}),
         "licence": license or "not given",
     }
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
     first = "eos, which the tokenizer puts there" if model.eos_first else "its first token"
-    lines = ["---", *head, "---", "", f"# {_plain(run.info.get('name') if run else model.path.stem)}", ""]
-    lines += [
-        "| | |",
-        "|---|---|",
-        table,
-        f"A text begins with {first}; eos (id {model.tokenizer.eos}) ends it.",
-        "",
-        USE,
-    ]
     command = _command(run.folder) if run else None
-    return "\n".join([*lines, *(["## Training", "", "```sh", command, "```", ""] if command else [])])
+    parts = [
+        "\n".join(["---", *head, "---"]),
+        f"# {_plain(run.info.get('name') if run else model.path.stem)}",
+        f"A language model for experiments. It {'answers' if chat else 'continues'} texts of the kind of its data, and "
+        f"nothing was done to make them true or harmless. A text begins with {first}; eos (id {model.tokenizer.eos}) "
+        "ends it.",
+        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value),
+        f"## Use\n\n{USE}{CHAT if chat else TEXT}```",
+        *([f"## Training\n\n```sh\n{command}\n```"] if command else []),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _run(checkpoint: Path) -> Run | None:
@@ -64,16 +73,13 @@ def _run(checkpoint: Path) -> Run | None:
 
 def _facts(run: Run, step: int) -> dict[str, str]:
     """Data, tokens, loss up to the step, and versions, as far as they are known."""
-    node = corpus_node(run.info["config"])
-    kind = str(node.get("_target_", "")).rpartition(".")[2]
-    settings = [f"{key}={value}" for key, value in node.items() if key != "_target_" and value is not None]
-    versions = run.info.get("versions")
-    versions = versions if isinstance(versions, dict) else {}
+    versions, init = (value if isinstance(value := run.info.get(key), dict) else {} for key in ("versions", "init"))
     tokens, loss, bits = (_at(run, name, step) for name in ("train/tokens", "val/loss", "val/bits_per_byte"))
     losses = [f"{loss:.4f} nats per token"] if loss is not None else []
     losses += [f"{bits:.4f} bits per byte, with the ends of documents"] if bits is not None else []
     return {
-        "data": _plain(" ".join([kind, *(word for word in settings if not SECRET.search(word.partition("=")[0]))])),
+        "data": _plain("; ".join(map(_of_corpus, corpus_nodes(run.info["config"])))),
+        "began from": _plain(f"{init.get('run_id') or init.get('from')}, step {init.get('step')}" if init else None),
         "training tokens": "" if tokens is None else f"{tokens:,.0f}",
         "validation": ", ".join(losses),
         "commit": _plain(run.info.get("git_commit")) + (", with changes" if run.info.get("git_dirty") else ""),
@@ -82,6 +88,15 @@ def _facts(run: Run, step: int) -> dict[str, str]:
         "begun": _plain(run.info.get("created")),
         "versions": _plain(", ".join(f"{key} {value}" for key, value in versions.items())),
     }
+
+
+def _of_corpus(node: Mapping[str, Any]) -> str:
+    """Its class and settings; of a path the name of the file."""
+    words = [str(node.get("_target_", "")).rpartition(".")[2]]
+    for key, value in node.items():
+        if key not in NOT_DATA and isinstance(value, str | int | float) and not SECRET.search(key):
+            words.append(f"{key}={Path(value).name if key == 'path' and '://' not in str(value) else value!r}")
+    return " ".join(words)
 
 
 def _at(run: Run, name: str, step: int) -> float | None:
@@ -101,5 +116,6 @@ def _command(folder: Path) -> str | None:
         return None
     kept = [word for word in overrides if not word.lstrip("+").startswith(LOCAL)]
     kept = [word for word in kept if not SECRET.search(word.partition("=")[0])]
+    kept = [re.sub(r"='([\w./~:-]*)'$", r"=\1", word) for word in kept]  # quotes that Hydra does not need
     words = (one_line(for_others(word), 500).replace("`", "") for word in kept)
     return shlex.join(["python", "train.py", *words])

@@ -36,6 +36,7 @@ class Folder:
     tokenizer: Tokenizer
     eos_first: bool  # eos stands before a text, as its bos
     step: int  # of the training that an export comes from; 0 for any other model
+    config: dict[str, Any]  # of that training: the markers of its conversations, or nothing
 
 
 def read(path: Path) -> Folder:
@@ -59,13 +60,14 @@ def read(path: Path) -> Folder:
         raise UserError(f"{path} cannot be read as a GPT: {printable(str(error), 300)}") from None
     settings = _object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
     eos_first = _token(settings.get("bos_token")) == tokenizer.eos_token
-    source = values.get("slm")
-    step = source.get("step") if isinstance(source, dict) else None
+    source = values["slm"] if isinstance(values.get("slm"), dict) else {}
+    step = source.get("step")
     step = step if type(step) is int and 0 <= step < MAX_STEP else 0
+    training = {"data": {"corpus": source["chat"]}} if isinstance(source.get("chat"), dict) else {}
     check_weights(path, config, weights)
     model = GPT(config)
     model.load_state_dict(weights)
-    return Folder(model.eval(), tokenizer, eos_first, step)
+    return Folder(model.eval(), tokenizer, eos_first, step, training)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """init_from=RUN|CKPT|hf:FOLDER: a run that starts from the weights of a trained model, with new data.
 
-The model's keys are those of the source, and so is the tokenizer, unless the command line gives others. The run is a
-new one: steps, schedule and optimizer begin anew.
+The model's keys are those of the source, and so are the tokenizer and the markers of conversations (data=instructions),
+unless the command line gives others. The run is a new one: steps, schedule and optimizer begin anew.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +13,14 @@ from hydra.core.override_parser.types import Override
 
 from slm import checkpoint
 from slm.cache import cached
+from slm.chat_template import chat_template
 from slm.data.store import TOKENIZER_FORMAT, fingerprint
 from slm.errors import UserError
 from slm.files import atomic, run_folder
 from slm.own_model import OwnConfig
 from slm.run.compose import composed
 from slm.run.config import RunConfig
-from slm.run.overrides import key_of, parsed
+from slm.run.overrides import key_of, parsed, quoted
 from slm.transfer import Source
 
 HF = "hf:"
@@ -45,16 +46,21 @@ def with_source(overrides: Sequence[str]) -> list[str]:
     before = run_folder.read_run_json(atomic.expanded(run_dir)) if run_dir else None
     if before and not Path(place.removeprefix(HF)).exists() and before["config"].get("init_from") == place:
         model, folder = before["config"]["model"], atomic.expanded(run_dir) / "tokenizer"  # the source was deleted
+        chat = chat_template(before["config"])
     elif "model" in given:
-        return [*(word for word in overrides if key_of(word) != "init_from"), f"init_from={literal(place)}"]
+        return [*(word for word in overrides if key_of(word) != "init_from"), quoted(f"init_from={place}")]
     else:
         source = load_source(place)
         model, folder = asdict(source.model.config), kept_tokenizer(source, Path(paths["cache_dir"]))
+        chat = source.chat
     words = [*model_words(model, given)]
+    if chat and "data" in given and given["data"].value() == "instructions":
+        markers = {f"data.{key}": text.replace("\n", "\\n") for key, text in vars(chat).items()}
+        words += [quoted(f"{key}={text}", [key]) for key, text in markers.items() if key not in given]
     if not any(key == "tokenizer" or key.startswith("tokenizer.") for key in given):
-        words += ["tokenizer=saved", f"tokenizer.path={literal(str(folder))}"]
+        words += ["tokenizer=saved", quoted(f"tokenizer.path={folder}", ["tokenizer.path"])]
     rest = [word for word in overrides if key_of(word) != "init_from"]
-    return [*words, *rest, f"init_from={literal(place)}"]
+    return [*words, *rest, quoted(f"init_from={place}")]
 
 
 def model_words(model: Mapping[str, Any], given: Mapping[str, Override]) -> Iterator[str]:
@@ -64,11 +70,6 @@ def model_words(model: Mapping[str, Any], given: Mapping[str, Override]) -> Iter
             items = value if isinstance(value, list | tuple) else [value]
             words = ["null" if item is None else str(item).lower() for item in items]
             yield f"model.{key}=" + (f"[{','.join(words)}]" if isinstance(value, list | tuple) else words[0])
-
-
-def literal(text: str) -> str:
-    """A text in quotes, as Hydra's grammar takes it unchanged."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def find_source(text: str, runs_dir: Path) -> str:
@@ -103,7 +104,7 @@ def load_source(place: str, config: RunConfig | None = None, file: str | None = 
             f"init_from={place}: {str(error).partition('; ')[0]}; a model of your own needs model=own "
             "model._target_=... with its settings, and a tokenizer of your own tokenizer=..."
         ) from None
-    return Source(str(path), loaded.model, loaded.tokenizer, loaded.step, loaded.run_id)
+    return Source(str(path), loaded.model, loaded.tokenizer, loaded.step, loaded.run_id, chat_template(loaded.config))
 
 
 def source_of(config: RunConfig, before: Mapping[str, Any] | None, start: Path | None) -> Source | None:
