@@ -17,7 +17,7 @@ from slm.analysis import curves
 from slm.analysis.run_charts import loss_floor
 from slm.corpora.storyworld.checker import estimate, judge, marked, summary
 from slm.corpora.storyworld.corpus import Storyworld
-from slm.corpora.storyworld.floor import PARTS, story_floor, tally
+from slm.corpora.storyworld.floor import PARTS, story_floor, story_skills, tally
 from slm.corpora.storyworld.grammar import Choice, Template, generate, list_name, sample
 from slm.corpora.storyworld.parser import parse
 from slm.corpora.storyworld.world import LEVELS, load_texts, load_words
@@ -209,7 +209,7 @@ def test_a_story_has_one_derivation_with_its_probability(corpus, stories):
         assert abs(math.fsum(parsed.character_bits) - story.bits) < 1e-9
         assert len(parsed.character_bits) == len(story.text)
         assert min(parsed.character_bits) > -1e-12
-        assert "".join(story.text[span.start : span.end] for span in parsed.spans) == story.text
+        assert "".join(story.text[span.start : span.end] for span in itertools.chain(*parsed.spans)) == story.text
 
 
 # The floor
@@ -249,6 +249,22 @@ def test_the_excess_is_attributed_to_parts(tiny):
     assert max(map(abs, excess.values())) < 1e-9
 
 
+def test_who_holds_the_object_is_a_person_beside_it(tiny):
+    """Not the same person in a sentence without an object, nor where another sentence may begin."""
+    text = tiny.story("validation", 0).text
+    skills = story_skills(tiny.seen, text, ByteTokenizer(), story_floor(tiny.seen, text, ByteTokenizer()))
+    runs = [list(run) for _, run in itertools.groupby(range(len(text)), lambda place: skills[place])]
+    holding = [text[run[0] : run[-1] + 1] for run in runs if skills[run[0]] == "who holds the object"]
+    sentences = (
+        "But then Tom could not find the ball.",
+        '"Where is my ball?" asked Tom.',
+        "At last Tim found the brown ball",
+    )
+    assert all(sentence in text for sentence in sentences)
+    assert holding == ["Tom", "Tom", "Tim"]
+    assert text.count("Tom") > 5
+
+
 # The checker
 
 
@@ -257,7 +273,7 @@ def test_the_position_of_an_error_is_found(tiny):
     errors = {(tag, chosen): [] for tag in ("hero", "friend", "toy", "spot") for chosen in (True, False)}
     errors |= {("place", True): [], ("sad", True): []}
     for text in (tiny.story("train", index).text for index in range(25)):
-        for span in parse(tiny.seen, text).spans:
+        for span in itertools.chain(*parse(tiny.seen, text).spans):
             if (span.tag, span.chosen) in errors and text[span.start : span.end] not in PRONOUNS:
                 verdict = judge(tiny.all, text[: span.start] + "Xylophone" + text[span.end :], True)
                 assert (verdict.valid, verdict.prefix) == (False, span.start)
@@ -361,6 +377,15 @@ def test_a_run_and_its_evaluation(run, monkeypatch, capsys):
     assert f"floor {found['seen']['floor']:.2f}, model {found['seen']['model']:.2f}" in printed
     assert printable(found["examples"][0]) in printed
     assert found["samples"]["T=1"]["n"] == 4
+
+    first, last = map(str, sorted((folder / "checkpoints").glob("*.ckpt")))
+    monkeypatch.setattr("sys.argv", ["evaluate", first, last, "samples=4"])
+    evaluate.main()
+    ablation = json.loads((folder / "evaluation.json").read_text())["ablations"][0]
+    saved = {row["name"]: row["saved"]["mean"] for row in ablation["where"]}
+    assert {"who holds the object", "recall of hero", "choice of toy"} < set(saved)
+    assert sum(saved.values()) == pytest.approx(ablation["saved"]["mean"])
+    monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "samples=4"])
 
     found["seen"]["excess"]["high"] = -0.1  # a bug, such as a model that looks ahead
     with monkeypatch.context() as patch:

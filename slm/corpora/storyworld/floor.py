@@ -7,10 +7,11 @@ Units: bits.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from slm.corpora.storyworld.parser import Parse, parse
+from slm.corpora.storyworld.parser import Parse, Span, parse
 from slm.corpora.storyworld.world import PRONOUNS, StoryWorld
 from slm.errors import UserError
 from slm.tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from slm.tokenizers import Tokenizer
 KINDS = {"hero": "name", "friend": "name", "place": "place", "spot": "place", "template": "template"}
 KINDS |= dict.fromkeys(("size", "color", "toy", "thing", "tool", "gift", "animal"), "object")
 PARTS = ("name", "object", "place", "word", "template", "recall", "end")
+PERSONS, OBJECTS = {"hero", "friend", "relative"}, {"toy", "thing", "tool", "gift"}
 PRONOUN_WORDS = {word for forms in PRONOUNS.values() for word in forms.values()}
 TOLERANCE = 1e-9  # bits; rounding error of a sum
 
@@ -55,26 +57,37 @@ def story_floor(world: StoryWorld, text: str, tokenizer: Tokenizer) -> StoryFloo
 def story_skills(world: StoryWorld, text: str, tokenizer: Tokenizer, floor: StoryFloor) -> list[str]:
     """For each token of a story and for its end, what a model has to know there, by the last character of the token.
 
-    choice of X: a word that is drawn here. recall of X: one that was drawn before. pronoun: she or he, by the hero.
-    choice of sentence: any other text that may go on in several ways. wording: text without a choice. They divide the
-    excess over the floor more finely than its parts.
+    choice of X: a word that is drawn here. recall of X: one that was drawn before; of a person in a sentence with a
+    toy, thing, tool or gift: who holds the object. pronoun: she or he, by the hero. choice of sentence: any other text
+    that may go on in several ways. wording: text without a choice. They divide the excess more finely than the parts.
     """
     ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokenizer.encode(text)])
-    known, chosen = ["wording"] * len(text), np.zeros(len(text), bool)
-    for span in parse(world, text).spans:
-        if span.tag == "template":
-            continue
-        words, part = text[span.start : span.end], slice(span.start, span.end)
-        skill = "pronoun" if words in PRONOUN_WORDS else f"{'choice' if span.chosen else 'recall'} of {span.tag}"
-        known[part], chosen[part] = [skill] * len(words), span.chosen
-    several = (floor.bits[:-1] > TOLERANCE) & ~chosen[ends - 1]
+    known, chosen = [], []  # of each character
+    for spans in parse(world, text).spans:
+        has_object = not OBJECTS.isdisjoint(span.tag for span in spans)
+        for span in spans:
+            words = text[span.start : span.end]
+            known += [_skill(span, words, has_object)] * len(words)
+            chosen += [span.chosen] * len(words)
+    several = (floor.bits[:-1] > TOLERANCE) & ~np.array(chosen)[ends - 1]
     return [*("choice of sentence" if s else known[end - 1] for s, end in zip(several, ends)), "end"]
+
+
+def _skill(span: Span, words: str, has_object: bool) -> str:
+    """Of the characters of a span, in a sentence with an object or without."""
+    if span.tag == "template":
+        return "wording"
+    if words in PRONOUN_WORDS:
+        return "pronoun"
+    if span.chosen:
+        return f"choice of {span.tag}"
+    return "who holds the object" if has_object and span.tag in PERSONS else f"recall of {span.tag}"
 
 
 def _parts(parsed: Parse) -> np.ndarray:
     """The part of each character. Stories are ASCII: characters are bytes."""
     parts = np.zeros(len(parsed.character_bits), dtype=np.int64)
-    for span in parsed.spans:
+    for span in chain.from_iterable(parsed.spans):
         kind = KINDS.get(span.tag, "word")
         repeated = kind != "template" and not span.chosen
         parts[span.start : span.end] = PARTS.index("recall" if repeated else kind)

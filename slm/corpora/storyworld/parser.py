@@ -31,7 +31,7 @@ class Parse:
     end: int  # length of the longest prefix that some story of this world begins with
     sentences: int  # complete sentences in this prefix
     expected: str  # the tag of the most probable continuation; "" for a story
-    spans: tuple[Span, ...]  # of the only derivation; otherwise empty
+    spans: tuple[tuple[Span, ...], ...]  # of each sentence of the only derivation; otherwise empty
     character_bits: tuple[float, ...]  # of the only derivation: each character given all before it
 
 
@@ -96,7 +96,7 @@ def parse(world: World, text: str) -> Parse:
         end=furthest,
         sentences=sentences,
         expected="" if stories else expected.most_common(1)[0][0],
-        spans=tuple(span for sentence in only for span in sentence.spans),
+        spans=tuple(sentence.spans for sentence in only),
         character_bits=tuple(bits for sentence in only for bits in sentence.character_bits),
     )
 
