@@ -26,6 +26,11 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
     "huggingface": (500, 0.2, "holds no tokenizer"),
     "sentencepiece": (500, 0.1, "is no model"),
     "litdata": (500, 0.3, "is damaged, or not of"),
+    "folders": (600, 0.3, "is damaged, or too large"),
+    "instructions": (1000, 0.3, "is not UTF-", "cannot be read"),
+    "bodies": (500, 0.3, "the body of the request is not JSON"),
+    "evaluate": (500, 0.05),
+    "export": (500, 0.05),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -58,7 +59,8 @@ class Api:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
-        return Starlette(routes=routes, exception_handlers={UserError: refusal, 404: missing, Exception: failed})
+        answers = {UserError: refusal, HTTPException: missing, Exception: failed}
+        return Starlette(routes=routes, exception_handlers=answers)
 
     def described(self, name: str) -> dict[str, Any]:
         context = self.model(name).model.config.context
@@ -116,9 +118,11 @@ class Api:
 
 
 async def json_of(request: Request) -> Any:
-    """Raises: UserError: if the body is not JSON."""
+    """Raises: UserError: if the body is not JSON, or holds a half of a surrogate pair, which no answer could show."""
     try:
-        return json.loads(await request.body())
+        found = json.loads(await request.body())
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError):
         raise UserError("the body of the request is not JSON") from None
 
@@ -138,8 +142,9 @@ async def refusal(request: Request, error: Exception) -> Response:
     return JSONResponse(error_of(error), status)
 
 
-async def missing(request: Request, error: Exception) -> Response:
-    return JSONResponse(error_of(UserError(f"{request.url.path[:80]} is not an address of this server")), 404)
+async def missing(request: Request, error: HTTPException) -> Response:
+    message = f"{request.method} {request.url.path[:80]} is not offered by this server"
+    return JSONResponse(error_of(UserError(message)), error.status_code)
 
 
 async def failed(request: Request, error: Exception) -> Response:

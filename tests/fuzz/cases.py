@@ -19,6 +19,7 @@ from pathlib import Path
 
 import corpora
 import files
+import models
 import torch
 import words
 
@@ -37,8 +38,12 @@ FOREIGN = {
     "huggingface": corpora.huggingface,
     "sentencepiece": corpora.sentencepiece,
     "litdata": corpora.litdata,
+    "folders": models.folders,
+    "instructions": models.instructions,
+    "bodies": models.bodies,
 }
 KINDS = FOREIGN | {"experiments": words.experiments, "train": words.train_words, "generate": words.generate_words}
+KINDS |= {"evaluate": words.evaluate_words, "export": words.export_words}
 
 
 def outcome(case: Callable[[int], None], number: int, foreign: bool) -> tuple[str, str | None]:

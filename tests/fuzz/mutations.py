@@ -74,7 +74,7 @@ def changed(tree: Any, rng: random.Random, *, plain: bool = False) -> Any:
             case "x":
                 other = rng.choice(list(places(tree)))
                 if other[: len(path)] != path and path[: len(other)] != other:
-                    parent[key] = at(tree, other)
+                    parent[key] = copy.deepcopy(at(tree, other))
             case _ if isinstance(parent, list):
                 parent += [copy.deepcopy(parent[key])] * rng.choice((1, 3, 100))
     return tree

@@ -1,4 +1,4 @@
-"""Cases on what a user types or keeps in conf/: experiment files, arguments of train.py and of generate.py."""
+"""Cases on what a user types or keeps in conf/: experiment files, arguments of the commands."""
 
 import contextlib
 import io
@@ -12,7 +12,10 @@ import lightning.pytorch  # noqa: F401  (before the first case, for its time)
 import mutations
 import yaml
 
+from slm import evaluate
 from slm.errors import UserError
+from slm.evaluation import standard_tests
+from slm.export import __main__ as export
 from slm.generation import command
 from slm.run import cli, compose
 from slm.run.overrides import read_arguments
@@ -69,36 +72,60 @@ def compose_words(words: list[str]):
         raise UserError(f"exit {exit_.code}") from None
 
 
-class Reached(Exception):
-    """The command got as far as its checkpoint."""
-
-
 def generate_words(rng: random.Random, folder: Path) -> Callable[[int], None]:
     known = [
         *("ckpt=latest", "prompt=Once upon a time, there", "num_samples=2", "max_new_tokens=5", "temperature=0.7"),
         *("top_k=5", "top_p=0.5", "min_p=0.1", "repetition_penalty=1.1", "greedy=true", "seed=3", "stream=false"),
         *("format=jsonl", "interactive=false", "device=cpu", "dtype=int8", "stop_at_eos=false", "runs_dir=runs"),
     ]
+    command.load = reached
+    return lambda number: run_command(cli.generate_main, changed_words(rng, known))
 
-    def load(*_, **__):
-        raise Reached
 
-    command.load = load
+def evaluate_words(rng: random.Random, folder: Path) -> Callable[[int], None]:
+    known = [
+        *("samples=20", "temperature=[1,0.8]", "measures=[loss,texts]", "tokens=100", "seed=3", "split=train"),
+        *("source=null", "bleu=a.jsonl", "cache_dir=a b", "device=cpu", "data=text", "data.path=a, b.txt"),
+        *("tasks=[blimp,lambada]", "limit=3", "fewshot=2", "eos_first=false", "tasks_path=.", "--text=a.txt"),
+    ]
+    (folder / "a.ckpt").write_bytes(b"")
+    evaluate.load = standard_tests.load = reached
+    return lambda number: run_command(evaluate.main, [str(folder / "a.ckpt"), *changed_words(rng, known)])
 
-    def case(number: int):
-        words = [*rng.sample(known, rng.choice((0, 1, 2))), mutations.word(rng, known)]
-        sys.argv = ["generate.py", *words]
-        stderr = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
-                cli.generate_main()
-        except Reached:
-            return
-        except SystemExit as exit_:
-            *_, message = ["", *stderr.getvalue().strip().splitlines()]
-            if exit_.code in (2, 4) and message.startswith("error: "):
-                raise UserError(message.removeprefix("error: ")) from None
-            if exit_.code:
-                raise AssertionError(f"exit code {exit_.code}: {message}") from None
 
-    return case
+def export_words(rng: random.Random, folder: Path) -> Callable[[int], None]:
+    known = [
+        *("format=page", "format=weights", "format=hf", "license=mit", "title=A fox, Zoe's", "start=Once [a", "text=a"),
+        *("push=a/b", "public=true", "revision=main", "revisions=false", "type=q8_0", "runs_dir=runs"),
+    ]
+    export.load = reached
+    return lambda number: run_command(export.main, ["a.ckpt", str(folder / "new"), *changed_words(rng, known)])
+
+
+class Reached(Exception):
+    """The command got as far as its checkpoint."""
+
+
+def reached(*_, **__):
+    raise Reached
+
+
+def changed_words(rng: random.Random, known: list[str]) -> list[str]:
+    return [*rng.sample(known, rng.choice((0, 1, 2))), mutations.word(rng, known)]
+
+
+def run_command(main: Callable[[], object], words: list[str]):
+    """The command with these words, up to its checkpoint; an end with 2 or 4 and one line is a UserError."""
+    sys.argv = ["command", *words]
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
+            main()
+    except Reached:
+        return
+    except SystemExit as exit_:
+        _, error, message = stderr.getvalue().partition("error: ")  # argparse's usage is before it
+        if exit_.code in (2, 4) and error:
+            raise UserError(message) from None
+        if exit_.code:
+            raise AssertionError(f"exit code {exit_.code}: {stderr.getvalue()}") from None
