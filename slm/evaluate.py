@@ -28,6 +28,7 @@ from slm.evaluation.held_out import HeldOut
 from slm.evaluation.measures import Settings, measure
 from slm.evaluation.page import page
 from slm.evaluation.record import record
+from slm.evaluation.standard_tests import Tests
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import LanguageModel, load
@@ -58,11 +59,15 @@ def main():
         if words:
             raise UserError(f"{words[0]} has no effect beside --text; leave out one of them")
         print(printable(text_page(paths[0], arguments.text, **own)))
-    elif any(word.startswith("tasks=") for word in words):
-        standard_tests.command(paths, words, **own)
+        return
+    data = [word for word in words if word.startswith(("data=", "data."))]
+    values, tests = values_of([word for word in words if word not in data], Settings, Tests)
+    used, other = (tests, [*values, *data]) if "tasks" in tests else (values, tests)
+    if idle := [word for word in other if word not in used]:
+        raise UserError(f"{idle[0]} has no effect {'beside' if used is tests else 'without'} tasks=")
+    if used is tests:
+        standard_tests.command(paths, Tests(**tests), **own)
     else:
-        data = [word for word in words if word.startswith(("data=", "data."))]
-        (values,) = values_of([word for word in words if word not in data], Settings)
         settings = Settings(**values)
         models = [load(path, device=settings.device, **own) for path in paths]
         (compare if len(models) == 2 else evaluate)(*models, settings, data)

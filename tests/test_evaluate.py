@@ -99,6 +99,8 @@ MISTAKES = {
     "{latin}": (2, "not a checkpoint"),
     "latest --runs-dir {empty}": (2, "no run in"),
     "{run} samples=1": (2, "samples=1 must be at least 2"),
+    "{run} limit=3": (2, "limit has no effect without tasks="),
+    "{run} tasks=blimp seed=3": (2, "seed has no effect beside tasks="),
     "{run} samples=1,2": (2, "write a list as [a,b]"),
     "{run} samples=[1": (2, "cannot read samples"),
     "ckpt={run} samples=3 --text {latin}": (2, "samples=3 has no effect beside --text"),

@@ -47,6 +47,11 @@ class Instructions(Files):
                 raise UserError(f"{where}: {error}") from None
             yield text and encodable(text, where)
 
+    def _check(self, counts: list[int]):
+        if sum(counts) == 1:  # which the method contiguous would cut
+            raise UserError(f"data.path={self.path} is one conversation; give another one, for the validation split")
+        super()._check(counts)
+
     def fingerprint(self) -> str:
         return digest_of([super().fingerprint(), self.chat.user, self.chat.assistant])
 

@@ -28,7 +28,6 @@ from slm.evaluation import record
 from slm.evaluation.intervals import share
 from slm.files import atomic, json_line, run_folder
 from slm.generation.language_model import Device, LanguageModel, load
-from slm.run.words import values_of
 from slm.tables import columns
 
 RESAMPLES = 1000  # of the documents, for standard errors that have no formula; harness takes 100,000
@@ -61,13 +60,8 @@ class Tests:
         return [self.tasks] if isinstance(self.tasks, str) else self.tasks or [""]
 
 
-def command(paths: Sequence[Path], words: Sequence[str], **own: Callable):
-    """Runs the tests of a command line, prints a table and adds to evaluation.json. `own`: classes of the model.
-
-    Raises UserError.
-    """
-    (values,) = values_of(words, Tests)
-    tests = Tests(**values)
+def command(paths: Sequence[Path], tests: Tests, **own: Callable):
+    """Runs the tests, prints a table and adds to evaluation.json. `own`: classes of the model. Raises UserError."""
     if len(paths) != 1:
         raise UserError(f"tasks= takes one RUN, not {len(paths)}")
     model = load(paths[0], device=tests.device, **own)
