@@ -3,7 +3,9 @@
 llama.cpp computes a model by the name of its architecture: LAYOUTS are those that equal a GPT of slm.
 """
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -69,10 +71,16 @@ def write(
     for name, tensor in tensors.items():
         stored = stored_as(package, name, tensor, kind)
         writer.add_tensor(name, package.quants.quantize(tensor.float().numpy(), stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is None:  # of NumPy, which could write a part only
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
+    finally:
+        writer.close()
 
 
 def settings(package: Any, model: LanguageModel, words: Mapping[str, Any], type: Type) -> dict[str, Any]:

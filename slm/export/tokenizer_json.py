@@ -30,7 +30,7 @@ def converted(tokenizer: Tokenizer, eos_first: bool) -> tuple[Any, Names]:
 
     Raises: UserError: for a class of tokenizers from outside slm, or without the library.
     """
-    library = optional("tokenizers", "hf", "format=hf")
+    library = optional("tokenizers", "hf", "a tokenizer.json")
     make = MAKERS.get(next((kind for kind in type(tokenizer).__mro__ if kind in MAKERS), object))
     if make is None:
         raise UserError(
