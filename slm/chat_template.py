@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 from slm.errors import UserError, printable
@@ -52,11 +51,8 @@ class ChatTemplate:
             roles = roles[1:]
             contents = [message["content"].strip() for message in messages[:2]]
             messages = [{"role": "user", "content": "\n\n".join(contents)}, *messages[2:]]
-        if (
-            not roles
-            or roles != [*islice(cycle(("user", "assistant")), len(roles))]
-            or (roles[-1] == "assistant") != answers
-        ):
+        expected = ["user", "assistant"] * len(roles)
+        if roles != expected[: len(roles)] or not roles or (roles[-1] == "assistant") != answers:
             last = "an answer" if answers else "a turn of the user"
             shown = printable(", ".join(roles), 100) or "none"
             raise UserError(f"the roles ({shown}) must be user and assistant in turn, and end with {last}")

@@ -7,7 +7,7 @@ Shapes: V new vocabulary, W old vocabulary, C width.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,14 +38,17 @@ class Source:
     chat: ChatTemplate | None = None  # of its conversations
 
     def check(self, config: AnyConfig):
-        """Raises: UserError: for a model whose tensors have other shapes, but for those of vocabulary and context."""
-        theirs = self.model.state_dict()
+        """Raises: UserError: for a model whose tensors have other shapes, but for those of vocabulary and context, or
+        other names."""
+        theirs, before = self.model.state_dict(), self.model.config
         with torch.device("meta"):
-            own = build(config).state_dict()
+            own = build(replace(config, vocab_size=before.vocab_size, context=before.context)).state_dict()
+        if not own.keys() & theirs.keys():
+            raise UserError(f"init_from={self.name} has no tensor with a name of this model, such as {_shown([*own])}")
         for name, tensor in own.items():
-            if name in theirs and not _is_adapted(name) and tensor.shape != theirs[name].shape:
+            if name in theirs and name not in SCALARS and tensor.shape != theirs[name].shape:
                 keys = "width", "head_dim", "kv_heads", "mlp_width", "mlp", "head_bias"
-                pairs = {key: (getattr(self.model.config, key, None), getattr(config, key, None)) for key in keys}
+                pairs = {key: (getattr(before, key, None), getattr(config, key, None)) for key in keys}
                 changed = ", ".join(f"model.{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new)
                 raise UserError(
                     f"init_from={self.name}: {name} is {tuple(theirs[name].shape)} there and {tuple(tensor.shape)} "
@@ -62,10 +65,12 @@ def start_from(source: Source, model: nn.Module, tokenizer: Tokenizer) -> dict[s
     Raises: UserError: if LoRA would freeze a tensor with a random start.
     """
     own, theirs = model.state_dict(), source.model.state_dict()
-    if isinstance(model, GPT) and model.config.tied and not source.model.config.tied:
-        del theirs["head.weight"]
     same = tokenizers.files(source.tokenizer) == tokenizers.files(tokenizer)
     pieces = None if same or not isinstance(model, GPT) else pieces_of(source.tokenizer, tokenizer)
+    if not isinstance(model, GPT) and not same:  # rows of its ids, under whatever names
+        theirs = {name: old for name, old in theirs.items() if source.tokenizer.vocab_size not in old.shape}
+    elif isinstance(model, GPT) and model.config.tied and not source.model.config.tied:
+        del theirs["head.weight"]
     taken = []
     for name, old in theirs.items():
         if name in own and (value := _adapted(name, old, own[name], pieces)).shape == own[name].shape:
@@ -144,10 +149,6 @@ def _spelled(piece: bytes, known: dict[bytes, list[int]], longest: int) -> list[
         found.append(known[piece[start:end]][-1])
         start = end
     return found
-
-
-def _is_adapted(name: str) -> bool:
-    return VOCABULARY.search(name) is not None or name in ("positions.weight", *SCALARS)
 
 
 def _adapted(name: str, old: Tensor, own: Tensor, pieces: Pieces | None) -> Tensor:

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ from slm.loss import IGNORE, cross_entropy, token_nats
 from slm.optim.roles import roles
 from slm.own_model import OwnConfig, OwnModel
 from slm.run import cli
+from slm.run.init_from import load_source
 from slm.tokenizers.bytes import ByteTokenizer
+from slm.tokenizers.characters import CharacterTokenizer
+from slm.transfer import start_from
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own_model.md").read_text(encoding="utf-8")
 WRONG = """
@@ -120,6 +124,29 @@ def test_it_trains_resumes_and_generates_from_a_checkpoint(own, composed, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["generate.py", f"ckpt={folder}", "model_class=my_models.Recurrent", "dtype=int8"])
     cli.generate_main()
+    starts_another_of_its_class(own, composed, folder)
+
+
+def starts_another_of_its_class(own, composed, folder: Path):
+    """By names and shapes, with the tokenizer of the source; with another one the rows of its ids are new."""
+    config = cli.compose([f"init_from={folder}", *KEYS, f"cache_dir={folder / 'cache'}"])
+    assert config.tokenizer.settings["path"]
+    source = load_source(str(folder), make=own.Recurrent)
+    source.check(config.model)
+    model = OwnModel(source.model.config)
+    start = start_from(source, model, source.tokenizer)
+    assert start["new"] == start["left_over"] == []
+    torch.testing.assert_close(model.state_dict(), source.model.state_dict(), rtol=0, atol=0)
+    characters = CharacterTokenizer.build(documents=["abc"], alphabet="corpus")
+    other = OwnModel(replace(source.model.config, vocab_size=characters.vocab_size))
+    rows = ["net.tokens.weight", "net.head.weight", "net.head.bias"]
+    assert start_from(source, other, characters)["new"] == rows
+    with mistake("model.width 32 -> 48"):
+        source.check(composed(f"init_from={folder}", *KEYS[:2], "+model.width=48", KEYS[3]).model)
+    with mistake("model=own model._target_="):
+        composed(f"init_from={folder}")
+    with mistake("a sweep starts from one model"):
+        composed(f"init_from={folder},{folder}")
 
 
 def test_its_loss_roles_and_counts(own):

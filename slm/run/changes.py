@@ -1,7 +1,7 @@
 """Which settings differ between two configurations, and which of them a resumed run may change."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], without: Sequence[str]
     An option that was added since stands for what was done before; any other missing key is None.
     """
     before, after = flattened(old, without), flattened(new, without)
-    defaults = ADDED | {f"model.{field.name}": field.default for field in fields(GPTConfig)}
+    defaults = ADDED | {f"model.{its.name}": its.default for its in fields(GPTConfig) if its.default is not MISSING}
     before = {key: defaults[key] for key in defaults.keys() & after} | before
     return dict(sorted(differing(before, after).items()))
 

@@ -4,20 +4,19 @@ The model's keys are those of the source, and so are the tokenizer and the marke
 unless the command line gives others. The run is a new one: steps, schedule and optimizer begin anew.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-
 from slm import checkpoint
 from slm.cache import cached
 from slm.chat_template import chat_template
+from slm.classes import locate
 from slm.data.store import TOKENIZER_FORMAT, fingerprint
 from slm.errors import UserError
 from slm.files import atomic, run_folder
-from slm.own_model import OwnConfig
 from slm.run.compose import composed
 from slm.run.config import RunConfig
 from slm.run.overrides import key_of, parsed, quoted
@@ -41,35 +40,27 @@ def with_source(overrides: Sequence[str]) -> list[str]:
                 "the weights and the model are those of the source; give single keys such as model.dropout=0.1"
             )
     paths = composed("train", [word for word in overrides if key_of(word) in ("runs_dir", "cache_dir", "local")])[0]
-    place = find_source(text, Path(paths["runs_dir"]))
+    place, cache = find_source(text, Path(paths["runs_dir"])), Path(paths["cache_dir"])
     run_dir = "run_dir" in given and given["run_dir"].value()
     before = run_folder.read_run_json(atomic.expanded(run_dir)) if run_dir else None
+    own = locate(given["model._target_"].value(), "model._target_") if "model._target_" in given else None
+    new_tokenizer = any(key == "tokenizer" or key.startswith("tokenizer.") for key in given)
     if before and not Path(place.removeprefix(HF)).exists() and before["config"].get("init_from") == place:
         model, folder = before["config"]["model"], atomic.expanded(run_dir) / "tokenizer"  # the source was deleted
         chat = chat_template(before["config"])
-    elif "model" in given:
-        return [*(word for word in overrides if key_of(word) != "init_from"), quoted(f"init_from={place}")]
     else:
-        source = load_source(place)
-        model, folder = asdict(source.model.config), kept_tokenizer(source, Path(paths["cache_dir"]))
+        source = load_source(place, make=own)
+        model, folder = asdict(source.model.config), new_tokenizer or kept_tokenizer(source, cache)
         chat = source.chat
-    words = [*model_words(model, given)]
+    inherited = {} if own else {f"model.{key}": value for key, value in model.items() if key not in NOT_INHERITED}
+    words = [f"{key}={json.dumps(value)}" for key, value in inherited.items() if key not in given]
     if chat and "data" in given and given["data"].value() == "instructions":
         markers = {f"data.{key}": text.replace("\n", "\\n") for key, text in vars(chat).items()}
         words += [quoted(f"{key}={text}", [key]) for key, text in markers.items() if key not in given]
-    if not any(key == "tokenizer" or key.startswith("tokenizer.") for key in given):
+    if not new_tokenizer:
         words += ["tokenizer=saved", quoted(f"tokenizer.path={folder}", ["tokenizer.path"])]
     rest = [word for word in overrides if key_of(word) != "init_from"]
     return [*words, *rest, quoted(f"init_from={place}")]
-
-
-def model_words(model: Mapping[str, Any], given: Mapping[str, Override]) -> Iterator[str]:
-    """The keys of a model as overrides, without those of the command line and those that a run decides."""
-    for key, value in model.items():
-        if key not in NOT_INHERITED and f"model.{key}" not in given:
-            items = value if isinstance(value, list | tuple) else [value]
-            words = ["null" if item is None else str(item).lower() for item in items]
-            yield f"model.{key}=" + (f"[{','.join(words)}]" if isinstance(value, list | tuple) else words[0])
 
 
 def find_source(text: str, runs_dir: Path) -> str:
@@ -78,17 +69,19 @@ def find_source(text: str, runs_dir: Path) -> str:
         return HF + str(atomic.expanded(text.removeprefix(HF)).absolute())
     if text in ("latest", "last", "best"):
         raise UserError(f"init_from={text} may be another model tomorrow; give the run folder or a .ckpt file")
-    path = atomic.expanded(text)
-    return str((path if path.exists() or not (runs_dir / text).exists() else runs_dir / text).absolute())
+    path = next((path for path in (atomic.expanded(text), runs_dir / text) if path.exists()), None)
+    if path is None and "," in text:
+        raise UserError(f"init_from={text}: a sweep starts from one model; give one command for each")
+    return str((path or atomic.expanded(text)).absolute())
 
 
-def load_source(place: str, config: RunConfig | None = None, file: str | None = None) -> Source:
-    """The model and tokenizer there; `file` is the checkpoint that an earlier attempt took from a run folder.
+def load_source(place: str, file: Any = None, make: Callable | None = None) -> Source:
+    """The model and tokenizer there; `file` is the checkpoint that an earlier attempt took from a run folder, and
+    `make` the class of a model of one's own.
 
     Raises: UserError: for what is missing, damaged or foreign.
     """
-    own = config.model.make if config and isinstance(config.model, OwnConfig) else None
-    found = file if file and Path(file).exists() else place.removeprefix(HF)
+    found = file if isinstance(file, str) and Path(file).exists() else place.removeprefix(HF)
     if not Path(found).exists():
         raise UserError(
             f"init_from={place} does not exist; it takes a run folder, a name in runs_dir, a .ckpt file, or hf: and a "
@@ -98,7 +91,7 @@ def load_source(place: str, config: RunConfig | None = None, file: str | None = 
     if place.startswith(HF) != run_folder.is_of_transformers(path):
         raise UserError(f"init_from={place}: hf: stands before a folder of transformers, and before nothing else")
     try:
-        loaded = checkpoint.load(path, model=own)
+        loaded = checkpoint.load(path, model=make)
     except checkpoint.Outside as error:
         raise UserError(
             f"init_from={place}: {str(error).partition('; ')[0]}; a model of your own needs model=own "
@@ -114,7 +107,7 @@ def source_of(config: RunConfig, before: Mapping[str, Any] | None, start: Path |
         return None
     begun = (before or {}).get("init")
     file = begun.get("from") if isinstance(begun, dict) else None
-    source = load_source(config.init_from, config, file if isinstance(file, str) else None)
+    source = load_source(config.init_from, file, getattr(config.model, "make", None))
     source.check(config.model)
     return source
 
