@@ -99,8 +99,10 @@ def by_words(run: str, target: Path, request: Request) -> list[tuple[str, Path, 
 
 
 def new_folder(place: str) -> Path:
-    """Raises UserError if it exists and is not empty."""
+    """Raises UserError if it exists and is not empty, or cannot be made."""
     target = atomic.expanded(place)
+    if not (above := next(folder for folder in target.absolute().parents if folder.exists())).is_dir():
+        raise UserError(f"{target} cannot be made: {above} is a file")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; give a new folder")
     return target
@@ -109,7 +111,7 @@ def new_folder(place: str) -> Path:
 def written(target: Path, write: Callable[[Path], list[str]]) -> list[str]:
     """What `write` returns for a new folder beside `target`, which becomes `target` once it is complete."""
     folder = target.with_name(f".{target.name}.partial")
-    with file_operation("write", target):
+    with file_operation("write", target, instead_of=folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # of a killed export
         folder.mkdir()

@@ -8,14 +8,14 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from slm.chat_template import chat_template
 from slm.classes import optional
-from slm.errors import UserError, file_operation, one_line
+from slm.errors import file_operation, one_line
 from slm.export import llama_cpp
 from slm.export.fitting import LLAMA, Choices, fitting
 from slm.export.gguf_tokenizer import vocabulary
@@ -40,8 +40,6 @@ def export(model: LanguageModel, folder: Path, *, type: Type = "f32") -> list[st
     """model.gguf, with the matrices in this type and the rest in float32; read back, and run by llama.cpp if
     llama-cpp-python is installed. Raises: UserError: for a model or tokenizer without a counterpart."""
     package = optional("gguf", "gguf", "format=gguf")
-    if type not in get_args(Type):
-        raise UserError(f"type={type} must be one of {', '.join(get_args(Type))}")
     architecture = fitting(model.model, "gguf", LAYOUTS)
     words = vocabulary(model.tokenizer)
     tensors = named_tensors(model.model, interleave=architecture in NEIGHBOURS)

@@ -26,10 +26,10 @@ from slm.huggingface.layouts import settings_of
 from slm.huggingface.tensors import to_theirs
 
 PROMPTS, NEW_TOKENS, WINDOWS = 8, 64, 4
-ELSEWHERE = {  # layouts of which only transformers is known to compute all activations
-    ("qwen3", "relu2"): "gate_proj = up_proj and hidden_act=relu, since relu(x) * x = relu(x)^2: transformers computes "
-    "that exactly, llama.cpp, vLLM and MLX do not (they ignore hidden_act); experiment=portable is for these",
-}
+SQUARED = (
+    "gate_proj = up_proj and hidden_act=relu, since relu(x) * x = relu(x)^2: exact in transformers; a program with "
+    "another fixed activation for Qwen3 computes something else; experiment=portable is for these"
+)
 
 
 def export(model: LanguageModel, folder: Path, *, license: str | None = None) -> list[str]:
@@ -44,11 +44,8 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     name = fitting(model.model, "hf", TRANSFORMERS)
     about_model = readme(model, license)
     library, tokens = converted(tokenizer, model.eos_first)
-    ids = {
-        "eos_token_id": tokenizer.eos,
-        "bos_token_id": tokenizer.eos,
-        "pad_token_id": library.token_to_id(tokens["pad_token"]),
-    }
+    ids = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.eos}
+    ids |= {"pad_token_id": library.token_to_id(tokens["pad_token"])}
     chat = chat_template(model.config)
     source = {"step": model.step} | ({"chat": vars(chat)} if chat else {})
     settings = settings_of(config, name) | ids | {"slm": source}
@@ -65,7 +62,7 @@ def export(model: LanguageModel, folder: Path, *, license: str | None = None) ->
     weights = to_theirs(config, name, model.model.state_dict())
     atomic.write(folder / "model.safetensors", safetensors.save(weights, metadata={"format": "pt"}))
     lines = [f"{name}: {settings['architectures'][0]}, {sum(map(Tensor.numel, weights.values())):,} numbers in float32"]
-    lines += [ELSEWHERE[name, config.mlp]] if (name, config.mlp) in ELSEWHERE else []
+    lines += [SQUARED] * ((name, config.mlp) == ("qwen3", "relu2"))
     return [*lines, *compared(transformers, model, folder)]
 
 

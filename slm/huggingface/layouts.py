@@ -8,15 +8,11 @@ from typing import Any
 from slm.errors import UserError, printable
 from slm.model import MLPS, GPTConfig
 
+SIZES = "vocab_size", "width", "depth", "heads", "context"
 NAMES = {  # key of config.json -> of GPTConfig
-    **{
-        "vocab_size": "vocab_size",
-        "hidden_size": "width",
-        "num_hidden_layers": "depth",
-        "num_attention_heads": "heads",
-    },
-    **{"max_position_embeddings": "context", "intermediate_size": "hidden_width", "tie_word_embeddings": "tied"},
-    "initializer_range": "init_std",
+    **{"vocab_size": "vocab_size", "hidden_size": "width", "num_hidden_layers": "depth"},
+    **{"num_attention_heads": "heads", "max_position_embeddings": "context", "intermediate_size": "hidden_width"},
+    **{"tie_word_embeddings": "tied", "initializer_range": "init_std"},
 }
 GROUPED = {"num_key_value_heads": "kv_heads"}
 GPT2_NAMES = {
@@ -123,9 +119,8 @@ def settings_of(config: GPTConfig, name: str) -> dict[str, Any]:
     layout, rope = LAYOUTS[name], config.positions == "rope"
     values = {key: getattr(config, ours) for key, ours in layout.names.items()}
     values |= {key: config.kv_width // config.head_dim for key in GROUPED if key in values}
-    values |= {key: config.bias for key in layout.biases if key} | {
-        key: need for key, (need, _) in layout.fixed.items()
-    }
+    values |= {key: config.bias for key in layout.biases if key}
+    values |= {key: needed for key, (needed, _) in layout.fixed.items()}
     values |= {"architectures": [layout.architecture], "model_type": name, "dtype": "float32"}
     values[layout.activation] = layout.activations[config.mlp]
     if rope:
@@ -154,11 +149,9 @@ def config_of(values: Mapping[str, Any], bias: bool, relu_squared: bool) -> GPTC
         if values.get(key, default) != needed:
             raise UserError(f"{key} must be {json.dumps(needed)}: GPT cannot compute the other one")
     found = {ours: values[key] for key, ours in layout.names.items() if values.get(key) is not None}
-    missing = [
-        key for key, ours in layout.names.items() if ours in ("vocab_size", "width", "depth", "heads", "context")
-    ]
-    if absent := [key for key in missing if type(values.get(key)) is not int or values[key] < 1]:
-        raise UserError(f"{absent[0]} must be a whole number from 1")
+    for key, ours in layout.names.items():
+        if ours in SIZES and not (type(size := values.get(key)) is int and size > 0):
+            raise UserError(f"{key} must be a whole number from 1")
     heads, rope = found.pop("heads"), _rope(values, layout)
     found.setdefault("head_dim", found["width"] // heads)
     if found["head_dim"] * heads != found["width"]:
