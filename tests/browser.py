@@ -90,12 +90,17 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def click(self, selector: str):
-        """A click of the mouse on the middle of the first element."""
+        """A click of the mouse on the middle of the first element, once that has its place."""
         self.until(f"!!document.querySelector({selector!r})")
-        x, y = self.evaluate(
+        middle = (
             f"(() => {{ const found = document.querySelector({selector!r}); found.scrollIntoView({{block: 'center'}}); "
             "const box = found.getClientRects()[0]; return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
+        before, place = None, self.evaluate(middle)
+        while place != before:
+            time.sleep(0.05)
+            before, place = place, self.evaluate(middle)
+        x, y = place
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

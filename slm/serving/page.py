@@ -104,7 +104,7 @@ class Page:
     def connect(self, session, prompt, buttons, settings, stories):
         """Events. Those that generate share one place in the queue; a stop does not wait in it."""
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        works = {**quiet, "concurrency_id": "models", "trigger_mode": "multiple"}
+        works = {**quiet, "concurrency_id": "models", "trigger_mode": "always_last"}
         at_once = {**quiet, "queue": False}
         length, seed = settings[-2:]
         for start in (buttons["write"].click, prompt.submit):
