@@ -68,7 +68,9 @@ def revisions(folder: Path) -> dict[str, tuple[Path, int]]:
     """
     path, found = folder / "checkpoints" / "revisions.json", {}
     if not path.exists():
-        raise UserError(f"{folder} has no checkpoints by words; callbacks.checkpoints.keep_at=[babylm] keeps them")
+        raise UserError(
+            f"{folder} has no checkpoints by words; callbacks.checkpoints.keep_at=[babylm] keeps them from a million on"
+        )
     for name, its in (atomic.read_object(path) or {"": None}).items():
         match its:
             case {"file": str(file), "words": int(words)} if REVISION.fullmatch(name) and STEP_FILE.fullmatch(file):

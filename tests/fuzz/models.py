@@ -49,7 +49,8 @@ def folders(rng: random.Random, folder: Path) -> Callable[[int], None]:
         config = GPTConfig(**{**SIZES, **shape}, vocab_size=vocabulary)
         weights = to_theirs(config, name, GPT(config).state_dict())
         kind = rng.choice((torch.float32, torch.bfloat16))
-        whole.append((settings_of(config, name), save({key: value.to(kind) for key, value in weights.items()})))
+        settings = settings_of(config, name) | {"slm": {"step": 3, "chat": conversations()["data"]["corpus"]}}
+        whole.append((settings, save({key: value.to(kind) for key, value in weights.items()})))
     eos = tokenizer["added_tokens"][-1]["content"]
     names = "tokenizer_config.json", "model.safetensors.index.json"
 
@@ -84,6 +85,8 @@ def folders(rng: random.Random, folder: Path) -> Callable[[int], None]:
         loaded = checkpoint.load(place)
         complete(loaded.model, loaded.tokenizer, ["ab"], sampler=Sampler(temperature=0.8), max_new_tokens=4, seed=0)
         assert loaded.step >= 0
+        if template := chat_template.chat_template(loaded.config):
+            template.text([{"role": "user", "content": "a"}], answers=False)
 
     return case
 
