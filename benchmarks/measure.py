@@ -2,21 +2,25 @@
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from slm.errors import UserError  # noqa: E402
 from slm.run.cli import one_line_errors  # noqa: E402, F401  (for the last lines of a benchmark)
 
 
@@ -36,9 +40,9 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     for name, value in vars(given).items():
         option = f"--{name.replace('_', '-')}"
         numbers = value if isinstance(value, list) else [value]
-        if name != "seeds" and any(type(number) in (int, float) and number <= 0 for number in numbers):
+        if name not in ("seeds", "shares") and any(type(number) in (int, float) and number <= 0 for number in numbers):
             parser.error(f"{option} takes numbers above 0")
-        if name in ("nanogpt", "path", "folder", "text") and value and not Path(value).exists():
+        if name in ("nanogpt", "path", "folder", "text", "stories") and value and not Path(value).exists():
             parser.error(f"{option} {value} does not exist")
     if getattr(given, "device", None) == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA GPU here; take --device cpu")
@@ -105,6 +109,26 @@ def read_bandwidth(device: torch.device | str) -> float:
 def sixteen_bits(precision: str) -> torch.dtype:
     """The 16-bit type of one of Lightning's precisions; bfloat16 for one of 32 bits."""
     return torch.float16 if precision.startswith("16") else torch.bfloat16
+
+
+def command(script: str, *words: str):
+    """Runs a command of this project, such as train.py. Raises: UserError: with its last words if it fails."""
+    arguments = ["-m", script] if not script.endswith(".py") else [str(ROOT / script)]
+    done = subprocess.run([sys.executable, *arguments, *words], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"{script} {' '.join(words)} ends with {done.returncode}: {done.stderr.strip()[-300:]}")
+
+
+def evaluated(run: str, *words: str) -> dict[str, Any]:
+    """What `python -m slm.evaluate` finds of a run."""
+    command("slm.evaluate", run, *words)
+    return json.loads(Path(run, "evaluation.json").read_text())["evaluations"][-1]
+
+
+def mean_of(values: Sequence[float], form: str) -> str:
+    """The mean of several seeds, and each of them."""
+    each = ", ".join(f"{value:{form}}" for value in values)
+    return f"{statistics.mean(values):{form}} ({each})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
