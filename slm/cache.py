@@ -9,7 +9,6 @@ incomplete folder under the final name; where the corpus allows it, the next pro
 HASH.lock, which is never deleted, since a process may wait for it, and HASH.json, a description for this list.
 """
 
-import argparse
 import contextlib
 import errno
 import hashlib
@@ -217,7 +216,7 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
 @json_line.command
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
-    parser = argparse.ArgumentParser(prog="python -m slm.cache", description=__doc__.splitlines()[0])
+    parser = json_line.Parser(prog="python -m slm.cache", description=__doc__.splitlines()[0])
     parser.add_argument("action", nargs="?", choices=("list", "prune"), default="list")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--older-than-days", type=float, metavar="N", help="prune: not used for N days")

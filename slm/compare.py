@@ -4,7 +4,6 @@ python -m slm.compare A B ...   each a run folder, a sweep folder or a folder th
 python -m slm.compare SWEEP     the groups of a sweep, which are its swept values other than the seed
 """
 
-import argparse
 import json
 import math
 import re
@@ -27,7 +26,7 @@ from slm.tables import comma_separated
 @json_line.command
 def main():
     """Exit code: 0, 2 for runs that cannot be compared, 4 for unreadable files."""
-    parser = argparse.ArgumentParser(prog="python -m slm.compare", description=__doc__.partition("\n\n")[2])
+    parser = json_line.Parser(prog="python -m slm.compare", description=__doc__.partition("\n\n")[2])
     help_of_folder = "a run folder, a sweep folder, or a folder that holds runs"
     parser.add_argument("folder", nargs="+", type=run_folder.named, help=help_of_folder)
     parser.add_argument("--base", metavar="NAME", help="the group to compare with; the first one unless given")

@@ -4,7 +4,6 @@ Each check has a line: ok, warning (some option does not work) or error (trainin
 is printed. A check that does not answer in time, such as one of a network drive, is a warning.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -83,7 +82,7 @@ def shown(findings: Sequence[Finding]) -> str:
 @json_line.command
 def main() -> int:
     """Exit code: 2 if there is an error, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m slm.doctor", description=__doc__.splitlines()[0])
+    parser = json_line.Parser(prog="python -m slm.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="a list of objects: check, status, found, remedy")
     parser.add_argument("--wait", type=float, default=SECONDS, metavar="SECONDS", help="for all checks; default 5.5")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ from slm.run.words import divided, values_of
 
 @json_line.command
 def main():
-    parser = argparse.ArgumentParser(
+    parser = json_line.Parser(
         prog="python -m slm.evaluate",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,

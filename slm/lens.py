@@ -42,7 +42,7 @@ NAMED = 6  # most surprising tokens of a window that are listed with their loss
 @json_line.command
 def main():
     """Exit code: 0, 2 for a mistake in the arguments, 4 for unreadable files."""
-    parser = argparse.ArgumentParser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
+    parser = json_line.Parser(prog="python -m slm.lens", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", type=run_folder.named, help="a run folder, one of its .ckpt files, or latest")
     parser.add_argument("step", nargs="?", help="an optimizer step, from 1 on")
     parser.add_argument("--spike", action="store_true", help="the step of the largest jump of the loss")

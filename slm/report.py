@@ -5,7 +5,6 @@ A run and a sweep write theirs at their end. For a run the command draws loss.pn
 python -m slm.report RUN --zip FILE   the records of a run for a bug report or a teacher, without weights and secrets
 """
 
-import argparse
 import sys
 import zipfile
 from collections.abc import Callable
@@ -23,7 +22,7 @@ RECORDS = "run.json", "config.yaml", "overrides.yaml", "metrics.jsonl", "samples
 
 @json_line.command
 def main():
-    parser = argparse.ArgumentParser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
+    parser = json_line.Parser(prog="python -m slm.report", description=__doc__.partition("\n\n")[2])
     parser.add_argument("folder", nargs="+", type=run_folder.named, help="a run, a sweep, or a folder of runs")
     parser.add_argument("--x", choices=AXES, default="steps", help="horizontal axis of the curves (default: steps)")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="write the records of one run into this file instead")

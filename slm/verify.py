@@ -4,7 +4,6 @@ python -m slm.verify RUN        checks hashes, opens every checkpoint, and finds
 python -m slm.verify RUN RUN    says which parts differ: windows, metrics, samples, weights, optimizer, callbacks
 """
 
-import argparse
 import itertools
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ CLOCK = "tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_g
 @json_line.command
 def main() -> int:
     """Exit code: 0 without problems, 1 with problems, 2 for a mistake in the arguments, 4 for unreadable files."""
-    parser = argparse.ArgumentParser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
+    parser = json_line.Parser(prog="python -m slm.verify", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=lambda text: Path(run_folder.named(text)), help="a run folder")
     parser.add_argument("other", type=Path, nargs="?", help="a run folder to compare it with, bit for bit")
     parser.add_argument("--common", action="store_true", help="ignore metrics and callbacks that one of two runs lacks")

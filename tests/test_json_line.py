@@ -101,3 +101,12 @@ def test_a_signal_before_training_prints_the_line_in_the_first_process(rank):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 143
     assert done.stdout == ('{"exit_code": 143, "error": "SIGTERM"}\n' if rank == "0" else "")
+
+
+@pytest.mark.parametrize("main", [compare.main, evaluate.main, verify.main])
+def test_a_mistake_in_the_flags_is_in_the_line_and_one_line_for_people(main, monkeypatch, capfd):
+    assert exit_code(monkeypatch, main, "runs/a", "--jsn", "print=json") == 2
+    out, err = capfd.readouterr()
+    assert json.loads(out)["exit_code"] == 2
+    assert "--help lists what it takes" in json.loads(out)["error"]
+    assert err.splitlines() == [f"error: {json.loads(out)['error']}"]

@@ -1,5 +1,6 @@
 """print=json: one line of JSON on stdout at the end of any command, and all else that it prints on stderr."""
 
+import argparse
 import contextlib
 import functools
 import json
@@ -48,6 +49,13 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             return code
 
     return decorated
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a command: a mistake in them is a UserError."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help lists what it takes")
 
 
 @contextlib.contextmanager

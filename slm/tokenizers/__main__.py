@@ -50,7 +50,7 @@ class Measured:
 @json_line.command
 def main() -> None:
     """Exit code: 0, or 2 or 4 for a mistake or a file that cannot be read."""
-    parser = argparse.ArgumentParser(
+    parser = json_line.Parser(
         prog="python -m slm.tokenizers",
         description=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
