@@ -4,6 +4,7 @@ python -m slm.evaluate RUN                  on the validation split of the run: 
                                             for data=storyworld the bits above the exact entropy
 python -m slm.evaluate RUN data=shakespeare on another text: data.path=FILE, or any data of train.py
 python -m slm.evaluate RUN RUN              what the second model saves on the same text, and where
+python -m slm.evaluate RUN RUN RUN ...      each model; those of one run folder in a table side by side
 python -m slm.evaluate RUN --text FILE      the loss on whole text files alone
 python -m slm.evaluate RUN tasks=[blimp]    standard tests: docs/standard_tests.md
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slm import classes
+from slm.analysis import evaluation_tables
 from slm.corpora import notices
 from slm.corpora.files import Files
 from slm.corpora.storyworld.corpus import Storyworld
@@ -26,8 +28,7 @@ from slm.errors import UserError, notice, printable
 from slm.evaluation import ablation, requests, sources, standard_tests, stories
 from slm.evaluation.held_out import HeldOut
 from slm.evaluation.measures import Settings, measure
-from slm.evaluation.page import page
-from slm.evaluation.record import record
+from slm.evaluation.record import of_one_text, record
 from slm.evaluation.standard_tests import Tests
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -51,13 +52,15 @@ def main():
     classes.add_options(parser)
     arguments = parser.parse_intermixed_args()
     runs, words = divided(arguments.words)
-    if not 1 <= len(runs) <= 2:
-        raise UserError(f"{len(runs)} runs are given; give one to evaluate it, or two to compare them")
+    if not runs:
+        raise UserError(f"{words[0]} stands without a run; give one, such as latest")
     own, root = classes.given(arguments, "--{}-class"), atomic.expanded(arguments.runs_dir)
     paths = [run_folder.find_checkpoint(run, root) for run in runs]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise UserError(f"{twice} is given more than once")
     if arguments.text:
-        if words:
-            raise UserError(f"{words[0]} has no effect beside --text; leave out one of them")
+        if words or len(runs) > 1:
+            raise UserError(f"{[*runs[1:], *words][0]} has no effect beside --text; leave out one of them")
         print(printable(text_page(paths[0], arguments.text, **own)))
         return
     data = [word for word in words if word.startswith(("data=", "data."))]
@@ -70,7 +73,11 @@ def main():
     else:
         settings = Settings(**values)
         models = [load(path, device=settings.device, **own) for path in paths]
-        (compare if len(models) == 2 else evaluate)(*models, settings, data)
+        if len(models) == 2:
+            json_line.note(**compare(*models, settings, data))
+        else:
+            found = [evaluate(model, settings, data) for model in models]
+            json_line.note(**found[0] if len(found) == 1 else {"evaluations": found})
 
 
 def text_of(
@@ -85,7 +92,7 @@ def text_of(
     return world, own, own.held_out(settings.split, settings.tokens)
 
 
-def compare(first: LanguageModel, second: LanguageModel, settings: Settings, words: Sequence[str]):
+def compare(first: LanguageModel, second: LanguageModel, settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     """Prints what the second model saves on the text of the first, and adds it to the evaluation.json of the second.
 
     Raises: UserError.
@@ -97,9 +104,9 @@ def compare(first: LanguageModel, second: LanguageModel, settings: Settings, wor
         found = ablation.of_text(first, second, held_out, settings.seed)
     found |= {"text": held_out.name, "sentence": ablation.sentence(found)}
     print(printable(ablation.page(found)))
-    json_line.note(**found)
     for path in record(run_folder.folder_of(second.path), found, "ablations"):
         print(path)
+    return found
 
 
 def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> dict[str, Any]:
@@ -115,12 +122,14 @@ def evaluate(model: LanguageModel, settings: Settings, words: Sequence[str]) -> 
     asked = None if words or "stories" not in settings.chosen else requests.corpus_of(model.config)
     if asked:
         found["requests"] = requests.measure(model, asked, settings.samplers, settings.samples, settings.seed)
-    print(printable(page(found)))
+    print(printable(evaluation_tables.text(found)))
     for reason in found["left_out"]:
         notice(f"left out: {reason}")
-    json_line.note(**found)
-    for path in record(run_folder.folder_of(model.path), found, "evaluations"):
-        print(path)
+    paths = [*record(folder := run_folder.folder_of(model.path), found, "evaluations")]
+    if len(several := of_one_text(folder, found)) > 1:
+        labels = [f"step {its['step']:,}" for its in several]
+        print(printable(f"\n{evaluation_tables.overview(several, labels)}\n"))
+    print(*paths, sep="\n")
     if "stories" in found and found["stories"]["seen"]["excess"]["high"] < 0:
         raise AssertionError("the loss is less than the entropy: the model sees its targets, or there is a bug")
     return found

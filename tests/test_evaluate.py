@@ -94,7 +94,7 @@ MISTAKES = {
     "{run} temperature=0": (2, "for the most likely token"),
     "{run} source=novels": (2, "source=novels is not one of"),
     "{run} data.path={binary}": (2, "binary"),
-    "{run} {run} {run}": (2, "3 runs are given"),
+    "{run} {run} {run}": (2, "is given more than once"),
     "/no/such/run --text {latin}": (2, "does not exist"),
     "{latin}": (2, "not a checkpoint"),
     "latest --runs-dir {empty}": (2, "no run in"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from slm import evaluate
 from slm.analysis import evaluation_page
+from slm.analysis.evaluation_tables import BLOCKS
 from slm.analysis.html import Page
 from slm.corpora.storyworld.checker import estimate, wilson
 from slm.evaluation import ablation, loss, memorisation, probes, texts
@@ -245,6 +246,30 @@ def test_another_text_and_another_model(folder, text_file, monkeypatch, capsys):
     written = json.loads((folder / "evaluation.json").read_text())
     assert [len(written[kind]) for kind in ("evaluations", "ablations")] == [1, 1]
     assert "measures" not in written["evaluations"][0]["data"]["name"]
+    third = str(shutil.copy(early, folder / "checkpoints" / "copy.ckpt"))
+    assert exit_code(monkeypatch, evaluate.main, early, str(folder), third, "measures=probes", "print=json") == 0
+    captured = capsys.readouterr()
+    several = json.loads(captured.out.splitlines()[-1])["evaluations"]
+    assert [one["step"] for one in several] == [5, 10, 5]
+    last = captured.err.rpartition("95 % intervals")[2]
+    assert all(word in last for word in ("step 5", "step 10", "right on word order"))
+
+
+def test_of_conversations_only_the_answers_count(chatting, tmp_path, monkeypatch, capsys):
+    """As in training, also where the same text is named."""
+    folder, rows = shutil.copytree(chatting, tmp_path / "run"), chatting.parent / "rows.jsonl"
+    model, nats = load(folder), []
+    for row in map(json.loads, rows.read_text().splitlines()[-22:]):
+        prompt, answer = f"User: {row['prompt']}\nAssistant:", f" {row['completion']}"
+        ids = torch.tensor([256, *f"{prompt}{answer}".encode(), 256])
+        with torch.inference_mode():
+            logs = model.model(ids[None, :-1]).log_softmax(-1)[0].gather(1, ids[1:, None])
+        nats += (-logs[len(prompt) :, 0]).tolist()
+    for words in ((), ("data=instructions", f"data.path={rows}")):
+        assert exit_code(monkeypatch, evaluate.main, str(folder), *words, "measures=loss", "print=json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["data"]["documents"], found["loss"]["tokens"]) == (22, len(nats))
+        assert found["loss"]["nats"]["mean"] == pytest.approx(sum(nats) / len(nats), rel=1e-4)
 
 
 ODD = [None, 3, "x", [], [3], {}, {"rows": 3}, {"mean": "x", "low": 1, "high": 2}, [{"from": 1, "nats": {"mean": 1}}]]
@@ -253,9 +278,11 @@ ODD = [None, 3, "x", [], [3], {}, {"rows": 3}, {"mean": "x", "low": 1, "high": 2
 def test_a_report_takes_any_evaluation(tmp_path):
     """Of somebody else: escaped, and left out where it is not one."""
     folder = tmp_path
-    keys = "data", "loss", "positions", "calibration", "texts", "memorisation", "probes", "stories", "where", "models"
+    keys = "data", "where", "models", *BLOCKS
     results = [dict.fromkeys(keys, odd) for odd in ODD]
     results += [{"positions": {"groups": odd}, "calibration": {"bins": odd}, "probes": {"a": odd}} for odd in ODD]
+    names = "rows", "seen", "held_out", "samples", "examples", "groups", "early", "best_temperature"
+    results += [{name: dict.fromkeys(names, odd) for name in BLOCKS} for odd in [*ODD, {"a": 3, "parts": {"b": 3}}]]
     evil = {"step": "<script>", "data": {"name": "<script>"}, "loss": {"nats": {"mean": 1, "low": 1, "high": 1}}}
     for one, other in pairwise([*results, evil]):
         content = {"evaluations": [other, one], "ablations": [one]}

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from slm.analysis.evaluation_tables import shown
 from slm.corpora.storyworld.corpus import Storyworld
 from slm.evaluation.held_out import FEW, HeldOut
-from slm.evaluation.intervals import Bootstrap, shown
+from slm.evaluation.intervals import Bootstrap
 from slm.evaluation.stories import Paid
 from slm.generation.language_model import LanguageModel
 from slm.generation.text_loss import padded, slices, window_nats

@@ -4,7 +4,6 @@ Shapes: R resamples, U units (documents, or windows of a text with few documents
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -58,10 +57,3 @@ def by_unit(units: np.ndarray, values: np.ndarray, groups: np.ndarray, count: in
     """Sums of the values of targets for each unit and each of `count` groups (U, count); all three arrays are flat."""
     total = int(units.max()) + 1
     return np.bincount(units * count + groups, values, total * count).reshape(total, count)
-
-
-def shown(estimate: dict[str, Any] | None, form: str = ".4f") -> str:
-    """An estimate and its interval for people."""
-    if not estimate:
-        return "–"
-    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
