@@ -95,12 +95,8 @@ def vocabulary(tokenizer: Tokenizer, order: Sequence[int]) -> bytes:
             text = b"\n</s>\n"  # run.c merges neighbours whose joined text has an id
         elif token in bytewise:
             text = b"<0x%02X>" % bytewise[token]
-        entries.append(struct.pack("<fi", score(tokenizer, token), len(text)) + text)
+        scored = processor and token < processor.vocab_size()
+        score = processor.get_score(token) if scored else 0.0  # of two merges of run.c the one with more is first
+        entries.append(struct.pack("<fi", score, len(text)) + text)
     longest = max(len(entry) for entry in entries) - struct.calcsize("<fi")
     return struct.pack("<i", longest) + b"".join(entries)
-
-
-def score(tokenizer: Tokenizer, token: int) -> float:
-    """What decides between two merges of run.c; the higher one is first."""
-    processor = getattr(tokenizer, "_processor", None)
-    return processor.get_score(token) if processor and token < processor.vocab_size() else 0.0
