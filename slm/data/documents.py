@@ -28,6 +28,8 @@ class Documents(Dataset):
     Raises: UserError: if a shard does not end with eos.
     """
 
+    rounded = ROUNDED
+
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
         self.arguments = store, split, context, eos
         self.shards, self.context, self.eos = store.shards(split), context, eos
@@ -61,18 +63,23 @@ class Documents(Dataset):
         length, first = min(end - first, most or self.context), first - self.starts[shard]
         return self.shards[shard][first : first + length]
 
+    def _ids(self, index: int) -> np.ndarray:
+        """Those of a window behind its first eos."""
+        return self._document(index)
+
     def __getitem__(self, index: int) -> Tensor:
         """Ids (targets + 1,), int64."""
-        return self.__getitems__([index])[0, : self.targets[index] + 1]
+        row = self.__getitems__([index])[0]
+        return row[row != IGNORE]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, T + 1), int64, where T is the number of targets of the longest, rounded up (ROUNDED)."""
-        lengths = self.targets[indices]
-        targets = min(ceil(lengths.max() / ROUNDED) * ROUNDED, self.context)
-        rows = np.full((len(indices), 1 + targets), IGNORE, dtype=np.int64)
+        """Ids (B, T + 1), int64, where T is the length of the longest window, rounded up (ROUNDED)."""
+        windows = [self._ids(index) for index in indices]
+        length = min(ceil(max(map(len, windows)) / self.rounded) * self.rounded, self.context)
+        rows = np.full((len(windows), 1 + length), IGNORE, dtype=np.int64)
         rows[:, 0] = self.eos
-        for row, index, length in zip(rows, indices, lengths):
-            row[1 : 1 + length] = self._document(index)
+        for row, ids in zip(rows, windows):
+            row[1 : 1 + len(ids)] = ids
         return torch.from_numpy(rows)
 
 
@@ -84,17 +91,12 @@ class Aligned(Documents):
 
     def __init__(self, store: TokenStore, split: Split, context: int, eos: int):
         super().__init__(store, split, context, eos)
+        self.rounded = context
         self.order, self.bins = best_fit(self.targets, context)
         self.targets = np.add.reduceat(self.targets[self.order], self.bins[:-1])
 
     def place(self, index: int) -> tuple[int, int]:
         return int(self.order[self.bins[index]]), 0
 
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, context + 1), int64."""
-        rows = np.full((len(indices), 1 + self.context), IGNORE, dtype=np.int64)
-        rows[:, 0] = self.eos
-        for row, index in zip(rows, indices):
-            ids = [self._document(document) for document in self.order[self.bins[index] : self.bins[index + 1]]]
-            row[1 : 1 + self.targets[index]] = np.concatenate(ids)
-        return torch.from_numpy(rows)
+    def _ids(self, index: int) -> np.ndarray:
+        return np.concatenate([*map(self._document, self.order[self.bins[index] : self.bins[index + 1]])])

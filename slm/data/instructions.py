@@ -4,19 +4,17 @@ Shapes: B windows of a microbatch, D documents, N windows of a split.
 """
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from slm.chat_template import ChatTemplate
 from slm.corpora import Split
-from slm.data.documents import ROUNDED, Documents
+from slm.data.documents import Documents
 from slm.data.store import TokenStore
 from slm.errors import UserError
-from slm.loss import IGNORE, PROMPT
+from slm.loss import PROMPT
 from slm.tokenizers import Tokenizer
 
 CHUNK = 2**20  # ids whose text is in memory at a time, and a conversation more
@@ -39,19 +37,13 @@ class Answers:
         places = np.cumsum([0, *map(len, texts)])  # in bytes
         starts, ends = places[:-1], places[1:]
         markers = [re.escape(marker.encode()) for marker in (self.chat.assistant.rstrip(), self.chat.stop)]
-        begun, over = [], []
-        for found in re.finditer(b"(%b)|%b" % tuple(markers), b"".join(texts)):
-            (begun if found[1] else over).append(found.end())
-        last = ends[bounds[1:] - 1]
-        closing = np.sort(np.concatenate([np.array(over, dtype=np.int64), last]))
+        found = [*re.finditer(b"(%b)|%b" % tuple(markers), b"".join(texts))]
+        over = [its.end() for its in found if not its[1]]
+        closing = sorted([*zip(over, np.searchsorted(starts, over)), *zip(ends[bounds[1:] - 1], bounds[1:])])
         changes = np.zeros(len(ids) + 1, dtype=np.int64)
-        for place in begun:
-            close = closing[np.searchsorted(closing, place)]
-            first = int(np.searchsorted(ends, place, side="right"))
-            document = int(np.searchsorted(bounds, first, side="right"))
-            end = bounds[document] if close == last[document - 1] else np.searchsorted(starts, close)
-            changes[first] += 1
-            changes[end] -= 1
+        for place in (its.end() for its in found if its[1]):
+            changes[np.searchsorted(ends, place, side="right")] += 1
+            changes[closing[bisect_left(closing, (place,))][1]] -= 1
         return changes[:-1].cumsum() > 0
 
 
@@ -90,20 +82,10 @@ class Conversations(Documents):
     def place(self, index: int) -> tuple[int, int]:
         return int(self.documents[index]), 0
 
-    def __getitem__(self, index: int) -> Tensor:
-        row = self.__getitems__([index])[0]
-        return row[row != IGNORE]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """Ids (B, T + 1), int64."""
-        found = [self.documents[index] for index in indices]
-        lengths = np.minimum(self.lengths[found], self.context)
-        rows = np.full((len(indices), 1 + min(ceil(lengths.max() / ROUNDED) * ROUNDED, self.context)), IGNORE)
-        rows[:, 0] = self.eos
-        for row, document, length in zip(rows, found, lengths):
-            ids, start = self._document(document).astype(np.int64), self.bounds[document]
-            row[1 : 1 + length] = np.where(self.is_answer[start : start + length], ids, PROMPT - ids)
-        return torch.from_numpy(rows)
+    def _ids(self, index: int) -> np.ndarray:
+        document = self.documents[index]
+        ids, start = self._document(document).astype(np.int64), self.bounds[document]
+        return np.where(self.is_answer[start : start + len(ids)], ids, PROMPT - ids)
 
     def prompt(self, index: int, tokenizer: Tokenizer) -> str:
         """What a conversation begins with, up to its first answer."""
