@@ -176,7 +176,8 @@ def test_evaluation(command, text_file, folder, monkeypatch, capsys):
     small = small_run(text_file, folder, data)
     stories = "run_dir=runs/stories", "model.context=900", "callbacks.stories=null"
     assert trained(monkeypatch, *small, *stories) == 0
-    arguments = ["runs/stories" if word in ("RUN", "OTHER") else word for word in shlex.split(command)[3:]]
+    models = {"RUN": "runs/stories", "OTHER": "runs/stories/checkpoints/step-000005.ckpt"}
+    arguments = [models.get(word, word) for word in shlex.split(command)[3:]]
     arguments += ["samples=2"] if "--text" not in command else []
     assert exit_code(monkeypatch, evaluate.main, *arguments) == 0
     kinds = {"--text": "1 document(s)", "data.": "two-choice probes", "OTHER": "saved by the second"}
