@@ -1,6 +1,6 @@
 """The share of stories that obey their request, after all weights or thin matrices (LoRA) were trained on instructions.
 
-    python benchmarks/obey.py [--ranks 4 16] [--steps 300 300] [--seeds 1 2]
+    python benchmarks/obey.py [--ranks 4 16] [--steps 150 250] [--seeds 1 2]
 
 A model of the storyworld goes on with data=storyworld_instructions. Every training and evaluation is a command in a
 process of its own; a program judges 100 stories of each model, at temperature 0.5.
@@ -20,7 +20,7 @@ TRAIN = ["report=false", "callbacks.samples=null", "val_every_n_steps=100000", "
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--steps", type=int, nargs=2, default=[300, 300], help="of the first and of the second run")
+    parser.add_argument("--steps", type=int, nargs=2, default=[150, 250], help="of the first and of the second run")
     parser.add_argument("--lr", type=float, nargs=2, default=[1e-3, 1e-2], help="of all weights, and of thin matrices")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     arguments = parsed(parser)

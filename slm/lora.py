@@ -5,7 +5,6 @@ Shapes: I inputs, O outputs, R rank.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,12 +29,12 @@ class LoRAConfig:
             raise UserError(f"model.lora.rank={self.rank} must be at least 1, or null for no LoRA")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise UserError(f"model.lora.alpha={self.alpha} must be above 0 and finite, or null for twice the rank")
-        for target in self.targets if self.targets is not None else ["mlp"]:
+        if self.targets == []:
+            raise UserError("model.lora.targets=[] adapts nothing; null stands for all linear layers of the blocks")
+        for target in self.targets or ():
             if not any(f"{name}.".startswith(f"{target}.") for name in TARGETS):
                 known = ", ".join(("attention", "mlp", *TARGETS))
                 raise UserError(f"model.lora.targets={self.targets}: {target} is not one of {known}")
-        if self.targets == []:
-            raise UserError("model.lora.targets=[] adapts nothing; null stands for all linear layers of the blocks")
 
     @property
     def scale(self) -> float:
@@ -43,8 +42,7 @@ class LoRAConfig:
 
     def adapts(self, name: str) -> bool:
         """True for the name of a linear layer within a block that is among the targets."""
-        targets = TARGETS if self.targets is None else self.targets
-        return name in TARGETS and any(f"{name}.".startswith(f"{target}.") for target in targets)
+        return name in TARGETS and any(f"{name}.".startswith(f"{target}.") for target in self.targets or TARGETS)
 
 
 class LoRALinear(nn.Linear):
@@ -75,8 +73,8 @@ def add_lora(model: nn.Module, config: LoRAConfig):
     """Adapts the layers of a model's blocks that are targets, and freezes every other parameter."""
     model.requires_grad_(False)
     for block in model.blocks:
-        for name, linear in [(name, block.get_submodule(name)) for name in _names(block) if config.adapts(name)]:
-            block.set_submodule(name, LoRALinear(linear, config))
+        for name in filter(config.adapts, _names(block)):
+            block.set_submodule(name, LoRALinear(block.get_submodule(name), config))
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -91,5 +89,5 @@ def merge(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def _names(block: nn.Module) -> Iterator[str]:
-    return (name for name, module in list(block.named_modules()) if isinstance(module, nn.Linear))
+def _names(block: nn.Module) -> list[str]:
+    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]

@@ -5,7 +5,6 @@ Shapes: V new vocabulary, W old vocabulary, C width.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,13 +118,12 @@ def pieces_of(old: Tokenizer, new: Tokenizer) -> Pieces:
     """The rule for another vocabulary: the end of a document and each piece with equal bytes keep their row. Any other
     piece gets the mean of the rows of the longest old pieces that spell it, one after the other (arXiv:2402.09977);
     without such pieces the mean of all."""
-    places: dict[bytes, list[int]] = defaultdict(list)
+    known: dict[bytes, list[int]] = {}
     for token, piece in enumerate(tokenizers.pieces(old)):
-        places[piece].append(token)
-    del places[b""]  # of control ids
-    known = dict(places)
+        known.setdefault(piece, []).append(token)
+    del known[b""]  # of control ids
     longest, rows, counts = max(map(len, known)), [], dict.fromkeys(("equal", "spelled", "mean"), 0)
-    left: dict[bytes, list[int]] = {piece: list(ids) for piece, ids in known.items()}
+    left = {piece: list(ids) for piece, ids in known.items()}
     for token, piece in reversed([*enumerate(tokenizers.pieces(new))]):  # an id of a single byte comes before the piece
         if token == new.eos:
             kind, found = "equal", [old.eos]
