@@ -96,11 +96,12 @@ class Browser:
             f"(() => {{ const found = document.querySelector({selector!r}); found.scrollIntoView({{block: 'center'}}); "
             "const box = found.getClientRects()[0]; return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
-        before, place = None, self.evaluate(middle)
-        while place != before:
+        x, y = self.evaluate(middle)
+        for _ in range(20):
             time.sleep(0.05)
-            before, place = place, self.evaluate(middle)
-        x, y = place
+            before, (x, y) = (x, y), self.evaluate(middle)
+            if before == (x, y):
+                break
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -121,11 +121,12 @@ class Story:
             return {"verdict": "", "good": True, "error": None}
         given = "" if self.chat else self.prompt
         found = judge(self.world, given + self.text(), self.ended)
+        sentences = f"{found.sentences} sentence{'' if found.sentences == 1 else 's'}"
         if found.valid or found.error == "more":
             end = "✓ a valid story" if found.valid else "✓ valid so far"
-            return {"verdict": f"{end}, {found.sentences} sentences", "good": True, "error": None}
+            return {"verdict": f"{end}, {sentences}", "good": True, "error": None}
         errors = {"template": "no such sentence in the world", "end": "text after the end of the story"}
-        line = f"✗ after {found.sentences} sentences: {errors.get(found.error) or f'expected a {found.error}'}"
+        line = f"✗ after {sentences}: {errors.get(found.error) or f'expected a {found.error}'}"
         return {"verdict": line, "good": False, "error": found.prefix - len(given)}
 
 
