@@ -14,7 +14,7 @@ function make(tag, kind, ...content) {
 
 function percent(share) {
   if (share >= 0.9995) return "> 99.9 %";
-  if (share >= 0.0995) return `${(100 * share).toFixed(0)} %`;
+  if (share >= 0.0995 && share < 0.995) return `${(100 * share).toFixed(0)} %`;
   return share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
 }
 
