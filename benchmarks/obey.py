@@ -13,7 +13,13 @@ from pathlib import Path
 
 from measure import command, evaluated, machine, mean_of, one_line_errors, parsed, table
 
-DATA = ["data.level=tiny", "data.stories=4000", "data.validation_stories=200", "data.batch_windows=16"]
+DATA = [
+    "data.level=tiny",
+    "data.stories=4000",
+    "data.validation_stories=200",
+    "data.batch_windows=16",
+    "trainer.microbatch=16",
+]
 TRAIN = ["report=false", "callbacks.samples=null", "val_every_n_steps=100000", "model.context=256"]
 
 
