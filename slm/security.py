@@ -71,6 +71,12 @@ def leaves(tree: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[st
         yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), lists)
 
 
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Key -> [before, after] for the keys whose values differ; a missing one is None."""
+    pairs = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def at(value: Any, *keys: str) -> Any:
     """A nested value; None if a part of the way is missing."""
     for key in keys:

@@ -5,7 +5,8 @@ from conftest import refused, small_run, trained
 
 from slm.run import cli
 from slm.run.compose import composed as values
-from slm.run.overrides import differing, flattened
+from slm.run.overrides import flattened
+from slm.security import differing
 
 LOW_MEMORY = {
     "model.gradient_checkpointing": True,

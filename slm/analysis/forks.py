@@ -14,7 +14,7 @@ from slm.analysis.html import Markup, escaped, number, table
 from slm.analysis.run_charts import UNITS, run_series
 from slm.errors import printable
 from slm.files import atomic
-from slm.security import is_bounded, leaves
+from slm.security import differing, is_bounded, leaves
 
 MAX_RUNS = 200  # sibling folders that are read, newest last
 MAX_LINES = 12  # of the chart
@@ -121,9 +121,8 @@ def _changed(parent: dict[str, Any], child: dict[str, Any]) -> str:
     """The keys in which a fork differs from its trunk."""
     before, after = (dict(leaves(info.get("config") or {})) for info in (parent, child))
     changed = (
-        key
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
-        and (key == "seed" or not (key.startswith("fork") or is_identity(key, after.get(key), {"config": after})))
+        f"{key}: {old} → {new}"
+        for key, (old, new) in differing(before, after).items()
+        if key == "seed" or not (key.startswith("fork") or is_identity(key, new, {"config": after}))
     )
-    return "; ".join(f"{key}: {before.get(key)} → {after.get(key)}" for key in itertools.islice(changed, 8))
+    return "; ".join(itertools.islice(changed, 8))

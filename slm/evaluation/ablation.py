@@ -18,8 +18,7 @@ from slm.evaluation.intervals import Bootstrap
 from slm.evaluation.stories import Paid
 from slm.generation.language_model import LanguageModel
 from slm.generation.text_loss import padded, slices, window_nats
-from slm.run.overrides import differing
-from slm.security import leaves
+from slm.security import differing, leaves
 from slm.tables import columns
 
 WORD = re.compile(r"\s*\w+")  # with the space before it, which most tokens hold, too

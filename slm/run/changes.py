@@ -9,8 +9,9 @@ from slm.data.mixture import MixedSplits
 from slm.errors import UserError
 from slm.model import GPTConfig
 from slm.run.config import ORDER, RunConfig
-from slm.run.overrides import differing, flattened
+from slm.run.overrides import flattened
 from slm.run.prepare import Job
+from slm.security import differing
 
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "fork", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # settings that a resumed run may change: its length, its observers, its machine

@@ -252,9 +252,3 @@ def flattened(config: Mapping[str, Any], without: Sequence[str] = ()) -> dict[st
     """Nested keys joined by dots, without the named keys and what lies below them."""
     left_out = tuple(f"{key}." for key in without)
     return {key: value for key, value in leaves(config, lists=False) if not f"{key}.".startswith(left_out)}
-
-
-def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Key -> [before, after] for the keys whose values differ; a missing one is None."""
-    pairs = {key: [before.get(key), after.get(key)] for key in dict.fromkeys([*before, *after])}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

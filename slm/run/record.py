@@ -27,8 +27,9 @@ from slm.run.changes import PATHS, recorded_sources
 from slm.run.code import classes, source_code
 from slm.run.compose import hydra_of_its_own, one_line_composition, plain
 from slm.run.fork import Point, copy_history
-from slm.run.overrides import GROUPS, differing, flattened, key_of, normalized
+from slm.run.overrides import GROUPS, flattened, key_of, normalized
 from slm.run.prepare import Job
+from slm.security import differing
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
 PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
