@@ -90,13 +90,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     names = [WEIGHTS]
     if (path / INDEX).is_file():
         table = _object(path / INDEX).get("weight_map")
-        names = sorted(set(table.values())) if isinstance(table, dict) else []
+        names = sorted({*map(str, table.values())}) if isinstance(table, dict) else []
     found = {}
     for name in names:
-        if not isinstance(name, str) or not is_file_name(name) or not (path / name).is_file():
-            raise UserError(
-                f"it has no {printable(str(name), 100)}; weights must be in safetensors, which hold no code"
-            )
+        if not is_file_name(name) or not (path / name).is_file():
+            raise UserError(f"it has no {printable(name, 100)}; weights must be in safetensors, which hold no code")
         try:
             found |= safetensors.load_file(path / name)
         except Exception as error:  # the library's own

@@ -96,7 +96,7 @@ class Pair:
             return torch.cat(values)
         if self.form == "heads":
             return values[0].unflatten(0, (config.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
-        return values[0].T.contiguous() if self.form == "transposed" else values[-1]
+        return values[0].mT.contiguous() if self.form == "transposed" else values[-1]
 
 
 def pairs(config: GPTConfig, name: str) -> Iterator[Pair]:

@@ -191,6 +191,8 @@ def bodies(rng: random.Random, folder: Path) -> Callable[[int], None]:
         if number % 16 == 3:
             path = rng.choice(("/v1/models/", "/v1/", "/")) + "".join(rng.choices(string.printable, k=9))
         status, answer = asyncio.run(answered(app, path, content))
+        if status == 307:  # of an address with a slash too many
+            return
         assert status in (200, 400, 403, 404, 405, 413), f"status {status}: {answer[:200]!r}"
         for line in answer.split("\n\n") if answer.startswith("data: ") else [answer]:
             found = {} if line in ("", "data: [DONE]") else json.loads(line.removeprefix("data: "))
