@@ -44,7 +44,7 @@ def main():
                 run = f"{folder}/{seed}-{number}"
                 command("train.py", f"init_from={base}", "data=storyworld_instructions", *words,
                         f"budget.steps={arguments.steps[1]}", f"run_dir={run}", *fixed)  # fmt: skip
-                shares = evaluated(run, "measures=[stories]")["requests"]["rows"]["T=0.5"]
+                shares = evaluated(run, "measures=[stories]", "temperature=[0.5]")["requests"]["rows"]["T=0.5"]
                 loss = json.loads(Path(run, "metrics.jsonl").read_text().splitlines()[-1])["val/loss"]
                 results.setdefault(way, []).append([loss, *(shares[key]["mean"] for key in ("valid", "hero", "obeys"))])
                 print(f"  seed {seed}  {way}  {results[way][-1]}", flush=True)
