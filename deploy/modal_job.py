@@ -1,6 +1,6 @@
 """What deploy/modal_app.py runs on Modal: the command line, the GPU and the hours, from the words of train.py.
 
-`python deploy/modal_job.py experiment=gpt2_124m trainer=gpu` prints them, without Modal's package and without an account.
+`python deploy/modal_job.py experiment=gpt2_124m trainer=gpu` prints them, without Modal's package or an account.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Job:
         except argparse.ArgumentError as error:
             raise ValueError(f"{error}; as in --gpu=A100-80GB --hours=6") from None
         if not 0 < flags.hours <= MAX_HOURS:
-            raise ValueError(f"--hours={flags.hours:g} must be above 0 and at most {MAX_HOURS}; a retry goes on after it")
+            raise ValueError(f"--hours={flags.hours:g} must be above 0 and at most {MAX_HOURS}; a retry goes on")
         values = dict(word.split("=", 1) for word in overrides if "=" in word)
         gpu = flags.gpu or default_gpu(values)
         command = ["python", f"{CHECKOUT}/train.py", *overrides, *new_folder(values, sweep="-m" in overrides)]
@@ -75,7 +75,7 @@ def new_folder(values: dict[str, str], *, sweep: bool) -> list[str]:
     """The override of a folder on the volume, where none is given. Raises ValueError for one outside the volume."""
     for key in FOLDERS:
         if values.get(key, "").startswith(("/", "~")):
-            raise ValueError(f"{key}={values[key]} would be lost with the container; give a relative folder, as in {key}=mine")
+            raise ValueError(f"{key}={values[key]} is not on the volume; give a relative folder, as in {key}=mine")
     if "run_dir" in values or "sweep_dir" in values:
         return []
     now = time.strftime("%Y-%m-%d_%H%M%S")

@@ -41,6 +41,11 @@ GENERATION = [
     for command in COMMANDS
     if command.startswith("python generate.py") and command not in (*SERVERS, *TRANSFORMERS)
 ]
+RENTED = [
+    command
+    for command in COMMANDS
+    if command.startswith(("modal ", "sky ", "docker ", "deploy/vast.sh", "python deploy/"))  # tests/test_deploy.py
+]
 STANDARD_TESTS = [command for command in COMMANDS if " tasks=" in command]  # tests/test_standard_tests.py
 EVALUATION = [
     command
@@ -106,6 +111,7 @@ def test_the_readme_has_commands():
         *RUNTIMES,
         *REVISIONS,
         *TRANSFORMERS,
+        *RENTED,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,
