@@ -60,9 +60,10 @@ train() {
     fail "the training names no folder; add run_dir=runs/NAME, with which the same command goes on after an interruption"
   git rev-parse HEAD >/dev/null || fail "this folder must be a git clone: git knows which files belong to it"
   prepare
-  local command=".venv/bin/python train.py ${*@Q} 2>&1 | tee -a train.log"
-  remote "cd $folder && { tmux has-session -t slm 2>/dev/null && echo 'a training runs already: action log' ||
-    tmux new-session -d -s slm ${command@Q}; }"
+  local command=".venv/bin/python train.py ${*@Q}"
+  local logged="$command 2>&1 | tee -a train.log"
+  remote "cd $folder && if tmux has-session -t slm 2>/dev/null; then echo 'a training runs already: see log'
+    else $command plan=true && tmux new-session -d -s slm ${logged@Q} && echo 'started: see log'; fi"
 }
 
 dry_run=
@@ -86,6 +87,9 @@ case $action in
   log) remote "tail -n 40 $folder/train.log; tmux has-session -t slm 2>/dev/null || echo 'no training runs'" ;;
   page) remote "cd $folder && .venv/bin/python generate.py ckpt=${1@Q} ui=web port=8080" -t -L 8080:localhost:8080 ;;
   get) run mkdir -p "$1" && copy "$host:$folder/$1/" "$1/" ;;
-  stop) remote "pkill -TERM -o -f '^[.]venv/bin/python train'" ;;
+  stop)
+    remote "pane=\$(tmux list-panes -t slm -F '#{pane_pid}' 2>/dev/null) && pkill -TERM -f train.py -P \$pane ||
+      echo 'no training runs'"
+    ;;
   *) usage ;;
 esac

@@ -182,8 +182,7 @@ def test_vast_shows_what_it_would_do_and_each_line_is_a_command():
     assert len(there) == 6
     for line in there:
         subprocess.run(["bash", "-n", "-c", line], check=True)
-    started = there[-1].split("tmux new-session -d -s slm ")[1].removesuffix("; }\n")
-    (command,) = shlex.split(started)
+    (command,) = shlex.split(re.search(r"tmux new-session -d -s slm (.*) && echo", there[-1])[1])
     assert shlex.split(command.split(" 2>&1 |")[0]) == [".venv/bin/python", "train.py", *words]
     extras = re.search(r"'\.\[(.*?)\]'", done.stdout)[1].split(",")
     assert set(extras) <= EXTRAS.keys()

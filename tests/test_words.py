@@ -44,7 +44,16 @@ ALLOWED = {
     ("docs/evaluate.md", "told"),  # a story of a model
     ("slm/run/names.py", "warmup_share"),  # a key that is answered with its new name
 }
-PLACES = ("slm/**/*.py", "conf/**/*.yaml", "docs/*.md", "README.md", "benchmarks/*.py", "tests/**/*.py", "*.py")
+PLACES = (
+    "slm/**/*.py",
+    "conf/**/*.yaml",
+    "docs/*.md",
+    "README.md",
+    "benchmarks/*.py",
+    "deploy/*",
+    "tests/**/*.py",
+    "*.py",
+)
 
 
 def test_plain_words():
