@@ -6,18 +6,18 @@ set -euo pipefail
 folder=runs/$RUN
 export SLM_CACHE=$PWD/cache
 
-sync() { # newer files alone; a file that disappears meanwhile is one of the next time
-  hf buckets sync "$@" --quiet || echo "warning: not synchronized: $1" >&2
+save() { # a folder into the bucket; a file that disappears meanwhile is one of the next time
+  hf buckets sync "$1" "$BUCKET/$1" --quiet --delete || echo "warning: not saved: $1" >&2
 }
 
 pip install --quiet --root-user-action=ignore "$(ls "$(dirname "$0")"/slm-*.whl)[gpt2,hf,zstd]"
 mkdir -p "$folder" cache
-sync "$BUCKET/cache" cache
-sync "$BUCKET/$folder" "$folder"
+# fails without an answer of the bucket: a run that began anew would replace the one that is there
+for name in cache "$folder"; do hf buckets sync "$BUCKET/$name" "$name" --quiet; done
 slm train prepare=true "$@"
-sync cache "$BUCKET/cache"
+hf buckets sync cache "$BUCKET/cache" --quiet
 
-while sleep "${SYNC_SECONDS:-300}" &>/dev/null; do sync "$folder" "$BUCKET/$folder" --delete; done &
+while sleep "${SYNC_SECONDS:-300}" &>/dev/null; do save "$folder"; done &
 syncing=$!
 slm train "run_dir=$folder" "$@" &
 training=$!
@@ -29,5 +29,5 @@ while kill -0 $training 2>/dev/null; do # a signal ended the wait alone
   wait $training || code=$?
 done
 kill $syncing
-sync "$folder" "$BUCKET/$folder" --delete
+save "$folder"
 exit "$code"

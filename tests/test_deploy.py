@@ -223,7 +223,7 @@ def test_shell_scripts_have_no_warning_of_shellcheck():
 
 STAND_INS = {  # of the job's programs; the bucket is a folder
     "pip": "exit 0",
-    "hf": 'echo "$*" >>"$LOG"; [[ -d $3 ]] || exit 1; mkdir -p "$4"; cp -r "$3/." "$4"',
+    "hf": 'echo "$*" >>"$LOG"; mkdir -p "$3" "$4"; cp -r "$3/." "$4"; [[ ! -e $BUCKET/broken ]]',
     "slm": """
         echo "slm $*" >>"$LOG"
         [[ $* != *prepare=true* ]] || exit 0
@@ -251,6 +251,8 @@ def test_a_job_of_the_hub_saves_on_sigterm_and_goes_on_from_its_bucket(tmp_path)
         done = subprocess.run(job, cwd=machine, env=environment, capture_output=True, text=True, timeout=20)
         assert done.returncode == 143, done.stderr
     assert (bucket / "runs" / "mine" / "checkpoint").read_text() == "new\nsaved\nsaved\n"
+    (bucket / "broken").touch()
+    assert subprocess.run(job, cwd=machine, env=environment, capture_output=True).returncode == 1
     trainings = [line for line in log.read_text().splitlines() if line.startswith("slm train run_dir")]
     assert trainings == ["slm train run_dir=runs/mine experiment=quickstart tags=[a, b]"] * 2
 
