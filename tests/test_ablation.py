@@ -38,7 +38,7 @@ class Folder:
     def launch(self, jobs, initial_job_idx):
         with sweep_folder.changed(self.folder) as sweep:
             for overrides in jobs:
-                job = sweep.add(dict(word.split("=") for word in overrides[-2:]))
+                [job] = sweep.add(dict(word.split("=") for word in overrides[-2:]))
                 place, name, seed = self.folder / job.folder, job.values["variant"], int(job.values["seed"])
                 if not place.exists():
                     write_run(place, self.values[name][seed - 1], seed=seed, variant=name, model={"mlp": name})

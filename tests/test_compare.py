@@ -50,7 +50,7 @@ def sweep(tmp_path):
     sweep = sweep_folder.Sweep(command=[], objective="val/loss")
     for mlp, values in (("gelu", BASE), ("swiglu", BASE - GAIN)):
         for seed, value in enumerate(values, 1):
-            job = sweep.add({"model.mlp": mlp, "seed": str(seed)})
+            [job] = sweep.add({"model.mlp": mlp, "seed": str(seed)})
             write_run(tmp_path / "sweep" / job.folder, value, seed=seed, model={"mlp": mlp}, facts={})
             job.status = "done"
     with sweep_folder.changed(tmp_path / "sweep") as written:

@@ -51,18 +51,18 @@ def test_names_hold_the_swept_keys_only_are_short_and_differ():
     grid = [
         {"optimizer.lr": lr, "model.width": width, "seed": "1"} for lr in ("0.001", "1e-05") for width in ("8", "9")
     ]
-    names = [sweep.add(values).folder for values in grid]
+    names = [job.folder for job in sweep.add(*grid)]
     assert names == ["lr-0.001_width-8_seed-1", "lr-0.001_width-9_seed-1", "lr-1e-05_width-8_seed-1", names[3]]
     assert sweep_folder.short_keys(KEYS) == {
         **{"optimizer.lr": "lr", "model.width": "model.width", "data.width": "data.width"},
         **{"seed": "seed", "data.seed": "data.seed", "model": "model"},
     }
     texts = ["a/b", "a,b", "a b", "A/B", "[1,2]", "[12]", "..", "", *("x" * 200 + end for end in "yz")]
-    texts = [sweep.add({"data.path": text}).folder for text in texts]
+    texts = [job.folder for job in sweep.add(*({"data.path": text} for text in texts))]
     assert len({name.casefold() for name in texts}) == len(texts)
     assert all(len(name) < 100 and not name.startswith(".") for name in texts)
-    assert sweep.add({"data.path": "a,b"}).folder == texts[1]  # as it was
-    assert sweep.add({}).folder == "run"
+    assert sweep.add({"data.path": "a,b"})[0].folder == texts[1]  # as it was
+    assert sweep.add({})[0].folder == "run"
 
 
 def test_the_last_override_of_a_key_decides_whether_it_is_swept():
@@ -73,7 +73,7 @@ def test_the_last_override_of_a_key_decides_whether_it_is_swept():
 
 def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):
     with sweep_folder.changed(tmp_path) as sweep:
-        sweep.add({"seed": "1"}).objective = 0.5
+        sweep.add({"seed": "1"})[0].objective = 0.5
     assert sweep_folder.require(tmp_path).job("seed-1").objective == 0.5
     written = (tmp_path / "sweep.json").read_text()
     for damage in ('{"folder": "../x"}', '{"folder": 3}', '{"status": "new"}', '{"values": [1]}', '{"objective": "x"}'):
@@ -92,7 +92,7 @@ def test_a_damaged_or_foreign_sweep_json_is_one_line(tmp_path):
 def test_a_failure_of_many_jobs_is_printed_once(tmp_path):
     sweep = sweep_folder.Sweep(objective="val/loss")
     for seed, failure in enumerate(("too wide", "too wide", "nan", "too wide"), 1):
-        job = sweep.add({"seed": str(seed)})
+        [job] = sweep.add({"seed": str(seed)})
         job.status, job.failure = "failed", failure
     lines = [finished_line(sweep, job, number) for number, job in enumerate(sweep.jobs, 1)]
     assert [line.split("  ")[-1] for line in lines] == [
@@ -108,7 +108,7 @@ def test_a_done_job_with_a_damaged_run_json_stays_done_and_says_so(tmp_path):
     with sweep_folder.changed(tmp_path) as sweep:
         sweep.objective = "val/loss"
         for seed in (1, 2):
-            job = sweep.add({"seed": str(seed)})
+            [job] = sweep.add({"seed": str(seed)})
             write_run(tmp_path / job.folder, 2.0, seed=seed)
             job.status, job.objective = "done", 2.0
     damaged = tmp_path / "seed-2" / "run.json"
@@ -126,6 +126,14 @@ def test_a_done_job_with_a_damaged_run_json_stays_done_and_says_so(tmp_path):
     assert not any(row["failure"] for row in results(tmp_path))
 
 
+def test_a_sweep_may_have_ten_thousand_jobs(tmp_path):
+    grid = [{"optimizer.lr": f"{lr}e-5", "seed": str(seed)} for lr in range(100) for seed in range(100)]
+    with sweep_folder.changed(tmp_path) as sweep:
+        assert len({job.folder for job in sweep.add(*grid)}) == 10_000
+        assert sweep.add(grid[1], grid[1]) == [sweep.jobs[1]] * 2
+    assert sweep_folder.require(tmp_path).job("lr-99e-5_seed-99").values == grid[-1]
+
+
 def test_a_failure_names_no_folder_that_would_tell_jobs_apart(tmp_path):
     jobs = [sweep_folder.SweepJob(folder=name, values={}) for name in "ab"]
     for job in jobs:
@@ -139,9 +147,9 @@ def test_differences_are_in_standard_errors_of_the_pooled_noise(tmp_path):
     losses = {"0.1": rng.normal(1.0, 0.1, 3), "0.2": rng.normal(1.5, 0.1, 5), "0.3": rng.normal(2.0, 0.1, 2)}
     for lr, values in losses.items():
         for seed, value in enumerate(values):
-            job = sweep.add({"optimizer.lr": lr, "seed": str(seed)})
+            [job] = sweep.add({"optimizer.lr": lr, "seed": str(seed)})
             job.status, job.objective = "done", float(value)
-    job = sweep.add({"optimizer.lr": "9", "seed": "0"})
+    [job] = sweep.add({"optimizer.lr": "9", "seed": "0"})
     job.status, job.failure = "failed", "loss nan"
     noise = pooled_deviation(list(losses.values()))
     jobs, lines = (part.splitlines() for part in table(tmp_path, sweep).split("\n\n"))

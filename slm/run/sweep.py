@@ -72,7 +72,7 @@ class RecordingLauncher(Launcher):
         check_command(self.folder, self.before, self.command)
         json_line.note_at_end(lambda: facts(self.folder))
         self.is_open = False
-        self.names: list[str] = []  # of this command's jobs
+        self.names: dict[str, None] = {}  # of this command's jobs
         self.crashes: dict[str, int] = {}
         self.announced: set[str] = set()  # jobs whose end was printed
         self.skipped, self.launched = set[str](), set[str]()  # finished before this command; jobs of this command
@@ -143,8 +143,9 @@ class RecordingLauncher(Launcher):
                         job.status = "stopped" if self._has_run(job) else "waiting"
                         job.process = job.exit_code = None
                 self.is_open = True
-            names = [sweep.add(swept_values(overrides, fixed)).folder for overrides in job_overrides]
-        self.names += [name for name in names if name not in self.names]
+            jobs = sweep.add(*(swept_values(overrides, fixed) for overrides in job_overrides))
+        names = [job.folder for job in jobs]
+        self.names |= dict.fromkeys(names)
         return names
 
     def _has_run(self, job: SweepJob) -> bool:

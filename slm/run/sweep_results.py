@@ -1,7 +1,8 @@
 """What a sweep has found: results.csv, a line per finished job, and the table at the end."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def row(folder: Path, sweep: Sweep, job: SweepJob) -> dict[str, Any]:
     found = {**job.values, "status": job.status, "objective": job.objective, "failure": job.failure or ""}
     found["folder"] = job.folder
     try:
-        summary = Run(folder / job.folder).summary
+        summary = _summary(folder / job.folder, *_stamps(folder / job.folder))
     except UserError:  # no run was started, or run.json is damaged
         if job.status == "done":
             job.failure = found["failure"] = DAMAGED
@@ -41,6 +42,22 @@ def row(folder: Path, sweep: Sweep, job: SweepJob) -> dict[str, Any]:
     for name, values in summary["metrics"].items():
         found |= {f"{name} {part.replace('_', ' ')}": value for part, value in values.items()}
     return found | {name: summary[name] for name in NUMBERS}
+
+
+@cache
+def _summary(folder: Path, *stamps: tuple[int, int] | None) -> dict[str, Any]:
+    """The run in numbers, read once for each state of its files: a sweep asks for all jobs whenever one ends."""
+    return Run(folder).summary
+
+
+def _stamps(folder: Path) -> Iterator[tuple[int, int] | None]:
+    """Size and time of the files that a summary is made of."""
+    for name in ("run.json", "metrics.jsonl"):
+        try:
+            stat = (folder / name).stat()
+            yield stat.st_size, stat.st_mtime_ns
+        except OSError:
+            yield None
 
 
 def finished_line(sweep: Sweep, job: SweepJob, number: int) -> str:

@@ -1,0 +1,159 @@
+"""How costs grow with the model, the corpus, the runs in a folder and the processes, each with its fitted exponent.
+
+    python benchmarks/scaling.py [--only runs] [--folder FOLDER]
+
+runs: what a command does with a folder of 10 to 10,000 runs, and with a sweep of as many jobs.
+
+The exponent e of seconds = a * size^e is fitted to the larger half of the sizes, at least three of them; below, what
+every call costs outweighs the rest. A cost whose exponent is above 1.15 is marked.
+"""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from measure import ROOT, argument_parser, command, machine, one_line_errors, parsed, table
+
+ABOVE_LINEAR = 1.15  # exponents of costs that grow faster than their size
+RUNS = 10, 100, 1000, 10_000
+SMALL_RUN = (
+    *("model=tiny", "model.width=32", "model.depth=1", "model.head_dim=16", "model.context=64", "tokenizer=bytes"),
+    *("data=text", f"data.path={ROOT / 'docs' / 'plan.md'}", "data.batch_windows=4", "data.validation_windows=4"),
+    *("trainer=cpu", "callbacks.samples=null", "report=false", "lint=false"),
+)
+
+Costs = dict[str, dict[float, float]]  # what costs -> size -> seconds
+
+
+def main():
+    parser = argument_parser(__doc__, rounds=3)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--folder", help="for files of up to 2 GB, which are deleted (default: the temporary folder)")
+    arguments = parsed(parser)
+    print(machine("cpu"))
+    for name in arguments.only:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            unit, costs = PARTS[name](Path(folder), arguments.rounds)
+        print(f"\n{grown(unit, costs)}\n\n{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def grown(unit: str, costs: Costs) -> str:
+    """A table: a line per cost, a column per size, and the exponent of its growth."""
+    sizes = sorted({size for values in costs.values() for size in values})
+    rows = []
+    for name, values in costs.items():
+        slope = exponent(values)
+        mark = " above linear" if slope > ABOVE_LINEAR else ""
+        rows.append([name, *(shown(values.get(size)) for size in sizes), f"{slope:.2f}{mark}"])
+    return table([unit, *(f"{size:,.4g}" for size in sizes), "exponent"], rows)
+
+
+def exponent(values: dict[float, float]) -> float:
+    """The slope of log cost over log size, by least squares over the larger half of the sizes, at least three."""
+    points = sorted(values.items())[-max(3, math.ceil(len(values) / 2)) :]
+    sizes, costs = zip(*points, strict=True)
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,.3g}"
+
+
+def seconds_of(work: Callable[[], object], rounds: int) -> float:
+    """The median of several calls, which print nothing; one alone if it takes more than ten seconds."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with redirect_stdout(StringIO()):
+            work()
+        times.append(time.perf_counter() - start)
+        if times[-1] > 10:
+            break
+    return statistics.median(times)
+
+
+def runs(folder: Path, rounds: int) -> tuple[str, Costs]:
+    """Seconds of what reads a folder of runs or a sweep."""
+    import slm
+    from slm import report
+    from slm.files import run_folder, sweep_folder
+    from slm.run.sweep_results import table as sweep_table
+    from slm.run.sweep_results import write_results
+
+    command("train.py", *SMALL_RUN, "budget.steps=20", f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}")
+    costs: Costs = {}
+    for count in (RUNS[0], *RUNS):  # the first time to warm up
+        place = folder / str(count)
+        jobs = make_sweep(folder / "run", place, count)
+
+        def one_more(place=place, jobs=jobs):
+            """What a sweep does when a job ends."""
+            touched = place / jobs[-1].folder / "metrics.jsonl"
+            os.utime(touched)
+            with sweep_folder.changed(place) as sweep:
+                sweep.job(jobs[-1].folder).status = "done"
+            write_results(place)
+
+        works = {
+            "latest": lambda place=place: run_folder.find_resume_checkpoint("latest", place),
+            "slm.runs(), printed": lambda place=place: repr(slm.runs(place)),
+            "sweep: jobs listed": lambda jobs=jobs: listed(jobs),
+            "sweep: results.csv, first": lambda place=place: write_results(place),
+            "sweep: a job ends": one_more,
+            "sweep: table": lambda place=place: sweep_table(place, sweep_folder.require(place)),
+            "sweep: report.html": lambda place=place: report.create(place),
+        }
+        for name, work in works.items():
+            once = "first" in name or "report" in name
+            costs.setdefault(name, {})[count] = seconds_of(work, 1 if once else rounds)
+            print(f"{count} runs, {name}: {costs[name][count]:.3g} s", flush=True)
+        shutil.rmtree(place)
+    return "seconds, by runs in the folder", costs
+
+
+def listed(jobs: Sequence) -> None:
+    from slm.files.sweep_folder import Sweep
+
+    Sweep().add(*(job.values for job in jobs))
+
+
+def make_sweep(run: Path, place: Path, count: int) -> list:
+    """A sweep folder of so many finished jobs: copies of a run with other learning rates and seeds. Its jobs."""
+    from slm.files.sweep_folder import Sweep, changed
+
+    place.mkdir()
+    info = json.loads((run / "run.json").read_text())
+    metrics = (run / "metrics.jsonl").read_bytes()
+    sweep, rates = Sweep(objective="val/loss"), math.ceil(count / 5)
+    values = [(f"{0.001 * 1.01 ** (number % rates):.6g}", number // rates) for number in range(count)]
+    jobs = sweep.add(*({"optimizer.lr": rate, "seed": str(seed)} for rate, seed in values))
+    for number, (job, (rate, seed)) in enumerate(zip(jobs, values, strict=True)):
+        job.status, job.objective, job.exit_code, job.seconds = "done", 2 + number / count, 0, 1.0
+        folder = place / job.folder
+        (folder / "checkpoints").mkdir(parents=True)
+        info["config"] |= {"seed": seed, "optimizer": info["config"]["optimizer"] | {"lr": float(rate)}}
+        info |= {"run_id": f"{number:08x}", "seed": seed, "objective": job.objective}
+        (folder / "run.json").write_text(json.dumps(info, indent=1))
+        (folder / "metrics.jsonl").write_bytes(metrics)
+        for file in (run / "checkpoints").iterdir():
+            os.link(file, folder / "checkpoints" / file.name)
+    with changed(place) as written:
+        vars(written).update(vars(sweep))
+    return jobs
+
+
+PARTS: dict[str, Callable[[Path, int], tuple[str, Costs]]] = {"runs": runs}
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
