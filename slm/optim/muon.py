@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from slm.errors import UserError
 from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 from slm.optim.adamw import AdamW, check_adamw
 from slm.optim.roles import roles, stacked
+from slm.optim.shares import part_of, shared, whole
 
 NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
 
@@ -89,7 +91,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict):
-        """Matrices of one shape, or of that shape transposed, go through Newton-Schulz together."""
+        """Each of several processes, whose gradients are equal, orthogonalises a share of the matrices."""
         rows = {p: sizes for p, sizes in zip(group["params"], group["rows"], strict=True) if p.grad is not None}
         for parameter in rows:
             if not self.state[parameter]:
@@ -100,28 +102,46 @@ class MuonWithAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's look ahead
         torch._foreach_mul_(list(rows), 1 - group["lr"] * group["weight_decay"])
+        moves = [move for sizes, update in zip(rows.values(), updates) for move in whole(update).split(sizes)]
+        wide = [move.mT if move.size(0) > move.size(1) else move for move in moves]
+        results = iter(shared(wide, self._orthogonalized, arithmetic(wide[0], self.bfloat16)))
+        for parameter, sizes in rows.items():
+            steps = [(size / parameter.size(1), next(results)) for size in sizes]
+            steps = [(math.sqrt(tall), update.mT) if tall > 1 else (1.0, update) for tall, update in steps]
+            if isinstance(parameter, DTensor):
+                step = torch.cat([factor * update for factor, update in steps])
+                parameter.add_(part_of(step.to(parameter.dtype), parameter), alpha=-group["lr"])
+                continue
+            for weight, (factor, update) in zip(parameter.split(sizes), steps, strict=True):
+                weight.add_(update, alpha=-group["lr"] * factor)
+
+    def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Those of one shape go through Newton-Schulz together."""
         alike = defaultdict(list)
-        for (parameter, sizes), update in zip(rows.items(), updates, strict=True):
-            for weight, matrix in zip(parameter.split(sizes), update.split(sizes), strict=True):
-                alike[tuple(sorted(weight.shape))].append((weight, matrix))
-        for pairs in alike.values():
-            wide = torch.stack([matrix.mT if matrix.size(0) > matrix.size(1) else matrix for _, matrix in pairs])
-            for (weight, _), update in zip(pairs, orthogonalized(wide, self.bfloat16), strict=True):
-                tall = max(1, weight.size(0) / weight.size(1))
-                weight.add_(update.mT if tall > 1 else update, alpha=-group["lr"] * math.sqrt(tall))
+        for place, matrix in enumerate(matrices):
+            alike[matrix.shape].append(place)
+        results = {}
+        for places in alike.values():
+            stacked = torch.stack([matrices[place] for place in places])
+            results |= zip(places, orthogonalized(stacked, self.bfloat16), strict=True)
+        return [results[place] for place in range(len(matrices))]
 
 
 def orthogonalized(matrices: Tensor, bfloat16: bool) -> Tensor:
     """(N, rows, columns), rows <= columns, with the same singular vectors and nearly all values at 0.7 to 1.2.
 
-    In bfloat16 where that is allowed and fast, else at least in float32. Values of almost no size stay below: five
-    iterations do not lift them so far.
+    In the precision of `arithmetic`. Values of almost no size stay below: five iterations do not lift them so far.
     """
     steps, (a, b, c) = NEWTON_SCHULZ
-    fast = bfloat16 and has_fast_bfloat16(matrices.device)
-    x = matrices.to(torch.bfloat16 if fast else torch.promote_types(matrices.dtype, torch.float32))
+    x = matrices.to(arithmetic(matrices, bfloat16))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def arithmetic(matrices: Tensor, bfloat16: bool) -> torch.dtype:
+    """bfloat16 where that is allowed and fast, else at least float32."""
+    fast = bfloat16 and has_fast_bfloat16(matrices.device)
+    return torch.bfloat16 if fast else torch.promote_types(matrices.dtype, torch.float32)

@@ -11,7 +11,7 @@ import torch
 from slm.errors import UserError
 from slm.model import GPT
 from slm.optim.muon import Muon
-from slm.own_model import AnyConfig
+from slm.own_model import AnyConfig, OwnConfig
 from slm.run.instantiate import Node
 from slm.run.sections import Budget, DataConfig, TrainerConfig
 from slm.security import NAME, refuse_url
@@ -89,7 +89,7 @@ class RunConfig:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
         if self.fork is not None:
             self._check_fork(self.fork)
-        self._check_source()
+        self._check_weights()
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
         others = {f"plan={str(self.plan).lower()}": self.plan, "verify_resume=true": self.verify_resume}
@@ -111,7 +111,7 @@ class RunConfig:
         for other in (name for name, given in others.items() if given):
             raise UserError(f"fork={fork} and {other} exclude one another: a fork starts from that checkpoint")
 
-    def _check_source(self):
+    def _check_weights(self):
         source, lora = self.init_from, getattr(self.model, "lora", None)
         if source is not None and not Path(source.removeprefix("hf:")).is_absolute():  # as slm.run.init_from writes it
             raise UserError(f"init_from={source} must stand on the command line, not in a file")
@@ -119,6 +119,9 @@ class RunConfig:
             raise UserError(f"init_from={source} and resume={self.resume} exclude one another; give one of them")
         if lora and not (source or self.fork or self.plan or self.resume not in ("auto", "never")):
             raise UserError(f"model.lora.rank={lora.rank} adapts a trained model: give it with init_from=RUN")
+        if self.trainer.strategy == "fsdp" and (lora or isinstance(self.model, OwnConfig)):
+            what = f"model.lora.rank={lora.rank}" if lora else "a model of a class outside slm"
+            raise UserError(f"trainer.strategy=fsdp divides the weights of slm's GPT, not {what}; give ddp")
         if lora and isinstance(self.optimizer, Muon):
             raise UserError(
                 "optimizer=muon is for whole matrices, and model.lora trains thin ones; give optimizer=adamw"

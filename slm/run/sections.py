@@ -107,8 +107,8 @@ class TrainerConfig:
                 f"trainer.strategy={self.strategy} copies a process that has threads, which can hang; "
                 "use trainer.strategy=ddp, with run_dir=<folder> in a notebook"
             )
-        if self.strategy not in ("auto", "ddp"):
-            raise UserError(f"trainer.strategy={self.strategy} must be auto or ddp: every device holds the whole model")
+        if self.strategy not in ("auto", "ddp", "fsdp"):
+            raise UserError(f"trainer.strategy={self.strategy} must be auto, ddp or fsdp")
         if self.fast_dev_run < 0:
             raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
 

@@ -13,17 +13,18 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compiled, local_rank
 from slm.model import GPT
-from slm.own_model import AnyConfig, OwnConfig, OwnModel, build
+from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.prepare import Job, optimizer_of
 from slm.run.rate import time_limit
+from slm.training.callbacks.dynamics import Dynamics
 from slm.training.callbacks.gradients import Gradients
 from slm.training.callbacks.guard import Guard
 from slm.training.callbacks.seeding import Seeding
@@ -34,6 +35,7 @@ from slm.training.datamodule import WindowsData
 from slm.training.loggers import MetricsFile, WandB, adapt, why_offline
 from slm.training.module import Pretraining
 from slm.training.process import quiet_lightning
+from slm.training.sharded import ShardedStrategy
 from slm.transfer import start_from
 
 REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a training with epochs
@@ -73,6 +75,8 @@ def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, A
             for kind, reason in REFUSED_CALLBACKS.items():
                 if isinstance(callback, kind):
                     raise UserError(f"{node.where}: {kind.__name__} {reason}")
+            if isinstance(callback, Dynamics | Gradients) and config.trainer.strategy == "fsdp":
+                raise UserError(f"{node.where} needs whole weights, and trainer.strategy=fsdp divides them; give ddp")
             if isinstance(callback, lightning_callbacks.WeightAveraging) and config.trainer.precision in COARSE:
                 raise UserError(
                     f"{node.where}: in 16 bits (trainer.precision={config.trainer.precision}) averages stand still; "
@@ -127,8 +131,8 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 
 def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
     """The compiled features of the model if the run compiles it."""
-    if not job.config.trainer.compiles(job.hardware.accelerator):
-        return None
+    if not job.config.trainer.compiles(job.hardware.accelerator) or is_sharded(job):
+        return None  # a sharded model compiles its blocks
     device = torch.device(job.hardware.device.type, local_rank() if job.hardware.devices > 1 else 0)
     return compiled(model.features, device, dynamic_lengths=job.config.data.varies_in_length)
 
@@ -153,7 +157,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             accelerator=hardware.accelerator,
             devices=hardware.devices // config.trainer.num_nodes,
             num_nodes=config.trainer.num_nodes,
-            strategy=distributed(job.model) if hardware.devices > 1 else "auto",
+            strategy=distributed(job) if hardware.devices > 1 else "auto",
             precision=hardware.precision,
             max_steps=job.steps,
             max_epochs=-1,
@@ -178,10 +182,16 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
         raise UserError(f"Lightning refuses the trainer: {error}") from None
 
 
-def distributed(model: AnyConfig) -> DDPStrategy:
+def is_sharded(job: Job) -> bool:
+    return job.config.trainer.strategy == "fsdp" and job.hardware.devices > 1
+
+
+def distributed(job: Job) -> Strategy:
     """The buffers of GPT never change; those of another model become those of the first process in each step, and some
     of its parameters may have no gradient."""
-    own = isinstance(model, OwnConfig)
+    if is_sharded(job):
+        return ShardedStrategy(job.config.trainer.compiles(job.hardware.accelerator))
+    own = isinstance(job.model, OwnConfig)
     return DDPStrategy(broadcast_buffers=own, find_unused_parameters=own)
 
 

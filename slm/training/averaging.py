@@ -6,10 +6,16 @@ from collections.abc import Iterator
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import WeightAveraging
 
+from slm.model import GPT
+from slm.training.sharded import gathered_model
+
 
 @contextlib.contextmanager
-def evaluating(trainer: L.Trainer) -> Iterator[None]:
-    """Puts the module into eval mode and averaged weights into it within the block, as Lightning does to validate."""
+def evaluating(trainer: L.Trainer) -> Iterator[GPT | None]:
+    """The model in eval mode, with averaged weights if there are some, as Lightning validates it; in the first process.
+
+    None in the others, of which each must enter the block: the parts of a sharded model are gathered.
+    """
     module = trainer.lightning_module
     training = module.training
     averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
@@ -17,7 +23,8 @@ def evaluating(trainer: L.Trainer) -> Iterator[None]:
         callback._swap_models(module)
     module.eval()
     try:
-        yield
+        model = gathered_model(module.model)
+        yield model if trainer.is_global_zero else None
     finally:
         module.train(training)
         for callback in averaging:

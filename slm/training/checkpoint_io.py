@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from slm import checkpoint
 from slm.errors import UserError
@@ -140,9 +141,12 @@ def _is_readable(state: Any) -> bool:
 
 
 def _without_numbers(value: Any, empty: dict[torch.dtype, Tensor]) -> Any:
-    """Nested values with an empty tensor for each type, kept in `empty`. Raises TypeError for one that is not dense."""
+    """Nested values with an empty tensor for each type, kept in `empty`. Raises TypeError for one that is not dense.
+
+    A tensor that is divided among processes (DTensor) is gathered before it is saved.
+    """
     if isinstance(value, Tensor):
-        plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+        plain = type(value) in (Tensor, torch.nn.Parameter, DTensor) and value.layout == torch.strided
         if not plain or value.is_nested or value.is_meta:
             raise TypeError
         return empty.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))

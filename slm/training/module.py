@@ -5,6 +5,7 @@ from collections.abc import Callable
 import lightning.pytorch as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from slm.checkpoint import describe
@@ -128,7 +129,8 @@ class Pretraining(L.LightningModule):
         if self.grad_norm is None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             gradients = [g.float() if g.dtype.itemsize < 4 else g for g in gradients]  # squares overflow float16
-            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return self.grad_norm
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer):

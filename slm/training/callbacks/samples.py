@@ -14,10 +14,11 @@ from slm.corpora.storyworld.corpus import Storyworld
 from slm.data.instructions import Conversations
 from slm.errors import UserError, printable
 from slm.files import atomic, jsonl
-from slm.generation.completion import complete
+from slm.generation.completion import Completion, complete
 from slm.generation.prompt import opening
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count
+from slm.model import GPT
 from slm.tokenizers import Tokenizer
 from slm.training.averaging import evaluating
 from slm.training.callbacks import step_ends
@@ -62,18 +63,11 @@ class Samples(Callback):
             self._generate(trainer, module)
 
     def _generate(self, trainer, module):
-        if not trainer.is_global_zero:
-            return
         data, step = trainer.datamodule, trainer.global_step
-        if self.prompts is None:
-            parts = data.validations.values()  # of each source of a mixture
-            self.prompts = [prompt for windows in parts for prompt in prompts_of(windows, data.tokenizer)]
-        if not self.prompts:
+        with evaluating(trainer) as model:
+            generated = self._completed(model, module, data) if model else []
+        if not generated:
             return
-        settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
-        settings["eos_first"] = (module.description or {}).get("eos_first", True)
-        with evaluating(trainer):
-            generated = complete(module.model, data.tokenizer, self.prompts, **settings)
         samples = []
         for (sample,) in generated:
             samples.append({"step": step, "prompt": sample.prompt, "text": sample.text, "finished": sample.finished})
@@ -91,6 +85,14 @@ class Samples(Callback):
                 logger.experiment.add_text("samples", "\n".join(map(fenced, samples)), step)
 
         for_each_logger(trainer, log_texts)
+
+    def _completed(self, model: GPT, module, data) -> list[list[Completion]]:
+        if self.prompts is None:
+            parts = data.validations.values()  # of each source of a mixture
+            self.prompts = [prompt for windows in parts for prompt in prompts_of(windows, data.tokenizer)]
+        settings = {"sampler": self.sampler, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
+        settings["eos_first"] = (module.description or {}).get("eos_first", True)
+        return complete(model, data.tokenizer, self.prompts, **settings) if self.prompts else []
 
 
 def prompts_of(windows: Dataset, tokenizer: Tokenizer) -> list[str]:

@@ -81,11 +81,13 @@ class Stories(Callback):
         module.log_dict(values)
 
     def on_validation_end(self, trainer, module):
-        if trainer.sanity_checking or not (trainer.is_global_zero and self.count):
+        if trainer.sanity_checking or not self.count:
             return
         settings = {"count": self.count, "sampler": Sampler(), "seed": self.seed}
-        with evaluating(trainer):
-            verdicts = generate_stories(module.model, trainer.datamodule.tokenizer, self.corpus.all, **settings)
+        with evaluating(trainer) as model:
+            if model is None:
+                return
+            verdicts = generate_stories(model, trainer.datamodule.tokenizer, self.corpus.all, **settings)
         valid = sum(verdict.valid for verdict in verdicts)
         write_metrics(trainer, {"sample/valid_share": valid / self.count})
         print(f"step {trainer.global_step}: valid samples {valid}/{self.count}")

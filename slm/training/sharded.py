@@ -1,0 +1,128 @@
+"""Fully sharded training (FSDP2): each process keeps a part of every weight, gradient and state of the optimizer.
+
+A block's weights are gathered for its forward and backward pass. Checkpoints hold whole weights, in the format of every
+other run, so that a run goes on with another number of devices or with another strategy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from slm.model import GPT
+from slm.optim.shares import part_of, whole
+
+
+def shard(model: GPT, mesh: DeviceMesh, precision: str, compiled: bool = False) -> GPT:
+    """Divides the weights of each block, and those outside of blocks, among the processes of a mesh. In place.
+
+    Weights outside of blocks stay gathered until the end of the backward pass: the loss reads the head's. In
+    `bf16-mixed` weights are rounded before they are sent, and gradients are summed in float32.
+    """
+    rounded = torch.bfloat16 if precision == "bf16-mixed" else None
+    policy = MixedPrecisionPolicy(
+        param_dtype=rounded, reduce_dtype=rounded and torch.float32, cast_forward_inputs=False
+    )
+    for block in model.blocks:
+        if compiled:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "features")
+    return model
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, with all devices for the data, whole checkpoints, and averaged weights."""
+
+    lightning_restore_optimizer = True
+
+    def __init__(self, compiled: bool = False):
+        super().__init__(tensor_parallel_size=1)
+        self.compiled = compiled
+
+    def setup_environment(self):
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: L.Trainer):
+        """As that of Lightning, which leaves the sharding to the module, and cannot shard averaged weights."""
+        self.accelerator.setup(trainer)
+        for module in self._modules(trainer):
+            shard(module.model, self.device_mesh["data_parallel"], self.precision_plugin.precision, self.compiled)
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def validation_step(self, *arguments) -> Any:
+        result = super().validation_step(*arguments)
+        self.lightning_module.model.reshard()  # what a backward pass would have done
+        return result
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return optimizer.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath, storage_options=None):
+        Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
+        content = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
+        for name in {"state_dict", "current_model_state"} & content.keys():
+            content[name] = {key: divided(value, parameters.get(key)) for key, value in content[name].items()}
+        for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
+            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for place, values in state["state"].items():
+                state["state"][place] = {key: divided(value, own[place]) for key, value in values.items()}
+        return content
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True):
+        Strategy.load_model_state_dict(self, checkpoint, strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]):
+        Strategy.load_optimizer_state_dict(self, checkpoint)
+
+    def _modules(self, trainer: L.Trainer) -> list[L.LightningModule]:
+        averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
+        return [self.lightning_module, *(callback._average_model.module for callback in averaging)]
+
+
+def gathered_model(model: GPT) -> GPT:
+    """A model with whole weights, on the same device; one that is not sharded is itself. A collective."""
+    parameters = list(model.parameters())
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return model
+    with parameters[0].device:
+        plain = GPT(model.config)
+    plain.load_state_dict(gathered(model.state_dict()))
+    return plain.eval()
+
+
+def gathered(tree: Any) -> Any:
+    """Nested values with every divided tensor whole, in memory of the CPU. A collective."""
+    if isinstance(tree, DTensor):
+        return whole(tree.detach()).cpu()
+    if isinstance(tree, dict):
+        return type(tree)((key, gathered(value)) for key, value in tree.items())
+    return [gathered(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def divided(value: Any, parameter: Tensor | None) -> Any:
+    """This process's part of a tensor in the shape of a divided parameter; any other value as it is."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        return part_of(value.to(parameter.device), parameter)
+    return value
