@@ -103,12 +103,24 @@ def choose_device(given: str, key: str) -> torch.device:
 
 def local_rank() -> int:
     """The number of this process among those of this machine."""
-    return int(rank) if (rank := os.environ.get("LOCAL_RANK", "")).isdecimal() else 0
+    found = (os.environ.get(name, "") for name in ("LOCAL_RANK", "SLURM_LOCALID"))
+    return next((int(rank) for rank in found if rank.isdecimal()), 0)
+
+
+def launched_processes(trainer) -> int:
+    """How many processes torchrun or srun has started for a run with these settings of conf/trainer. It is 1 in a batch
+    script of SLURM without srun, and in a step of SLURM whose processes have a device and a run each."""
+    by_srun = 1 if is_single(trainer) else os.environ.get("SLURM_STEP_NUM_TASKS") or 1
+    return int(os.environ.get("WORLD_SIZE") or by_srun)
+
+
+def is_single(trainer) -> bool:
+    return trainer.devices == trainer.num_nodes == 1
 
 
 def is_first_process(trainer) -> bool:
     """True in the one process of a distributed run, with these settings of conf/trainer, that prints and writes."""
-    if trainer.devices == trainer.num_nodes == 1:
+    if is_single(trainer):
         return True  # whatever the environment contains
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 

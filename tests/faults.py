@@ -62,6 +62,17 @@ class Fault(Callback):
         return trainer.global_step + 1 == self.step
 
 
+class SignalOfCluster(Callback):
+    """SLURM's signal, which the second of several processes receives at step `step`, and the first one never."""
+
+    def __init__(self, *, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class FaultyWindows(Dataset):
     """Windows of which one index ends, fails or blocks the process that asks for it."""
 

@@ -35,12 +35,17 @@ def test_one_device_trains_whatever_the_environment_says(run, monkeypatch, launc
 
 
 def test_an_allocation_without_srun_has_no_launcher(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "8")
+    """Not even a batch script, to which SLURM gives ranks."""
+    for name, value in {"NTASKS": "8", "NODEID": "0", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     (environment,) = launcher(2)
     assert isinstance(environment, LightningEnvironment)
 
 
-TASKS = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TASKS = {
+    **{"SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+    **{"SLURM_STEP_NUM_TASKS": "4"},
+}
 OTHER_COUNTS = {
     "SLURM": {"SLURM_NTASKS": "4", "SLURM_NNODES": "1", **TASKS},
     "torchrun": {**LAUNCHERS["torchrun's second of two"], "WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"},

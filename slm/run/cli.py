@@ -231,7 +231,9 @@ def choose_folder(config) -> Path:
         return Path(os.environ["SLM_RUN_DIR"])
     if config.run_dir:
         return atomic.expanded(config.run_dir)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLM_RUN_DIR" not in os.environ:
+    from slm.hardware import launched_processes  # imports torch
+
+    if launched_processes(config.trainer) > 1 and "SLM_RUN_DIR" not in os.environ:
         raise UserError("several processes need to know one folder; give run_dir=<folder>")
     folder = new_folder(Path(config.runs_dir), config.name, time.strftime("%Y-%m-%d_%H%M%S"))
     return Path(os.environ.setdefault("SLM_RUN_DIR", str(folder)))

@@ -63,15 +63,15 @@ def fork_line(fork: dict[str, Any] | None) -> str:
 
 def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: str):
     """Prints the result and the next commands. Raises Stopped if the run was stopped by a signal."""
-    from slm.training.callbacks.signals import requeue
+    from slm.training.callbacks.signals import requeue, submitit_signal
 
     config, folder = job.config, quoted(str(job.run_dir))
     if stopped:
-        if stopped.requeue and config.run_dir:
+        print(f"{stopped.reason}; the same command with {quoted(again)} goes on from here", flush=True)
+        if stopped.requeue and (config.run_dir or submitit_signal()):
             requeue()
         elif stopped.requeue:
             print("not requeued: without run_dir=<folder> the same command would start another run", file=sys.stderr)
-        print(f"{stopped.reason}; the same command with {quoted(again)} goes on from here")
         if stopped.exit_code:
             raise stopped
         return

@@ -206,8 +206,9 @@ class RecordingLauncher(Launcher):
 
 def check_processes(config: DictConfig, parallel: bool):
     """Raises UserError for a sweep that several processes were started for, or whose jobs would start some."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("-m in several processes (WORLD_SIZE) is not supported; give trainer.devices=<n> instead")
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if int(os.environ.get(name) or 1) > 1:
+            raise UserError(f"-m in several processes ({name}) is not supported; give trainer.devices=<n> instead")
     if config.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 must be at least 1, or -1 for as many jobs at a time as cores")
     several = [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in (None, 1, "1", "auto")]

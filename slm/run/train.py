@@ -1,7 +1,6 @@
 """The composition root of a training: from a configuration to a finished run folder."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 
 from slm.errors import Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
-from slm.hardware import Hardware, check_open_files, is_first_process
+from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes
 from slm.planning.microbatch import largest_microbatch
 from slm.run import resume
 from slm.run.config import RunConfig
@@ -144,7 +143,7 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
     found = before and before["config"]["trainer"].get("auto_microbatch") and before["microbatch"]
     if found and share % found == 0:
         return found
-    if job.hardware.devices > 1 and "LOCAL_RANK" in os.environ:
+    if job.hardware.devices > 1 and launched_processes(job.config.trainer) > 1:
         raise UserError("trainer.auto_microbatch=true tries one device, not many processes; give trainer.microbatch")
     size = largest_microbatch(job.model, share, job.hardware)
     print(f"trainer.microbatch={size} is the largest that fits")

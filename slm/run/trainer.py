@@ -203,8 +203,9 @@ def launcher(devices: int) -> list[ClusterEnvironment]:
         return [LightningEnvironment()]
     if not SLURMEnvironment.detect():
         return []
-    by_srun = "SLURM_NODEID" in os.environ  # else an allocation in which nothing but this process has been started
-    return [SLURMEnvironment(auto_requeue=False) if by_srun else LightningEnvironment()]
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":  # nothing but this process: a batch script without srun
+        return [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False)]  # StopSignals does that
 
 
 def build_data(job: Job) -> WindowsData:

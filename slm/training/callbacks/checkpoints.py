@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from slm import system
 from slm.data.words import Words
-from slm.errors import ResourceError, Stopped, UserError, notice
+from slm.errors import ResourceError, UserError, notice
 from slm.files import atomic, claim, run_folder
 from slm.files.kept import kept_steps, kept_words, revision
 from slm.training.callbacks import step_ends
@@ -133,15 +133,14 @@ class Checkpoints(Checkpoint):
     def _finish_step(self, trainer, improved: bool):
         """Saves if it is time to, and stops the run if that was requested. Raises Stopped."""
         step, signals = trainer.global_step, next(c for c in trainer.callbacks if isinstance(c, StopSignals))
-        if trainer.strategy.reduce_boolean_decision(signals.request is not None, all=False):
-            signals.request = signals.request or Stopped("another process was asked to stop", 143)
+        request = signals.agreed(trainer.strategy)
         if kept := bool(self._name(step)) or step in self.steps_to_keep:
             self.kept.add(step)
-        if improved or kept or signals.request or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        if improved or kept or request or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
-        if signals.request:
+        if request:
             trainer.strategy.checkpoint_io.wait()
-            raise signals.request
+            raise request
 
     def _begin_words(self, trainer):
         """Raises UserError if steps were done whose words nobody has counted."""

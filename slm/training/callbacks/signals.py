@@ -9,14 +9,15 @@ import time
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import Strategy
 
 from slm.errors import Stopped
 from slm.system import SLURM_SIGNALS, STOP_SIGNALS, mask_signals
 
 
 class StopSignals(Callback):
-    """Turns STOP_SIGNALS, SLURM's SIGUSR1 and an elapsed time budget into a request to stop; ignored ones (nohup) stay
-    so.
+    """Turns STOP_SIGNALS, those of a cluster and an elapsed time budget into a request to stop; ignored ones (nohup)
+    stay so.
 
     Checkpoints reads `request` between two steps, saves, and stops the run. A second SIGINT stops at once.
     """
@@ -28,7 +29,7 @@ class StopSignals(Callback):
         self.previous: dict[signal.Signals, Any] = {}  # handlers to restore
 
     def setup(self, trainer, module, stage):
-        numbers = STOP_SIGNALS + (SLURM_SIGNALS if slurm_job() else ())
+        numbers = STOP_SIGNALS + requeue_signals()
         handlers = {number: signal.getsignal(number) for number in numbers}  # before Lightning adds its own
         self.previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
@@ -60,10 +61,31 @@ class StopSignals(Callback):
         name = signal.Signals(number).name
         if not self.request:
             os.write(2, f"{name}: finishing this step and saving it; Ctrl-C stops at once\n".encode())
-        if number in SLURM_SIGNALS:
-            self.request = Stopped("stopped by SLURM's SIGUSR1", 143, requeue=True)
+        if number in requeue_signals():
+            self.request = Stopped(f"stopped by {name} before the end of the job's time", 143, requeue=True)
         else:
             self.request = self.request or Stopped(f"stopped by {name}", 128 + number)
+
+    def agreed(self, strategy: Strategy) -> Stopped | None:
+        """The request of this or any other process; the job is queued again if one of them has received that signal."""
+        if not strategy.reduce_boolean_decision(self.request is not None, all=False):
+            return None
+        requeue = strategy.reduce_boolean_decision(self.request is not None and self.request.requeue, all=False)
+        if self.request is None or self.request.requeue != requeue:
+            end = " before the end of the job's time" if requeue else ""
+            self.request = Stopped(f"another process was asked to stop{end}", 143, requeue)
+        return self.request
+
+
+def requeue_signals() -> tuple[signal.Signals, ...]:
+    """Those by which SLURM, and submitit in the jobs of a sweep, announce the end of a job's time."""
+    return (*(SLURM_SIGNALS if slurm_job() else ()), *filter(None, [submitit_signal()]))
+
+
+def submitit_signal() -> signal.Signals | None:
+    """The signal on which submitit queues the job of this process again; None in other processes."""
+    name = "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")  # submitit's default
+    return getattr(signal, name, None) if "SUBMITIT_EXECUTOR" in os.environ else None
 
 
 def slurm_job() -> str | None:
@@ -74,14 +96,17 @@ def slurm_job() -> str | None:
 
 
 def requeue():
-    """Asks SLURM to queue this job again; the same command then resumes its run_dir."""
+    """Asks SLURM, or submitit in the job of a sweep, to queue this job again, which then resumes its run folder."""
+    if number := submitit_signal():
+        signal.raise_signal(number)  # submitit's handler ends this process
     try:
         subprocess.run(["scontrol", "requeue", slurm_job()], check=True, timeout=60)
+        print(f"SLURM queues job {slurm_job()} again")
     except (OSError, subprocess.SubprocessError) as error:
         print(f"warning: SLURM did not requeue job {slurm_job()} ({error}); submit it again", file=sys.stderr)
 
 
 def ignore_signals(worker: int):
     """In a loader process: a signal to the process group is meant for the training process."""
-    for number in STOP_SIGNALS + SLURM_SIGNALS:
+    for number in STOP_SIGNALS + requeue_signals():
         signal.signal(number, signal.SIG_IGN)

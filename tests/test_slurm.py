@@ -1,0 +1,81 @@
+"""deploy/slurm.sbatch and what a run does under SLURM, for whose srun and scontrol scripts in tests/slurm stand in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, small_run
+
+from slm import verify
+from slm.errors import Stopped
+from slm.files import jsonl
+from slm.training.callbacks.signals import StopSignals
+
+SCRIPT = ROOT / "deploy" / "slurm.sbatch"
+JOB = {
+    **{"JOB_ID": "4242", "JOB_NAME": "slm", "NODELIST": "127.0.0.1", "CPUS_PER_TASK": "1", "NTASKS": "2"},
+    **{"NODEID": "0", "PROCID": "0", "LOCALID": "0"},  # SLURM gives ranks to the batch script, too
+}
+
+
+class Strategy:
+    """Two processes, of which the other one has this request."""
+
+    def __init__(self, other: Stopped | None):
+        self.answers = iter([other is not None, other is not None and other.requeue])
+
+    def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
+        return decision or next(self.answers)
+
+
+USR1, TERM, MINUTES = Stopped("USR1", 143, requeue=True), Stopped("TERM", 143), Stopped("time is up", 0)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "code", "requeue"),
+    [
+        *((None, None, None, None), (None, USR1, 143, True), (USR1, None, 143, True), (None, TERM, 143, False)),
+        *((MINUTES, None, 0, False), (TERM, USR1, 143, True)),
+    ],
+)
+def test_all_processes_agree_on_the_end_and_on_a_second_start(own, other, code, requeue):
+    """SLURM's signal reaches the processes at different steps, and the first one alone asks for the second start."""
+    signals = StopSignals(None)
+    signals.request = own
+    agreed = signals.agreed(Strategy(other))
+    assert (agreed and agreed.exit_code, agreed and agreed.requeue) == (code, requeue)
+
+
+@pytest.mark.slow
+def test_a_job_is_queued_again_and_goes_on(text_file, tmp_path):
+    """The batch script on two nodes with a process each; USR1 reaches the second process first. Then a second start,
+    as SLURM makes it: with the same number of the job."""
+    folder, tools = tmp_path / "run", f"{ROOT / 'tests' / 'slurm'}:{Path(sys.executable).parent}"
+    slurm = JOB | {"NNODES": "2", "NTASKS_PER_NODE": "1"}
+    environment = {
+        **{f"SLURM_{name}": value for name, value in slurm.items()},
+        **{"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "RUN": str(folder)},
+        **{"SCONTROL_CALLS": str(tmp_path / "calls"), "OMP_NUM_THREADS": "1"},
+    }
+    words = [*small_run(text_file, tmp_path), "trainer.precision=32-true", "trainer.microbatch=1", "log_windows=true"]
+    words = [word for word in words if word != "trainer=cpu"] + [
+        "trainer.accelerator=cpu",
+        "callbacks.samples=null",
+        "report=false",
+    ]
+
+    def job(*more: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(SCRIPT), *words, *more]
+        return subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True)
+
+    stopped = job("+callbacks.fault={_target_: faults.SignalOfCluster, step: 7}")
+    assert stopped.returncode == 143, stopped.stdout + stopped.stderr
+    assert "SLURM queues job 4242 again" in stopped.stdout
+    done = job()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stopped.stdout.count("goes on from here") == done.stdout.count("done:") == 1
+    assert (tmp_path / "calls").read_text() == "requeue 4242\n"
+    assert list(verify.find_problems(folder)) == []
+    assert len(list(jsonl.lines(folder / "windows.jsonl"))) == 10
