@@ -73,4 +73,6 @@ def main(*words: str):
     job = read(words)
     print(job)
     remote = train.with_options(gpu=job.gpu, timeout=round(3600 * job.hours), secrets=found_secrets())
-    sys.exit(remote.spawn(job.command).get())
+    if code := remote.spawn(job.command).get():
+        print(f"error: exit code {code}; `modal app logs slm` shows why", file=sys.stderr)
+        sys.exit(code)

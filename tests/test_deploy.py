@@ -129,6 +129,7 @@ def test_modal_run_rents_what_the_words_need(modal_app, monkeypatch):
     assert spawned == ["python", "/slm/train.py", "experiment=gpt2_350m", "run_dir=runs/a"]
     assert (rented["gpu"], rented["timeout"], len(rented["secrets"])) == ("H100", 7200, 1)
     assert "no secret 'huggingface': going on without it" in done.output
+    assert done.output.splitlines()[-1].startswith("error: exit code 3; ")
 
 
 @pytest.mark.filterwarnings("ignore:The train function is executing locally")
