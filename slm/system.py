@@ -4,6 +4,7 @@ Windows has no POSIX modules. There psutil, which is installed with slm, knows a
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -147,6 +148,18 @@ def is_running(process: int) -> bool:
     with contextlib.suppress(OSError):  # without /proc
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
+
+
+def how_it_ended(code: int) -> str:
+    """A return code of subprocess, in words."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with code {code}"
+
+
+def end_with_parent():
+    """This process is killed when the one that started it ends, however it ends; on Linux only."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def cores() -> int:

@@ -29,7 +29,10 @@ STATES = {  # part -> its keys in a checkpoint
     "callbacks": ("callbacks",),
 }
 # metrics that differ from attempt to attempt
-CLOCK = "tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"
+CLOCK = (
+    *("tokens_per_second", "seconds", "energy_joules", "mfu", "device/memory_gb", "device/utilization"),
+    *("slowest_process", "slowest_over_others"),
+)
 
 
 @json_line.command

@@ -1,11 +1,14 @@
 """`python train.py` in a forked process of this one, which has imported everything, so that its start takes no time."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -65,7 +68,42 @@ class Forked:
 
 def forked(*arguments: str, main: Callable[[], None] = start.train, **env: str) -> subprocess.CompletedProcess:
     """The end of the command, as of subprocess.run with captured text."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        code = Forked(arguments, stdout=stdout.fileno(), stderr=stderr.fileno(), env=env, main=main).wait(200)
-        printed = [(file.seek(0), file.read())[1] for file in (stdout, stderr)]
-    return subprocess.CompletedProcess(arguments, code, *printed)
+    return ends([arguments], [env], main=main)[0]
+
+
+def together(
+    processes: int, *arguments: str, nodes: int = 1, before: Callable[[int], None] = lambda rank: None
+) -> list[subprocess.CompletedProcess]:
+    """The ends of as many processes of one run, as torchrun starts them on that many machines.
+
+    `before` is called in each, with its rank, before the command.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    here, words = processes // nodes, [*arguments, "trainer.strategy=ddp", f"trainer.devices={processes // nodes}"]
+    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": 1}
+    own = [{"RANK": rank, "LOCAL_RANK": rank % here, "GROUP_RANK": rank // here} for rank in range(processes)]
+    environments = [{name: str(value) for name, value in (common | its).items()} for its in own]
+    befores = [partial(before, rank) for rank in range(processes)]
+    return ends([[*words, f"trainer.num_nodes={nodes}"]] * processes, environments, befores)
+
+
+def ends(
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
+    befores: Sequence[Callable[[], None]] = (),
+    main: Callable[[], None] = start.train,
+) -> list[subprocess.CompletedProcess]:
+    """Those of commands that run at the same time."""
+    with contextlib.ExitStack() as files:
+        outputs = [[files.enter_context(tempfile.TemporaryFile("w+")) for _ in "oe"] for _ in commands]
+        started = [
+            Forked(words, stdout=out.fileno(), stderr=err.fileno(), env=env, before=before, main=main)
+            for words, (out, err), env, before in zip(
+                commands, outputs, environments, befores or [lambda: None] * len(commands), strict=True
+            )
+        ]
+        codes = [process.wait(200) for process in started]
+        printed = [[(file.seek(0), file.read())[1] for file in pair] for pair in outputs]
+    return [subprocess.CompletedProcess(*end) for end in zip(commands, codes, *zip(*printed), strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from slm.errors import Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
-from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes
+from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes, local_rank
 from slm.planning.microbatch import largest_microbatch
 from slm.run import resume
 from slm.run.config import RunConfig
@@ -21,6 +21,7 @@ from slm.run.prepare import Job, choose_hardware, prepare_job
 from slm.run.process import command_start
 from slm.run.record import begin_run, close_run, complete_report, describe_run, preset_differences
 from slm.run.summary import conclude, print_summary
+from slm.system import end_with_parent
 
 
 def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str | None = None) -> float | None:
@@ -40,6 +41,8 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str 
 def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str) -> float | None:
     """One attempt of a run: from its newest checkpoint to its end or an interruption."""
     first = is_first_process(config.trainer)  # read now: the end of a distributed run clears the environment
+    if not first and local_rank():
+        end_with_parent()
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         resume.check_again(config, run_dir, before)
@@ -129,7 +132,7 @@ def fit_and_close(
         raise
     finally:
         objective = lowest(run_dir, config.optimized_metric)
-        teardown(assembled.trainer)
+        teardown(assembled.trainer, failed=failure is not None)
         if opened() and claim.lock_inode(run_dir) == inode:
             spent = next((c.spent() for c in assembled.trainer.callbacks if isinstance(c, TrainingMetrics)), {})
             close_run(run_dir, {**run_info, "status": status, "objective": objective, "failure": failure, **spent})
@@ -151,14 +154,20 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 
 
 def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
-    """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine."""
+    """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine; of
+    another process, the first one alone, and SystemExit the others, so that one prints it."""
+    from slm.training.process import lost_process
+
+    trainer = assembled.trainer
     try:
         checkpoint_path = str(start) if start else None
-        assembled.trainer.fit(assembled.module, assembled.data, ckpt_path=checkpoint_path, weights_only=True)
+        trainer.fit(assembled.module, assembled.data, ckpt_path=checkpoint_path, weights_only=True)
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        if explanation := explain(error, job, start, loaders=assembled.data.workers):
+        if (lost := lost_process(error, trainer)) and not trainer.is_global_zero:
+            raise SystemExit(lost.exit_code) from None
+        if explanation := lost or explain(error, job, start, loaders=assembled.data.workers):
             raise explanation from error  # SLM_DEBUG=1 shows both
         raise
     finally:

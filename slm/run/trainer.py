@@ -188,11 +188,11 @@ def is_sharded(job: Job) -> bool:
 
 def distributed(job: Job) -> Strategy:
     """The buffers of GPT never change; those of another model become those of the first process in each step, and some
-    of its parameters may have no gradient."""
+    of its parameters may have no gradient. Gradients are kept where they are sent from, without a copy."""
     if is_sharded(job):
         return ShardedStrategy(job.config.trainer.compiles(job.hardware.accelerator))
     own = isinstance(job.model, OwnConfig)
-    return DDPStrategy(broadcast_buffers=own, find_unused_parameters=own)
+    return DDPStrategy(broadcast_buffers=own, find_unused_parameters=own, gradient_as_bucket_view=True)
 
 
 def launcher(devices: int) -> list[ClusterEnvironment]:

@@ -1,5 +1,6 @@
 """The LightningModule: loss, optimizer and learning rate. Everything else in a training is a callback."""
 
+import time
 from collections.abc import Callable
 
 import lightning.pytorch as L
@@ -13,6 +14,7 @@ from slm.loss import IGNORE, bits_per_byte, cross_entropy, ids_of, text_sizes, t
 from slm.model import GPT
 
 SUMS = {"nats": torch.float32, "text_nats": torch.float32, "tokens": torch.long, "bytes": torch.long}
+SAME_EVERYWHERE = {"sync_dist": True, "reduce_fx": "max"}  # of values equal on all devices, which a mean might round
 
 
 class Pretraining(L.LightningModule):
@@ -46,6 +48,7 @@ class Pretraining(L.LightningModule):
         self.nats: Tensor | float = 0.0  # summed over the current step on this device, like its targets
         self.targets: Tensor | int = 0
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping
+        self.batch_ended: float | None = None  # the previous microbatch, with all callbacks, on time.perf_counter
         self.configured: list[dict] = []  # settings of the optimizer's groups, as configured
 
     def __getstate__(self) -> dict:
@@ -89,6 +92,10 @@ class Pretraining(L.LightningModule):
     def on_train_batch_end(self, outputs, windows: Tensor, index: int):
         if (index + 1) % self.trainer.accumulate_grad_batches == 0:
             self._set_learning_rate()
+        self.batch_ended = time.perf_counter()
+
+    def on_validation_end(self):
+        self.batch_ended = time.perf_counter()
 
     def validation_step(self, windows: Tensor, index: int, dataloader_idx: int = 0) -> Tensor:
         """Nats of each target (B, T), 0 for IGNORE. The loader after those of the sources has windows of train."""
@@ -104,10 +111,10 @@ class Pretraining(L.LightningModule):
     def on_validation_epoch_end(self):
         names = ["val", *(f"val/{source}" for source in self.sources)]
         for prefix, metrics in zip(names, (self.validation, *self.by_source)):
-            self.log_dict({f"{prefix}/{name}": value for name, value in metrics.compute().items()})
+            self.log_dict({f"{prefix}/{name}": value for name, value in metrics.compute().items()}, **SAME_EVERYWHERE)
             metrics.reset()
         if self.on_train.tokens > 0:
-            self.log("val/train_loss", self.on_train.compute()["loss"])
+            self.log("val/train_loss", self.on_train.compute()["loss"], **SAME_EVERYWHERE)
             self.on_train.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

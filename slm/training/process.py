@@ -1,14 +1,21 @@
-"""What a training changes in its process: settings of torch, process groups, the logging of Lightning."""
+"""What a training changes in its process: settings of torch, other processes and their ends, Lightning's logging."""
 
 import contextlib
 import logging
 import os
+import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
+
+from slm import system
+from slm.errors import ResourceError
+
+SECONDS_TO_END = 5.0  # that the other processes have once one has failed
 
 
 @contextlib.contextmanager
@@ -34,11 +41,29 @@ def torch_settings_kept() -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def teardown(trainer: L.Trainer):
-    """Releases process-global state, so that the next job of a sweep starts clean."""
-    launcher = trainer.strategy.launcher
-    if hasattr(launcher, "procs"):  # Lightning's list: it kills this process, too, when one of them has failed
-        launcher.procs.clear()
+def lost_process(error: Exception, trainer: L.Trainer) -> ResourceError | None:
+    """An error of torch.distributed, which another process has caused, as one line; None for any other error."""
+    text = " ".join(str(error).split())
+    if "gloo/transport" not in text and not any(base.__name__ == "DistError" for base in type(error).__mro__):
+        return None
+    ends, deadline = [], time.monotonic() + SECONDS_TO_END
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    while started and not ends and time.monotonic() < deadline:
+        ends = [(rank, process.poll()) for rank, process in enumerate(started, 1) if process.poll()]
+        time.sleep(0.05)
+    which = "; ".join(f"process {rank} {system.how_it_ended(code)}" for rank, code in ends)
+    return ResourceError(
+        f"another process of this run has ended or cannot be reached ({which or text[:200]}); if it printed an error, "
+        "that is the cause; the same command goes on from the newest checkpoint"
+    )
+
+
+def teardown(trainer: L.Trainer, failed: bool = False):
+    """Releases process-global state, so that the next job of a sweep starts clean. Once a training has failed, its
+    other processes on this machine end within SECONDS_TO_END."""
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    others = list(started)
+    started.clear()  # Lightning's list: it kills this process, too, when one of them has failed
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             with contextlib.suppress(Exception):  # the service may have failed
@@ -49,6 +74,12 @@ def teardown(trainer: L.Trainer):
         torch.distributed.destroy_process_group()
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
+    deadline = time.monotonic() + SECONDS_TO_END
+    for process in others if failed else ():
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()  # it waits for this one in a collective of a GPU, which does not notice
 
 
 def quiet_lightning():
@@ -63,7 +94,6 @@ def quiet_lightning():
         "GPU available but not used",
         "MPS available but not used",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        "It is recommended to use .*sync_dist=True",  # the values are equal on all devices
         "`broadcast_buffers` is deprecated",  # its successor is new in torch 2.13
         r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's
     ):

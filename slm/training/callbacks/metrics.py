@@ -14,6 +14,7 @@ from slm.estimate import device_peak, training_flops_per_token
 from slm.files import jsonl
 from slm.training.callbacks import step_ends
 from slm.training.callbacks.guard import flush_checks
+from slm.training.callbacks.work import OwnWork
 from slm.training.loggers import write_metrics
 
 
@@ -23,7 +24,9 @@ class TrainingMetrics(Callback):
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
     that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds`, and
     `energy_joules` where the device counts it, include these, over all attempts of which metrics.jsonl in `folder` has
-    lines. Raises UserError if every_n_steps is below 1.
+    lines. Of several processes the first one logs, and speed is that of all together; slowest_process has the longest
+    own work in this step, slowest_over_others times as long as the median of the others. Raises UserError if
+    every_n_steps is below 1.
     """
 
     def __init__(self, *, every_n_steps: int, folder: Path | None = None):
@@ -31,7 +34,8 @@ class TrainingMetrics(Callback):
             raise UserError(f"log_every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps, self.folder = every_n_steps, folder
         self.begin: float | None = None  # of the training, on time.perf_counter, as if all attempts were one
-        self.start: tuple[float, int] | None = None  # time and targets before the steps since the previous line
+        self.start: tuple[float, int, int] | None = None  # time, targets and steps before those since the previous line
+        self.work = OwnWork()
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
@@ -49,13 +53,17 @@ class TrainingMetrics(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.start is None:
-            self.start = time.perf_counter(), targets_so_far(trainer)
+            self.start = time.perf_counter(), targets_so_far(trainer), trainer.global_step
+
+    def on_before_backward(self, trainer, module, loss):
+        if trainer.world_size > 1 and self._is_due(trainer, trainer.global_step + 1):
+            self.work.add(module)
+
+    def _is_due(self, trainer, step: int) -> bool:
+        return step % self.every_n_steps == 0 or step in (1, trainer.max_steps)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if not step_ends(trainer, batch_idx):
-            return
-        last = trainer.global_step == trainer.max_steps
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1 or last:
+        if step_ends(trainer, batch_idx) and self._is_due(trainer, trainer.global_step):
             self._publish(trainer, module)
             self.start = None
 
@@ -75,8 +83,9 @@ class TrainingMetrics(Callback):
         flush_checks(trainer)
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
         nats, targets = sums.tolist()  # waits for the device
-        (begin, before), tokens = self.start, targets_so_far(trainer)
-        rate = (tokens - before) / (time.perf_counter() - begin)
+        (begin, before, step), tokens = self.start, targets_so_far(trainer)
+        seconds = time.perf_counter() - begin
+        rate = (tokens - before) / seconds
         values = {
             "train/loss": nats / targets,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -87,6 +96,8 @@ class TrainingMetrics(Callback):
         }
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
+        if trainer.world_size > 1:
+            values |= self.work.compared(trainer, seconds / (trainer.global_step - step))
         module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for callbacks that monitor them
         self.latest = {"step": trainer.global_step, **values}
         write_metrics(trainer, {**values, **device_metrics(module.device)})

@@ -16,6 +16,7 @@ from slm.generation.sampling import Sampler
 from slm.generation.stories import generate_stories
 from slm.training.averaging import evaluating
 from slm.training.loggers import write_metrics
+from slm.training.module import SAME_EVERYWHERE
 
 
 class Stories(Callback):
@@ -78,7 +79,7 @@ class Stories(Callback):
             "val/excess_bits_per_story": sum(parts) / stories,
             **{f"val/excess/{part}": bits / stories for part, bits in zip(PARTS, parts)},
         }
-        module.log_dict(values)
+        module.log_dict(values, **SAME_EVERYWHERE)
 
     def on_validation_end(self, trainer, module):
         if trainer.sanity_checking or not self.count:
