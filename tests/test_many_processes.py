@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from faults import override as fault
 from forks import forked, together
 from test_distributed import small  # noqa: F401  (a fixture)
 from test_resume import final_state, history
@@ -82,7 +83,7 @@ def test_one_two_and_four_processes_and_kills_between_them(small, tmp_path):  # 
     assert_as(tmp_path / "one", tmp_path / "four")
 
     broken = [*run, f"run_dir={tmp_path / 'broken'}"]
-    assert forked(*broken, "budget.steps=2").returncode == 0
+    assert forked(*broken, fault("terminate", step=2)).returncode == 143
     ends = together(2, *broken, before=lambda rank: at_step(4, kill) if rank == 1 else None)
     assert [process.returncode for process in ends] == [4, -9]
     assert "another process of this run has ended" in ends[0].stderr
