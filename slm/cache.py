@@ -30,6 +30,7 @@ from slm.corpora import Corpus
 from slm.corpora.wrapped import Wrapped
 from slm.errors import DISK_ERRORS, ResourceError, UserError, file_operation, printable
 from slm.files import atomic, json_line
+from slm.files.shared_lock import shared_lock
 from slm.files.stdio import make_stdio_robust
 
 KINDS = ("tokens", "tokenizers")
@@ -61,13 +62,11 @@ def cached(
     with writing(folder.parent):
         with file_operation("create", folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.locked(lock, wait=True, on_wait=lambda: announce_wait(lock)):
+        with shared_lock(lock, wait=True, on_wait=lambda holder: announce_wait(lock, holder)):
             if folder.is_dir():
                 return folder
-            temporary = folder.with_suffix(".partial" if progress else f".{os.getpid()}.partial")
-            for stale in folder.parent.glob(f"{folder.name}*.partial"):  # of a killed process: this one holds the lock
-                if stale != temporary or not (progress and (stale / progress).is_file()):
-                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            temporary = folder.with_suffix(f".{time.time_ns()}.partial")  # of this process on this machine alone
+            take_over(folder, temporary, progress)
             try:
                 temporary.mkdir(exist_ok=True)
                 write(temporary)
@@ -90,6 +89,16 @@ def cached(
     return folder
 
 
+def take_over(folder: Path, temporary: Path, progress: str | None):
+    """Gives the incomplete folder of a process that has ended a new name, if the next can go on with it, and deletes
+    others. Should that process work on after all, on a machine that seemed dead, its next write fails."""
+    for stale in folder.parent.glob(f"{folder.name}*.partial"):
+        if progress and (stale / progress).is_file() and not temporary.exists():
+            stale.rename(temporary)
+        elif stale != temporary:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
 def place(cache: Path, kind: str, identity: dict[str, Any]) -> Path:
     """The folder of this identity, whether it exists or not."""
     return cache / kind / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -110,10 +119,8 @@ def writing(parent: Path) -> Iterator[None]:
         raise kind(f"cannot {operation} {file} in the cache: {error.strerror}; {room}give another cache_dir") from error
 
 
-def announce_wait(lock: Path):
-    with contextlib.suppress(OSError):
-        kind, holder = lock.parent.name, lock.read_text(encoding="utf-8") or "another"
-        print(f"waiting for the {kind} of this corpus, which process {holder} is preparing ({lock})", file=sys.stderr)
+def announce_wait(lock: Path, holder: str):
+    print(f"waiting for the {lock.parent.name} of this corpus, which {holder} ({lock})", file=sys.stderr)
 
 
 def described(corpus: Corpus) -> str:
@@ -199,7 +206,7 @@ def prune(cache: Path, before: float) -> Iterator[tuple[Entry, str | None]]:
         folder = entry.folder
         lock = folder.with_name(folder.name[:16] + ".lock")
         try:
-            with atomic.locked(lock, wait=False), open(lock, "rb") as file:
+            with shared_lock(lock, wait=False), open(lock, "rb") as file:
                 with file_operation("lock", lock):
                     system.lock_against_users(file)
                 remains = folder.with_name(f"{folder.name[:16]}.{os.getpid()}.partial")  # never half under its own name

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from slm.corpora.text import Text
 from slm.data import encode, preparation
 from slm.data.store import fingerprint, prepare, prepare_tokenizer
 from slm.files import atomic
+from slm.files.shared_lock import shared_lock
 from slm.tokenizers.bytes import ByteTokenizer
 from slm.tokenizers.characters import CharacterTokenizer
 
@@ -222,11 +224,11 @@ def test_waiting_for_another_process_is_announced_with_its_id(corpus, tmp_path, 
     (ready, done), (announced, announce), real = os.pipe(), os.pipe(), slm.cache.announce_wait
 
     def hold():
-        with atomic.locked(store.folder.with_suffix(".lock"), wait=True):
+        with shared_lock(store.folder.with_suffix(".lock"), wait=True):
             os.write(done, b"x")
             os.read(announced, 1)
 
-    monkeypatch.setattr(slm.cache, "announce_wait", lambda lock: (real(lock), os.write(announce, b"x")))
+    monkeypatch.setattr(slm.cache, "announce_wait", lambda *its: (real(*its), os.write(announce, b"x")))
 
     process = child(hold)
     os.read(ready, 1)
@@ -234,7 +236,8 @@ def test_waiting_for_another_process_is_announced_with_its_id(corpus, tmp_path, 
     assert ids(prepared(corpus, tmp_path / "cache")) == ids(store)
     os.waitpid(process, 0)
     line = capsys.readouterr().err.splitlines()[0]
-    assert line.startswith(f"waiting for the tokens of this corpus, which process {process} is preparing (")
+    which = f"process {process} on {socket.gethostname()} has been preparing since 20"
+    assert line.startswith(f"waiting for the tokens of this corpus, which {which}")
 
 
 # The command
@@ -272,7 +275,7 @@ def test_the_cache_is_listed_and_pruned_but_for_what_is_used_or_foreign(corpus, 
 
     assert command("prune", "--older-than-days", "30") == 0
     assert [folder.exists() for folder in (old, store.folder, tokenizer, killed)] == [False, True, True, True]
-    with atomic.locked(killed.with_name(f"{'0' * 16}.lock"), wait=False):
+    with shared_lock(killed.with_name(f"{'0' * 16}.lock"), wait=False):
         process = child(lambda: command("prune", "--all"))  # POSIX locks do not hold within a process
         assert os.waitpid(process, 0)[1] == 0
     assert [folder.exists() for folder in (store.folder, tokenizer, killed)] == [True, False, True]

@@ -77,7 +77,7 @@ def test_two_commands_at_once_prepare_once(kind, killed, tmp_path):
     go.touch()
     assert sorted(run.wait(60) for run in runs) == ([-signal.SIGKILL, 0] if killed else [0, 0])
     waited = next(path.read_text() for path, run in zip(printed, runs) if run.pid != first)
-    assert f"waiting for the tokens of this corpus, which process {first} is preparing" in waited
+    assert f"waiting for the tokens of this corpus, which process {first} on" in waited
     assert ("tokenizing train" in waited) == killed
     assert ("going on with an earlier preparation" in waited) == (killed and kind == "hub")
     folders = [tmp_path / f"run{number}" for number, run in enumerate(runs) if run.poll() == 0]

@@ -160,22 +160,3 @@ def test_a_file_system_without_locks_or_flushes_is_used_with_one_warning(run, mo
         f"warning: this file system has no locks ({os.strerror(reason)}), so two processes on the same folder are not "
         "kept apart"
     ]
-
-
-def test_a_wait_for_a_lock_is_announced_once(tmp_path, monkeypatch):
-    """A second process holds the lock until the call that precedes the wait."""
-    lock, waits = tmp_path / ".lock", []
-    code = (
-        "import pathlib; from slm.files import atomic\n"
-        f"with atomic.locked(pathlib.Path({str(lock)!r}), wait=False): print(flush=True); input()"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        holder.stdout.readline()
-
-        def on_wait():
-            waits.append(lock.read_text())
-            holder.communicate(b"\n")
-
-        with atomic.locked(lock, wait=True, on_wait=on_wait):
-            assert waits == [str(holder.pid)]
-            assert lock.read_text() == str(os.getpid())

@@ -128,41 +128,41 @@ def is_intact(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Holds a lock file that contains the holder's process id; the system releases it when that process ends.
 
-    `on_wait` is called once before waiting for another holder. On a file system without locks a warning is printed.
-    Raises BlockingIOError if another process holds it and `wait` is false.
+    On a file system without locks a warning is printed. Raises BlockingIOError if another process holds it and `wait`
+    is false.
     """
     with contextlib.ExitStack() as held:
         with file_operation("lock", path):
             file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
-            held.callback(_close, file)
-            try:
-                _lock(file, wait=False)
-            except BlockingIOError:
-                if not wait:
-                    raise
-                if on_wait:
-                    on_wait()
-                _lock(file, wait=True)
+            held.callback(close, file)
+            lock(file, wait=wait)
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield
 
 
-def _close(file: IO):
+def close(file: IO):
+    """Closes a file of which the content is of no value any more."""
     with contextlib.suppress(OSError):  # of a full disk: nothing of value is lost, and the first error shall be raised
         file.close()
 
 
-def _lock(file: IO, *, wait: bool):
+def lock(file: IO, *, wait: bool) -> bool:
+    """Locks a file until it is closed; False, with a warning, where the file system has no locks.
+
+    Raises BlockingIOError if another process holds the lock and `wait` is false.
+    """
     try:
         system.lock(file, wait=wait)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
         _warn_without_locks(error.strerror)
+        return False
+    return True
 
 
 @functools.cache  # once per process
