@@ -38,6 +38,30 @@ def parameters(config: AnyConfig) -> Parameters:
     return Parameters(total, total - sum(weight.numel() for weight in embeddings))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Numbers of parameters, as a sharded training gathers them."""
+
+    depth: int
+    block: int  # of the largest block
+    blocks: int
+    outside: int  # of blocks
+    trained: int  # that have a gradient
+
+    @property
+    def total(self) -> int:
+        return self.blocks + self.outside
+
+
+def weights(config: AnyConfig) -> Weights:
+    """The parameters by blocks; a model of one's own has none."""
+    model = _without_memory(config)
+    blocks = [sum(p.numel() for p in block.parameters()) for block in getattr(model, "blocks", ())]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    outside = parameters(config).total - sum(blocks)
+    return Weights(depth=len(blocks), block=max(blocks, default=0), blocks=sum(blocks), outside=outside, trained=trained)
+
+
 def parts(config: AnyConfig) -> dict[str, int]:
     """The parameters by part of the model, none of them twice; a tied head has none of its own."""
     counts = dict.fromkeys([*PARTS, "other"], 0)

@@ -16,11 +16,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from slm.estimate import weights
 from slm.hardware import AUTOCAST, is_here
 from slm.loss import chunk_rows, cross_entropy
 from slm.masks import takes_blocks
 from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, build
+from slm.planning.distributed import sharded
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "working")
 # The constants of a CPU are fitted to 26 trainings and tested on 20 others (docs/plan.md). The heap keeps what is freed
@@ -44,6 +46,7 @@ class Memory:
     activations: float  # kept by the forward for the backward pass
     loss: float  # logits of one chunk, and the gradients that the chunked loss keeps
     working: float  # of the backward pass or the optimizer, for a moment
+    gathered: float = 0.0  # of a sharded model: weights of the block that is computed, and their gradients
     copies: float  # a checkpoint being written (CPU), averaged weights, buckets of a distributed run
     overhead: float  # of the framework, beside all tensors
 
@@ -92,6 +95,7 @@ def training_memory(
     precision: str,
     averaged: bool = False,
     distributed: bool = False,
+    shards: int = 1,
     saves: bool = True,
     compiles: bool = False,
 ) -> Memory:
@@ -99,7 +103,8 @@ def training_memory(
 
     On a CPU that of the process beyond what it has before the model; on CUDA that of torch's allocator, without
     torch.compile, which needs less: of what it saves, only masks are left out, if it `compiles`. `averaged`: a callback
-    averages weights. `saves`: a checkpoint is written while training goes on.
+    averages weights. `distributed`: each device holds buckets of all gradients. `shards`: the model is divided among so
+    many devices, and its checkpoint gathered in the memory of the CPU. `saves`: a checkpoint is written while training goes on.
     """
     if compiles and isinstance(config, GPTConfig) and takes_blocks(config, device.type, training=True):
         config = replace(config, document_start=None)
@@ -107,9 +112,15 @@ def training_memory(
     counted = device if here else torch.device("cpu")
     one_step = partial(_one_step, optimizer=optimizer, microbatch=microbatch, device=counted, precision=precision)
     forward, backward = _moments(config, one_step)
+    saved = forward["weights"] + forward["optimizer"]
+    if shards > 1:
+        if precision == "bf16-mixed":  # weights are rounded as they are gathered, and activations with them
+            rounded = _moments(config, partial(one_step, rounded=True))[0]
+            forward |= {part: rounded[part] for part in ("activations", "loss")}
+        forward, backward = sharded([forward, backward], weights(config), precision, shards)
     copies, overheads = (averaged + distributed) * forward["weights"], [_cuda_overhead()] * 2
     if device.type == "cpu":
-        copies += saves * CPU_CHECKPOINT * (forward["weights"] + forward["optimizer"])
+        copies += saves * (CPU_CHECKPOINT if shards == 1 else 1) * saved
         chunks = ceil(microbatch * config.context / chunk_rows(config.vocab_size, "cpu"))
         holes = CPU_HOLES["activations"] * forward["activations"]
         holes += CPU_HOLES["loss"] * (1 - 0.5 / chunks) * forward["loss"]
@@ -140,11 +151,18 @@ def _moments(config: AnyConfig, one_step: Callable[[AnyConfig], list[Counter[str
 
 
 def _one_step(
-    config: AnyConfig, *, optimizer: Callable, microbatch: int, device: torch.device, precision: str
+    config: AnyConfig,
+    *,
+    optimizer: Callable,
+    microbatch: int,
+    device: torch.device,
+    precision: str,
+    rounded: bool = False,
 ) -> list[Counter[str]]:
     """The live bytes by part at their highest total up to the loss, with the gradients of the step before (which
-    Lightning frees then), and after it."""
-    with FakeTensorMode(), _Allocations() as memory, torch.device(device), _precision(precision, device):
+    Lightning frees then), and after it. `rounded`: with weights in bfloat16, beside autocast."""
+    typed = _precision(precision, device, torch.bfloat16 if rounded else None)
+    with FakeTensorMode(), _Allocations() as memory, torch.device(device), typed:
         model = build(config)
         windows = torch.randint(config.vocab_size, (microbatch, config.context + 1))
         for parameter in model.parameters():
@@ -176,11 +194,11 @@ def _step(optimizer: torch.optim.Optimizer):
 
 
 @contextmanager
-def _precision(precision: str, device: torch.device) -> Iterator[None]:
-    """Default type and autocast of one of Lightning's precisions."""
+def _precision(precision: str, device: torch.device, weights: torch.dtype | None = None) -> Iterator[None]:
+    """Default type, unless `weights` have another, and autocast of one of Lightning's precisions."""
     before = torch.get_default_dtype()
     true = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision)
-    torch.set_default_dtype(true or before)
+    torch.set_default_dtype(weights or true or before)
     dtype = AUTOCAST.get(precision)
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

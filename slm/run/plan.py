@@ -22,9 +22,11 @@ from slm.model import GPTConfig
 from slm.planning import lint
 from slm.planning.data import Text, estimated_text
 from slm.planning.devices import Device, Work, this_device, utilisation
+from slm.planning.distributed import Traffic
 from slm.planning.memory import Memory, training_memory
 from slm.planning.random_text import RandomText, RandomTokenizer
 from slm.run.config import RunConfig
+from slm.run.plan_traffic import traffic_of
 from slm.run.prepare import (
     Job,
     TokenizerPlan,
@@ -109,12 +111,23 @@ class Plan:
         return self.rate.total(self.steps, Intervals.of(config))
 
     @property
+    def strategy(self) -> str | None:
+        """ddp or fsdp; None for one device."""
+        return None if self.hardware.devices == 1 else "fsdp" if self.config.trainer.strategy == "fsdp" else "ddp"
+
+    @cached_property
+    def traffic(self) -> Traffic | None:
+        """What each of several devices sends in a step."""
+        return traffic_of(self.config, self.hardware, self.microbatch, self.model) if self.strategy else None
+
+    @property
     def memory(self) -> Memory:
         """At the peak; counted once for runs that differ in nothing that matters."""
         config, hardware = self.config, self.hardware
         averaged = any(node.averages for node in config.callbacks.values())
         compiles = config.trainer.compiles(hardware.accelerator)
-        key = repr((self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiles))
+        facts = self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiles
+        key = repr((facts, self.strategy))
         if key not in COUNTED:
             COUNTED[key] = training_memory(
                 self.model,
@@ -123,7 +136,8 @@ class Plan:
                 device=hardware.device,
                 precision=hardware.precision,
                 averaged=averaged,
-                distributed=hardware.devices > 1,
+                distributed=self.strategy == "ddp",
+                shards=hardware.devices if self.strategy == "fsdp" else 1,
                 compiles=compiles,
             )
         return COUNTED[key]
@@ -152,7 +166,10 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """The plan in numbers, for print=json: `cost` in dollars, on this device. None for what is not known."""
         sizes = {"parameters": parameters(self.model).total, "steps": self.steps, "tokens": self.tokens}
-        return {**sizes, "device": self.device.name, **self.record(), "cost": self.device.cost(self.seconds)}
+        found = {**sizes, "device": self.device.name, **self.record(), "cost": self.device.cost(self.seconds)}
+        if self.traffic:
+            found |= {"strategy": self.strategy, "sent_bytes_per_step": dict(self.traffic.sent)}
+        return found
 
     def record(self) -> dict[str, Any]:
         """For run.json. On a CPU the peak is that of the process, with what it holds before the model is built."""

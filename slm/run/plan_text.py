@@ -12,6 +12,8 @@ from slm.model import GPTConfig
 from slm.own_model import shape
 from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
+from slm.planning.distributed import links
+from slm.planning.largest import largest, scaled_weights
 from slm.run.plan import Plan
 from slm.run.prepare import shown_passes
 from slm.tables import clock, columns, gigabytes
@@ -19,7 +21,7 @@ from slm.tables import clock, columns, gigabytes
 
 def shown(plan: Plan) -> str:
     """The plan of one run for people."""
-    return "\n".join([*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), "", _device_table(plan)])
+    return "\n".join([*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), *_strategy_lines(plan), "", _device_table(plan)])
 
 
 def _model_lines(plan: Plan) -> Iterator[str]:
@@ -80,13 +82,33 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     files = checkpoint_files(plan.config.callbacks["checkpoints"].settings, plan.steps or 0)
     folder = Path(plan.config.run_dir or plan.config.runs_dir).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
-    size = gigabytes(memory.weights + memory.optimizer)
+    size = gigabytes((plan.hardware.devices if plan.strategy == "fsdp" else 1) * (memory.weights + memory.optimizer))
     yield f"disk:   {files} checkpoints of {size} GB at most, {gigabytes(free)} GB are free"
+
+
+def _strategy_lines(plan: Plan) -> Iterator[str]:
+    """What several devices divide, and what they send."""
+    if not (traffic := plan.traffic):
+        return
+    devices, memory = plan.hardware.devices, plan.memory
+    if plan.strategy == "fsdp":
+        size = gigabytes(devices * (memory.weights + memory.optimizer))
+        yield f"fsdp:   each of {devices} devices keeps 1/{devices} of weights, gradients and optimizer; a checkpoint"
+        yield f"        is gathered in {size} GB of the CPU's memory"
+    else:
+        yield f"ddp:    each of {devices} devices keeps all weights, gradients and states"
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in traffic.sent.items())
+    yield f"        each device sends {gigabytes(sum(traffic.sent.values()))} GB per step: {parts}; alone that takes"
+    taken = ((link.name, traffic.seconds(link)) for link in links())
+    times = [f"{name}: {f'{its:.2f} s' if its >= 1 else f'{1e3 * its:.3g} ms'}" for name, its in taken]
+    yield f"        {'  '.join(times[:4])}"
+    yield f"        {'  '.join(times[4:])}  (conf/devices.yaml)"
 
 
 def _device_table(plan: Plan) -> str:
     """A line per device: peak, memory, time and cost."""
-    rows = [["device", "TFLOP/s", "memory", "time", "cost"]]
+    several = [f"largest by {plan.strategy}"] if plan.strategy and isinstance(plan.model, GPTConfig) else []
+    rows = [["device", "TFLOP/s", "memory", "time", "cost", *several]]
     minutes = plan.config.budget.minutes
     count = 1 if plan.hardware.accelerator == "cpu" else plan.hardware.devices
     this = [plan.device] if is_here(plan.hardware.accelerator) else []
@@ -101,6 +123,7 @@ def _device_table(plan: Plan) -> str:
                 f"{device.memory / 1e9:.0f} GB" if device.memory else "?",
                 (clock(seconds) if seconds else "?") if fits else "too small",
                 money(cost) if fits else "?",
+                *(_largest(plan, device.memory) for _ in several),
             ]
         )
     assumed = device_table()
@@ -116,6 +139,15 @@ def _device_table(plan: Plan) -> str:
         f"Cost: dollars, prices assumed on {assumed['assumed_on']} in conf/devices.yaml; price_per_hour=... is this "
         "machine's."
     )
+
+
+def _largest(plan: Plan, memory: float | None) -> str:
+    """The largest model with the shape of the planned one."""
+    if memory is None:
+        return "?"
+    if not (found := largest(plan.model, plan.memory, memory)):
+        return "none"
+    return f"{scaled_weights(found).total / 1e6:,.0f}M = {found.depth} x {found.width}"
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], Plan]]) -> str:
