@@ -59,7 +59,9 @@ def weights(config: AnyConfig) -> Weights:
     blocks = [sum(p.numel() for p in block.parameters()) for block in getattr(model, "blocks", ())]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     outside = parameters(config).total - sum(blocks)
-    return Weights(depth=len(blocks), block=max(blocks, default=0), blocks=sum(blocks), outside=outside, trained=trained)
+    return Weights(
+        depth=len(blocks), block=max(blocks, default=0), blocks=sum(blocks), outside=outside, trained=trained
+    )
 
 
 def parts(config: AnyConfig) -> dict[str, int]:

@@ -99,7 +99,7 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     assert trained(monkeypatch, *small, "-m", "plan=true", "model.width=32,64") == 0
     assert trained(monkeypatch, *small, "-m", "plan=true", "model.width=0,-1") == 2
     elsewhere = f"cache_dir={tmp_path / 'cache'}", "plan=true"
-    nodes = "trainer=t4", "trainer.microbatch=12", "trainer.num_nodes=2"
+    nodes = "trainer=t4", "trainer.microbatch=12", "trainer.num_nodes=2", "trainer.strategy=fsdp"
     assert trained(monkeypatch, "experiment=shakespeare", *nodes, *elsewhere) == 0
     small_model = "model.depth=1", "model.width=64", "model.head_dim=32", "data.corpus.repository=me/mine"
     assert trained(monkeypatch, *small_model, "budget.minutes=5", *elsewhere) == 0
@@ -113,6 +113,7 @@ def test_a_plan_prints_and_leaves_nothing(monkeypatch, text_file, tmp_path, caps
     assert "2 jobs" in printed.out
     assert "1,003,856 train tokens (estimated" in printed.out
     assert "2 x H100" in printed.out
+    assert "largest by fsdp" in printed.out
     assert "elsewhere" not in printed.out
     assert "budget: 5 minutes" in printed.out
     assert "tokens unknown until the data is downloaded" in printed.out

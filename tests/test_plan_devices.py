@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from slm.run.plan_traffic import updates
 from slm.training.sharded import shard
 
 DEVICES = 4
-COUNTED = replace(SMALL, depth=4, width=128, vocab_size=2048)
+COUNTED = replace(SMALL, depth=3, width=128, vocab_size=2048)
 SETTINGS = {"microbatch": 2, "device": torch.device("cpu"), "saves": False}
 
 
@@ -51,14 +50,21 @@ def mesh():
     dist.destroy_process_group()
 
 
-def step(model: GPT, optimizer: torch.optim.Optimizer, precision: str):
+class Trained(GPT):
+    """A model whose forward pass is its loss: torch's tracker follows no other method."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        features = GPT.features(self, windows[:, :-1])
+        return cross_entropy(features, targets=windows[:, 1:], **self.readout)
+
+
+def step(model: Trained, optimizer: torch.optim.Optimizer, precision: str):
     windows = torch.randint(model.config.vocab_size, (SETTINGS["microbatch"], model.config.context + 1))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        features = model.features(windows[:, :-1])
-        loss = cross_entropy(features, targets=windows[:, 1:], **model.readout)
+        loss = model(windows)
+    optimizer.zero_grad()  # after the forward pass, as Lightning does
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()
 
 
 def test_what_is_sent_by_hand():
@@ -72,10 +78,10 @@ def test_what_is_sent_by_hand():
     assert next(links()).bandwidth == pytest.approx(0.8 * 450e9)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "bf16-mixed"])
 def test_a_sharded_model_keeps_and_sends_what_is_planned(mesh, precision):
     """Against torch's count of the bytes of a sharded step, and the sizes of its collectives."""
-    model = shard(GPT(COUNTED), mesh, precision)
+    model = shard(Trained(COUNTED), mesh, precision)
     optimizer = adamw(model)
     step(model, optimizer, precision)
     tracker, sent = FSDPMemTracker(model, optimizer), Sent()
@@ -86,9 +92,10 @@ def test_a_sharded_model_keeps_and_sends_what_is_planned(mesh, precision):
     assert {name: share * size for name, size in sent.sizes.items()} == pytest.approx(planned, rel=0.01)
     [counted] = tracker.get_tracker_snapshot("peak").values()
     memory = training_memory(COUNTED, adamw, precision=precision, shards=DEVICES, **SETTINGS)
-    assert memory.peak - memory.overhead == pytest.approx(counted["Total"], rel=0.1)
+    assert memory.peak - memory.overhead == pytest.approx(counted["Total"], rel=0.06)
 
 
+@pytest.mark.slow
 def test_a_larger_model_of_the_same_shape():
     config = replace(SMALL, depth=4, width=128, kv_heads=2, mlp_width=300)
     settings = {"microbatch": 2, "device": torch.device("cuda"), "precision": "bf16-mixed", "shards": 8}
@@ -103,6 +110,7 @@ def test_a_larger_model_of_the_same_shape():
     assert largest(config, counted, 1e6) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_plan_of_eight_devices(monkeypatch, text_file, tmp_path, capsys, strategy):
     words = "plan=true", "trainer=gpu", "trainer.devices=8", f"trainer.strategy={strategy}", "optimizer=muon"

@@ -1,5 +1,4 @@
-"""A training on several devices before it runs: what each of them keeps of a sharded model, what they send in a step and
-how long that takes.
+"""A training on several devices before it runs: what each keeps of a sharded model, what it sends and for how long.
 
 DDP keeps the whole model on each device and sums gradients. FSDP2 (slm/training/sharded.py) divides weights, gradients
 and states among the devices, and gathers the weights of each block in the forward and again in the backward pass.

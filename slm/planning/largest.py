@@ -41,8 +41,8 @@ def scaled_weights(config: GPTConfig) -> Weights:
 
 
 def scaled_peak(config: GPTConfig, counted: Memory, other: GPTConfig) -> float:
-    """Bytes that another size takes: parts that hold numbers per weight in proportion to the weights, activations to
-    depth times width, the loss to the width; what is gathered to the largest block and the weights outside of blocks."""
+    """Bytes that another size takes: what holds numbers per weight in proportion to the weights, activations to depth
+    times width, the loss to the width, what is gathered to the weights of blocks and outside of them."""
     before, after = scaled_weights(config), scaled_weights(other)
     share, wide = after.total / before.total, other.width / config.width
     gathered = (after.outside + 2 * after.block) / (before.outside + 2 * before.block)

@@ -104,7 +104,8 @@ def training_memory(
     On a CPU that of the process beyond what it has before the model; on CUDA that of torch's allocator, without
     torch.compile, which needs less: of what it saves, only masks are left out, if it `compiles`. `averaged`: a callback
     averages weights. `distributed`: each device holds buckets of all gradients. `shards`: the model is divided among so
-    many devices, and its checkpoint gathered in the memory of the CPU. `saves`: a checkpoint is written while training goes on.
+    many devices, and its checkpoint gathered in the memory of the CPU. `saves`: a checkpoint is written while training
+    goes on.
     """
     if compiles and isinstance(config, GPTConfig) and takes_blocks(config, device.type, training=True):
         config = replace(config, document_start=None)

@@ -21,7 +21,9 @@ from slm.tables import clock, columns, gigabytes
 
 def shown(plan: Plan) -> str:
     """The plan of one run for people."""
-    return "\n".join([*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), *_strategy_lines(plan), "", _device_table(plan)])
+    return "\n".join(
+        [*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), *_strategy_lines(plan), "", _device_table(plan)]
+    )
 
 
 def _model_lines(plan: Plan) -> Iterator[str]:

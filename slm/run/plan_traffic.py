@@ -6,7 +6,6 @@ import torch
 
 from slm.estimate import weights
 from slm.hardware import Hardware
-from slm.model import GPTConfig
 from slm.optim.muon import Muon
 from slm.optim.shares import divided, newton_schulz_cost
 from slm.own_model import AnyConfig, build
