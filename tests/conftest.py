@@ -1,6 +1,5 @@
 """Fixtures and helpers for several tests: a small text, very small runs on it, and commands run in this process."""
 
-import copy
 import functools
 import gc
 import json
@@ -11,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import omegaconf.base
+import composing  # noqa: F401  (Hydra takes half the time)
 import pytest
 import torch
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
+from lightning.fabric.utilities import registry
 
 from slm import report
 from slm.errors import UserError
-from slm.run import cli
+from slm.run import cli, record
 from slm.run.config import RunConfig
 from slm.run.train import train
 
@@ -32,26 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests star
 draw = report.draw
 
 
-def remembered(method: Callable) -> Callable:
-    """A method of a source of configuration files, called once for each path in the package hydra."""
-    results = {}
-
-    @functools.wraps(method)
-    def call(source, config_path: str):
-        if source.path != "hydra.conf":
-            return method(source, config_path)
-        if config_path not in results:
-            results[config_path] = method(source, config_path)
-        return copy.deepcopy(results[config_path])
-
-    return call
-
-
-Plugins.instance()  # fills the registry
-packaged = SourcesRegistry.instance().types["pkg"]
-for name in ("is_config", "is_group", "load_config"):  # a quarter of the time of a composition
-    setattr(packaged, name, remembered(getattr(packaged, name)))
-omegaconf.base.parse = omegaconf._utils.parse = functools.cache(omegaconf.base.parse)  # a tenth: interpolations
+registry.entry_points = functools.cache(registry.entry_points)  # with the next, a fifteenth of a run
+record.version = functools.cache(record.version)
 
 
 def pytest_collection_finish():
@@ -67,6 +47,14 @@ def blank_pictures() -> Iterator[None]:
         patch.setattr(
             report, "draw", lambda folder, axis="": (folder / "loss.png").write_bytes(b"") or folder / "loss.png"
         )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unflushed_files() -> Iterator[None]:
+    """Files are not flushed to the disk, which a run does twenty times; chaos/ cuts the power of other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which fails where fsync would: without an open file
         yield
 
 

@@ -13,8 +13,8 @@ from slm.run.config import Budget, RunConfig
 from slm.run.instantiate import Node
 
 FILES = [path for path in sorted(CONF.glob("*/*.yaml")) if path.stem != "own"]  # which needs a class: test_own_model.py
-GROUPS = [(path.parent.name, path.stem) for path in FILES]
 EXPERIMENTS, DEBUGS = (sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("experiment", "debug"))
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in FILES if path.parent.name not in ("experiment", "debug")]
 NONE = {"steps": None, "tokens": None, "epochs": None, "max_time": None}
 CPU = resolve_hardware("cpu", 1, 1, "32-true")
 
@@ -24,23 +24,29 @@ def default() -> RunConfig:
     return cli.compose()
 
 
-@pytest.mark.parametrize(("group", "option"), GROUPS, ids=map("=".join, GROUPS))
-def test_every_option_composes_and_is_typed(group, option, default, monkeypatch):
-    if group == "hparams_search":
-        monkeypatch.setenv("SLM_RUN_DIR", "of/a/job")  # one of a sweep
-    config = cli.compose([f"{group}={option}"])
+def typed(default: RunConfig, *overrides: str) -> RunConfig:
+    """The configuration, with the types and sections of the default one."""
+    config = cli.compose(overrides)
     assert isinstance(config, RunConfig)
     assert all(isinstance(node, Node) for node in [*config.callbacks.values(), *config.logger.values()])
     assert config.plain.keys() == default.plain.keys()
     for fixed in ("model", "trainer", "budget"):  # an option has no keys of its own
         assert config.plain[fixed].keys() == default.plain[fixed].keys()
+    return config
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_is_typed(option, default, monkeypatch):
+    if option.startswith("hparams_search="):
+        monkeypatch.setenv("SLM_RUN_DIR", "of/a/job")  # one of a sweep
+    typed(default, option)
 
 
 @pytest.mark.parametrize(
     ("experiment", "debug"), [*((name, "default") for name in EXPERIMENTS), *(("quickstart", name) for name in DEBUGS)]
 )
-def test_every_experiment_can_be_debugged(experiment, debug):
-    config = cli.compose([f"experiment={experiment}", f"debug={debug}"])
+def test_every_experiment_can_be_debugged(experiment, debug, default):
+    config = typed(default, f"experiment={experiment}", f"debug={debug}")
     assert config.name == experiment
     trainer, batch = config.trainer, config.data.batch_windows
     assert batch % choose_microbatch(trainer.microbatch, trainer.accumulate_grad_batches, batch, CPU) == 0

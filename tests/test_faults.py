@@ -37,7 +37,14 @@ def steps_saved(folder: Path) -> list[int]:
 # -- requests to stop -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGXCPU", 152)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SIGTERM", 143),
+        ("SIGINT", 130),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("SIGHUP", 129), ("SIGXCPU", 152))),
+    ],
+)
 def test_a_signal_lets_the_step_finish_and_saves_it(run, text_file, tmp_path, monkeypatch, capsys, request, name, code):
     folder, settings = tmp_path / "run", (*SAVING, "trainer.microbatch=2")
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}  # a background job ignores SIGINT

@@ -156,7 +156,9 @@ def test_callbacks_that_need_epochs_are_refused_by_name(run, tmp_path, name, set
     [
         ["optimizer=sgd"],
         ["optimizer=adafactor"],
-        ["optimizer._target_=torch.optim.NAdam", "~optimizer.decay", "optimizer.lr=1e-3"],
+        pytest.param(
+            ["optimizer._target_=torch.optim.NAdam", "~optimizer.decay", "optimizer.lr=1e-3"], marks=pytest.mark.slow
+        ),
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
 )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from conftest import mistake
-from omegaconf import OmegaConf
 
 from slm.hardware import resolve_hardware
 from slm.planning.microbatch import choose_microbatch
@@ -129,9 +128,9 @@ def configurations() -> dict[str, dict]:
 
 def with_value(config: dict, key: str, value) -> dict:
     """A copy with another value of a key, which must exist."""
-    changed = OmegaConf.create(config, flags={"struct": True})
-    OmegaConf.update(changed, key, value, merge=False)
-    return OmegaConf.to_container(changed)
+    first, _, rest = key.partition(".")
+    assert first in config
+    return {**config, first: with_value(config[first], rest, value) if rest else value}
 
 
 def check(plain: dict):

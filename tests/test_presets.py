@@ -192,7 +192,9 @@ def cache(tmp_path_factory) -> str:
     return f"cache_dir={tmp_path_factory.mktemp('presets')}"
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize(  # shrunk, gpt2_350m is gpt2_124m
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "gpt2_350m" else ()) for name in STATED]
+)
 def test_a_small_run_of_each_preset_generates(name, cache, tmp_path, monkeypatch, capsys):
     """debug=shrink keeps what a preset is, but for sizes; it trains without network, and generate.py reads the run."""
     words = [f"experiment={name}", "debug=shrink"]

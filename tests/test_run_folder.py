@@ -138,7 +138,9 @@ def test_a_rank_in_the_environment_does_not_matter_to_one_device(run, monkeypatc
     assert list(verify.find_problems(run("callbacks.samples=null"))) == []
 
 
-@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize(
+    "reason", [errno.ENOLCK, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EOPNOTSUPP, errno.ENOSYS))]
+)
 def test_a_file_system_without_locks_or_flushes_is_used_with_one_warning(run, monkeypatch, capsys, reason):
     """As network and FUSE file systems answer. A cold cache and a run folder take several locks."""
     real = os.fsync

@@ -55,9 +55,9 @@ def test_prompts_come_from_the_validation_split(documents, prompts):
     assert validation_prompts(ids, TOKENIZER) == prompts
 
 
-def test_samples_begin_like_validation_documents_and_stories_are_checked(run, text_file, tmp_path, monkeypatch):
+def test_samples_begin_like_validation_documents_and_stories_are_checked(finished, text_file, tmp_path, monkeypatch):
     documents = text_file.read_text().split("\n<|endoftext|>\n")
-    samples = list(jsonl.lines(run() / "samples.jsonl"))
+    samples = list(jsonl.lines(finished / "samples.jsonl"))
     assert [sample["step"] for sample in samples] == [0, 0, 5, 5, 10, 10]
     assert all(any(text.startswith(sample["prompt"]) for text in documents[-10:]) for sample in samples)
     assert len({sample["prompt"] for sample in samples}) == 2
