@@ -72,7 +72,11 @@ def forked(*arguments: str, main: Callable[[], None] = start.train, **env: str) 
 
 
 def together(
-    processes: int, *arguments: str, nodes: int = 1, before: Callable[[int], None] = lambda rank: None
+    processes: int,
+    *arguments: str,
+    nodes: int = 1,
+    strategy: str = "ddp",
+    before: Callable[[int], None] = lambda rank: None,
 ) -> list[subprocess.CompletedProcess]:
     """The ends of as many processes of one run, as torchrun starts them on that many machines.
 
@@ -80,13 +84,13 @@ def together(
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    here, words = processes // nodes, [*arguments, "trainer.strategy=ddp", f"trainer.devices={processes // nodes}"]
+    here, words = processes // nodes, [*arguments, f"trainer.strategy={strategy}", f"trainer.num_nodes={nodes}"]
     common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": 1}
     own = [{"RANK": rank, "LOCAL_RANK": rank % here, "GROUP_RANK": rank // here} for rank in range(processes)]
     environments = [{name: str(value) for name, value in (common | its).items()} for its in own]
     befores = [partial(before, rank) for rank in range(processes)]
-    return ends([[*words, f"trainer.num_nodes={nodes}"]] * processes, environments, befores)
+    return ends([[*words, f"trainer.devices={here}"]] * processes, environments, befores)
 
 
 def ends(

@@ -78,7 +78,7 @@ def test_one_two_and_four_processes_and_kills_between_them(small, tmp_path):  # 
     run = [*small, "data.batch_windows=8", "optimizer=muon", "optimizer.lr=0.005"]
     whole = forked(*run, f"run_dir={tmp_path / 'one'}")
     assert whole.returncode == 0, whole.stderr
-    four = together(4, *run, f"run_dir={tmp_path / 'four'}")
+    four = together(4, *run, f"run_dir={tmp_path / 'four'}", strategy="fsdp")
     assert [process.returncode for process in four] == [0] * 4, four[0].stderr
     assert_as(tmp_path / "one", tmp_path / "four")
 

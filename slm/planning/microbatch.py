@@ -38,7 +38,7 @@ def choose_microbatch(asked: int | None, accumulation: int | None, batch_windows
         raise UserError(
             f"data.batch_windows={batch_windows} must be a multiple of trainer.microbatch={asked}"
             + (f" x {hardware.devices} devices" if hardware.devices > 1 else "")
-            + f"; try data.batch_windows={near}"
+            + f"; try trainer.microbatch={divisors(share, asked)[0]}, or data.batch_windows={near}"
         )
     return asked
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import time
 import warnings
@@ -44,6 +45,7 @@ def torch_settings_kept() -> Iterator[None]:
 def lost_process(error: Exception, trainer: L.Trainer) -> ResourceError | None:
     """An error of torch.distributed, which another process has caused, as one line; None for any other error."""
     text = " ".join(str(error).split())
+    reason = re.sub(r"^\[/\S+\] ", "", text).partition(". ")[0][:200]  # without torch's file and advice
     if "gloo/transport" not in text and not any(base.__name__ == "DistError" for base in type(error).__mro__):
         return None
     ends, deadline = [], time.monotonic() + SECONDS_TO_END
@@ -53,7 +55,7 @@ def lost_process(error: Exception, trainer: L.Trainer) -> ResourceError | None:
         time.sleep(0.05)
     which = "; ".join(f"process {rank} {system.how_it_ended(code)}" for rank, code in ends)
     return ResourceError(
-        f"another process of this run has ended or cannot be reached ({which or text[:200]}); if it printed an error, "
+        f"another process of this run has ended or cannot be reached ({which or reason}); if it printed an error, "
         "that is the cause; the same command goes on from the newest checkpoint"
     )
 
