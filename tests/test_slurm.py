@@ -1,12 +1,15 @@
 """deploy/slurm.sbatch and what a run does under SLURM, for whose srun and scontrol scripts in tests/slurm stand in."""
 
 import os
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, small_run
+from forks import Forked
 
 from slm import verify
 from slm.errors import Stopped
@@ -79,3 +82,35 @@ def test_a_job_is_queued_again_and_goes_on(text_file, tmp_path):
     assert (tmp_path / "calls").read_text() == "requeue 4242\n"
     assert list(verify.find_problems(folder)) == []
     assert len(list(jsonl.lines(folder / "windows.jsonl"))) == 10
+
+
+@pytest.mark.slow
+def test_nodes_with_other_files_are_refused_before_the_first_step(text_file, tmp_path):
+    """Two nodes, each with a disk of its own, on which the same words of a command find another text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    step = JOB | {"NNODES": "2", "NTASKS_PER_NODE": "1", "STEP_NUM_TASKS": "2"}
+    words = [
+        *small_run(Path("stories.txt"), Path()),
+        "trainer.devices=1",
+        "trainer.num_nodes=2",
+        "trainer.precision=32-true",
+    ]
+    words += ["trainer.microbatch=1", f"run_dir={tmp_path / 'run'}"]
+    processes, text = [], text_file.read_text()
+    for rank in range(2):
+        disk = tmp_path / f"disk{rank}"
+        disk.mkdir()
+        (disk / "stories.txt").write_text(text.replace("cat", "cow") if rank else text)
+        ranks = {f"SLURM_{name}": value for name, value in (step | {"PROCID": str(rank), "NODEID": str(rank)}).items()}
+        with open(tmp_path / f"printed{rank}", "w") as out:
+            streams = {"stdout": out.fileno(), "stderr": out.fileno()}
+            environment = {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+            processes.append(Forked(words, **streams, env=environment, before=partial(os.chdir, disk)))
+    assert [process.wait(200) for process in processes] == [2, 2]
+    printed = [(tmp_path / f"printed{rank}").read_text() for rank in range(2)]
+    (line,) = (line for line in "".join(printed).splitlines() if line.startswith("error: "))
+    assert line.startswith("error: process 1 (cache/tokens/")
+    assert "reads other tokens than process 0 (cache/tokens/" in line
+    assert not (tmp_path / "run").exists()

@@ -101,6 +101,11 @@ class TokenStore:
             raise damaged(f"contains id {largest}, but the vocabulary has {vocab_size}")
         return stamp
 
+    def digest(self) -> str:
+        """The sha256 of what equal stores in different places have in common: corpus, tokenizer, digests of the ids."""
+        same = {key: value for key, value in self.manifest.items() if key != "litdata"}  # which has paths
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
     @property
     def has_ends(self) -> bool:
         """False if no eos follows the documents: data.joined."""

@@ -15,6 +15,7 @@ from slm.data.windows import Splits, evenly_spaced
 from slm.errors import ResourceError, UserError
 from slm.tokenizers import Tokenizer, text_lengths
 from slm.training.callbacks.signals import ignore_signals
+from slm.training.equal_stores import check_stores
 
 
 class WindowsData(L.LightningDataModule):
@@ -42,6 +43,7 @@ class WindowsData(L.LightningDataModule):
         super().__init__()
         self.validation, self.context = splits.validation, splits.train.context
         self.validations = {source: part.validation for source, part in splits.by_source().items()}
+        self.stores = {source: part.store for source, part in splits.by_source().items()}
         self.targets_per_window = splits.targets_per_window
         self.longest = max(splits.train.longest, self.validation.longest)  # context that fits every window
         self.train = splits.chosen_windows
@@ -61,6 +63,9 @@ class WindowsData(L.LightningDataModule):
         self.earlier_targets = 0  # of the steps until then, beyond what this order has until that position
         self.indices: deque[Tensor] = deque()  # of the windows of the current step, a tensor per microbatch
         self.loaders: list[DataLoader] = []
+
+    def setup(self, stage: str):
+        check_stores(self.stores)
 
     @property
     def windows_per_step(self) -> int:
