@@ -219,7 +219,7 @@ def test_vast_answers_a_mistake_before_it_connects(words):
 
 
 def test_shell_scripts_have_no_warning_of_shellcheck():
-    scripts = sorted(DEPLOY.glob("*.sh"))
+    scripts = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("*.sbatch")])
     assert [os.access(script, os.X_OK) for script in scripts] == [True] * len(scripts)
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)

@@ -31,7 +31,11 @@ TABLE = [
     words for line in README.splitlines() if line.startswith("| ") for words in re.findall(r"`([^`]*=[^`]*)`", line)
 ]
 QUICKSTART = "python train.py experiment=quickstart"  # run as it stands by .ci/run
-TRAINING = [command for command in COMMANDS if command.startswith("python train.py") and command != QUICKSTART]
+TRAINING = [
+    command
+    for command in COMMANDS
+    if command.startswith("python train.py") and command != QUICKSTART and "=submitit_slurm" not in command
+]
 SERVERS = [
     command for command in COMMANDS if " ui=web" in command or " serve=openai" in command
 ]  # test_web, test_openai
@@ -46,6 +50,7 @@ RENTED = [
     for command in COMMANDS
     if command.startswith(("modal ", "sky ", "docker ", "deploy/vast.sh", "python deploy/"))  # tests/test_deploy.py
 ]
+SLURM = [command for command in COMMANDS if "sbatch " in command or "=submitit_slurm" in command]  # tests/test_slurm.py
 STANDARD_TESTS = [command for command in COMMANDS if " tasks=" in command]  # tests/test_standard_tests.py
 EVALUATION = [
     command
@@ -112,6 +117,7 @@ def test_the_readme_has_commands():
         *REVISIONS,
         *TRANSFORMERS,
         *RENTED,
+        *SLURM,
         CACHE,
         DOCTOR,
         PLAIN_LOOP,

@@ -1,6 +1,8 @@
 """deploy/slurm.sbatch and what a run does under SLURM, for whose srun and scontrol scripts in tests/slurm stand in."""
 
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from forks import Forked
 from slm import verify
 from slm.errors import Stopped
 from slm.files import jsonl
+from slm.run import cli
 from slm.training.callbacks.signals import StopSignals
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
@@ -31,6 +34,20 @@ class Strategy:
 
     def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
         return decision or next(self.answers)
+
+
+PAGE = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+
+
+def test_the_commands_of_the_page_have_keys_of_this_project_and_options_of_the_script():
+    script = SCRIPT.read_text(encoding="utf-8")
+    assert os.access(SCRIPT, os.X_OK)
+    for command in COMMANDS:
+        words = [word for word in shlex.split(command) if re.match(r"[a-z][a-z_.]*=", word)]
+        cli.compose([word for word in words if not word.startswith(("hydra", "seed=1,", "sweep_dir="))])
+        for option in re.findall(r" (--[a-z-]+)=", command):
+            assert f"#SBATCH {option}=" in script, option
 
 
 USR1, TERM, MINUTES = Stopped("USR1", 143, requeue=True), Stopped("TERM", 143), Stopped("time is up", 0)
