@@ -53,21 +53,21 @@ def main():
     print(table(["GB", "order", "number of windows", *columns], lines))
 
 
-def make_sparse(folder: Path, gigabytes: int):
+def make_sparse(folder: Path, gigabytes: float):
     """A store of so many gigabytes of train ids, and one shard of validation."""
-    splits, stamps = {}, {}
-    for split, shards in (("validation", 1), ("train", max(gigabytes * 10**9 // (2 * SHARD), 1))):
-        files = [{"file": f"{split}-{n:05d}.bin", "tokens": SHARD, "sha256": "0" * 64} for n in range(shards)]
-        counts = {"bytes": 1, "lost_bytes": 0, "documents": shards * 10**6, "tokens": SHARD * shards}
+    splits, stamps, length = {}, {}, min(SHARD, round(gigabytes * 10**9 / 2))
+    for split, shards in (("validation", 1), ("train", max(round(gigabytes * 10**9 / (2 * length)), 1))):
+        files = [{"file": f"{split}-{n:05d}.bin", "tokens": length, "sha256": "0" * 64} for n in range(shards)]
+        counts = {"bytes": 1, "lost_bytes": 0, "documents": shards * 10**6, "tokens": length * shards}
         splits[split] = {**counts, "shards": files}
         for shard in files:
             with open(folder / shard["file"], "wb") as file:
-                file.truncate(2 * SHARD)
+                file.truncate(2 * length)
             stat = (folder / shard["file"]).stat()
-            stamps[shard["file"]] = [2 * SHARD, stat.st_ctime_ns, stat.st_ino, shard["sha256"], 257]
+            stamps[shard["file"]] = [2 * length, stat.st_ctime_ns, stat.st_ino, shard["sha256"], 257]
     if gigabytes < 10:
         with atomic.replacing(folder / "train-documents.i64", digest=True) as file:
-            file.write(np.append(np.arange(0, SHARD * shards, 200), SHARD * shards).tobytes())
+            file.write(np.append(np.arange(0, length * shards, 200), length * shards).tobytes())
     manifest = {"dtype": "uint16", "repeated": 0, "vocab_size": 257, "corpus": "", "tokenizer": "", "splits": splits}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / store.VERIFIED).write_text(json.dumps(stamps))

@@ -1,8 +1,11 @@
 """How costs grow with the model, the corpus, the runs in a folder and the processes, each with its fitted exponent.
 
-    python benchmarks/scaling.py [--only runs] [--folder FOLDER]
+    python benchmarks/scaling.py [--only model corpus runs ranks] [--folder FOLDER]
 
-runs: what a command does with a folder of 10 to 10,000 runs, and with a sweep of as many jobs.
+model: a training step (512 tokens, float32) and a checkpoint, written and read, of models of 1 to 130 million weights;
+up to 1.3 billion the FLOPs of a token and the time of a plan's count, on tensors without content. corpus: opening stores
+of 10 MB to 100 GB, sparse files, and reading 8 windows. runs: what commands do with a folder of 10 to 10,000 runs, and
+with a sweep of as many jobs. ranks: a step of 8 windows on 1, 2 and 4 processes over gloo, which share these cores.
 
 The exponent e of seconds = a * size^e is fitted to the larger half of the sizes, at least three of them; below, what
 every call costs outweighs the rest. A cost whose exponent is above 1.15 is marked.
@@ -17,13 +20,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from measure import ROOT, argument_parser, command, machine, one_line_errors, parsed, table
+from opening import make_sparse
+from training import make_job, train_seconds
 
 ABOVE_LINEAR = 1.15  # exponents of costs that grow faster than their size
+SHAPES = (4, 128), (4, 256), (6, 384), (8, 512), (12, 768), (16, 768), (24, 1024), (24, 2048)  # depth, width
+TIMED = 130  # million parameters; larger models are counted only
+GIGABYTES = 0.01, 0.1, 1, 10, 100
+RANKS = 1, 2, 4
 RUNS = 10, 100, 1000, 10_000
 SMALL_RUN = (
     *("model=tiny", "model.width=32", "model.depth=1", "model.head_dim=16", "model.context=64", "tokenizer=bytes"),
@@ -80,6 +92,93 @@ def seconds_of(work: Callable[[], object], rounds: int) -> float:
         if times[-1] > 10:
             break
     return statistics.median(times)
+
+
+def model(folder: Path, rounds: int) -> tuple[str, Costs]:
+    """Seconds by millions of parameters."""
+    import torch
+
+    from slm.estimate import parameters, training_flops_per_token
+    from slm.planning.memory import training_memory
+    from slm.run import cli
+    from slm.training.checkpoint_io import DurableCheckpointIO
+
+    costs: Costs = {}
+    for depth, width in SHAPES:
+        words = [f"model.depth={depth}", f"model.width={width}", "trainer.precision=32-true", "trainer.compile=false"]
+        words += ["data.batch_windows=2", "trainer.microbatch=2", "model.context=256"]
+        config = cli.compose([*words, "name=scaling", "plan=true"])
+        sized = replace(config.model, vocab_size=4096)
+        size = round(parameters(sized).total / 1e6, 1)
+        settings = {"microbatch": 2, "device": torch.device("cpu"), "precision": "32-true"}
+        works = {
+            "a plan's memory": lambda sized=sized, config=config: training_memory(sized, config.optimizer, **settings)
+        }
+        costs.setdefault("GFLOP per token", {})[size] = training_flops_per_token(sized) / 1e9
+        if size < TIMED:
+            place = folder / f"{size}"
+            place.mkdir()
+            job = make_job(place, words, vocab_size=4096, steps=1 + rounds, device="cpu")
+            costs.setdefault("a step", {})[size] = train_seconds(job) / rounds
+            state = {"state_dict": {name: torch.zeros(round(size * 1e6)) for name in ("weights", "first", "second")}}
+            saving, file = DurableCheckpointIO(place), place / "checkpoints" / "step-1.ckpt"
+
+            def saved(saving=saving, state=state, file=file):
+                saving.save_checkpoint(state, file)
+                saving.wait()
+
+            works |= {
+                "a checkpoint written": saved,
+                "a checkpoint read": lambda file=file: saving.load_checkpoint(file),
+            }
+        for name, work in works.items():
+            costs.setdefault(name, {})[size] = seconds_of(work, 1)
+        print(
+            f"{size} million parameters: {', '.join(f'{n} {v[size]:.3g}' for n, v in costs.items() if size in v)}",
+            flush=True,
+        )
+        shutil.rmtree(folder / f"{size}", ignore_errors=True)
+    return "seconds, by millions of parameters", costs
+
+
+def corpus(folder: Path, rounds: int) -> tuple[str, Costs]:
+    """Seconds by gigabytes of token ids, in this process, with the store's files stamped as verified."""
+    from slm.data.store import TokenStore
+    from slm.data.windows import split_windows
+
+    costs: Costs = {}
+    for size in (0.01, *GIGABYTES):  # the first time to warm up
+        place = folder / f"{size}-{time.time_ns()}"
+        place.mkdir()
+        make_sparse(place, size)
+
+        def begun(place=place, order="shuffle"):
+            splits = split_windows(TokenStore.open(place, {"vocab_size": 257}), 256, context=256, order=order)
+            splits.chosen_windows.__getitems__([*islice(splits.order(seed=0).indices(0), 8)])
+
+        for order in ("shuffle", "replacement"):
+            work = partial(begun, order=order)
+            costs.setdefault(f"opened, and 8 windows read, order={order}", {})[size] = seconds_of(work, rounds)
+        shutil.rmtree(place)
+    return "seconds, by GB of token ids", costs
+
+
+def ranks(folder: Path, rounds: int) -> tuple[str, Costs]:
+    """Seconds of a step by processes, each on one thread."""
+    costs: Costs = {}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    words = [word for word in SMALL_RUN if not word.startswith(("model", "data.batch"))]
+    words += ["model=tiny", "model.context=128", "data.batch_windows=8", "trainer.microbatch=1", "budget.steps=30"]
+    words += [f"cache_dir={folder / 'cache'}", "log_every_n_steps=1", "trainer.precision=32-true"]
+    for strategy in ("ddp", "fsdp"):
+        for count in RANKS:
+            place = folder / f"{strategy}-{count}"
+            command("train.py", *words, f"run_dir={place}", f"trainer.devices={count}", f"trainer.strategy={strategy}")
+            lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+            rates = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")][10:]
+            costs.setdefault(f"a step, {strategy}", {})[count] = 8 * 128 / statistics.median(rates)
+            print(f"{count} processes, {strategy}: {costs[f'a step, {strategy}'][count]:.3g} s", flush=True)
+    return "seconds, by processes", costs
 
 
 def runs(folder: Path, rounds: int) -> tuple[str, Costs]:
@@ -152,7 +251,12 @@ def make_sweep(run: Path, place: Path, count: int) -> list:
     return jobs
 
 
-PARTS: dict[str, Callable[[Path, int], tuple[str, Costs]]] = {"runs": runs}
+PARTS: dict[str, Callable[[Path, int], tuple[str, Costs]]] = {
+    "model": model,
+    "corpus": corpus,
+    "runs": runs,
+    "ranks": ranks,
+}
 
 if __name__ == "__main__":
     with one_line_errors():
