@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--only model corpus runs ranks] [--folder FOLDER]
 
 model: a training step (512 tokens, float32) and a checkpoint, written and read, of models of 1 to 130 million weights;
-up to 1.3 billion the FLOPs of a token and the time of a plan's count, on tensors without content. corpus: opening stores
+up to 1.3 billion the FLOPs of a token and the time of a plan, on tensors without content. corpus: opening stores
 of 10 MB to 100 GB, sparse files, and reading 8 windows. runs: what commands do with a folder of 10 to 10,000 runs, and
 with a sweep of as many jobs. ranks: a step of 8 windows on 1, 2 and 4 processes over gloo, which share these cores.
 
@@ -104,13 +104,13 @@ def model(folder: Path, rounds: int) -> tuple[str, Costs]:
     from slm.training.checkpoint_io import DurableCheckpointIO
 
     costs: Costs = {}
+    settings = {"microbatch": 2, "device": torch.device("cpu"), "precision": "32-true"}
     for depth, width in SHAPES:
         words = [f"model.depth={depth}", f"model.width={width}", "trainer.precision=32-true", "trainer.compile=false"]
         words += ["data.batch_windows=2", "trainer.microbatch=2", "model.context=256"]
         config = cli.compose([*words, "name=scaling", "plan=true"])
         sized = replace(config.model, vocab_size=4096)
         size = round(parameters(sized).total / 1e6, 1)
-        settings = {"microbatch": 2, "device": torch.device("cpu"), "precision": "32-true"}
         works = {
             "a plan's memory": lambda sized=sized, config=config: training_memory(sized, config.optimizer, **settings)
         }
@@ -129,7 +129,7 @@ def model(folder: Path, rounds: int) -> tuple[str, Costs]:
 
             works |= {
                 "a checkpoint written": saved,
-                "a checkpoint read": lambda file=file: saving.load_checkpoint(file),
+                "a checkpoint read": lambda saving=saving, file=file: saving.load_checkpoint(file),
             }
         for name, work in works.items():
             costs.setdefault(name, {})[size] = seconds_of(work, 1)
