@@ -88,8 +88,9 @@ def test_one_two_and_four_processes_and_kills_between_them(small, tmp_path):  # 
     assert [process.returncode for process in ends] == [4, -9]
     assert "another process of this run has ended" in ends[0].stderr
     assert run_folder.read_run_json(tmp_path / "broken")["status"] == "failed"
-    ends = together(4, *broken, before=lambda rank: kill_in_write(5) if rank == 0 else None)
-    assert [process.returncode for process in ends] == [-9, 4, 4, 4]
+    ends = together(4, *broken, before=lambda rank: kill_in_write(10) if rank == 0 else None)
+    assert ends[0].returncode == -9
+    assert {process.returncode for process in ends[1:]} <= {0, 4}  # 0: it was done, and waited for nothing
     assert not any("Traceback" in process.stderr for process in ends)
     assert {process.returncode for process in together(2, *broken, before=lambda rank: at_step(8, kill))} == {-9}
     assert forked(*broken).returncode == 0

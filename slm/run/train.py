@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slm.errors import Stopped, UserError, one_line
+from slm.errors import Diverged, Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes, local_rank
 from slm.planning.microbatch import largest_microbatch
@@ -154,8 +154,8 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 
 
 def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
-    """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine; of
-    another process, the first one alone, and SystemExit the others, so that one prints it."""
+    """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine. What
+    all processes notice, Diverged and the end of another one, the first one raises; the others raise SystemExit."""
     from slm.training.process import lost_process
 
     trainer = assembled.trainer
@@ -165,9 +165,10 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        if (lost := lost_process(error, trainer)) and not trainer.is_global_zero:
-            raise SystemExit(lost.exit_code) from None
-        if explanation := lost or explain(error, job, start, loaders=assembled.data.workers):
+        shared = error if isinstance(error, Diverged) else lost_process(error, trainer)
+        if shared and not trainer.is_global_zero:
+            raise SystemExit(shared.exit_code) from None
+        if explanation := shared or explain(error, job, start, loaders=assembled.data.workers):
             raise explanation from error  # SLM_DEBUG=1 shows both
         raise
     finally:
