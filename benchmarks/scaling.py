@@ -99,6 +99,7 @@ def model(folder: Path, rounds: int) -> tuple[str, Costs]:
     import torch
 
     from slm.estimate import parameters, training_flops_per_token
+    from slm.files import atomic
     from slm.planning.memory import training_memory
     from slm.run import cli
     from slm.training.checkpoint_io import DurableCheckpointIO
@@ -129,7 +130,7 @@ def model(folder: Path, rounds: int) -> tuple[str, Costs]:
 
             works |= {
                 "a checkpoint written": saved,
-                "a checkpoint read": lambda saving=saving, file=file: saving.load_checkpoint(file),
+                "a checkpoint read": lambda file=file: atomic.is_intact(file) and torch.load(file, weights_only=True),
             }
         for name, work in works.items():
             costs.setdefault(name, {})[size] = seconds_of(work, 1)
