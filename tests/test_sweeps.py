@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from test_compare import write_run
 from test_report import text_of
 
-from slm import energy, report
+from slm import energy, report, verify
 from slm.analysis.statistics import pooled_deviation
 from slm.files import claim, jsonl, run_folder, sweep_folder
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
@@ -399,6 +399,25 @@ def test_a_sweep_that_was_killed_twice_equals_an_undisturbed_one(text_file, tmp_
     assert results(folder) == results(tmp_path / "undisturbed")
     for name in jobs_of(folder):
         assert first_difference(folder / name, tmp_path / "undisturbed" / name) is None
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_saves_and_is_queued_again(text_file, tmp_path):
+    """SIGUSR2 is what SLURM sends before the time of a job of submitit_slurm is over."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra sweeps is not installed")
+    sweep = [*small_run(text_file, tmp_path), "report=false", "callbacks.samples=null", "seed=1", "log_windows=true"]
+    sweep += ["budget.steps=100", "callbacks.checkpoints.every_n_steps=5000", "val_every_n_steps=100"]
+    sweep += ["hydra/launcher=submitit_local", f"sweep_dir={tmp_path / 'sweep'}"]
+    process = subprocess.Popen(command(*sweep), stdout=subprocess.PIPE, text=True)
+    wait_for_lines(tmp_path / "sweep", 10, process)
+    (job,) = jobs_of(tmp_path / "sweep").values()
+    os.kill(int(job.process.rpartition(":")[2]), signal.SIGUSR2)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    log = (tmp_path / "sweep" / "run.log").read_text()
+    assert log.count("SIGUSR2: finishing this step and saving it") == 1
+    assert log.count("done:") == log.count(", from step-") == 1, log
+    assert list(verify.find_problems(tmp_path / "sweep" / "run")) == []
 
 
 # -- energy ---------------------------------------------------------------------------------------------------------
