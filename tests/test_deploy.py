@@ -143,9 +143,13 @@ def test_modal_retries_what_was_interrupted_and_nothing_else(modal_app, monkeypa
     for code in ("sys.exit(143)", "os.kill(os.getpid(), 9)"):
         with pytest.raises(RuntimeError, match="stopped by signal"):
             train(code)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts with &
     saves = "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w'), sys.exit(143)))"
-    with pytest.raises(KeyboardInterrupt):  # Modal interrupts the function before a preemption
-        train(f"{saves}; os.kill(os.getppid(), signal.SIGINT); signal.pause()")
+    try:
+        with pytest.raises(KeyboardInterrupt):  # Modal interrupts the function before a preemption
+            train(f"{saves}; os.kill(os.getppid(), signal.SIGINT); signal.pause()")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
 
 
