@@ -51,6 +51,7 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+    everywhere = False  # True: all processes of a run raise it, and the first one alone prints it
 
     def __str__(self) -> str:
         return without_secrets(super().__str__())
@@ -66,6 +67,7 @@ class Diverged(UserError):
     """A training whose loss or gradient is no longer a finite number."""
 
     exit_code = 3
+    everywhere = True
 
 
 class Stopped(Exception):

@@ -15,10 +15,11 @@ from functools import cache
 
 import torch
 
-from slm import system
+from slm import ranks, system
 from slm.errors import ResourceError, UserError
 
 LAUNCHER_VARIABLES = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")  # of torchrun, srun, ...
+AUTOMATIC = ("auto", -1, "-1")  # values of trainer.devices, as Lightning has them
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -95,23 +96,16 @@ def choose_device(given: str, key: str) -> torch.device:
         try:
             with warnings.catch_warnings():  # of an old GPU; its first kernel fails
                 warnings.simplefilter("ignore")
-                torch.ones(1, device=f"cuda:{local_rank() % torch.cuda.device_count()}").add_(1).item()
+                torch.ones(1, device=f"cuda:{ranks.local_rank() % torch.cuda.device_count()}").add_(1).item()
         except RuntimeError as error:  # in use by another program, or one that this build of torch has no kernels for
             raise ResourceError(f"torch cannot use this GPU ({first_sentence(error)}); {remedy}") from None
     return torch.device(name)
 
 
-def local_rank() -> int:
-    """The number of this process among those of this machine."""
-    found = (os.environ.get(name, "") for name in ("LOCAL_RANK", "SLURM_LOCALID"))
-    return next((int(rank) for rank in found if rank.isdecimal()), 0)
-
-
 def launched_processes(trainer) -> int:
     """How many processes torchrun or srun has started for a run with these settings of conf/trainer. It is 1 in a batch
     script of SLURM without srun, and in a step of SLURM whose processes have a device and a run each."""
-    by_srun = 1 if is_single(trainer) else os.environ.get("SLURM_STEP_NUM_TASKS") or 1
-    return int(os.environ.get("WORLD_SIZE") or by_srun)
+    return 1 if is_single(trainer) and ranks.by_srun() else ranks.processes()
 
 
 def is_single(trainer) -> bool:
@@ -120,9 +114,7 @@ def is_single(trainer) -> bool:
 
 def is_first_process(trainer) -> bool:
     """True in the one process of a distributed run, with these settings of conf/trainer, that prints and writes."""
-    if is_single(trainer):
-        return True  # whatever the environment contains
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    return is_single(trainer) or ranks.is_first()  # a single one whatever the environment contains
 
 
 def first_sentence(error: Exception) -> str:
@@ -145,7 +137,7 @@ def why_no_cuda() -> str:
 def count_devices(accelerator: str, devices: int | str, num_nodes: int, planned: bool = False) -> int:
     """Devices over all nodes. Raises UserError for more than there are, or nodes that no launcher connects, unless
     they are only `planned`."""
-    automatic = devices in ("auto", -1, "-1")
+    automatic = devices in AUTOMATIC
     if not (automatic or (str(devices).isdigit() and int(devices) > 0)):
         raise UserError(
             f"trainer.devices={devices} must be a number of devices, at least 1, or auto; CUDA_VISIBLE_DEVICES=... "
@@ -155,11 +147,21 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int, planned:
         raise UserError(f"trainer.num_nodes={num_nodes} must be at least 1")
     if num_nodes > 1 and not planned and not any(name in os.environ for name in LAUNCHER_VARIABLES):
         raise UserError(f"trainer.num_nodes={num_nodes} would wait for the other nodes forever; use torchrun or srun")
-    present = torch.cuda.device_count() if accelerator == "gpu" else 1
+    present = devices_here(accelerator)
     count = max(present, planned) if automatic else int(devices)
+    if automatic and not planned and ranks.processes() not in (1, count * num_nodes):
+        raise UserError(
+            f"trainer.devices={devices} is {count} on this machine, and {ranks.processes()} processes were started on "
+            f"{num_nodes} (trainer.num_nodes); give trainer.devices=<processes of each machine>"
+        )
     if accelerator != "cpu" and not planned and count > present:
         raise UserError(f"trainer.devices={count}, but this machine has {present} GPU(s)")
     return count * num_nodes
+
+
+def devices_here(accelerator: str) -> int:
+    """What trainer.devices=auto means on this machine: all GPUs, or one CPU."""
+    return torch.cuda.device_count() if accelerator == "gpu" else 1
 
 
 def best_precision(accelerator: str) -> str:

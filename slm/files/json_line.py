@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from slm import ranks
 from slm.errors import CONTROL, UserError, explain, one_line, one_line_errors
 
 Facts = dict[str, Any]
-RANKS = "RANK", "LOCAL_RANK", "SLURM_PROCID"  # of one of several processes; 0 in the first
 
 _asked = False
 _facts: Facts = {}  # of the command so far
@@ -75,7 +75,7 @@ def printed(arguments: list[str]) -> Iterator[None]:
     if given[-1:] != ["print=json"]:
         yield
         return
-    first = all(os.environ.get(name, "0") == "0" for name in RANKS)  # read now: the end of a run clears some
+    first = ranks.is_first()  # read now: the end of a run clears some
     _asked, end = True, None
     try:
         with _stdout_to_stderr(first):

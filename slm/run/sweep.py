@@ -6,7 +6,6 @@ by its swept values, keeps sweep.json and results.csv, and launches only the job
 
 import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -18,13 +17,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from slm import report, system
+from slm import ranks, report, system
 from slm.errors import UserError
 from slm.files import claim, json_line, sweep_folder
 from slm.files.sweep_folder import Sweep, SweepJob
 from slm.run.overrides import quoted
 from slm.run.sweep_command import check_command, fixed_keys, swept_values
-from slm.run.sweep_jobs import is_alive, parallel_jobs
+from slm.run.sweep_jobs import is_alive, parallel_jobs, start_ray
 from slm.run.sweep_results import facts, finished_line, table, write_results
 
 ATTEMPTS = 2  # in one command, of a job whose process ends without an answer, such as by the system's lack of memory
@@ -121,6 +120,7 @@ class RecordingLauncher(Launcher):
     def _launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int):
         """Launches jobs side by side, or one after another, and announces each that ends."""
         if self.parallel:
+            start_ray(self.inner)
             with parallel_jobs(self, len(batch)):
                 self.inner.launch(batch, initial_job_idx)
             return
@@ -206,13 +206,16 @@ class RecordingLauncher(Launcher):
 
 def check_processes(config: DictConfig, parallel: bool):
     """Raises UserError for a sweep that several processes were started for, or whose jobs would start some."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if int(os.environ.get(name) or 1) > 1:
-            raise UserError(f"-m in several processes ({name}) is not supported; give trainer.devices=<n> instead")
+    if (count := ranks.processes()) > 1:
+        raise UserError(f"-m in {count} processes is not supported; give trainer.devices=<n> instead")
     if config.hydra.launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 must be at least 1, or -1 for as many jobs at a time as cores")
-    several = [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in (None, 1, "1", "auto")]
-    if parallel and several:
+    if not parallel:
+        return
+    from slm.hardware import AUTOMATIC, devices_here  # imports torch
+
+    single = {None, 1, "1", *(AUTOMATIC if devices_here("gpu") < 2 else ())}
+    if several := [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in single]:
         raise UserError(
             f"trainer.{several[0]}={config.trainer[several[0]]} needs processes of its own, which this launcher's jobs "
             "cannot start; use hydra/launcher=basic, or trainer.devices=1"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.utils import env_override
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from slm import system
@@ -151,6 +152,15 @@ def parallel_jobs(launcher, jobs: int) -> Iterator[None]:
         monitor.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def start_ray(launcher: Launcher):
+    """Starts Ray, which replaces the handler of SIGTERM, before parallel_jobs sets its own. Other launchers: no-op."""
+    if hasattr(launcher, "ray_cfg"):
+        from hydra_plugins.hydra_ray_launcher import _core  # the launcher finds Ray started
+
+        launcher.ray_cfg.init.setdefault("object_store_memory", 75 * 2**20)  # the launcher's own value
+        _core.start_ray(launcher.ray_cfg.init)
 
 
 def stop_jobs(folder: Path):

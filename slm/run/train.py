@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slm.errors import Diverged, Stopped, UserError, one_line
+from slm import ranks
+from slm.errors import Stopped, UserError, one_line
 from slm.files import claim, jsonl, run_folder
-from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes, local_rank
+from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes
 from slm.planning.microbatch import largest_microbatch
 from slm.run import resume
 from slm.run.config import RunConfig
@@ -22,6 +23,8 @@ from slm.run.process import command_start
 from slm.run.record import begin_run, close_run, complete_report, describe_run, preset_differences
 from slm.run.summary import conclude, print_summary
 from slm.system import end_with_parent
+
+SECONDS_TO_PRINT = 2.0  # that the first process has before the others end
 
 
 def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str | None = None) -> float | None:
@@ -41,7 +44,7 @@ def train(config: RunConfig, *, run_dir: Path, overrides: list[str], again: str 
 def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str) -> float | None:
     """One attempt of a run: from its newest checkpoint to its end or an interruption."""
     first = is_first_process(config.trainer)  # read now: the end of a distributed run clears the environment
-    if not first and local_rank():
+    if not first and ranks.local_rank():
         end_with_parent()
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
@@ -155,7 +158,8 @@ def find_microbatch(job: Job, before: dict[str, Any] | None) -> int:
 
 def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     """Trains to the end, or to a requested stop, which is returned. Raises UserError for failures of the machine. What
-    all processes notice, Diverged and the end of another one, the first one raises; the others raise SystemExit."""
+    all processes notice (UserError.everywhere, the end of another one) the first one raises; the others raise
+    SystemExit."""
     from slm.training.process import lost_process
 
     trainer = assembled.trainer
@@ -165,8 +169,10 @@ def fit(assembled, start: Path | None, job: Job) -> Stopped | None:
     except Stopped as stopped:
         return stopped
     except Exception as error:
-        shared = error if isinstance(error, Diverged) else lost_process(error, trainer)
+        everywhere = getattr(error, "everywhere", False)
+        shared = error if everywhere else lost_process(error, trainer)
         if shared and not trainer.is_global_zero:
+            time.sleep(SECONDS_TO_PRINT * everywhere)  # a launcher may end the first one with this one
             raise SystemExit(shared.exit_code) from None
         if explanation := shared or explain(error, job, start, loaders=assembled.data.workers):
             raise explanation from error  # SLM_DEBUG=1 shows both

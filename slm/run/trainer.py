@@ -1,6 +1,5 @@
 """The Lightning Trainer, module, data, callbacks and loggers of a run."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
+from slm import ranks
 from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import compiled, local_rank
+from slm.hardware import compiled
 from slm.model import GPT
 from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -133,7 +133,7 @@ def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
     """The compiled features of the model if the run compiles it."""
     if not job.config.trainer.compiles(job.hardware.accelerator) or is_sharded(job):
         return None  # a sharded model compiles its blocks
-    device = torch.device(job.hardware.device.type, local_rank() if job.hardware.devices > 1 else 0)
+    device = torch.device(job.hardware.device.type, ranks.local_rank() if job.hardware.devices > 1 else 0)
     return compiled(model.features, device, dynamic_lengths=job.config.data.varies_in_length)
 
 
@@ -201,9 +201,9 @@ def launcher(devices: int) -> list[ClusterEnvironment]:
     if devices == 1:
         rank_zero_only.rank = 0
         return [LightningEnvironment()]
-    if not SLURMEnvironment.detect():
+    if ranks.by_torchrun() or not SLURMEnvironment.detect():
         return []
-    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1":  # nothing but this process: a batch script without srun
+    if not ranks.by_srun():  # nothing but this process: a batch script without srun
         return [LightningEnvironment()]
     return [SLURMEnvironment(auto_requeue=False)]  # StopSignals does that
 

@@ -1,8 +1,6 @@
 """The token stores of the processes of one run, which may lie on the disks of several machines, are the same."""
 
 import socket
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +10,14 @@ from slm.data.store import TokenStore
 from slm.errors import UserError
 
 
-def check_stores(stores: Mapping[str, TokenStore]):
-    """Compares corpus, tokenizer and the digests of the ids. A collective.
+class OtherTokens(UserError):
+    """A process of a run reads other tokens than its first one."""
 
-    Raises: UserError: in the first process alone, with the first process whose tokens differ; the others end.
-    """
+    everywhere = True
+
+
+def check_stores(stores: Mapping[str, TokenStore]):
+    """Compares corpus, tokenizer and the digests of the ids. A collective. Raises OtherTokens in all processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     found: list[Any] = [None] * dist.get_world_size()
@@ -25,11 +26,8 @@ def check_stores(stores: Mapping[str, TokenStore]):
     (first_host, first), *_ = found
     for rank, (host, others) in enumerate(found):
         if different := [name for name in first if others[name][1] != first[name][1]]:
-            if dist.get_rank():
-                time.sleep(2)  # a launcher may end all with this one, and the first one prints why
-                sys.exit(UserError.exit_code)
             name = different[0]
-            raise UserError(
+            raise OtherTokens(
                 f"{name and name + ': '}process {rank} ({others[name][0]} on {host}) reads other tokens than process 0 "
                 f"({first[name][0]} on {first_host}); give all machines the same files, or a cache_dir that they share"
             )
