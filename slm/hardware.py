@@ -161,7 +161,7 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int, planned:
 
 def devices_here(accelerator: str) -> int:
     """What trainer.devices=auto means on this machine: all GPUs, or one CPU."""
-    return torch.cuda.device_count() if accelerator == "gpu" else 1
+    return torch.cuda.device_count() if accelerator in ("auto", "cuda", "gpu") else 1
 
 
 def best_precision(accelerator: str) -> str:

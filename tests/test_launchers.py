@@ -2,11 +2,15 @@
 
 import json
 
+import lightning.pytorch as L
 import pytest
+import torch
 from conftest import mistake
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from slm import ranks
+from slm.hardware import resolve_hardware
 from slm.run.trainer import launcher
 
 LAUNCHERS = {
@@ -58,3 +62,55 @@ def test_a_launcher_with_another_number_of_processes_is_refused(run, monkeypatch
         monkeypatch.setenv(name, value)
     with mistake(r"Lightning refuses the trainer: .*devices=2"):
         run("trainer.devices=2")
+
+
+TASK = {
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0",
+}
+TORCHRUN = LAUNCHERS["torchrun's second of two"] | {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+PLACES = {  # variables -> whether this is the first process, its local rank, all processes, the launcher
+    "none": ({}, (True, 0, 1, LightningEnvironment)),
+    "a task of srun": ({**TASK, "SLURM_NTASKS_PER_NODE": "1"}, (False, 0, 2, SLURMEnvironment)),
+    "first of torchrun in the second task": ({**TASK, **TORCHRUN}, (True, 0, 4, TorchElasticEnvironment)),
+    "second of it": ({**TASK, **TORCHRUN, "RANK": "1", "LOCAL_RANK": "1"}, (False, 1, 4, TorchElasticEnvironment)),
+    "third, in the first task": (
+        {**TASK, **TORCHRUN, "RANK": "2", "SLURM_PROCID": "0"},
+        (False, 0, 4, TorchElasticEnvironment),
+    ),
+    "torchrun in the only task": ({**TORCHRUN, "SLURM_STEP_NUM_TASKS": "1"}, (True, 0, 4, TorchElasticEnvironment)),
+    "a batch script": ({**TASK, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (True, 0, 1, LightningEnvironment)),
+    "second of Lightning in it": (
+        {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+        (False, 1, 2, LightningEnvironment),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_the_place_among_processes_is_that_of_the_launcher(monkeypatch, name):
+    variables, (first, local, processes, kind) = PLACES[name]
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert (ranks.is_first(), ranks.local_rank(), ranks.processes()) == (first, local, processes)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", plugins=launcher(2), logger=False)
+    environment = trainer.strategy.cluster_environment
+    assert type(environment) is kind
+    assert trainer.is_global_zero == first
+
+
+@pytest.mark.parametrize("devices", ["auto", "-1"])
+def test_automatic_devices_are_one_cpu_or_all_gpus(run, monkeypatch, devices):
+    cpu = "trainer.accelerator=cpu", "trainer.strategy=ddp"
+    folder = run(*cpu, f"trainer.devices={devices}", "budget.steps=1", "callbacks.samples=null")
+    assert json.loads((folder / "run.json").read_text())["devices"] == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert resolve_hardware("gpu", devices, 1, "auto", planned=True).devices == 4
+    assert resolve_hardware("cpu", devices, 1, "auto").devices == 1
+    for variable, value in LAUNCHERS["torchrun's second of two"].items():
+        monkeypatch.setenv(variable, value)
+    with mistake(f"trainer.devices={devices} is 1 on this machine, and 2 processes were started"):
+        resolve_hardware("cpu", devices, 1, "auto")

@@ -113,10 +113,11 @@ def test_a_larger_model_of_the_same_shape():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_plan_of_eight_devices(monkeypatch, text_file, tmp_path, capsys, strategy):
-    words = "plan=true", "trainer=gpu", "trainer.devices=8", f"trainer.strategy={strategy}", "optimizer=muon"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    words = "plan=true", "trainer=gpu", "trainer.devices=auto", f"trainer.strategy={strategy}", "optimizer=muon"
     assert trained(monkeypatch, *small_run(text_file, tmp_path), "data.batch_windows=16", *words) == 0
     printed = capsys.readouterr().out
-    assert f"\n{strategy}:    "[:8] in printed
+    assert f"\ndevice: 8 (trainer.devices=auto)\n{strategy}: " in printed
     assert "Muon's updates" in printed
     assert ("Muon's momenta" in printed) == ("gathered 0." in printed) == (strategy == "fsdp")
     assert "NVLink 4: " in printed

@@ -325,6 +325,10 @@ def test_what_a_launcher_cannot_do_is_one_line(monkeypatch, tmp_path, capsys):
     for launcher in ("joblib", "submitit_local", "submitit_slurm"):
         assert trained(monkeypatch, "-m", "seed=1,2", f"hydra/launcher={launcher}", "trainer.devices=2") == 2
         assert "trainer.devices=2 needs processes of its own" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    words = "-m", "seed=1,2", "hydra/launcher=joblib", "trainer.devices=auto"
+    assert trained(monkeypatch, *words, "trainer.accelerator=auto") == 2
+    assert "trainer.devices=auto needs processes of its own" in capsys.readouterr().err
     for count, rule in (("two", "must be a whole number"), ("0", "must be at least 1, or -1")):
         assert trained(monkeypatch, "-m", "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={count}") == 2
         assert f"error: hydra.launcher.n_jobs={count} {rule}" in capsys.readouterr().err.splitlines()[-1]
@@ -418,6 +422,33 @@ def test_a_job_of_submitit_saves_and_is_queued_again(text_file, tmp_path):
     assert log.count("SIGUSR2: finishing this step and saving it") == 1
     assert log.count("done:") == log.count(", from step-") == 1, log
     assert list(verify.find_problems(tmp_path / "sweep" / "run")) == []
+
+
+@pytest.mark.slow
+def test_a_sweep_of_ray_goes_on_after_a_kill_and_a_signal(text_file, tmp_path):
+    """kill -9 of a job and SIGTERM to the command; then the same command, which runs what is missing."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra ray is not installed")
+    folder, settings = tmp_path / "sweep", {"env": os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}, "text": True}
+    sweep = [*small_run(text_file, tmp_path), "callbacks.samples=null", "report=false", "seed=1,2,3,4"]
+    sweep += ["budget.steps=100", "callbacks.checkpoints.every_n_steps=10", "val_every_n_steps=50"]
+    sweep += ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", f"sweep_dir={folder}"]
+    process = subprocess.Popen(command(*sweep), stdout=subprocess.PIPE, **settings)
+    while process.poll() is None and not (saved := [*folder.glob("*/checkpoints/last.json")]):
+        time.sleep(0.02)
+    killed = jobs_of(folder)[saved[0].parts[-3]]
+    os.kill(int(killed.process.rpartition(":")[2]), signal.SIGKILL)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert f"the same command with sweep_dir={folder} goes on from here" in printed
+    before = jobs_of(folder)
+    assert {job.status for job in before.values()} <= {"done", "stopped", "waiting"}
+    assert before[killed.folder].status == "stopped"
+    assert subprocess.run(command(*sweep), **settings).returncode == 0
+    for name, job in jobs_of(folder).items():
+        log = (folder / f"{name}.log").read_text()
+        assert (job.status, log.count("done:   val/loss"), list(verify.find_problems(folder / name))) == ("done", 1, [])
+    assert ", from step-" in (folder / f"{killed.folder}.log").read_text()
 
 
 # -- energy ---------------------------------------------------------------------------------------------------------

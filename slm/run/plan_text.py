@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slm.estimate import device_table, parameters, parts, training_flops_per_token
 from slm.files.kept import checkpoint_files
-from slm.hardware import is_here
+from slm.hardware import AUTOMATIC, is_here
 from slm.model import GPTConfig
 from slm.own_model import shape
 from slm.planning.data import PREPARATION
@@ -89,7 +89,9 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def _strategy_lines(plan: Plan) -> Iterator[str]:
-    """What several devices divide, and what they send."""
+    """The devices of trainer.devices=auto; what several divide, and what they send."""
+    if plan.config.trainer.devices in AUTOMATIC:
+        yield f"device: {plan.hardware.devices} (trainer.devices={plan.config.trainer.devices})"
     if not (traffic := plan.traffic):
         return
     devices, memory = plan.hardware.devices, plan.memory

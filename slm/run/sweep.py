@@ -214,7 +214,7 @@ def check_processes(config: DictConfig, parallel: bool):
         return
     from slm.hardware import AUTOMATIC, devices_here  # imports torch
 
-    single = {None, 1, "1", *(AUTOMATIC if devices_here("gpu") < 2 else ())}
+    single = {None, 1, "1", *(AUTOMATIC if devices_here(config.trainer.accelerator) < 2 else ())}
     if several := [key for key in ("devices", "num_nodes") if config.trainer.get(key) not in single]:
         raise UserError(
             f"trainer.{several[0]}={config.trainer[several[0]]} needs processes of its own, which this launcher's jobs "
