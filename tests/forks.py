@@ -1,7 +1,11 @@
-"""`python train.py` in a forked process of this one, which has imported everything, so that its start takes no time."""
+"""`python train.py` in a forked process of this one, which has imported everything, so that its start takes no time.
+
+The other processes of a run on several devices, which Lightning starts by its command, are forks, too.
+"""
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from slm.run import cli, start, train, trainer  # noqa: F401  (imported before a fork)
 
@@ -46,6 +52,7 @@ class Forked:
             os.environ.update(env or {})
             sys.modules["__main__"].__spec__ = None  # Lightning and Hydra see a script
             GlobalHydra.instance().clear()
+            subprocess_script.subprocess = SimpleNamespace(Popen=other_process)
             sys.argv = [str(SCRIPT), *arguments]
             before()
             main()
@@ -56,14 +63,31 @@ class Forked:
         while self.poll() is None and os.getpgid(self.pid) != self.pid:  # it has no session yet
             time.sleep(0.001)
 
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
     def poll(self) -> int | None:
         return self._process.exitcode
+
+    def send_signal(self, number: int):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired("train.py", timeout)
         return self._process.exitcode
+
+
+def other_process(command: Sequence[str], env: Mapping[str, str], cwd: str | None) -> Forked:
+    """What Lightning starts as `python train.py ...`."""
+    assert command[:2] == [sys.executable, str(SCRIPT)]
+    return Forked(command[2:], stdout=1, stderr=2, env=env, before=partial(os.chdir, cwd or "."))
 
 
 def forked(*arguments: str, main: Callable[[], None] = start.train, **env: str) -> subprocess.CompletedProcess:

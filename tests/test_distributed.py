@@ -37,7 +37,7 @@ def small(text_file, tmp_path) -> list[str]:
 
 def test_two_processes_equal_one(small, tmp_path):
     one = forked(*small, f"run_dir={tmp_path / 'one'}")
-    two = forked(*small, f"run_dir={tmp_path / 'two'}", *TWO)
+    two = command(*small, f"run_dir={tmp_path / 'two'}", *TWO)
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert not [line for line in two.stderr.splitlines() if "deprecated" in line or "recommended" in line]
@@ -81,7 +81,7 @@ def test_fast_dev_run_keeps_nothing(small, tmp_path):
 
 def test_a_sweep_of_runs_on_two_processes(small, tmp_path):
     """Each job's second process trains that job alone, in its folder, which is named by the swept key."""
-    done = command("-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = forked("-m", *small, *TWO, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done:") == 2
     assert sorted(path.name for path in (tmp_path / "sweep").glob("*/")) == ["seed-1", "seed-2"]
