@@ -55,10 +55,9 @@ def test_two_processes_equal_one(small, tmp_path):
 def test_two_processes_stop_together_and_one_process_resumes(small, tmp_path, monkeypatch):
     """Both receive a signal and save once; later both meet a loss that is not finite. The windows stay the same."""
     run = [*small, f"run_dir={tmp_path / 'run'}"]
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}")  # of the second process
     # Lightning looks for failed processes, and kills the others, while the first one closes the run folder
     monkeypatch.setattr(_ChildProcessObserver.__init__, "__defaults__", (0.02,))
-    monkeypatch.setattr(report, "loss_curve", lambda folder: time.sleep(3))
+    monkeypatch.setattr(report, "loss_curve", lambda folder: time.sleep(1))
     stopped = forked(*run, *TWO, fault("terminate"))
     assert stopped.returncode == 143, stopped.stderr
     diverged = forked(*run, *TWO, fault("nonfinite", step=8))

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import mistake
-from test_distributed import TWO, command, small_run
+from forks import forked
+from test_distributed import TWO, small_run
 from test_model import LATER, model_of, moved
 from test_resume import assert_same, final_state, history, resumes_exactly
 
@@ -181,7 +182,7 @@ def test_two_processes_log_what_one_does(text_file, tmp_path):
     """With microbatches of one window, which are the same ones however they are shared out."""
     small = *small_run(text_file, tmp_path), *PLAIN, *DYNAMICS, "trainer.microbatch=1", "budget.steps=3"
     for name, extra in (("one", ()), ("two", TWO)):
-        done = command(*small, *extra, f"run_dir={tmp_path / name}")
+        done = forked(*small, *extra, f"run_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     one, two = (dynamics(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys()

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import mistake, small_run, trained
 from faults import override as fault
-from test_distributed import TWO, command
+from forks import forked
+from test_distributed import TWO
 from test_resume import Killed, final_state, history, set_status
 
 import slm
@@ -234,17 +235,16 @@ def test_the_overrides_of_a_foreign_run_call_nothing_that_conf_does_not_name(wor
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # three commands of two processes, each with a limit of its own
 def test_two_processes_fork(text_file, tmp_path):
     """The fork of a run of two processes equals it; and it resumes after a kill."""
     small = [*small_run(text_file, tmp_path), *TRUNK, "trainer.microbatch=1", *TWO]
-    one = command(*small, f"run_dir={tmp_path / 'trunk'}")
+    one = forked(*small, f"run_dir={tmp_path / 'trunk'}")
     assert one.returncode == 0, one.stderr
     words = f"fork={tmp_path / 'trunk'}@4", f"run_dir={tmp_path / 'fork'}"
-    killed = command(*words, fault("kill", step=7))
+    killed = forked(*words, fault("kill", step=7))
     assert killed.returncode != 0
     assert steps_in(tmp_path / "fork")
-    done = command(*words)
+    done = forked(*words)
     assert done.returncode == 0, done.stderr
     assert verify.first_difference(tmp_path / "trunk", tmp_path / "fork") is None
     assert list(verify.find_problems(tmp_path / "fork")) == []

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, mistake
-from test_distributed import TWO, command, small_run
+from forks import forked
+from test_distributed import TWO, small_run
 from test_model import model_of
 from test_resume import assert_same, final_state, history, resumes_exactly
 
@@ -257,7 +258,7 @@ def test_two_processes_equal_one(text_file, tmp_path):
     hooks = "callbacks=[activations,gradients,auxiliary_loss]", "callbacks.gradients.apply=[centralize,noise]"
     common = *small_run(text_file, tmp_path), *PLAIN, *hooks, "trainer.microbatch=1", "budget.steps=3"
     for name, extra in (("one", ()), ("two", TWO)):
-        done = command(*common, *extra, f"run_dir={tmp_path / name}")
+        done = forked(*common, *extra, f"run_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     one, two = (lines_of(tmp_path / name, ("activations/", "auxiliary/", "train/")) for name in ("one", "two"))
     assert len(one) == len(two)

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from conftest import WORDS, exit_code, trained
-from test_distributed import TWO, command, small_run
+from forks import forked
+from test_distributed import TWO, small_run
 from test_resume import train_with_kills
 
 from slm import lens
@@ -200,7 +201,7 @@ def test_a_fork_with_another_batch_and_seed(text_file, monkeypatch, tmp_path, lo
 @pytest.mark.slow
 def test_several_devices(text_file, tmp_path, looked):
     more = *EVERY_STEP, *EXACT, "trainer.microbatch=1", f"run_dir={tmp_path / 'run'}"
-    done = command(*small_run(text_file, tmp_path), *more, *TWO)
+    done = forked(*small_run(text_file, tmp_path), *more, *TWO)
     assert done.returncode == 0, done.stderr
     for line in [*jsonl.lines(tmp_path / "run" / "windows.jsonl")][1:]:
         assert looked(tmp_path / "run", line["step"], "--json", tmp_path / "found.json")[0] == 0

@@ -3,13 +3,12 @@
 import itertools
 import json
 import math
-import os
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, mistake, small_run, trained
+from conftest import mistake, small_run, trained
 from faults import override as fault
 from forks import forked
 from test_distributed import TWO
@@ -170,9 +169,8 @@ def test_mistakes_are_one_line(composed, sources, tmp_path, settings, message):
 
 
 @pytest.mark.slow
-def test_two_processes_read_the_windows_of_one(sources, text_file, tmp_path, monkeypatch):
+def test_two_processes_read_the_windows_of_one(sources, text_file, tmp_path):
     """Aligned windows and single documents, each document on its own; stopped and resumed, bit for bit."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}")  # of the second process
     masked = "data.sources.a.layout=aligned", "data.attention_across_documents=false"
     small = [*small_run(text_file, tmp_path, sources), *SMALL, *EXACT, *masked]
     two = "trainer.microbatch=null", *TWO
