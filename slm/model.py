@@ -16,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from slm.attention import (
-    Attention,
-    AttentionConfig,
-    Cache,
-    Masks,
-    RMSNorm,
-    Rotary,
-    Rotation,
-)
+from slm.attention import Attention, Cache, Masks, RMSNorm, Rotary, Rotation
 from slm.errors import UserError
 from slm.lora import LoRAConfig, add_lora
 from slm.loss import softcapped
 from slm.masks import document_masks, document_starts, takes_blocks
+from slm.parametrization import Kind, ScalingConfig
 
 # name -> activation, and whether a second projection is multiplied by it (a gated MLP, arXiv:2002.05202)
 MLPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
@@ -41,7 +34,7 @@ MLPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig(AttentionConfig):
+class GPTConfig(ScalingConfig):
     """The choices that fix the shape and the arithmetic of a model. Stored in every checkpoint.
 
     Raises: UserError: if a value is impossible, alone or beside another.
@@ -55,9 +48,6 @@ class GPTConfig(AttentionConfig):
     head_bias: bool = False  # a learned bias for each logit
     embedding_dropout: float | None = None  # on the sum of embeddings; None: dropout
     residual_dropout: float | None = None  # on the results of attention and MLP; None: dropout
-    init_std: float = 0.02  # of the normal distribution that all matrices start from
-    init_residual_scale: bool = True  # matrices that write to the residual stream start smaller by sqrt(2 * depth)
-    zero_init_residual: bool = False  # residual branches start at zero, so blocks start as identities
     residual_scalars: bool = False  # a learned scalar for each block's input and one for the embedding added to it
     logit_softcap: float | None = None  # logits become softcap * tanh(logits / softcap) (arXiv:2408.00118)
     gradient_checkpointing: bool = False  # recompute each block in the backward pass to save memory
@@ -69,8 +59,6 @@ class GPTConfig(AttentionConfig):
             object.__setattr__(self, "lora", None if self.lora.get("rank") is None else LoRAConfig(**self.lora))
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
-        if not 0 < self.init_std < math.inf:
-            raise UserError(f"model.init_std={self.init_std} must be above 0 and finite")
         if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
             raise UserError(f"model.logit_softcap={self.logit_softcap} must be above 0 and finite, or null")
         for name, known in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS)):
@@ -113,7 +101,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP: each reads the normed residual stream (B, T, C) and adds its result to it."""
+    """Attention, then an MLP: each reads the normed residual stream (B, T, C) and adds a share of its result to it."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -121,12 +109,14 @@ class Block(nn.Module):
         self.attention_norm, self.attention = norm(config), Attention(config, layer)
         self.mlp_norm, self.mlp = norm(config), MLP(config)
         self.dropout = dropout(config.dropout_of("residual"))
+        self.share = config.rules()["writer"].forward
 
     def forward(
         self, x: Tensor, tokens: Tensor, rotation: Rotation | None, masks: Masks, cache: Cache | None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, rotation, masks, cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        branch = self.dropout(self.attention(self.attention_norm(x), tokens, rotation, masks, cache))
+        x = torch.add(x, branch, alpha=self.share)
+        return torch.add(x, self.dropout(self.mlp(self.mlp_norm(x))), alpha=self.share)
 
 
 class GPT(nn.Module):
@@ -147,6 +137,7 @@ class GPT(nn.Module):
         self.residual_scales = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.embedding_scales = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
         self.norm = NORMS[config.norm](config)
+        self.output = config.rules()["readout"].forward
         self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
         if config.tied:
             self.head.weight = self.tokens.weight
@@ -154,24 +145,36 @@ class GPT(nn.Module):
         if config.lora:
             add_lora(self, config.lora)
 
+    def matrices(self) -> dict[nn.Parameter, Kind]:
+        """The kind of each embedding and each matrix of a linear layer."""
+        linear = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        tables = [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
+        found: dict[nn.Parameter, Kind] = dict.fromkeys(linear, "reader") | {self.head.weight: "readout"}
+        found |= dict.fromkeys(tables, "embedding")  # a tied head, too
+        for block in self.blocks:
+            found |= dict.fromkeys((block.attention.out.weight, block.mlp.out.weight), "writer")
+            if block.attention.value_gate:
+                found[block.attention.value_gate.weight] = "narrow"
+        return found
+
     def reset_parameters(self):
-        """GPT-2: normal(0, init_std), and writers to the residual stream smaller by sqrt(2 * depth), or zero."""
+        """GPT-2: normal(0, init_std), and writers to the residual stream smaller by sqrt(2 * depth), or zero: at the
+        size for which settings are (slm.parametrization)."""
+        kinds, rules = self.matrices(), self.config.rules()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
+                nn.init.normal_(module.weight, std=rules[kinds[module.weight]].std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        scale = math.sqrt(2 * self.config.depth) if self.config.init_residual_scale else 1.0
-        writers_std = 0.0 if self.config.zero_init_residual else self.config.init_std / scale
         for block in self.blocks:
-            for writer in (block.attention.out, block.mlp.out):
-                nn.init.normal_(writer.weight, std=writers_std)
+            for writer in (block.attention.out, block.mlp.out):  # drawn again, as the start of earlier runs was
+                nn.init.normal_(writer.weight, std=rules["writer"].std)
         if self.config.residual_scalars:  # at first the same function as without, as in nanochat's first version
             nn.init.ones_(self.residual_scales)
             nn.init.zeros_(self.embedding_scales)
 
     def features(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Tokens (B, T) to normed features (B, T, C). A cache supplies, and receives, the past.
+        """Tokens (B, T) to features (B, T, C), normed and scaled for the head. A cache supplies and receives the past.
 
         With `document_start`, tokens see their own document only, and learned positions begin anew in each; all that is
         in a cache is one document. Rotary positions need no new beginning: only their differences count.
@@ -202,7 +205,7 @@ class GPT(nn.Module):
                 x = block(x, tokens, rotation, masks, cache)
         if cache:
             cache.length = end
-        return self.norm(x)
+        return self.norm(x) * self.output
 
     @property
     def readout(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Shapes: V new vocabulary, W old vocabulary, C width.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from slm import tokenizers
 from slm.chat_template import ChatTemplate
 from slm.errors import UserError
-from slm.model import GPT
+from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, build
 from slm.tokenizers import Tokenizer
 
+WRITERS = re.compile(r"blocks\.\d+\.(attention|mlp)\.out\.")
 VOCABULARY = re.compile(r"(tokens|head|attention\.value_embedding)\.(weight|bias)")  # a row for each id
 SCALARS = "residual_scales", "embedding_scales"  # one for each block
 SHOWN = 4  # names of tensors in a line
@@ -61,6 +62,7 @@ def start_from(source: Source, model: nn.Module, tokenizer: Tokenizer) -> dict[s
     A tensor is taken by its name. Another vocabulary: see `pieces_of`. Learned positions behind the old context repeat
     from its start (arXiv:2004.05150). Further blocks are new and start as identities (arXiv:2401.02415); blocks, and
     positions, that there are not any more are left over. All else keeps its random start.
+    With other multipliers (slm.parametrization) the weights are changed so that the function stays.
     Raises: UserError: if LoRA would freeze a tensor with a random start.
     """
     own, theirs = model.state_dict(), source.model.state_dict()
@@ -68,8 +70,10 @@ def start_from(source: Source, model: nn.Module, tokenizer: Tokenizer) -> dict[s
     pieces = None if same or not isinstance(model, GPT) else pieces_of(source.tokenizer, tokenizer)
     if not isinstance(model, GPT) and not same:  # rows of its ids, under whatever names
         theirs = {name: old for name, old in theirs.items() if source.tokenizer.vocab_size not in old.shape}
-    elif isinstance(model, GPT) and model.config.tied and not source.model.config.tied:
-        del theirs["head.weight"]
+    elif isinstance(model, GPT):
+        theirs = rescaled(theirs, source.model.config, model.config)
+        if model.config.tied and not source.model.config.tied:
+            del theirs["head.weight"]
     taken = []
     for name, old in theirs.items():
         if name in own and (value := _adapted(name, old, own[name], pieces)).shape == own[name].shape:
@@ -95,6 +99,24 @@ def start_from(source: Source, model: nn.Module, tokenizer: Tokenizer) -> dict[s
         "context": [source.model.config.context, model.config.context],
         "depth": [depth, len(model.blocks)],
     }
+
+
+def rescaled(weights: Mapping[str, Tensor], before: GPTConfig, after: GPTConfig) -> dict[str, Tensor]:
+    """The weights with which a model of the second configuration computes what one of the first does with these: what
+    multiplies branches goes into the layers that end them, what multiplies features into the last norm. Exact for
+    powers of two."""
+    branch, output = (before.rules()[kind].forward / after.rules()[kind].forward for kind in ("writer", "readout"))
+    factors = {name: branch if WRITERS.match(name) else output if name.startswith("norm.") else 1 for name in weights}
+    return {name: tensor if factors[name] == 1 else tensor * factors[name] for name, tensor in weights.items()}
+
+
+def standardized(model: nn.Module) -> nn.Module:
+    """The same function without multipliers, which other programs do not have; a model without them as it is."""
+    if getattr(model.config, "parametrization", "standard") == "standard":
+        return model
+    plain = GPT(replace(model.config, parametrization="standard", base_width=None, base_depth=None)).eval()
+    plain.load_state_dict(rescaled(model.state_dict(), model.config, plain.config))
+    return plain
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"corpora"},  # nor here
     {"cache"},
     {"attention", "loss"},  # tensors: no Lightning, no Hydra
-    {"masks", "lora"},
+    {"masks", "lora", "parametrization"},
     {"model"},
     {"own_model"},
     {"huggingface"},

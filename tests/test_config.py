@@ -39,7 +39,8 @@ def typed(default: RunConfig, *overrides: str) -> RunConfig:
 def test_every_option_composes_and_is_typed(option, default, monkeypatch):
     if option.startswith("hparams_search="):
         monkeypatch.setenv("SLM_RUN_DIR", "of/a/job")  # one of a sweep
-    typed(default, option)
+    sizes = ["model.base_width=64", "model.base_depth=2"] if option.startswith("parametrization=") else []
+    typed(default, option, *sizes)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 
 writes its files into the empty `folder` and returns the lines to print, among them what was compared with the model.
 Its keyword-only arguments are the options of the command. It raises UserError, before it writes, for a model without a
-counterpart in the format.
+counterpart in the format. The multipliers of slm.parametrization are in the model's weights: slm.transfer.standardized.
 """
 
 from collections.abc import Callable

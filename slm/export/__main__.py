@@ -24,6 +24,7 @@ from slm.files import atomic, json_line, kept, run_folder
 from slm.files.stdio import make_stdio_robust
 from slm.generation.language_model import load
 from slm.run.words import divided, values_of
+from slm.transfer import standardized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ def main() -> int:
 def one(request: Request, export: Callable, target: Path, settings: dict[str, Any], run: str) -> dict[str, Any]:
     """Writes, prints and pushes a folder, and returns what the line of print=json has of it. Raises UserError."""
     model = load(run, runs_dir=request.runs_dir, device="cpu", **given(request))
+    model = replace(model, model=standardized(model.model))
     print(printable(f"{model.path}, step {model.step:,}"))
     lines = written(target, lambda folder: export(model, folder, **settings))
     files = {str(path.relative_to(target)): path.stat().st_size for path in sorted(target.rglob("*")) if path.is_file()}

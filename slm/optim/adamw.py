@@ -1,5 +1,6 @@
 """AdamW (arXiv:1711.05101): torch's own, with weight decay by role."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +9,15 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT
-from slm.optim.roles import ROLES, Role, roles
+from slm.optim.roles import ROLES, Role, roles, rules
 
 DECAYED = {"matrices": {"embedding", "readout", "hidden"}, "all": {"embedding", "readout", "hidden", "vector"}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Settings that, called with a model, make its optimizer: two groups, decayed and not.
+    """Settings that, called with a model, make its optimizer: two groups, decayed and not, before those of parameters
+    whose learning rate follows the model's size (slm.parametrization).
 
     Raises: UserError: if a setting is impossible.
     """
@@ -33,16 +35,17 @@ class AdamW:
 
     def __call__(self, model: GPT, chosen: Collection[Role] = ROLES) -> torch.optim.AdamW:
         """The optimizer of the parameters whose roles are chosen."""
-        groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-        role = roles(model)
+        groups: dict[tuple, list[torch.nn.Parameter]] = defaultdict(list)
+        role, rule = roles(model), rules(model)
         for name, parameter in model.named_parameters():
             if role[name] in chosen and parameter.requires_grad:
-                groups[role[name] in DECAYED[self.decay]].append(parameter)
+                plain, its = role[name] not in DECAYED[self.decay], rule[name]
+                decay = 0.0 if plain else self.weight_decay * its.weight_decay
+                groups[its.lr != 1, plain, self.lr * its.lr, decay, self.eps * its.eps].append(parameter)
         optimizer = torch.optim.AdamW(
             [
-                {"params": parameters, "weight_decay": self.weight_decay if decayed else 0.0}
-                for decayed, parameters in groups.items()
-                if parameters
+                {"params": parameters, "lr": lr, "weight_decay": decay, "eps": eps}
+                for (_, _, lr, decay, eps), parameters in sorted(groups.items(), key=lambda group: group[0])
             ],
             lr=self.lr,
             betas=tuple(self.betas),

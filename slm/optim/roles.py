@@ -1,14 +1,35 @@
-"""What a parameter is: weight decay and Muon both decide by its role."""
+"""What a parameter is: weight decay, learning rate and Muon decide by its role or its kind."""
 
 from typing import Literal, get_args
 
 from torch import nn
 
 from slm.attention import Attention
+from slm.lora import LoRALinear
 from slm.model import GPT
+from slm.parametrization import Kind, Rule
 
 Role = Literal["embedding", "readout", "hidden", "vector"]
 ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def kinds(model: GPT) -> dict[str, Kind]:
+    """Parameter name -> kind, as in slm.parametrization.
+
+    Of LoRA's thin matrices the first reads the layer's input, the second few channels (arXiv:2402.12354).
+    In a model of one's own the head is a reader, and a tensor of more dimensions, which Muon cannot take, is a readout.
+    Raises: ValueError: if a parameter of GPT has no kind.
+    """
+    found: dict[str, Kind] = {}
+    own, thin = not isinstance(model, GPT), [its.lora_b for its in model.modules() if isinstance(its, LoRALinear)]
+    known = {module.weight: "embedding" for module in model.modules() if isinstance(module, nn.Embedding)}
+    known = dict.fromkeys(thin, "narrow") | (known if own else model.matrices())
+    for name, parameter in model.named_parameters():  # a tied matrix appears once
+        if parameter.ndim > 2 and not own:
+            raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
+        kind = ("vector", "vector", "reader")[parameter.ndim] if parameter.ndim < 3 else "readout"
+        found[name] = known.get(parameter, kind)
+    return found
 
 
 def roles(model: GPT) -> dict[str, Role]:
@@ -16,22 +37,18 @@ def roles(model: GPT) -> dict[str, Role]:
     bias or scalar.
 
     A tied matrix is an embedding. The gate of value embeddings, a small matrix, is hidden, as in nanochat.
-    In a model of one's own the head is hidden, and a tensor of more dimensions, which Muon cannot take, is a readout.
     Raises: ValueError: if a parameter of GPT has no role.
     """
-    found: dict[str, Role] = {}
-    head = model.head.weight if isinstance(model, GPT) else None
-    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    for name, parameter in model.named_parameters():  # a tied matrix appears once
-        if parameter in embeddings:
-            found[name] = "embedding"
-        elif parameter.ndim < 2:
-            found[name] = "vector"
-        elif head is not None and parameter.ndim > 2:
-            raise ValueError(f"no role for {name} of shape {tuple(parameter.shape)}")
-        else:
-            found[name] = "readout" if parameter is head or parameter.ndim > 2 else "hidden"
-    return found
+    return {name: kind if kind in ROLES else "hidden" for name, kind in kinds(model).items()}
+
+
+def rules(model: GPT) -> dict[str, Rule]:
+    """Parameter name -> the numbers of its kind; in a model of one's own nothing changes with the size."""
+    kind = kinds(model)
+    if not isinstance(model, GPT):
+        return dict.fromkeys(kind, Rule())
+    inside, outside = model.config.rules(), model.config.rules(in_block=False)
+    return {name: (inside if name.startswith("blocks.") else outside)[its] for name, its in kind.items()}
 
 
 def stacked(model: GPT) -> dict[str, list[int]]:

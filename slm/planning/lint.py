@@ -43,7 +43,7 @@ def recipe(
         rising(schedule, steps),
         many_epochs(steps * windows_per_step / windows),
         few_steps(steps, steps * windows_per_step / windows),
-        far_learning_rate(optimizer, model.width),
+        far_learning_rate(optimizer, getattr(model, "tuned_width", model.width)),
         far_batch(windows_per_step * targets_per_window, steps) if steps >= FEW_STEPS else None,
         large_vocabulary(model.vocab_size, train_tokens),
     ]

@@ -10,6 +10,7 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT
+from slm.optim.adamw import AdamW
 from slm.optim.muon import Muon
 from slm.own_model import AnyConfig, OwnConfig
 from slm.run.instantiate import Node
@@ -90,6 +91,13 @@ class RunConfig:
         if self.fork is not None:
             self._check_fork(self.fork)
         self._check_weights()
+        kind = getattr(self.model, "parametrization", "standard")
+        if kind != "standard" and not isinstance(self.optimizer, AdamW | Muon):
+            target = self.plain["optimizer"]["_target_"]
+            raise UserError(
+                f"model.parametrization={kind} gives each kind of weight its own learning rate, which optimizer=adamw "
+                f"and optimizer=muon do, and {target} does not; give one of them"
+            )
         if self.verify_resume and self.trainer.fast_dev_run:
             raise UserError("verify_resume=true and trainer.fast_dev_run exclude one another: the latter keeps nothing")
         others = {f"plan={str(self.plan).lower()}": self.plan, "verify_resume=true": self.verify_resume}

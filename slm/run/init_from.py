@@ -33,7 +33,7 @@ def with_source(overrides: Sequence[str]) -> list[str]:
     given = {override.key_or_group: override for override in parsed(overrides)}
     if not (text := "init_from" in given and given["init_from"].value()):
         return list(overrides)
-    for other in ("fork", "model"):
+    for other in ("fork", "model", "parametrization"):
         if other in given and given[other].value() not in (None, "own"):
             raise UserError(
                 f"init_from={text} and {other}={given[other].value()} exclude one another: "

@@ -33,6 +33,8 @@ NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt o
     "model.positions": "pos pos_emb position_embedding_type pos_encoding",
     "model.rope_base": "rope_theta",
     "model.norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps eps_norm",
+    "model.parametrization": "mup use_mup mup_enabled",
+    "model.base_width": "mup_base_width mup_base_dim d_model_base",
     "model.init_std": "initializer_range init_range weight_init_std",
     "model.embedding_dropout": "emb_dropout embd_pdrop embed_dropout",
     "model.attention_dropout": "attn_dropout attn_pdrop",

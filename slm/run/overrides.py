@@ -151,6 +151,8 @@ def own_nodes(overrides: Sequence[str], config: dict[str, Any]):
     The context stays: every model has one. Otherwise a class would silently receive settings of the one it replaces.
     """
     given = [*map(key_of, overrides), "model.context"]
+    if "parametrization" in given and "model._target_" in given:
+        raise UserError("parametrization is for slm's GPT, not for a class of yours; leave out one of them")
     for key in given:
         *path, last = key.split(".")
         node = config
