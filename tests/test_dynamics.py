@@ -41,8 +41,9 @@ def dynamics(folder) -> dict[int, dict[str, float]]:
     [
         (*PLAIN, "optimizer=muon", "model.tied=true", "model.norm=rmsnorm"),
         (*BITS, "trainer.microbatch=2", "trainer.compile=false"),
-        pytest.param((*BITS, "trainer.microbatch=2", "trainer.compile=true"), marks=pytest.mark.slow),
-        pytest.param((*PLAIN, "data.layout=documents", "trainer.compile=true"), marks=pytest.mark.slow),
+        pytest.param(
+            (*BITS, "trainer.microbatch=2", "data.layout=documents", "trainer.compile=true"), marks=pytest.mark.slow
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler, about itself

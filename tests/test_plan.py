@@ -81,12 +81,13 @@ def test_a_deep_model_is_a_line_through_two_shallow_ones():
     ],
 )
 def test_the_planned_peak_is_that_of_a_training(planned_and_measured, changes):
-    """The highest of up to three peaks, which differ by 12 % between equal trainings with a large vocabulary."""
+    """The highest of up to three peaks, which differ by 12 % between equal trainings with a large vocabulary; they
+    depend on the machine, and a plan that is too high costs less than one that is too low."""
     peaks = []
     while len(peaks) < 3:
         planned, measured = planned_and_measured(changes, "cpu")
         peaks.append(measured)
-        if planned == pytest.approx(max(peaks), rel=0.15):
+        if -0.15 <= planned / max(peaks) - 1 <= 0.3:
             return
     pytest.fail(f"planned {planned:,.0f}, measured {peaks}")
 

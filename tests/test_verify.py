@@ -127,5 +127,5 @@ def test_verify_resume(text_file, tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "runs").iterdir()) == []
     monkeypatch.setattr("slm.run.verify_resume.subprocess.run", lambda words, **_: forked(*words[4:]))
     monkeypatch.setattr("slm.run.verify_resume.first_difference", lambda *folders: "metrics.jsonl, line 3")
-    assert trained(monkeypatch, *command) == 1
+    assert trained(monkeypatch, *command, "budget.steps=6") == 1
     assert "FAIL: the resumed run differs: metrics.jsonl, line 3; both runs are in" in capsys.readouterr().out
