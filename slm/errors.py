@@ -63,6 +63,12 @@ class ResourceError(UserError):
     exit_code = 4
 
 
+class SaveFailed(ResourceError):
+    """A checkpoint that the processes of a training could not write together."""
+
+    everywhere = True
+
+
 class Diverged(UserError):
     """A training whose loss or gradient is no longer a finite number."""
 

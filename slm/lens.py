@@ -144,7 +144,7 @@ def weights_before(folder: Path, info: dict[str, Any], step: int) -> Path:
     The one from which a fork has started is in its trunk.
     """
     found, trunk = run_folder.checkpoints(folder), info.get("fork")
-    if trunk and (shared := Path(trunk["run"], "checkpoints", f"step-{trunk['step']:06}.ckpt")).is_file():
+    if trunk and (shared := Path(trunk["run"], "checkpoints", f"step-{trunk['step']:06}.ckpt")).exists():
         found = sorted([*found, shared], key=run_folder.step_of, reverse=True)
     if not found:
         raise UserError(f"{folder} holds no checkpoint, and the loss of each token needs one")

@@ -113,16 +113,22 @@ def sha256(path: Path) -> str:
 
 
 def digest_path(path: Path) -> Path:
-    """The sha256 sidecar of a file."""
+    """The sha256 sidecar of a file or a folder."""
     return path.with_name(path.name + ".sha256")
 
 
 def is_intact(path: Path) -> bool:
-    """True if the file's sha256 is that of its sidecar. Raises OSError for a file that cannot be read."""
+    """True if the file's sha256 is that of its sidecar; of a folder, if it holds the files of its sidecar, no other,
+    and each has its sha256. Raises OSError for a file that cannot be read."""
     try:
         with file_operation("read", digest_path(path)):
-            expected = digest_path(path).read_bytes().split()[:1]
-        return expected == [sha256(path).encode()]
+            words = digest_path(path).read_bytes().split()
+        if not path.is_dir():
+            return words[:1] == [sha256(path).encode()]
+        files = {f"{path.name}/{file.name}".encode(): file for file in entries(path)}
+        if not all(file.is_file() for file in files.values()) or sorted(files) != sorted(words[1::2]):
+            return False
+        return [sha256(files[name]).encode() for name in words[1::2]] == words[::2]
     except FileNotFoundError:
         return False
 

@@ -3,11 +3,15 @@
 run.json  config.yaml  overrides.yaml  tokenizer/  metrics.jsonl  samples.jsonl  samples.md  events.jsonl  loss.png
 report.html  report/curves.png
 checkpoints/step-000500.ckpt  step-000500.ckpt.sha256  last.json  best.json
+
+A checkpoint is a file, or a folder with a part from each process of the training (a sharded one).
 """
 
 import json
+import os
 import re
 import secrets
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,8 @@ PARTIAL_FILE = re.compile(rf"({OWN_FILES.pattern})\.\d+\.partial")  # of slm.fil
 MAX_CHARACTERS = 10**6  # of overrides.yaml
 NO_FORK = {"run": "", "run_id": "", "step": 0, "consumed": 0, "changed": {}}
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt")
+PARTIAL_FOLDER = re.compile(rf"{STEP_FILE.pattern}\.\d+\.partial")
+PLAIN_PART = "training.ckpt"  # of a sharded checkpoint: all but the tensors that are divided
 
 
 def file_name(text: str, length: int = 100) -> str:
@@ -111,12 +117,35 @@ def remove_partial_files(folder: Path):
             orphaned = name.endswith(".sha256") and STEP_FILE.fullmatch(checkpoint.name) and not checkpoint.exists()
             if (orphaned or PARTIAL_FILE.fullmatch(name)) and path.is_file():
                 atomic.remove(path)
+            elif PARTIAL_FOLDER.fullmatch(name) and path.is_dir():
+                with file_operation("delete", path):
+                    shutil.rmtree(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints of a run folder, newest first, intact or not. Raises OSError."""
-    found = [p for p in atomic.entries(folder / "checkpoints") if STEP_FILE.fullmatch(p.name) and not p.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    found = [path for path in atomic.entries(folder / "checkpoints") if STEP_FILE.fullmatch(path.name)]
+    return sorted((path for path in found if is_sharded(path) or not path.is_dir()), key=step_of, reverse=True)
+
+
+def is_sharded(path: Path) -> bool:
+    """True for a checkpoint that is a folder."""
+    return (path / PLAIN_PART).is_file()
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    return atomic.entries(checkpoint) if checkpoint.is_dir() else [checkpoint]
+
+
+def remove_checkpoint(path: Path):
+    """Deletes a checkpoint of either kind, and its sha256; at any moment the path is as it was, or absent."""
+    if path.is_dir():
+        removed = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with file_operation("delete", path):
+            path.rename(removed)
+            shutil.rmtree(removed)
+    for file in (path, atomic.digest_path(path)):
+        atomic.remove(file)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -135,13 +164,13 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def folder_of(checkpoint: Path) -> Path:
     """The run folder of a checkpoint, else the folder that it lies in; a folder of transformers itself."""
-    return run_of(checkpoint) or (checkpoint if checkpoint.is_dir() else checkpoint.parent)
+    return run_of(checkpoint) or (checkpoint if is_of_transformers(checkpoint) else checkpoint.parent)
 
 
 def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
-    """The file that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of the
-    newest run; a folder of transformers is returned as it is. `key` is its name in messages. Raises UserError if there
-    is none."""
+    """The checkpoint that `ckpt=` means: a .ckpt, a run folder (its best, else its newest), or latest, last or best of
+    the newest run; a folder of transformers is returned as it is. `key` is its name in messages. Raises UserError if
+    there is none."""
     refuse_url(key, ckpt)
     if ckpt in ("latest", "last", "best"):
         found = sorted(runs_dir.glob("*/checkpoints/last.json"), key=lambda path: path.stat().st_mtime)
@@ -150,7 +179,7 @@ def find_checkpoint(ckpt: str, runs_dir: Path, key: str = "ckpt") -> Path:
         return _of_run(found[-1].parent.parent, ("last",) if ckpt == "last" else ("best", "last"))
     path = atomic.expanded(ckpt)
     if path.is_dir():
-        return path if is_of_transformers(path) else _of_run(path, ("best", "last"))
+        return path if is_of_transformers(path) or is_sharded(path) else _of_run(path, ("best", "last"))
     if not path.exists():
         raise UserError(f"{key}={ckpt} does not exist; it takes a .ckpt file, a run folder, latest, last or best")
     return path
@@ -167,7 +196,7 @@ def find_resume_checkpoint(resume: str, runs_dir: Path) -> Path:
     Raises UserError if there is none.
     """
     path = find_checkpoint(resume, runs_dir, key="resume")
-    if resume == "latest" or atomic.expanded(resume).is_dir():
+    if resume == "latest" or (atomic.expanded(resume).is_dir() and path != atomic.expanded(resume)):
         return newest_intact(path.parent.parent) or path
     return path
 
@@ -180,7 +209,7 @@ def newest_intact(folder: Path) -> Path | None:
     damaged = []
     for path in checkpoints(folder):
         alone = not atomic.digest_path(path).exists()  # copied without it: a run writes the sha256 first
-        if not (archive.is_complete(path) if alone else atomic.is_intact(path)):
+        if not (path.is_file() and archive.is_complete(path) if alone else atomic.is_intact(path)):
             damaged.append(path.name)
             continue
         if damaged:

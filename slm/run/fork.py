@@ -148,7 +148,7 @@ def point_of(config: RunConfig, run_dir: Path, before: Mapping[str, Any] | None)
 def check_fork(point: Point, config: RunConfig):
     """Raises UserError for a change that the state of the checkpoint does not allow: of the optimizer's class, the
     tokenizer, or the shapes of the weights."""
-    content = checkpoint.read(point.checkpoint)
+    content = checkpoint.read(point.checkpoint, outline=True)
     described = content["slm"]
     changed = differences(described["config"], config.plain, PATHS)
     for part, section in {"optimizer's class": OPTIMIZER, "tokenizer": "tokenizer"}.items():

@@ -134,7 +134,7 @@ def check_disk_space(job: Job):
     """Raises ResourceError if the disk cannot hold the checkpoints: weights and two moments, 4 bytes each."""
     run_dir, size = job.run_dir, parameters(job.model).total
     files = checkpoint_files(job.config.callbacks["checkpoints"].settings, job.steps)
-    present = sum(path.stat().st_size for path in run_folder.checkpoints(run_dir))
+    present = sum(file.stat().st_size for path in run_folder.checkpoints(run_dir) for file in run_folder.files_of(path))
     needed = files * 12 * size - present
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise ResourceError(

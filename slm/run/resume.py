@@ -68,7 +68,7 @@ def find_start(config: RunConfig, run_dir: Path, before: dict[str, Any] | None, 
     if not named:
         return None
     start = run_folder.find_resume_checkpoint(config.resume, Path(config.runs_dir))
-    check_unchanged(start, checkpoint.read(start)["slm"]["config"], config)
+    check_unchanged(start, checkpoint.read(start, outline=True)["slm"]["config"], config)
     return start
 
 
@@ -80,7 +80,7 @@ def check_start(start: Path | None, job: Job, run_info: dict[str, Any] | None) -
     """
     if start is None:
         return -1, {}
-    content = checkpoint.read(start)
+    content = checkpoint.read(start, outline=True)
     step = content["global_step"]
     if content["slm"]["tokenizer"] != checkpoint.tokenizer_files(job.tokenizer):
         raise UserError(f"{start} was trained with another tokenizer; give the same data")

@@ -24,6 +24,7 @@ from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
 from slm.run.prepare import Job, optimizer_of
 from slm.run.rate import time_limit
+from slm.training.callbacks.checkpoints import Checkpoints
 from slm.training.callbacks.dynamics import Dynamics
 from slm.training.callbacks.gradients import Gradients
 from slm.training.callbacks.guard import Guard
@@ -77,6 +78,10 @@ def build_callbacks(config: RunConfig, facts: dict[str, Any], built: dict[str, A
                     raise UserError(f"{node.where}: {kind.__name__} {reason}")
             if isinstance(callback, Dynamics | Gradients) and config.trainer.strategy == "fsdp":
                 raise UserError(f"{node.where} needs whole weights, and trainer.strategy=fsdp divides them; give ddp")
+            if isinstance(callback, Checkpoints) and callback.sharded and config.trainer.strategy != "fsdp":
+                raise UserError(
+                    f"{node.where}.sharded=true needs trainer.strategy=fsdp; leave it out for one device or ddp"
+                )
             if isinstance(callback, lightning_callbacks.WeightAveraging) and config.trainer.precision in COARSE:
                 raise UserError(
                     f"{node.where}: in 16 bits (trainer.precision={config.trainer.precision}) averages stand still; "

@@ -5,18 +5,23 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from slm import checkpoint
 from slm.errors import UserError
-from slm.files import archive, atomic
+from slm.files import archive, atomic, run_folder
 from slm.security import MAX_DEPTH, MAX_NODES, is_bounded, leaves
+from slm.training import shard_writer
+
+SECONDS_TO_FAIL = 5.0  # of a write, once another process has ended
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -28,12 +33,22 @@ class DurableCheckpointIO(CheckpointIO):
     def __init__(self, folder: Path):
         self.folder, self.thread = folder, ThreadPoolExecutor(1, "checkpoints")
         self.pending: Future | None = None
+        self.group: dist.ProcessGroup | None = None  # of the processes that write a sharded checkpoint together
 
     def save_checkpoint(self, content: dict[str, Any], path, storage_options=None):
         """Raises UserError, before anything is written, for a state that could not be read back."""
         self.wait()
         refuse_unreadable(content)
         self.pending = self.thread.submit(self._write, copied(content), Path(path))
+
+    def save_sharded(self, content: dict[str, Any], path: Path):
+        """As save_checkpoint, by all processes together: each writes its part. A collective."""
+        self.wait()
+        refuse_unreadable(content)
+        self.group = self.group or dist.new_group(backend="gloo")
+        plain, parts = shard_writer.divide(content)
+        begin = partial(self._begin, path)
+        self.pending = self.thread.submit(shard_writer.write, copied(plain), parts, path, self.group, begin)
 
     def then(self, call: Callable[[], Any]):
         """Calls a function in the thread once the pending write has succeeded."""
@@ -51,25 +66,34 @@ class DurableCheckpointIO(CheckpointIO):
         if self.pending and self.pending.done():
             self.wait()
 
+    def failure(self) -> BaseException | None:
+        """The error of the pending write, for which it waits some seconds."""
+        try:
+            return self.pending.exception(SECONDS_TO_FAIL) if self.pending else None
+        except TimeoutError:
+            return None
+
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
         return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path):
         self.wait()
-        for file in (Path(path), atomic.digest_path(Path(path))):
-            atomic.remove(file)
+        run_folder.remove_checkpoint(Path(path))
 
     def teardown(self):
         self.thread.shutdown()
 
     def _write(self, content: dict[str, Any], path: Path):
+        self._begin(path)
+        checkpoint.save(content, path)
+
+    def _begin(self, path: Path):
         for log in atomic.entries(self.folder):
             if log.suffix == ".jsonl":
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     atomic.flush(log)
         atomic.flush(self.folder)
         path.parent.mkdir(parents=self.folder not in path.parents, exist_ok=True)  # never a removed run folder
-        checkpoint.save(content, path)
 
 
 def copied(value: Any, known: dict[tuple, Tensor] | None = None) -> Any:
@@ -143,7 +167,7 @@ def _is_readable(state: Any) -> bool:
 def _without_numbers(value: Any, empty: dict[torch.dtype, Tensor]) -> Any:
     """Nested values with an empty tensor for each type, kept in `empty`. Raises TypeError for one that is not dense.
 
-    A tensor that is divided among processes (DTensor) is gathered before it is saved.
+    A tensor that is divided among processes (DTensor) is gathered, or written part by part.
     """
     if isinstance(value, Tensor):
         plain = type(value) in (Tensor, torch.nn.Parameter, DTensor) and value.layout == torch.strided

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from slm import system
-from slm.errors import ResourceError
+from slm.errors import ResourceError, SaveFailed
 
 SECONDS_TO_END = 5.0  # that the other processes have once one has failed
 
@@ -43,11 +43,14 @@ def torch_settings_kept() -> Iterator[None]:
 
 
 def lost_process(error: Exception, trainer: L.Trainer) -> ResourceError | None:
-    """An error of torch.distributed, which another process has caused, as one line; None for any other error."""
+    """An error of torch.distributed, which another process has caused, as one line, or the failure of all processes to
+    write a checkpoint, if that came before; None for any other error."""
     text = " ".join(str(error).split())
     reason = re.sub(r"^\[/\S+\] ", "", text).partition(". ")[0][:200]  # without torch's file and advice
     if "gloo/transport" not in text and not any(base.__name__ == "DistError" for base in type(error).__mro__):
         return None
+    if isinstance(failure := trainer.strategy.checkpoint_io.failure(), SaveFailed):
+        return failure
     ends, deadline = [], time.monotonic() + SECONDS_TO_END
     started = getattr(trainer.strategy.launcher, "procs", [])
     while started and not ends and time.monotonic() < deadline:

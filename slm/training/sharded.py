@@ -1,10 +1,11 @@
 """Fully sharded training (FSDP2): each process keeps a part of every weight, gradient and state of the optimizer.
 
-A block's weights are gathered for its forward and backward pass. Checkpoints hold whole weights, in the format of every
-other run, so that a run goes on with another number of devices or with another strategy.
+A block's weights are gathered for its forward and backward pass. Checkpoints are read by any number of devices, with
+any strategy: they hold whole weights, in the format of every other run, or are sharded.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,6 +18,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from slm import checkpoint
+from slm.checkpoint import shards
+from slm.files import run_folder
 from slm.model import GPT
 from slm.optim.shares import part_of, whole
 
@@ -77,10 +81,15 @@ class ShardedStrategy(ModelParallelStrategy):
         return optimizer.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath, storage_options=None):
-        Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
+        if storage_options and storage_options["sharded"]:
+            self.checkpoint_io.save_sharded(checkpoint, Path(filepath))
+        else:
+            Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
-        content = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """A sharded checkpoint is read part by part, whatever the number of processes that wrote it."""
+        path = Path(checkpoint_path)
+        content = checkpoint.read(path, outline=True)
         parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
         for name in {"state_dict", "current_model_state"} & content.keys():
             content[name] = {key: divided(value, parameters.get(key)) for key, value in content[name].items()}
@@ -88,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
             own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for place, values in state["state"].items():
                 state["state"][place] = {key: divided(value, own[place]) for key, value in values.items()}
-        return content
+        return shards.filled(path, content) if run_folder.is_sharded(path) else content
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True):
         Strategy.load_model_state_dict(self, checkpoint, strict)
@@ -122,7 +131,11 @@ def gathered(tree: Any) -> Any:
 
 
 def divided(value: Any, parameter: Tensor | None) -> Any:
-    """This process's part of a tensor in the shape of a divided parameter; any other value as it is."""
+    """This process's part of a tensor in the shape of a divided parameter, not filled if that has no memory; any other
+    value as it is."""
     if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        if value.is_meta:
+            place = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
+            return torch.distributed.tensor.empty(value.shape, dtype=value.dtype, **place)
         return part_of(value.to(parameter.device), parameter)
     return value

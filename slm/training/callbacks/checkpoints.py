@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from slm import system
+from slm.checkpoint.shards import require_safetensors
 from slm.data.words import Words
 from slm.errors import ResourceError, UserError, notice
 from slm.files import atomic, claim, run_folder
@@ -25,15 +26,26 @@ class Checkpoints(Checkpoint):
     Keeps the newest `keep_last` and the best, which last.json and best.json name, and those of the steps of `keep_at`
     (`kept_steps`), which are always written, and of the first steps that end after its numbers of words (`kept_words`),
     which revisions.json names. A step with a validation is saved after it, so a resume neither skips nor repeats a
-    validation. Raises UserError for settings out of range.
+    validation. With `sharded`, each of several processes of FSDP2 writes its part, into a folder. Raises UserError for
+    settings out of range.
     """
 
-    def __init__(self, *, every_n_steps: int, keep_last: int, keep_at: list[int | str] | None = None, folder: Path):
+    def __init__(
+        self,
+        *,
+        every_n_steps: int,
+        keep_last: int,
+        keep_at: list[int | str] | None = None,
+        sharded: bool = False,
+        folder: Path,
+    ):
         if every_n_steps < 1:
             raise UserError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
         if keep_last < 2:
             raise UserError(f"callbacks.checkpoints.keep_last={keep_last} must be at least 2: the newest may be lost")
-        self.keep_at = keep_at or []
+        if sharded:
+            require_safetensors()
+        self.keep_at, self.sharded = keep_at or [], sharded
         kept_steps(self.keep_at, 0)  # checks them before any work
         self.every_n_steps, self.keep_last, self.folder = every_n_steps, keep_last, folder / "checkpoints"
         self.best: dict[str, Any] | None = None  # step, file and val/loss
@@ -164,7 +176,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer):
         path, writer = self._path(trainer.global_step), trainer.strategy.checkpoint_io
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, storage_options={"sharded": self.sharded})  # for slm.training.sharded
         self.saved_step = trainer.global_step
         best, kept, revisions = dict(self.best) if self.best else None, frozenset(self.kept), dict(self.revisions)
         writer.then(lambda: (self._publish(path, best, revisions), self._prune(path, best, kept)))
@@ -185,8 +197,7 @@ class Checkpoints(Checkpoint):
         for path in saved[saved.index(newest) + self.keep_last :]:
             if run_folder.step_of(path) not in kept and not (best and path.name == best["file"]):
                 with contextlib.suppress(system.IN_USE):  # one that is read now goes with the next save
-                    path.unlink(missing_ok=True)
-                    atomic.digest_path(path).unlink(missing_ok=True)
+                    run_folder.remove_checkpoint(path)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"

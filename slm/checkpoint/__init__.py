@@ -1,4 +1,4 @@
-"""Checkpoint files: a training's state to disk; model, tokenizer and step from disk.
+"""Checkpoints: a training's state to disk; model, tokenizer and step from disk. `shards`: those that are folders.
 
 A sha256 sidecar lies beside each file, since torch loads a flipped bit without an error. Only plain types and tensors
 are written and read (weights_only), so a checkpoint cannot execute code; and what a file claims to hold is compared
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from slm import tokenizers
+from slm.checkpoint import shards
 from slm.errors import UserError, file_operation, is_out_of_memory, one_line, printable
 from slm.files import archive, atomic, run_folder
 from slm.huggingface import folder as huggingface
@@ -65,9 +66,11 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes | str]:
     return {name: content or "" for name, content in tokenizers.files(tokenizer).items()}
 
 
-def save(checkpoint: dict[str, Any], path: Path):
+def save(checkpoint: dict[str, Any], path: Path, digest: bool = True):
     """Writes atomically, with sha256 sidecar: at any moment `path` is the old file or the new one. Raises OSError."""
-    with atomic.replacing(path, digest=True) as file:
+    if path.is_dir():  # a damaged one, of more processes
+        run_folder.remove_checkpoint(path)
+    with atomic.replacing(path, digest=digest) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # of torch, which covers the error of the disk
@@ -76,13 +79,19 @@ def save(checkpoint: dict[str, Any], path: Path):
             raise
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The raw checkpoint, on the CPU. Raises UserError for a missing, damaged or foreign file."""
-    if not path.is_file():
+def read(path: Path, outline: bool = False) -> dict[str, Any]:
+    """The raw checkpoint, on the CPU. Raises UserError for a missing, damaged or foreign file.
+
+    With `outline`, tensors that are divided in a sharded one are without memory, for `shards.filled`.
+    """
+    sharded = run_folder.is_sharded(path)
+    if not sharded and not path.is_file():
         raise UserError(f"{path} is not a file; give a .ckpt file")
+    if sharded and not atomic.digest_path(path).exists():
+        raise UserError(f"{path} has no {atomic.digest_path(path).name} beside it, which belongs to it; copy it, too")
     if atomic.digest_path(path).exists() and not atomic.is_intact(path):
         raise UserError(f"{path} is damaged: its sha256 is not the one beside it; take another checkpoint")
-    checkpoint = _unpickled(path)
+    checkpoint = _unpickled(path / run_folder.PLAIN_PART if sharded else path)
     described = checkpoint.get("slm") if isinstance(checkpoint, dict) else None
     if not isinstance(described, dict):
         raise UserError(f"{path} is a checkpoint, but not one of slm")
@@ -93,9 +102,11 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} was written by {age} version: its checkpoint format is {version}, this program reads {FORMAT}; "
             f"{remedy}"
         )
+    if sharded:
+        checkpoint = shards.outline(path, checkpoint)
     if type(version) is not int or not _is_valid(checkpoint, described):
         raise UserError(f"{path} is damaged: a field is missing or has the wrong type; take another checkpoint")
-    return checkpoint
+    return shards.filled(path, checkpoint) if sharded and not outline else checkpoint
 
 
 class Outside(UserError):
@@ -263,7 +274,8 @@ def _are_counts(tree: Any) -> bool:
 
 
 def _is_as_large_as_its_elements(tensors: list[Tensor]) -> bool:
-    """True if the tensors have at most twice as many elements as their memory holds."""
+    """True if the tensors have at most twice as many elements as their memory holds. Those without it are shards'."""
+    tensors = [tensor for tensor in tensors if not tensor.is_meta]
     held = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.itemsize for tensor in tensors
     }
