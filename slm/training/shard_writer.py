@@ -95,11 +95,11 @@ def agreed(group: ProcessGroup, work: Callable[[], Any]) -> list[Any]:
 def save_rows(parts: dict[str, DTensor], partial: Path, path: Path, group: ProcessGroup):
     """A collective. Raises the error of this process; that of another one is left to it."""
     writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    try:
-        dcp.save(parts, storage_writer=writer, process_group=group)
-    except CheckpointException as error:  # in every process
-        if own := error.failures.get(dist.get_rank(group)):
-            with file_operation("write", path, instead_of=partial):
+    with file_operation("write", path, instead_of=partial):
+        try:
+            dcp.save(parts, storage_writer=writer, process_group=group)
+        except CheckpointException as error:  # in every process
+            if own := error.failures.get(dist.get_rank(group)):
                 raise own[0] from None
 
 
