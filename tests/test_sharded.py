@@ -48,19 +48,6 @@ def test_two_processes_equal_one(small, tmp_path, two, optimizer):  # noqa: F811
     assert list(verify.find_problems(tmp_path / "two")) == []
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_with_other_devices_and_strategies(small, tmp_path):  # noqa: F811
-    """One process, two that are sharded, two that are not, one: as one process all the way."""
-    run = [*small, "optimizer=muon", "schedule=constant", "schedule.warmup_steps=1"]  # whatever the length
-    whole = forked(*run, f"run_dir={tmp_path / 'one'}", "budget.steps=8")
-    assert whole.returncode == 0, whole.stderr
-    for steps, more in {2: (), 4: SHARDED, 6: TWO, 8: ()}.items():
-        done = forked(*run, f"run_dir={tmp_path / 'all'}", f"budget.steps={steps}", *more)
-        assert done.returncode == 0, done.stderr
-    assert_near(tmp_path / "one", tmp_path / "all", 1e-4)
-    assert list(verify.find_problems(tmp_path / "all")) == []
-
-
 def test_work_is_divided_by_its_size():
     """No process has more than the mean and the largest piece; equal pieces are shared out evenly."""
     costs = [newton_schulz_cost(*shape) for shape in [(64, 64)] * 7 + [(64, 256)] * 5 + [(256, 1024)]]

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from conftest import exit_code, flip_a_bit, mistake, small_run
 from forks import forked, together
 from safetensors.torch import save_file
 from test_foreign_files import content
 from test_resume import assert_same, final_state, history
 from test_sharded import assert_near
-from torch.distributed.checkpoint import filesystem
 
 from slm import checkpoint, verify
 from slm.checkpoint import __main__ as command
 from slm.checkpoint import shards
 from slm.files import atomic, run_folder
-from slm.training import shard_writer
+from slm.training import shard_writer, sharded
 
 SHARDED = "callbacks.checkpoints.sharded=true"
 NAME = "shard-{:05}-model-00001-of-00001.safetensors"
@@ -197,26 +197,40 @@ def train_losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in history(folder) if "train/loss" in line}
 
 
+def saved_as_both(rank: int):
+    """For `together`: each sharded checkpoint is also written as a whole one, into the folder `whole` of the run."""
+    save = sharded.ShardedStrategy.save_checkpoint
+
+    def both(self, content, path, storage_options=None):
+        gathered = sharded.gathered(content)
+        if rank == 0:
+            folder = path.parents[1] / "whole"
+            folder.mkdir(exist_ok=True)
+            checkpoint.save(gathered, folder / path.name)
+        save(self, content, path, storage_options)
+
+    sharded.ShardedStrategy.save_checkpoint = both
+
+
 @pytest.mark.slow
-def test_other_devices_go_on_from_sharded_checkpoints(small, tmp_path):
-    """Two, four, two with whole weights, one: as one process all the way, with tied and averaged weights."""
+def test_a_run_goes_on_with_other_devices_and_strategies(small, tmp_path):
+    """One process, two and four with sharded checkpoints, two with whole weights, one: as one process all the way, with
+    tied and averaged weights. A sharded checkpoint holds what a whole one holds."""
     run = [*small, "model.tied=true", "model.residual_scalars=true", "callbacks=ema", "callbacks.ema.decay=0.5"]
     run += ["callbacks.samples=null"]
     assert_done([forked(*run, f"run_dir={tmp_path / 'one'}", "budget.steps=8")])
     words = [*run, f"run_dir={tmp_path / 'all'}"]
-    assert_done(together(2, *words, SHARDED, "budget.steps=2", strategy="fsdp"))
-    assert_done(together(2, *run, f"run_dir={tmp_path / 'whole'}", "budget.steps=2", strategy="fsdp"))
-    sharded, whole = (tmp_path / name / "checkpoints" / "step-000002.ckpt" for name in ("all", "whole"))
-    assert len(list(sharded.glob("*.safetensors"))) == 2
-    contents = [checkpoint.read(path) for path in (whole, sharded)]
-    for raw in contents:
-        del raw["slm"]  # the command
-    assert_same(*contents)
-    assert_done(together(4, *words, SHARDED, "budget.steps=4", strategy="fsdp"))
-    assert len(list(sharded.with_name("step-000004.ckpt").glob("*.safetensors"))) == 4
-    assert_done(together(2, *words, "budget.steps=6"))
-    assert_done([forked(*words, SHARDED, "trainer.strategy=fsdp", "budget.steps=8")])
-    assert run_folder.checkpoints(tmp_path / "all")[0].is_file()
+    assert_done([forked(*words, SHARDED, "trainer.strategy=fsdp", "budget.steps=2")])
+    folder = tmp_path / "all" / "checkpoints"
+    assert (folder / "step-000002.ckpt").is_file()
+    for processes, step in {2: 4, 4: 6}.items():
+        end = f"budget.steps={step}"
+        assert_done(together(processes, *words, SHARDED, end, strategy="fsdp", before=saved_as_both))
+        path = folder / f"step-{step:06}.ckpt"
+        assert len(list(path.glob("*.safetensors"))) == processes
+        assert_same(checkpoint.read(path), checkpoint.read(tmp_path / "all" / "whole" / path.name))
+    assert_done(together(2, *words, "budget.steps=7"))
+    assert_done([forked(*words, "budget.steps=8")])
     assert_near(tmp_path / "one", tmp_path / "all", 1e-4)
     assert train_losses(tmp_path / "all") == pytest.approx(train_losses(tmp_path / "one"), abs=1e-6)
     assert list(verify.find_problems(tmp_path / "all")) == []
@@ -269,7 +283,7 @@ def test_a_kill_during_the_write_and_a_flipped_bit(small, tmp_path):
 def test_a_full_disk_of_one_process_ends_all_with_one_line(small, tmp_path):
     def fill(rank: int):
         if rank == 1:
-            filesystem.FileSystemWriter.write_data = full
+            dcp.HuggingFaceStorageWriter.write_data = full
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
