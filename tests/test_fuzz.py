@@ -27,12 +27,13 @@ KINDS = {  # cases, and the share that gets past the first check at least: accep
     "sentencepiece": (250, 0.1, "is no model"),
     "litdata": (250, 0.3, "is damaged, or not of"),
     "folders": (300, 0.3, "is damaged, or too large"),
+    "shards": (150, 0.5),
     "instructions": (500, 0.3, "is not UTF-", "cannot be read"),
     "bodies": (250, 0.3, "the body of the request is not JSON"),
     "evaluate": (250, 0.05),
     "export": (250, 0.05),
 }
-EXTRAS = {"folders": "safetensors", "bodies": "starlette"}
+EXTRAS = {"folders": "safetensors", "shards": "safetensors", "bodies": "starlette"}
 
 
 @pytest.mark.slow
@@ -58,5 +59,5 @@ def test_every_mutation_is_answered(kind, tmp_path, finished):
     past = sum(count for name, count in outcomes.items() if not name.startswith(tuple(first)))
     assert past > share * cases
     assert outcomes["accepted"] > 0.02 * cases
-    assert len(outcomes) > (4 if kind != "sentencepiece" else 1), "few kinds of refusal"
+    assert len(outcomes) > (4 if kind not in ("sentencepiece", "shards") else 1), "few kinds of refusal"
     assert not list(tmp_path.rglob("executed"))

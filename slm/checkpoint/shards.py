@@ -27,9 +27,8 @@ Part = tuple[list[int], list[int]]  # the first element of some rows, and their 
 def mapped(tree: Any, change: Callable[[str, Any], Any], place: str = "") -> Any:
     """Nested values with each leaf as `change` returns it, given its dotted place, such as optimizer_states.0.state."""
     if isinstance(tree, dict):
-        return type(tree)(
-            (key, mapped(item, change, f"{place}.{key}" if place else str(key))) for key, item in tree.items()
-        )
+        places = {key: f"{place}.{key}" if place else str(key) for key in tree}
+        return type(tree)({key: mapped(item, change, places[key]) for key, item in tree.items()})
     if isinstance(tree, list | tuple):
         return type(tree)(mapped(item, change, f"{place}.{number}") for number, item in enumerate(tree))
     return change(place, tree)

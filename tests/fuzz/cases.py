@@ -39,6 +39,7 @@ FOREIGN = {
     "sentencepiece": corpora.sentencepiece,
     "litdata": corpora.litdata,
     "folders": models.folders,
+    "shards": models.shards,
     "instructions": models.instructions,
     "bodies": models.bodies,
 }

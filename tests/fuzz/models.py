@@ -16,6 +16,7 @@ from slm import chat_template, checkpoint
 from slm.corpora.instructions import Instructions
 from slm.data.instructions import Answers
 from slm.errors import UserError
+from slm.files import run_folder
 from slm.generation.completion import complete
 from slm.generation.language_model import LanguageModel
 from slm.generation.sampling import Sampler
@@ -35,6 +36,44 @@ SHAPES = {  # by model_type
 }
 HUGE = (2**31, 10**9, 10**12, 2**63, -1, 0, 1, 1e9, 10**30)
 TEMPLATES = ("{{ messages[0].__class__.__mro__ }}", "{% for m in range(10**9) %}a{% endfor %}", "{%", "\0" * 99)
+
+
+def shards(rng: random.Random, folder: Path) -> Callable[[int], None]:
+    """A sharded checkpoint in which bytes, a header, the starts of rows or the shapes have changed."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from test_foreign_files import content
+    from test_shards import NAME, signed, written
+
+    whole, path = written(folder / "whole.ckpt", content()), folder / "a.ckpt"
+    plain = torch.load(whole / run_folder.PLAIN_PART, weights_only=True)
+    with safe_open(whole / NAME.format(2), framework="pt") as file:
+        rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        starts = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+    written_bytes = (whole / NAME.format(2)).read_bytes()
+    end = 8 + int.from_bytes(written_bytes[:8], "little")
+
+    def case(number: int):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(whole, path)
+        shard = path / NAME.format(rng.choice((1, 2, 3)))
+        match number % 4:
+            case 0:
+                shard.write_bytes(mutations.damaged(written_bytes, rng))
+            case 1:
+                header = mutations.changed(json.loads(written_bytes[8:end]), rng, plain=True)
+                header = json.dumps(header, default=str).encode()
+                shard.write_bytes(len(header).to_bytes(8, "little") + header + written_bytes[end:])
+            case 2:
+                changed = json.dumps(mutations.changed(starts, rng, plain=True), default=str)
+                save_file(rows, path / NAME.format(2), {"DCP_SHARDING_INFO": changed})
+            case 3:
+                raw = {**plain, "shards": mutations.changed(plain["shards"], rng)}
+                torch.save(raw, path / run_folder.PLAIN_PART)
+        loaded = checkpoint.load(signed(path))
+        assert loaded.model.config.vocab_size == 257
+
+    return case
 
 
 def folders(rng: random.Random, folder: Path) -> Callable[[int], None]:
