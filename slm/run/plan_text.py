@@ -96,9 +96,10 @@ def _strategy_lines(plan: Plan) -> Iterator[str]:
         return
     devices, memory = plan.hardware.devices, plan.memory
     if plan.strategy == "fsdp":
-        size = gigabytes(devices * (memory.weights + memory.optimizer))
+        sharded = plan.config.callbacks["checkpoints"].settings.get("sharded")
+        size = gigabytes((1 if sharded else devices) * (memory.weights + memory.optimizer))
         yield f"fsdp:   each of {devices} devices keeps 1/{devices} of weights, gradients and optimizer; a checkpoint"
-        yield f"        is gathered in {size} GB of the CPU's memory"
+        yield f"        is {'written by each from' if sharded else 'gathered in'} {size} GB of the CPU's memory"
     else:
         yield f"ddp:    each of {devices} devices keeps all weights, gradients and states"
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in traffic.sent.items())
