@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from test_sharded import assert_near
 from slm import checkpoint, verify
 from slm.checkpoint import __main__ as command
 from slm.checkpoint import shards
-from slm.files import atomic, run_folder
+from slm.files import atomic, jsonl, run_folder
 from slm.training import shard_writer, sharded
 
 SHARDED = "callbacks.checkpoints.sharded=true"
@@ -256,9 +257,18 @@ def at_step(step: int, name: str, call: Callable) -> Callable[[int], None]:
 @pytest.mark.slow
 def test_a_kill_during_the_write_and_a_flipped_bit(small, tmp_path):
     """Of all processes, once the rows are written. Each time the run goes on from the checkpoint before, and ends as
-    one without."""
+    one without, which takes a step while a checkpoint is written."""
     run = [*small, SHARDED, "callbacks.checkpoints.every_n_steps=2", "budget.steps=6"]
-    assert_done(together(2, *run, f"run_dir={tmp_path / 'straight'}", strategy="fsdp"))
+
+    def wait_for_a_step(rank: int):
+        for _ in range(600):
+            if len(list(jsonl.lines(tmp_path / "straight" / "windows.jsonl"))) >= 3:
+                return
+            time.sleep(0.1)
+        raise TimeoutError
+
+    waits = at_step(2, "own_digests", wait_for_a_step)
+    assert_done(together(2, *run, f"run_dir={tmp_path / 'straight'}", strategy="fsdp", before=waits))
     words = [*run, f"run_dir={tmp_path / 'run'}"]
     kill = at_step(4, "own_digests", lambda rank: os.kill(os.getpid(), signal.SIGKILL))
     for end in together(2, *words, strategy="fsdp", before=kill):
@@ -279,20 +289,31 @@ def test_a_kill_during_the_write_and_a_flipped_bit(small, tmp_path):
     assert list(verify.find_problems(tmp_path / "run")) == []
 
 
-@pytest.mark.slow
-def test_a_full_disk_of_one_process_ends_all_with_one_line(small, tmp_path):
-    def fill(rank: int):
-        if rank == 1:
-            dcp.HuggingFaceStorageWriter.write_data = full
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["a full disk", "another disk"])
+def test_a_fault_of_one_process_ends_all_with_one_line(small, tmp_path, fault):
+    path = tmp_path / "run" / "checkpoints" / "step-000002.ckpt"
+    write, other = shard_writer.write, tmp_path / "step-000002.ckpt"
+
+    def of_second(rank: int):
+        if rank == 1 and fault == "a full disk":
+            dcp.HuggingFaceStorageWriter.write_data = full
+        elif rank == 1:
+            shard_writer.write = lambda plain, parts, path, *more: write(plain, parts, other, *more)
 
     words = [*small, SHARDED, f"run_dir={tmp_path / 'run'}", "callbacks.checkpoints.every_n_steps=2"]
-    ends = together(2, *words, "budget.steps=6", strategy="fsdp", before=fill)
+    ends = together(2, *words, "budget.steps=6", strategy="fsdp", before=of_second)
     assert [end.returncode for end in ends] == [4, 4]
-    path = tmp_path / "run" / "checkpoints" / "step-000002.ckpt"
     lines = [line for end in ends for line in end.stderr.splitlines() if line.startswith("error")]
-    assert lines == [f"error: process 1: cannot write {path}: {os.strerror(errno.ENOSPC)}"]
+    problem = {
+        "a full disk": f"cannot write {path}: {os.strerror(errno.ENOSPC)}",
+        "another disk": f"{other}.0.partial is not seen by all processes; run_dir must be on a disk that all nodes "
+        "share",
+    }
+    assert lines == [f"error: process 1: {problem[fault]}"]
     assert not list(path.parent.glob("*.partial"))
     assert not list(path.parent.glob("*.ckpt"))
