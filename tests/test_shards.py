@@ -96,7 +96,7 @@ def damage(folder: Path) -> dict[str, Callable]:
 
     def moved(starts: dict, rows: dict | None = None):
         with shards.require_safetensors().safe_open(second, framework="pt") as file:
-            rows = rows or {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            rows = {key: file.get_tensor(key) for key in file.keys()} | (rows or {})  # noqa: SIM118
             old = json.loads(file.metadata()["DCP_SHARDING_INFO"])
         save_file(rows, second, {"DCP_SHARDING_INFO": json.dumps(old | starts)})
 
@@ -115,6 +115,10 @@ def damage(folder: Path) -> dict[str, Callable]:
         "a start of text": lambda: moved({name: {"saved_offsets": "129"}}),
         "nested without end": lambda: save_file({}, second, {"DCP_SHARDING_INFO": "[" * 10**5}),
         "another type": lambda: moved({}, {name: torch.zeros(128, 8, dtype=torch.float16)}),
+        "another type in training.ckpt": lambda: saved(
+            state_dict=raw["state_dict"] | {"model.tokens.weight": torch.empty(0, dtype=torch.float16)}
+        ),
+        "rows of no tensor": lambda: moved({"x": {"saved_offsets": [0]}}, {"x": torch.zeros(1)}),
         "other columns": lambda: moved({}, {name: torch.zeros(128, 9)}),
         "a huge shape": lambda: saved(**shape(2**40, 2**40)),
         "a negative shape": lambda: saved(**shape(-257, 8)),
@@ -132,8 +136,9 @@ def test_a_folder_whose_files_do_not_fit(tmp_path):
     """None takes memory for what it claims."""
     for name in damage(written(tmp_path / "whole.ckpt", content())):
         folder = written(tmp_path / f"{name}.ckpt", content())
+        assert_same(checkpoint.read(folder), content())
         damage(folder)[name]()
-        with mistake("damaged"):
+        with mistake("its files do not fit each other"):
             checkpoint.read(signed(folder))
 
 

@@ -122,13 +122,14 @@ def is_intact(path: Path) -> bool:
     and each has its sha256. Raises OSError for a file that cannot be read."""
     try:
         with file_operation("read", digest_path(path)):
-            words = digest_path(path).read_bytes().split()
+            content = digest_path(path).read_bytes()
         if not path.is_dir():
-            return words[:1] == [sha256(path).encode()]
-        files = {f"{path.name}/{file.name}".encode(): file for file in entries(path)}
-        if not all(file.is_file() for file in files.values()) or sorted(files) != sorted(words[1::2]):
+            return content.split()[:1] == [sha256(path).encode()]
+        listed = {line.rpartition(b"/")[2]: line.split(b" ")[0] for line in content.splitlines()}
+        files = {os.fsencode(file.name): file for file in entries(path)}
+        if listed.keys() != files.keys() or not all(file.is_file() for file in files.values()):
             return False
-        return [sha256(files[name]).encode() for name in words[1::2]] == words[::2]
+        return all(sha256(file).encode() == listed[name] for name, file in files.items())
     except FileNotFoundError:
         return False
 
