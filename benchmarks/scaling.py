@@ -1,11 +1,12 @@
 """How costs grow with the model, the corpus, the runs in a folder and the processes, each with its fitted exponent.
 
-    python benchmarks/scaling.py [--only model corpus runs ranks] [--folder FOLDER]
+    python benchmarks/scaling.py [--only model corpus runs ranks shards] [--folder FOLDER]
 
 model: a training step (512 tokens, float32) and a checkpoint, written and read, of models of 1 to 130 million weights;
 up to 1.3 billion the FLOPs of a token and the time of a plan, on tensors without content. corpus: opening stores
 of 10 MB to 100 GB, sparse files, and reading 8 windows. runs: what commands do with a folder of 10 to 10,000 runs, and
 with a sweep of as many jobs. ranks: a step of 8 windows on 1, 2 and 4 processes over gloo, which share these cores.
+shards: the bytes that each of so many processes keeps of a model that FSDP2 divides among them (exponent -1: a share).
 
 The exponent e of seconds = a * size^e is fitted to the larger half of the sizes, at least three of them; below, what
 every call costs outweighs the rest. A cost whose exponent is above 1.15 is marked.
@@ -24,6 +25,7 @@ from dataclasses import replace
 from functools import partial
 from io import StringIO
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +184,56 @@ def ranks(folder: Path, rounds: int) -> tuple[str, Costs]:
     return "seconds, by processes", costs
 
 
+def shards(folder: Path, rounds: int) -> tuple[str, Costs]:
+    """Megabytes by processes, of the process with the most."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "lightning.pytorch"])
+    costs: Costs = {}
+    for count in RANKS:
+        place = folder / f"{count}"
+        place.mkdir()
+        started = [context.Process(target=kept, args=(place, rank, count)) for rank in range(count)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        every = [json.loads(file.read_text()) for file in place.glob("*.json")]
+        for name in every[0]:
+            costs.setdefault(name, {})[count] = max(its[name] for its in every) / 1e6
+    return "MB, by processes", costs
+
+
+def kept(place: Path, rank: int, count: int):
+    """Writes the bytes that this process keeps after a step, by what they hold."""
+    import torch
+    import torch.distributed as dist
+
+    from slm.model import GPT
+    from slm.optim.shares import is_divided
+    from slm.run import cli
+    from slm.training.sharded import shard
+
+    dist.init_process_group("gloo", init_method=f"file://{place / 'store'}", rank=rank, world_size=count)
+    sizes = {}
+    for name in ("adamw", "muon"):
+        config = cli.compose(["model=small", f"optimizer={name}", "name=scaling", "plan=true"])
+        model = GPT(replace(config.model, vocab_size=4096))
+        if count > 1:
+            shard(model, dist.init_device_mesh("cpu", (count,)), "32-true")
+        optimizer = config.optimizer(model)
+        model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+        optimizer.step()
+        weights = list(model.parameters())
+        states = [
+            value for its in optimizer.state.values() for value in its.values() if isinstance(value, torch.Tensor)
+        ]
+        for part, tensors in {"weights": weights, "gradients": [w.grad for w in weights], "optimizer": states}.items():
+            own = [tensor.to_local() if is_divided(tensor) else tensor for tensor in tensors]
+            sizes[f"{part}, {name}"] = sum(tensor.nbytes for tensor in own)
+    (place / f"{rank}.json").write_text(json.dumps(sizes))
+    dist.destroy_process_group()
+
+
 def runs(folder: Path, rounds: int) -> tuple[str, Costs]:
     """Seconds of what reads a folder of runs or a sweep."""
     import slm
@@ -257,6 +309,7 @@ PARTS: dict[str, Callable[[Path, int], tuple[str, Costs]]] = {
     "corpus": corpus,
     "runs": runs,
     "ranks": ranks,
+    "shards": shards,
 }
 
 if __name__ == "__main__":

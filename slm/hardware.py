@@ -193,11 +193,11 @@ def check_open_files(loaders: int):
         )
 
 
-def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:
-    """torch.compile of a function; None, with a warning, where no compiler works.
+def compiler_works(device: torch.device) -> bool:
+    """True if torch.compile works here; prints a warning if not.
 
-    The compile cache is reset, and varying lengths are declared at once: otherwise torch would choose kernels by
-    the first shapes it sees, and a resumed run, or one of a sweep, would differ in its last digits.
+    Its cache is reset: torch would otherwise choose kernels by shapes that it has seen before, and a run of a sweep
+    would differ in its last digits.
     """
     torch.compiler.reset()
     try:
@@ -208,8 +208,17 @@ def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if not device.index:  # one process prints it for all
             print(f"warning: torch.compile does not work here ({reason[:200]}); training without it", file=sys.stderr)
-        return None
-    return torch.compile(function, dynamic=True if dynamic_lengths else None)
+        return False
+    return True
+
+
+def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:
+    """torch.compile of a function; None, with a warning, where no compiler works.
+
+    Varying lengths are declared at once: otherwise the first shape would be compiled alone, and a resumed run, whose
+    first one is another, would differ in its last digits.
+    """
+    return torch.compile(function, dynamic=dynamic_lengths or None) if compiler_works(device) else None
 
 
 def keep_freed_memory():

@@ -117,6 +117,25 @@ def together(
     return ends([[*words, f"trainer.devices={here}"]] * processes, environments, befores)
 
 
+def collective(processes: int, work: Callable[[int], None]):
+    """Calls a function with the rank in each of so many processes, which have a group of gloo."""
+
+    def run(rank: int, file: str):
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=processes)
+        work(rank)
+        torch.distributed.destroy_process_group()
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [(rank, f"{folder}/store") for rank in range(processes)]
+        started = [get_context("fork").Process(target=run, args=its) for its in arguments]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(100)
+        assert [process.exitcode for process in started] == [0] * processes
+
+
 def ends(
     commands: Sequence[Sequence[str]],
     environments: Sequence[Mapping[str, str]],

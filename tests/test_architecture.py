@@ -92,7 +92,7 @@ def loaded(*names): return [name for name in names if name in sys.modules]
 import {", ".join(modules)}
 print(loaded("torch", "lightning", "matplotlib", "datasets"))
 import slm.run.without_training
-print(loaded("lightning", "matplotlib", "datasets"))
+print(loaded("lightning", "matplotlib", "datasets", "torch.distributed.tensor", "torch._dynamo"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "[]"]

@@ -18,7 +18,7 @@ from slm.model import GPT
 from slm.planning.distributed import Link, ddp_traffic, fsdp_traffic, links
 from slm.planning.largest import largest, scaled, scaled_peak, scaled_weights
 from slm.planning.memory import training_memory
-from slm.run.plan_traffic import updates
+from slm.run.plan_traffic import exchanged, updates
 from slm.training.sharded import shard
 
 DEVICES = 4
@@ -31,7 +31,7 @@ class Sent(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.sizes = Counter()
+        self.sizes, self.counts = Counter(), Counter()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = str(operator).rpartition("c10d.")[2].partition(".")[0]
@@ -39,6 +39,9 @@ class Sent(TorchDispatchMode):
             self.sizes["weights"] += args[0].nbytes
         if name == "_reduce_scatter_base_":
             self.sizes["gradients"] += args[1].nbytes
+        if name == "alltoall_base_":  # to the other processes: this one is the first
+            self.sizes["rows"] += args[1].element_size() * sum(args[4][1:])
+        self.counts[name] += 1
         return operator(*args, **(kwargs or {}))
 
 
@@ -73,6 +76,8 @@ def test_what_is_sent_by_hand():
     assert fsdp_traffic(its, "bf16-mixed", 4, 3).sent == {"weights": 765, "gradients": 900}
     assert fsdp_traffic(its, "32-true", 2, 1).sent == {"weights": 340, "gradients": 200}
     assert updates([(4, 8), (8, 4), (2, 2)], 2, 2) == 2 * (32 + 4)  # the small one goes to either
+    there, back = exchanged([32, 32, 4], [0, 1, 0], 2, 4, 2).values()
+    assert (there, back) == (4 * (16 + 2), 2 * (16 + 2))  # half of 36 numbers, by either process
     link = Link(name="", bandwidth=100.0, latency=0.5)
     assert ddp_traffic(its, "32-true", 4).seconds(link) == 6 + 4 * 0.5
     assert next(links()).bandwidth == pytest.approx(0.8 * 450e9)
@@ -88,6 +93,9 @@ def test_a_sharded_model_keeps_and_sends_what_is_planned(mesh, precision):
     with tracker, sent:
         step(model, optimizer, precision)
     planned = fsdp_traffic(weights(COUNTED), precision, DEVICES, 1).sent
+    blocks = COUNTED.depth  # in each microbatch: gathered twice, summed once, like what is outside of them
+    assert sent.counts["_allgather_base_"] == 2 * blocks + 1
+    assert sent.counts["_reduce_scatter_base_"] == blocks + 1
     share = (DEVICES - 1) / DEVICES
     assert {name: share * size for name, size in sent.sizes.items()} == pytest.approx(planned, rel=0.01)
     [counted] = tracker.get_tracker_snapshot("peak").values()

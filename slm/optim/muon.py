@@ -5,18 +5,18 @@ Muon moves a matrix by its momentum with all singular values near 1, so that no 
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from slm.errors import UserError
 from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 from slm.optim.adamw import AdamW, check_adamw
 from slm.optim.roles import roles, stacked
-from slm.optim.shares import part_of, shared, whole
+from slm.optim.shares import is_divided, shared, shared_by_rows, stacked_cost
 
 NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
 
@@ -102,18 +102,37 @@ class MuonWithAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's look ahead
         torch._foreach_mul_(list(rows), 1 - group["lr"] * group["weight_decay"])
-        moves = [move for sizes, update in zip(rows.values(), updates) for move in whole(update).split(sizes)]
-        wide = [move.mT if move.size(0) > move.size(1) else move for move in moves]
-        results = iter(shared(wide, self._orthogonalized, arithmetic(wide[0], self.bfloat16)))
+        step = self._step_divided if is_divided(updates[0]) else self._step_whole
+        step(rows, updates, group["lr"], arithmetic(updates[0], self.bfloat16))
+
+    def _step_whole(self, rows: dict[Tensor, list[int]], updates: list[Tensor], lr: float, dtype: torch.dtype):
+        moves = [move for sizes, update in zip(rows.values(), updates) for move in update.split(sizes)]
+        steps = self._steps(moves, lambda wide: shared(wide, self._orthogonalized, dtype))
         for parameter, sizes in rows.items():
-            steps = [(size / parameter.size(1), next(results)) for size in sizes]
-            steps = [(math.sqrt(tall), update.mT) if tall > 1 else (1.0, update) for tall, update in steps]
-            if isinstance(parameter, DTensor):
-                step = torch.cat([factor * update for factor, update in steps])
-                parameter.add_(part_of(step.to(parameter.dtype), parameter), alpha=-group["lr"])
-                continue
-            for weight, (factor, update) in zip(parameter.split(sizes), steps, strict=True):
-                weight.add_(update, alpha=-group["lr"] * factor)
+            for weight, (factor, step) in zip(parameter.split(sizes), steps):
+                weight.add_(step, alpha=-lr * factor)
+
+    def _step_divided(self, rows: dict[Tensor, list[int]], updates: list[Tensor], lr: float, dtype: torch.dtype):
+        """Each process gathers a few matrices at a time, and sends their steps to those that keep the rows."""
+        parameters, sizes = list(rows), list(rows.values())
+        costs = [stacked_cost(its, parameter.size(1)) for parameter, its in rows.items()]
+
+        def work(places: list[int], gathered: list[Tensor]) -> list[Tensor]:
+            moves = [move for place, matrix in zip(places, gathered) for move in matrix.split(sizes[place])]
+            steps = self._steps(moves, self._orthogonalized)
+            return [torch.cat([factor * step for _, (factor, step) in zip(sizes[place], steps)]) for place in places]
+
+        for place, step in shared_by_rows(updates, costs, work, dtype):
+            parameters[place].to_local().add_(step, alpha=-lr)
+
+    def _steps(
+        self, moves: list[Tensor], orthogonalize: Callable[[list[Tensor]], list[Tensor]]
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Factor and orthogonal matrix of each; tall matrices are orthogonalised as wide ones, and move more."""
+        wide = [move.mT if move.size(0) > move.size(1) else move for move in moves]
+        for move, result in zip(moves, orthogonalize(wide), strict=True):
+            tall = move.size(0) / move.size(1)
+            yield (math.sqrt(tall), result.mT) if tall > 1 else (1.0, result)
 
     def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
         """Those of one shape go through Newton-Schulz together."""

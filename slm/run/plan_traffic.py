@@ -7,7 +7,7 @@ import torch
 from slm.estimate import weights
 from slm.hardware import Hardware
 from slm.optim.muon import Muon
-from slm.optim.shares import divided, newton_schulz_cost
+from slm.optim.shares import divided, newton_schulz_cost, rounds, stacked_cost
 from slm.own_model import AnyConfig, build
 from slm.planning.distributed import Traffic, ddp_traffic, fsdp_traffic, gathered, number_bytes
 from slm.run.config import RunConfig
@@ -26,12 +26,25 @@ def traffic_of(config: RunConfig, hardware: Hardware, microbatch: int, model: An
         return found
     with torch.device("meta"):
         matrices = optimizer_of(config, hardware)(build(model)).param_groups[0]
-    shapes = [(rows, p.size(1)) for p, sizes in zip(matrices["params"], matrices["rows"]) for rows in sizes]
-    sent = {**found.sent, "Muon's updates": updates(shapes, 2 if hardware.sixteen_bit else 4, devices)}
-    if sharded:  # its matrices are gathered before
-        whole = sum(rows * columns for rows, columns in shapes)
-        sent["Muon's momenta"] = gathered(number_bytes(precision) * whole, devices)
-    return Traffic(sent=sent, hops=found.hops + (devices - 1) * (1 + sharded * len(shapes)))
+    size, stacks = 2 if hardware.sixteen_bit else 4, [*zip(matrices["rows"], (p.size(1) for p in matrices["params"]))]
+    if not sharded:
+        sent = {"Muon's updates": updates([(n, columns) for rows, columns in stacks for n in rows], size, devices)}
+        return Traffic(sent=found.sent | sent, hops=found.hops + devices - 1)
+    owners = divided([stacked_cost(*stack) for stack in stacks], devices)
+    numbers = [sum(rows) * columns for rows, columns in stacks]
+    sent, turns = (
+        exchanged(numbers, owners, devices, number_bytes(precision), size),
+        [*rounds(owners, numbers, devices)],
+    )
+    return Traffic(sent=found.sent | sent, hops=found.hops + 2 * (devices - 1) * len(turns))
+
+
+def exchanged(numbers: list[int], owners: list[int], devices: int, size: int, result_size: int) -> dict[str, float]:
+    """Bytes that a device sends at most, if each keeps its rows of every matrix: to the owners of the matrices, which
+    orthogonalise them, and the rows of the results of its own to the others (slm.optim.shares)."""
+    owned = [sum(n for n, owner in zip(numbers, owners) if owner == device) for device in range(devices)]
+    updates = result_size * gathered(max(owned), devices)
+    return {"Muon's momenta": size * (sum(numbers) - min(owned)) / devices, "Muon's updates": updates}
 
 
 def updates(shapes: Sequence[tuple[int, int]], size: int, devices: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins import DoublePrecision, MixedPrecision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from slm import ranks
 from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import compiled
+from slm.hardware import compiled, compiler_works
 from slm.model import GPT
 from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -47,6 +49,10 @@ REFUSED_CALLBACKS = {  # Lightning's, which do something else here than in a tra
     lightning_callbacks.GradientAccumulationScheduler: "would change the batch; use data.batch_windows",
     lightning_callbacks.BatchSizeFinder: "would change the batch; use trainer.auto_microbatch=true",
     lightning_callbacks.LearningRateFinder: "would change the learning rate; sweep it with -m optimizer.lr=...",
+}
+UNNAMED = {  # precisions that Lightning refuses by name for FSDP2; torch has had a scaler for it since
+    "16-mixed": partial(MixedPrecision, "16-mixed"),
+    "64-true": lambda device: DoublePrecision(),
 }
 COARSE = "bf16-true", "16-true"  # precisions with 16-bit weights
 PROFILERS = {
@@ -135,11 +141,19 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
-    """The compiled features of the model if the run compiles it."""
-    if not job.config.trainer.compiles(job.hardware.accelerator) or is_sharded(job):
-        return None  # a sharded model compiles its blocks
+    """The compiled features of the model if the run compiles it. Of a sharded one each block is compiled: between two
+    of them weights are gathered."""
+    if not job.config.trainer.compiles(job.hardware.accelerator):
+        return None
     device = torch.device(job.hardware.device.type, ranks.local_rank() if job.hardware.devices > 1 else 0)
-    return compiled(model.features, device, dynamic_lengths=job.config.data.varies_in_length)
+    varies = job.config.data.varies_in_length
+    if not is_sharded(job):
+        return compiled(model.features, device, dynamic_lengths=varies)
+    if not compiler_works(device):
+        return None
+    for block in model.blocks:
+        block.compile(dynamic=varies or None)
+    return lambda tokens: model.features(tokens)  # which is another function once the model is sharded
 
 
 def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
@@ -157,13 +171,16 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
         passed_on["profiler"] = PROFILERS[profiler](dirpath=job.run_dir, filename="profile")
     if config.trainer.fast_dev_run:
         passed_on["limit_val_batches"] = int(config.trainer.fast_dev_run)
+    precision = []
+    if is_sharded(job) and hardware.precision in UNNAMED:
+        precision.append(UNNAMED[hardware.precision](hardware.device.type))
     try:
         trainer = L.Trainer(
             accelerator=hardware.accelerator,
             devices=hardware.devices // config.trainer.num_nodes,
             num_nodes=config.trainer.num_nodes,
             strategy=distributed(job) if hardware.devices > 1 else "auto",
-            precision=hardware.precision,
+            precision=None if precision else hardware.precision,
             max_steps=job.steps,
             max_epochs=-1,
             log_every_n_steps=config.log_every_n_steps,
@@ -174,7 +191,7 @@ def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:
             use_distributed_sampler=False,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[DurableCheckpointIO(job.run_dir), *launcher(hardware.devices)],
+            plugins=[DurableCheckpointIO(job.run_dir), *launcher(hardware.devices), *precision],
             default_root_dir=job.run_dir,
             enable_progress_bar=shown,
             **passed_on,
@@ -195,7 +212,7 @@ def distributed(job: Job) -> Strategy:
     """The buffers of GPT never change; those of another model become those of the first process in each step, and some
     of its parameters may have no gradient. Gradients are kept where they are sent from, without a copy."""
     if is_sharded(job):
-        return ShardedStrategy(job.config.trainer.compiles(job.hardware.accelerator))
+        return ShardedStrategy()
     own = isinstance(job.model, OwnConfig)
     return DDPStrategy(broadcast_buffers=own, find_unused_parameters=own, gradient_as_bucket_view=True)
 

@@ -23,8 +23,7 @@ def evaluating(trainer: L.Trainer) -> Iterator[GPT | None]:
         callback._swap_models(module)
     module.eval()
     try:
-        model = gathered_model(module.model)
-        yield model if trainer.is_global_zero else None
+        yield gathered_model(module.model, trainer.is_global_zero)
     finally:
         module.train(training)
         for callback in averaging:

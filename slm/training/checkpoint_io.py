@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from slm import checkpoint
 from slm.errors import UserError
 from slm.files import archive, atomic, run_folder
+from slm.optim.shares import is_divided
 from slm.security import MAX_DEPTH, MAX_NODES, is_bounded, leaves
 from slm.training import shard_writer
 
@@ -170,7 +170,7 @@ def _without_numbers(value: Any, empty: dict[torch.dtype, Tensor]) -> Any:
     A tensor that is divided among processes (DTensor) is gathered, or written part by part.
     """
     if isinstance(value, Tensor):
-        plain = type(value) in (Tensor, torch.nn.Parameter, DTensor) and value.layout == torch.strided
+        plain = (type(value) in (Tensor, torch.nn.Parameter) or is_divided(value)) and value.layout == torch.strided
         if not plain or value.is_nested or value.is_meta:
             raise TypeError
         return empty.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))

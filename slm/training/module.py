@@ -6,12 +6,12 @@ from collections.abc import Callable
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from slm.checkpoint import describe
 from slm.loss import IGNORE, bits_per_byte, cross_entropy, ids_of, text_sizes, token_nats
 from slm.model import GPT
+from slm.optim.shares import whole
 
 SUMS = {"nats": torch.float32, "text_nats": torch.float32, "tokens": torch.long, "bytes": torch.long}
 SAME_EVERYWHERE = {"sync_dist": True, "reduce_fx": "max"}  # of values equal on all devices, which a mean might round
@@ -136,8 +136,7 @@ class Pretraining(L.LightningModule):
         if self.grad_norm is None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             gradients = [g.float() if g.dtype.itemsize < 4 else g for g in gradients]  # squares overflow float16
-            norm = torch.nn.utils.get_total_norm(gradients)
-            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         return self.grad_norm
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer):

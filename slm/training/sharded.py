@@ -6,7 +6,7 @@ any strategy: they hold whole weights, in the format of every other run, or are 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
@@ -14,30 +14,31 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from slm import checkpoint
 from slm.checkpoint import shards
 from slm.files import run_folder
 from slm.model import GPT
-from slm.optim.shares import part_of, whole
+from slm.optim.shares import is_divided, part_of, whole
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(model: GPT, mesh: DeviceMesh, precision: str, compiled: bool = False) -> GPT:
+def shard(model: GPT, mesh: "DeviceMesh", precision: str) -> GPT:
     """Divides the weights of each block, and those outside of blocks, among the processes of a mesh. In place.
 
     Weights outside of blocks stay gathered until the end of the backward pass: the loss reads the head's. In
-    `bf16-mixed` weights are rounded before they are sent, and gradients are summed in float32.
+    `bf16-mixed` weights are rounded before they are sent, and gradients are summed in float32. In `16-mixed` they are
+    not: the residual stream would be in float16 too.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     rounded = torch.bfloat16 if precision == "bf16-mixed" else None
     policy = MixedPrecisionPolicy(
         param_dtype=rounded, reduce_dtype=rounded and torch.float32, cast_forward_inputs=False
     )
     for block in model.blocks:
-        if compiled:
-            block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "features")
@@ -49,9 +50,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     lightning_restore_optimizer = True
 
-    def __init__(self, compiled: bool = False):
+    def __init__(self):
         super().__init__(tensor_parallel_size=1)
-        self.compiled = compiled
 
     def setup_environment(self):
         self._data_parallel_size = self.num_nodes * self.num_processes
@@ -61,7 +61,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """As that of Lightning, which leaves the sharding to the module, and cannot shard averaged weights."""
         self.accelerator.setup(trainer)
         for module in self._modules(trainer):
-            shard(module.model, self.device_mesh["data_parallel"], self.precision_plugin.precision, self.compiled)
+            shard(module.model, self.device_mesh["data_parallel"], self.precision_plugin.precision)
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         self.barrier()
@@ -70,7 +70,8 @@ class ShardedStrategy(ModelParallelStrategy):
         self.setup_precision_plugin()
 
     def validation_step(self, *arguments) -> Any:
-        result = super().validation_step(*arguments)
+        with torch.compiler.set_stance("force_eager"):  # as without sharding, only training is compiled
+            result = super().validation_step(*arguments)
         self.lightning_module.model.reshard()  # what a backward pass would have done
         return result
 
@@ -84,7 +85,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if storage_options and storage_options["sharded"]:
             self.checkpoint_io.save_sharded(checkpoint, Path(filepath))
         else:
-            Strategy.save_checkpoint(self, gathered(checkpoint), filepath, storage_options)
+            Strategy.save_checkpoint(self, gathered(checkpoint, self.is_global_zero), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
         """A sharded checkpoint is read part by part, whatever the number of processes that wrote it."""
@@ -110,30 +111,41 @@ class ShardedStrategy(ModelParallelStrategy):
         return [self.lightning_module, *(callback._average_model.module for callback in averaging)]
 
 
-def gathered_model(model: GPT) -> GPT:
-    """A model with whole weights, on the same device; one that is not sharded is itself. A collective."""
+def gathered_model(model: GPT, keep: bool) -> GPT | None:
+    """A model with whole weights, on the same device, where `keep` is true; one that is not sharded is itself.
+
+    A collective: one tensor after the other is gathered, and dropped by the other processes.
+    """
     parameters = list(model.parameters())
-    if not any(isinstance(parameter, DTensor) for parameter in parameters):
-        return model
+    if not any(map(is_divided, parameters)):
+        return model if keep else None
     with parameters[0].device:
-        plain = GPT(model.config)
-    plain.load_state_dict(gathered(model.state_dict()))
-    return plain.eval()
+        plain = GPT(model.config).to(parameters[0].dtype) if keep else None
+    own = plain.state_dict() if plain else {}
+    for name, weight in model.state_dict().items():
+        found = whole(weight)
+        if plain:
+            own[name].copy_(found)
+    return plain and plain.eval()
 
 
-def gathered(tree: Any) -> Any:
-    """Nested values with every divided tensor whole, in memory of the CPU. A collective."""
-    if isinstance(tree, DTensor):
-        return whole(tree.detach()).cpu()
+def gathered(tree: Any, keep: bool) -> Any:
+    """Nested values with every divided tensor whole, in memory of the CPU, where `keep` is true, else None.
+
+    A collective: one tensor after the other is gathered.
+    """
+    if is_divided(tree):
+        found = whole(tree.detach())
+        return found.cpu() if keep else None
     if isinstance(tree, dict):
-        return type(tree)((key, gathered(value)) for key, value in tree.items())
-    return [gathered(value) for value in tree] if isinstance(tree, list) else tree
+        return type(tree)((key, gathered(value, keep)) for key, value in tree.items())
+    return [gathered(value, keep) for value in tree] if isinstance(tree, list) else tree
 
 
 def divided(value: Any, parameter: Tensor | None) -> Any:
     """This process's part of a tensor in the shape of a divided parameter, not filled if that has no memory; any other
     value as it is."""
-    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+    if is_divided(parameter) and isinstance(value, Tensor) and value.shape == parameter.shape:
         if value.is_meta:
             place = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
             return torch.distributed.tensor.empty(value.shape, dtype=value.dtype, **place)
