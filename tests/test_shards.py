@@ -208,7 +208,7 @@ def saved_as_both(rank: int):
     save = sharded.ShardedStrategy.save_checkpoint
 
     def both(self, content, path, storage_options=None):
-        gathered = sharded.gathered(content)
+        gathered = sharded.gathered(content, keep=rank == 0)
         if rank == 0:
             folder = path.parents[1] / "whole"
             folder.mkdir(exist_ok=True)

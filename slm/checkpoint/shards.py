@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 
 from slm.classes import optional
 from slm.errors import UserError, is_out_of_memory
@@ -53,6 +51,9 @@ def outline(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
 def filled(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     """An outline with the numbers: whole for a tensor without memory, this process's part for a DTensor that was put
     into its place. Two places with one tensor, such as tied weights, share it."""
+    import torch.distributed.checkpoint as dcp  # with DTensor it takes seconds, which other commands do not need
+    from torch.distributed.checkpoint.api import CheckpointException
+
     shards, tensors = content[FIELD], {}
 
     def with_memory(place: str, leaf: Any) -> Any:
