@@ -48,7 +48,7 @@ class RunConfig:
     verify_resume: bool
     report: bool
     prepare: bool
-    plan: bool | Literal["measure"]
+    plan: bool | Literal["measure", "parameters"]
     lint: bool
     price_per_hour: float | None
     log_windows: bool

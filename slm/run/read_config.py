@@ -57,7 +57,7 @@ def read_config(plain: Mapping[str, Any], written: Mapping[str, Any] | None = No
     values["schedule"] = read_schedule(values.get("schedule"), values["budget"].steps or 10**9)
     check(RunConfig, {key: value for key, value in values.items() if key not in ("callbacks", "logger")}, "")
     for group in ("callbacks", "logger"):
-        values[group] = read_nodes(group, values.get(group), imported=plain.get("plan") is not True)
+        values[group] = read_nodes(group, values.get(group), imported=plain.get("plan") not in (True, "parameters"))
     return typed(RunConfig, {**values, "plain": dict(written or plain)}, "")
 
 

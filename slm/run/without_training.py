@@ -18,6 +18,8 @@ from slm.run.compose import one_line_composition, plain
 from slm.run.config import RunConfig
 from slm.run.init_from import source_of
 from slm.run.overrides import key_of
+from slm.run.parameter_table import parameter_rows
+from slm.run.parameter_table import shown as parameters_shown
 from slm.run.plan import make_plan
 from slm.run.plan_text import shown, sweep_table
 from slm.run.prepare import TokenizerPlan, is_saved, lost_text, prepare_stores, tokenizer_of, warn, windows_of
@@ -28,8 +30,12 @@ Row = dict[str, str | int]
 
 
 def plan_run(config: RunConfig):
-    """Prints what a run will take. Raises UserError."""
+    """Prints what a run will take, or the table of its parameters. Raises UserError."""
     source_of(config, None, None)  # whose model must fit
+    if config.plan == "parameters":
+        rows = parameter_rows(config)
+        json_line.note(parameters=rows)
+        return print(parameters_shown(rows, config.model))
     plan = make_plan(config)
     json_line.note(**plan.facts())
     print(shown(plan))
@@ -37,8 +43,16 @@ def plan_run(config: RunConfig):
 
 
 def plan_sweep():
-    """Prints a line per job of the command line, and their sum. Raises UserError."""
-    jobs = [(overrides, make_plan(config)) for overrides, config in swept_jobs()]
+    """Prints a line per job of the command line, and their sum; or the table of the parameters of each. Raises
+    UserError."""
+    configs = swept_jobs()
+    if all(config.plan == "parameters" for _, config in configs):
+        tables = [(overrides, config, parameter_rows(config)) for overrides, config in configs]
+        json_line.note(jobs=[{"overrides": overrides, "parameters": rows} for overrides, _, rows in tables])
+        return print(
+            "\n\n".join(f"{' '.join(given)}\n{parameters_shown(rows, its.model)}" for given, its, rows in tables)
+        )
+    jobs = [(overrides, make_plan(config)) for overrides, config in configs]
     json_line.note(jobs=[{"overrides": overrides, **plan.facts()} for overrides, plan in jobs])
     print(sweep_table(jobs))
 
