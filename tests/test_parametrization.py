@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,31 @@ def test_a_run_resumes_to_the_bit_and_logs_the_rate_of_its_settings(text_file, t
     assert trained(monkeypatch, *words, f"run_dir={tmp_path / 'b'}") == 0
     lines = [line for line in jsonl.lines(tmp_path / "b" / "metrics.jsonl") if "train/lr" in line]
     assert {line["train/lr"] for line in lines} == {1e-3}
+
+
+def test_print_parameters(capsys, tmp_path, monkeypatch):
+    """The table of a model as its optimizer has it, without data, a run folder or the memory of weights."""
+    monkeypatch.chdir(tmp_path)
+    words = ["print=parameters", "data=storyworld", "tokenizer=bytes", "optimizer=muon", "model.value_embeddings=true"]
+    words += [
+        "parametrization=completep",
+        "model.base_width=96",
+        "model.base_depth=2",
+        "cache_dir=cache",
+    ]
+    assert trained(monkeypatch, *words) == 0
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0]: line[1:] for line in lines}
+    assert rows["tokens.weight"] == ["1", "257 x 384", "embedding", "0.02", "1", "0.01", "0.01", "2.5e-09"]
+    assert rows["blocks.*.mlp.out.weight"] == ["8", "384 x 1,536", "writer", "0.005", "0.25", "0.02", "0.01"]
+    assert rows["blocks.*.attention.value_gate.weight"][:3] == ["4", "6 x 12", "narrow"]
+    assert rows["norm.bias"] == ["1", "384", "vector", "1", "0.01", "0", "2.5e-09"]
+    assert lines[-1][0].endswith("features before the head times 0.25, results of attention and MLP times 0.25")
+    assert not [*tmp_path.iterdir()]
+    sweep = ["-m", *words[:4], "model.width=64,128", "print=json", "cache_dir=cache"]
+    assert trained(monkeypatch, *sweep) == 0
+    jobs = json.loads(capsys.readouterr().out)["jobs"]
+    assert [job["parameters"][0]["shape"] for job in jobs] == [[257, 64], [257, 128]]
 
 
 def words_of_stories() -> torch.Tensor:

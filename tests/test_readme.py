@@ -73,6 +73,7 @@ EXPORTS = [
 LEARN = [command for command in COMMANDS if command.startswith("python -m slm.learn")]
 CACHE = "python -m slm.cache"
 DOCTOR = "python -m slm.doctor"  # tests/test_doctor.py
+COORDINATES = [command for command in COMMANDS if command.startswith("python -m slm.coordinate_check")]
 PLAIN_LOOP = "python examples/plain_loop.py"  # tests/test_examples.py
 LONG = {
     "data.path=babylm/*.txt budget.epochs": "test_words_read.py",
@@ -118,6 +119,7 @@ def test_the_readme_has_commands():
         *TRANSFORMERS,
         *RENTED,
         *SLURM,
+        *COORDINATES,  # tests/test_coordinate_check.py
         CACHE,
         DOCTOR,
         PLAIN_LOOP,

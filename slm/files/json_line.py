@@ -68,7 +68,7 @@ def printed(arguments: list[str]) -> Iterator[None]:
     global _asked
     _facts.clear()
     _at_end.clear()
-    given = [word for word in arguments if word.startswith("print=")]
+    given = [word for word in arguments if word.startswith("print=") and word != "print=parameters"]  # of train.py
     arguments[:] = [word for word in arguments if word not in given]
     if wrong := [word for word in given if word not in ("print=json", "print=text")]:
         raise UserError(f"{wrong[0]} must be print=text or print=json")

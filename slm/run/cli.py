@@ -37,7 +37,7 @@ def train_main():
     """python train.py: exits with 0, 2, 3, 4, 129, 130, 143, 152, or 1 and a traceback for a bug of this program."""
     outcomes: list[Outcome] = []
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, so that one_line_errors can print them
-    arguments = [word.replace("print=parameters", "plan=parameters") for word in sys.argv[1:]]
+    arguments = sys.argv[1:]
     with one_line_errors(), json_line.printed(arguments), one_line_errors():
         overrides, flags, read = read_arguments(arguments)
         sys.argv[1:] = [*overrides, *flags]

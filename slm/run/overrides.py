@@ -166,6 +166,8 @@ def own_nodes(overrides: Sequence[str], config: dict[str, Any]):
 
 def translated(override: str, overrides: Sequence[str]) -> str:
     """The override with our name for a key of Lightning; + becomes ++ for values, so that it may name a known key."""
+    if override == "print=parameters":
+        return "plan=parameters"
     sign, key, value = re.fullmatch(r"(\+{0,2}|~)([^=]*)(.*)", override, re.DOTALL).groups()
     launched_by_lightning = any(word.startswith("hydra.job.name=train_ddp_process") for word in overrides)
     if source := re.fullmatch(r"data\.sources\.[^.]+(\..+)?", key) if sign != "~" else None:

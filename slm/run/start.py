@@ -86,7 +86,10 @@ def main_of(name: str) -> Callable[[], int | None]:
     return import_module(f"slm.{name}{package}").main
 
 
-MODULES = "evaluate", "verify", "lens", "cache", "report", "compare", "doctor", "data", "tokenizers", "learn"
+MODULES = (
+    *("evaluate", "verify", "lens", "cache", "report", "compare", "doctor", "data", "tokenizers", "learn"),
+    "coordinate_check",
+)
 COMMANDS = {"train": train, "generate": generate, **{name: partial(module, name) for name in MODULES}}
 OTHER_NAMES = {  # what one may type -> the words for it
     **dict.fromkeys(("params", "estimate", "cost", "plan"), "train ... plan=true"),
