@@ -104,8 +104,11 @@ def test_budget():
         ({"steps": 7}, 7),
         ({"tokens": 1e4}, 10),
         ({"tokens": 1}, 1),
+        ({"flops": 170_000}, 3),  # 50,000 for each step
     ):
-        assert Budget(**NONE | given).total_steps(10, 500, 100) == steps
+        assert Budget(**NONE | given).total_steps(10, 500, 100, 50) == steps
+    with mistake("budget.flops=20000 is less than a step, which takes 5e.04; give more"):
+        Budget(**NONE | {"flops": 2e4}).total_steps(10, 500, 100, 50)
     assert Budget(**NONE | {"max_time": "01:02:03"}).max_seconds() == 3723
     with mistake(r"budget.steps=5 and budget.tokens=9 exclude one another"):
         Budget(**NONE | {"steps": 5, "tokens": 9})

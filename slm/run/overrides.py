@@ -29,7 +29,7 @@ LITERAL = (  # values taken as they are typed, not as Hydra's grammar
 )
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
-LENGTHS = ("steps", "tokens", "epochs", "minutes")  # of a budget, one at most
+LENGTHS = ("steps", "tokens", "epochs", "minutes", "flops")  # of a budget, one at most
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 TRAIN = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
 SHARED_KEYS = tuple(TRAIN["data"])  # of all data options

@@ -25,6 +25,7 @@ from slm.planning.devices import Device, Work, this_device, utilisation
 from slm.planning.distributed import Traffic
 from slm.planning.memory import Memory, training_memory
 from slm.planning.random_text import RandomText, RandomTokenizer
+from slm.run.changes import differences
 from slm.run.config import RunConfig
 from slm.run.plan_traffic import traffic_of
 from slm.run.prepare import (
@@ -192,7 +193,7 @@ def with_plan(job: Job, before: dict[str, Any] | None, step: int, deadline: floa
     Both are those of the attempt before if that had the same budget.
     """
     config, rate = job.config, None
-    same = before and before["budget"] == config.plain["budget"]
+    same = before and not differences(before["budget"], config.plain["budget"], ())
     if config.budget.minutes:
         plan_of(job).record()  # counts the memory before the time that is left is known
         steps, rate = (before["steps"], None) if same else steps_for_minutes(job, deadline)
@@ -282,5 +283,6 @@ def text_of(splits: Splits, tokenizer: Tokenizer, config: RunConfig) -> Text:
 def steps_of(config: RunConfig, text: Text) -> int | None:
     if text.windows is None and config.budget.steps is None:
         return None
-    steps = config.budget.total_steps(config.data.batch_windows, text.windows or 1, text.targets_per_window)
+    cost = training_flops_per_token(model_of(config, text.vocab_size))
+    steps = config.budget.total_steps(config.data.batch_windows, text.windows or 1, text.targets_per_window, cost)
     return None if steps == UNKNOWN else steps

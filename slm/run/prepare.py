@@ -20,6 +20,7 @@ from slm.data.mixture import MixedSplits, mixed, passes
 from slm.data.store import TokenStore, prepare, prepare_tokenizer, tokenizer_identity
 from slm.data.windows import Splits, split_windows
 from slm.errors import UserError
+from slm.estimate import training_flops_per_token
 from slm.hardware import Hardware, is_first_process, keep_freed_memory, resolve_hardware
 from slm.model import GPT, GPTConfig
 from slm.optim.muon import Muon
@@ -149,7 +150,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     """
     tokenizer = tokenizer_of(config)
     splits = windows_of(config, prepare_stores(config, tokenizer), tokenizer)
-    windows = len(splits.chosen)
+    windows, model = len(splits.chosen), model_of(config, tokenizer.vocab_size, tokenizer.eos)
+    cost = training_flops_per_token(model)
     job = Job(
         config=config,
         run_dir=run_dir,
@@ -157,8 +159,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         microbatch=microbatch,
         tokenizer=tokenizer,
         splits=splits,
-        model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
-        steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window),
+        model=model,
+        steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window, cost),
     )
     found = [lost_text(config, splits.store)]
     for source, part in splits.by_source().items():

@@ -122,7 +122,7 @@ UNKNOWN = 10**9  # steps of a run whose rate is not measured yet: a schedule sta
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The length of a training: one of steps, tokens, epochs and minutes; one epoch if none is given.
+    """The length of a training: one of steps, tokens, epochs, minutes and flops; one epoch if none is given.
 
     max_time and max_cost stop it earlier.
     """
@@ -131,6 +131,7 @@ class Budget:
     tokens: float | None
     epochs: float | None
     minutes: float | None = None
+    flops: float | None = None
     max_time: str | int | None
     max_cost: float | None = None
 
@@ -161,12 +162,22 @@ class Budget:
             raise UserError(f"budget.max_time={self.max_time} must be above 0; give more, or null for no limit")
         return float(total)
 
-    def total_steps(self, windows_per_step: int, windows: float, targets_per_window: float) -> int:
-        """Optimizer steps for a training split of so many windows; UNKNOWN with minutes, until they are measured."""
+    def total_steps(
+        self, windows_per_step: int, windows: float, targets_per_window: float, flops_per_token: float
+    ) -> int:
+        """Optimizer steps for a training split of so many windows; UNKNOWN with minutes, until they are measured.
+
+        Raises UserError for fewer FLOPs than half of a step.
+        """
         if self.steps is not None:
             return self.steps
         if self.minutes is not None:
             return UNKNOWN
         if self.tokens is not None:
             return max(1, round(self.tokens / targets_per_window / windows_per_step))
+        if self.flops is not None:
+            step = flops_per_token * targets_per_window * windows_per_step
+            if not (steps := round(self.flops / step)):
+                raise UserError(f"budget.flops={self.flops:g} is less than a step, which takes {step:.3g}; give more")
+            return steps
         return max(1, round(windows * (1 if self.epochs is None else self.epochs) / windows_per_step))

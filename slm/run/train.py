@@ -13,6 +13,7 @@ from slm.files import claim, jsonl, run_folder
 from slm.hardware import Hardware, check_open_files, is_first_process, launched_processes
 from slm.planning.microbatch import largest_microbatch
 from slm.run import resume
+from slm.run.changes import differences
 from slm.run.config import RunConfig
 from slm.run.failures import explain
 from slm.run.fork import describe_fork, point_of
@@ -49,7 +50,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     before = run_folder.read_run_json(run_dir)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         resume.check_again(config, run_dir, before)
-        if before["status"] == "done" and before["budget"] == config.plain["budget"]:
+        if before["status"] == "done" and not differences(before["budget"], config.plain["budget"], ()):
             if first and config.report:
                 complete_report(run_dir)
             print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
