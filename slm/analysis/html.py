@@ -81,10 +81,15 @@ def paragraph(text: str, kind: str = "") -> str:
 
 def picture(path: Path, text: str) -> str:
     """A PNG for readers without JavaScript; empty if it is missing or large."""
+    return f"<noscript>{found}</noscript>" if (found := shown(path, text)) else ""
+
+
+def shown(path: Path, text: str) -> str:
+    """A PNG; empty if it is missing or large."""
     if not path.is_file() or path.stat().st_size > MAX_PICTURE:
         return ""
     content = base64.b64encode(path.read_bytes()).decode()
-    return f'<noscript><figure><img alt="{escaped(text)}" src="data:image/png;base64,{content}"></figure></noscript>'
+    return f'<figure><img alt="{escaped(text)}" src="data:image/png;base64,{content}"></figure>'
 
 
 class Page:

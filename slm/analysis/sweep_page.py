@@ -13,7 +13,7 @@ import numpy as np
 from slm.analysis import figures, html
 from slm.analysis.answers import answers_section
 from slm.analysis.charts import along
-from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, table
+from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, shown, table
 from slm.analysis.optimum import AT_THE_EDGE
 from slm.analysis.sweep import BESIDE_FAILURES, Sweep, read
 from slm.analysis.sweep_charts import BAND, MAX_LINES, Found, curve_charts, objective_chart
@@ -58,10 +58,16 @@ def write(folder: Path, axis: str = "steps"):
             picture(pictures / "curves.png", "curves of the runs"),
             paragraph(f"{seeds} {most}".strip(), "quiet"),
         ),
+        scaling_section(pictures / "scaling.png"),
         section("Failures", failures(sweep)),
         section("Command", f"<pre>{escaped(typed(sweep.command), 4000)}</pre>" if sweep.command else ""),
     ]
     atomic.write_text(folder / "report.html", page.html(header(sweep, optima), sections, ""))
+
+
+def scaling_section(path: Path) -> str:
+    """The picture of slm.scaling, if it was drawn."""
+    return section("Scaling law", shown(path, "parabolas at equal FLOPs, best sizes, loss and residuals of the law"))
 
 
 def typed(command: Sequence[str]) -> str:

@@ -1,0 +1,197 @@
+"""hparams_search=isoflop and python -m slm.scaling: runs of equal FLOPs, and the law that is fitted to them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import exit_code, small_run, trained
+from test_compare import write_run
+from test_report import text_of
+
+from slm import report, scaling
+from slm.analysis.scaling_law import Law, Points, bootstrap, fit, valleys
+from slm.results import Run
+
+LAW = Law(E=0.3, A=40.0, B=900.0, a=0.45, b=0.5)
+SIZES, BUDGETS = np.geomspace(1e4, 6e5, 7), (3e11, 1e12, 3e12)
+NOISE = 0.01
+
+
+def points(seed, noise=NOISE, seeds=2, law=LAW, sizes=SIZES, budgets=BUDGETS):
+    """The ends of runs that follow a law."""
+    rows = [
+        (n, c / 6 / n, c, s, 10 * i + j)
+        for i, c in enumerate(budgets)
+        for j, n in enumerate(sizes)
+        for s in range(seeds)
+    ]
+    size, tokens, budget, seed_of, point = np.array(rows).T
+    loss = law.loss(size, tokens) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(size)))
+    return Points(size, tokens, loss, budget, seed_of, point)
+
+
+def write_sweep(folder, its, floor=None):
+    """Run folders with these ends; val/loss is twice val/bits_per_byte."""
+    for number, (size, tokens, loss, budget, seed, _) in enumerate(zip(*vars(its).values())):
+        facts = {"flops_per_token": 6 * size, "parameters": round(size)}
+        budget = {"flops": None if math.isnan(budget) else budget}
+        place = write_run(
+            folder / f"run{number}", loss / 2, seed=int(seed), facts=facts, budget=budget, model={"width": size}
+        )
+        with open(place / "metrics.jsonl", "a") as file:
+            print(json.dumps({"step": 40, "train/tokens": tokens}), file=file)
+            print(json.dumps({"step": 40, **({"val/floor_bits_per_byte": floor / 2} if floor else {})}), file=file)
+    return folder
+
+
+def command(monkeypatch, capsys, *arguments):
+    code = exit_code(monkeypatch, scaling.main, *map(str, arguments))
+    return code, capsys.readouterr()
+
+
+# -- the fit --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("floor", [None, LAW.E])
+def test_without_noise_the_constants_are_found(floor):
+    found = fit(points(0, noise=0, seeds=1), floor)
+    assert [*vars(found).values()] == pytest.approx([*vars(LAW).values()], rel=1e-3)
+    assert found.size_exponent == pytest.approx(LAW.b / (LAW.a + LAW.b), rel=1e-4)
+
+
+def test_the_best_size_is_the_one_of_the_lowest_loss():
+    sizes = np.geomspace(1e3, 1e7, 200_001)
+    for flops in (1e10, 1e12, 1e15):
+        lowest = sizes[LAW.loss(sizes, flops / 6 / sizes).argmin()]
+        assert LAW.best_size(flops) == pytest.approx(lowest, rel=1e-3)
+    assert math.isnan(Law(1.0, 0.0, 2.0, 0.3, 0.3).best_size(1e12))
+
+
+def test_intervals_hold_the_true_constants_as_often_as_they_say():
+    """Of 40 sweeps, for 95 % intervals: fewer than 34 would happen with a chance of 1 in 70."""
+    numbers = {
+        "E": lambda law: law.E, "a": lambda law: law.a, "b": lambda law: law.b, "x": lambda law: law.size_exponent,
+        "best": lambda law: float(law.best_size(1e13)), "loss": lambda law: float(law.loss(1e6, 1e7)),
+    }  # fmt: skip
+    held, runs = dict.fromkeys(numbers, 0), 0
+    for seed in range(40):
+        its = points(seed)
+        resampled = bootstrap(its, fit(its), resamples=40, seed=seed)
+        for name, number in numbers.items():
+            low, high = resampled.interval([number(law) for law in resampled.laws])
+            held[name] += low <= number(LAW) <= high
+        further = LAW.loss(1e6, 1e7) * np.exp(NOISE * np.random.default_rng(1000 + seed).standard_normal())
+        low, high = resampled.of_run(1e6, 1e7)
+        runs += low <= further <= high
+    print(held, runs)
+    assert min(*held.values(), runs) >= 34
+
+
+def test_a_diverged_run_among_many_changes_little():
+    its = points(0, noise=0.002)
+    its.loss[5] *= 1.5
+    assert fit(its).size_exponent == pytest.approx(LAW.size_exponent, abs=0.01)
+
+
+def test_parabolas_find_the_best_sizes():
+    """Of a law with a = b a parabola in log N is nearly exact."""
+    even = Law(0.3, 40.0, 60.0, 0.4, 0.4)
+    sizes = np.geomspace(3e3, 3e6, 13)
+    found = valleys(points(0, noise=1e-4, law=even, sizes=sizes))
+    assert [found.optima[c].x for c in BUDGETS] == pytest.approx([even.best_size(c) for c in BUDGETS], rel=0.05)
+    assert found.size_exponent == pytest.approx(0.5, abs=0.02)
+    assert valleys(points(0, sizes=np.geomspace(1e6, 1e7, 5))).at_the_edge == [*BUDGETS]
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_law_and_draws_it(tmp_path, monkeypatch, capsys):
+    sweep = write_sweep(tmp_path / "sweep", points(0), floor=0.3)
+    larger = write_sweep(tmp_path / "larger", points(1, seeds=1, budgets=(1e14,), sizes=[2e6]), floor=0.3)
+    words = sweep, f"predict=1e13,{larger / 'run0'}", "resamples=20", "print=json"
+    code, printed = command(monkeypatch, capsys, *words)
+    assert code == 0
+    found, text = json.loads(printed.out), printed.err
+    assert found["law"]["a"][1] < LAW.a < found["law"]["a"][2]
+    assert (found["floor"], found["runs"]) == (pytest.approx(0.3), 42)
+    assert found["law_at_floor"]["E"] == pytest.approx(0.3)
+    assert "of this text, 0.3000, which is within its interval" in text
+    by_flops, by_run = found["predictions"]
+    assert by_flops["loss"] == pytest.approx(LAW.loss(LAW.best_size(1e13), 1e13 / 6 / LAW.best_size(1e13)), rel=0.02)
+    assert by_run["interval"][0] < by_run["measured"] < by_run["interval"][1]
+    assert "1e+13 FLOPs" in text
+    assert "inside" in text
+    assert "warning: a prediction is more than a decade away" in text
+    picture = sweep / "report" / "scaling.png"
+    assert found["files"] == [str(picture)]
+    assert picture.stat().st_size > 20_000
+    report.create(sweep)
+    assert "Scaling law" in text_of(sweep)
+
+
+def test_few_sizes_and_a_narrow_span_are_warned_of(tmp_path, monkeypatch, capsys):
+    sweep = write_sweep(tmp_path / "sweep", points(0, sizes=[2e4, 3e4, 4e4], budgets=(1e13, 2e13)))
+    code, printed = command(monkeypatch, capsys, sweep, "resamples=20", f"out={tmp_path}/a.png")
+    assert code == 0
+    assert "warning: 3 sizes; give at least 5" in printed.out
+    assert "warning: the FLOPs span a factor of 2, less than a decade" in printed.out
+    assert "warning: the best size at 1e+13 FLOPs is the largest one; add larger sizes" in printed.out
+    assert "floor" not in printed.out
+    assert (tmp_path / "a.png").exists()
+
+
+MISTAKES = {
+    "predict=much must be FLOPs above 0, as in predict=1e15, or the folder of a finished run": ["predict=much"],
+    "predict=-3 must be FLOPs above 0": ["predict=-3"],
+    "metric=val/los must be val/loss or val/bits_per_byte": ["metric=val/los"],
+    "resamples=3 must be at least 20": ["resamples=3"],
+    "out=a.pdf must name a picture, as in out=scaling.png": ["out=a.pdf"],
+    "predct is not a setting; did you mean predict?": ["predct=1e13"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_one_line(message, tmp_path, monkeypatch, capsys):
+    sweep = write_sweep(tmp_path / "sweep", points(0, seeds=1))
+    code, printed = command(monkeypatch, capsys, sweep, *MISTAKES[message])
+    assert code == 2
+    assert printed.err.startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
+
+
+def test_runs_without_a_law_are_one_line(tmp_path, monkeypatch, capsys):
+    few = write_sweep(tmp_path / "few", points(0, budgets=(1e12,), sizes=SIZES[:5]))
+    assert command(monkeypatch, capsys, few)[1].err.startswith("error: a law of five constants needs at least 6 points")
+    assert command(monkeypatch, capsys, "predict=3")[1].err.startswith("error: predict=3 stands without a sweep")
+    assert "is not a folder" in command(monkeypatch, capsys, tmp_path / "none")[1].err
+    info = json.loads((few / "run1" / "run.json").read_text())
+    (few / "run1" / "run.json").write_text(json.dumps({**info, "flops_per_token": None}))
+    assert "has no flops_per_token in run.json" in command(monkeypatch, capsys, few)[1].err
+    (few / "run1" / "run.json").write_text(json.dumps({**info, "corpus": "other"}))
+    assert "were validated on different text" in command(monkeypatch, capsys, few)[1].err
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_sweep_of_equal_flops(text_file, tmp_path, monkeypatch, capsys):
+    """Each run has the FLOPs it was to have, to a step; the same command again does nothing."""
+    small = [*small_run(text_file, tmp_path), "model.depth=1", "data.batch_windows=4", "data.validation_windows=8"]
+    words = ["-m", "hparams_search=isoflop", *small, "budget.flops=1e8,2e8", "model.width=8,16,24", "seed=1"]
+    assert trained(monkeypatch, *words, f"sweep_dir={tmp_path}/s") == 0
+    runs = [Run(path.parent) for path in sorted((tmp_path / "s").glob("*/run.json"))]
+    assert len(runs) == 6
+    for run in runs:
+        tokens, cost = run.summary["tokens"], run.info["flops_per_token"]
+        assert abs(tokens * cost - run.config["budget.flops"]) <= tokens / run.info["steps"] * cost
+    capsys.readouterr()
+    assert trained(monkeypatch, *words, f"sweep_dir={tmp_path}/s") == 0
+    assert "6 of 6 jobs are finished" in capsys.readouterr().out
+    code, printed = command(monkeypatch, capsys, tmp_path / "s", "resamples=20")
+    assert code == 0
+    assert "6 runs, 6 points: 3 sizes" in printed.out
+    assert trained(monkeypatch, *words, "budget.flops=1", f"sweep_dir={tmp_path}/t") == 2
+    assert "budget.flops=1 is less than a step, which takes" in capsys.readouterr().err
