@@ -30,7 +30,7 @@ FLOORS = [  # a part of slm/ may import only from the floors listed before its o
     {"serving"},  # a web server
     {"run"},  # the composition root: Hydra
     {"evaluation"},  # measures of a model, on any text that train.py can read
-    {"evaluate", "export", "coordinate_check"},
+    {"evaluate", "export", "scaling", "coordinate_check"},
     {"learn"},  # lessons, whose checks compare with every room
     {"__main__"},
 ]

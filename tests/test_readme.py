@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 from conftest import ROOT, exit_code, small_run, trained
+from test_scaling_laws import points, write_sweep
 
-from slm import cache, compare, evaluate, hardware, lens, report, verify
+from slm import cache, compare, evaluate, hardware, lens, report, scaling, verify
 from slm.data import __main__ as corpus_command
 from slm.export import __main__ as export_command
 from slm.learn import __main__ as learn_command
@@ -60,6 +61,7 @@ EVALUATION = [
 VERIFICATION = [command for command in COMMANDS if command.startswith("python -m slm.verify")]
 LENS = [command for command in COMMANDS if command.startswith("python -m slm.lens")]
 REPORTS = [command for command in COMMANDS if command.startswith("python -m slm.report")]
+SCALING = [command for command in COMMANDS if command.startswith("python -m slm.scaling")]
 COMPARISON = [command for command in COMMANDS if command.startswith("python -m slm.compare")]
 TOKENIZERS = [command for command in COMMANDS if command.startswith("python -m slm.tokenizers")]
 CORPORA = [command for command in COMMANDS if command.startswith("python -m slm.data ")]
@@ -109,6 +111,7 @@ def test_the_readme_has_commands():
         *VERIFICATION,
         *LENS,
         *COMPARISON,
+        *SCALING,
         *REPORTS,
         *TOKENIZERS,
         *CORPORA,
@@ -244,6 +247,14 @@ def test_comparison(command, folder, monkeypatch, capsys):
     words = command.replace("RUN RUN", "RUN compared/two").split()[3:]
     assert exit_code(monkeypatch, compare.main, *(names.get(word, word) for word in words)) == 0
     assert "optimizer.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", SCALING)
+def test_scaling(command, folder, monkeypatch, capsys):
+    """Of runs that follow a law."""
+    write_sweep(folder / "sweeps" / "isoflop", points(0, seeds=1))
+    assert exit_code(monkeypatch, scaling.main, *command.split()[3:], "resamples=20") == 0
+    assert "best N ~ C^x" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", TOKENIZERS)

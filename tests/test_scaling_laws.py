@@ -77,13 +77,13 @@ def test_intervals_hold_the_true_constants_as_often_as_they_say():
     held, runs = dict.fromkeys(numbers, 0), 0
     for seed in range(40):
         its = points(seed)
-        resampled = bootstrap(its, fit(its), resamples=40, seed=seed)
+        resampled = bootstrap(its, fit(its), resamples=30, seed=seed)
         for name, number in numbers.items():
             low, high = resampled.interval([number(law) for law in resampled.laws])
-            held[name] += low <= number(LAW) <= high
+            held[name] += int(low <= number(LAW) <= high)
         further = LAW.loss(1e6, 1e7) * np.exp(NOISE * np.random.default_rng(1000 + seed).standard_normal())
         low, high = resampled.of_run(1e6, 1e7)
-        runs += low <= further <= high
+        runs += int(low <= further <= high)
     print(held, runs)
     assert min(*held.values(), runs) >= 34
 
@@ -179,7 +179,8 @@ def test_runs_without_a_law_are_one_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_sweep_of_equal_flops(text_file, tmp_path, monkeypatch, capsys):
     """Each run has the FLOPs it was to have, to a step; the same command again does nothing."""
-    small = [*small_run(text_file, tmp_path), "model.depth=1", "data.batch_windows=4", "data.validation_windows=8"]
+    small = [word for word in small_run(text_file, tmp_path) if "samples" not in word]
+    small += ["model.depth=1", "model.head_dim=8", "data.batch_windows=4", "data.validation_windows=8", "report=false"]
     words = ["-m", "hparams_search=isoflop", *small, "budget.flops=1e8,2e8", "model.width=8,16,24", "seed=1"]
     assert trained(monkeypatch, *words, f"sweep_dir={tmp_path}/s") == 0
     runs = [Run(path.parent) for path in sorted((tmp_path / "s").glob("*/run.json"))]

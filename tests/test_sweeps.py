@@ -293,7 +293,7 @@ def test_every_search_names_what_it_sweeps(option):
         config = hydra.compose("train", [f"hparams_search={option}"], return_hydra_config=True)
         known = OmegaConf.to_container(config)
         for key in config.hydra.sweeper.get("params") or ():
-            assert OmegaConf.select(config, key) is not None, f"{key} is not a key of {list(known)}"
+            assert OmegaConf.select(config, key, default="none") != "none", f"{key} is not a key of {list(known)}"
 
 
 # -- launchers ------------------------------------------------------------------------------------------------------

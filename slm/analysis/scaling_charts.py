@@ -30,7 +30,7 @@ def isoflop(found: Fitted) -> Chart:
         if (valley := found.valleys.inside.get(budget)) is not None:
             ends = [valley.x, *((valley.low, valley.high) if valley.low else (np.nan, np.nan))]
             series.append(Series(name, {"x": np.array(ends)}, np.array([valley.y]), color, "optimum"))
-    title = "Equal FLOPs: measured (points), law (thin), lowest of the parabola"
+    title = "Equal FLOPs; thin: the law; diamond: the parabola's best"
     return Chart(title, unit(found), {"x": Axis(SIZE, log=True)}, series, log=True)
 
 
@@ -74,7 +74,7 @@ def along_frontier(found: Fitted, places: np.ndarray) -> Chart:
     series = [banded(found, "the law", places, lowest)]
     for each in found.predictions:
         shown = each.loss if each.measured is None else each.measured
-        name = "predicted" if each.measured is None else "measured later"
+        name = "predicted" if each.measured is None else "measured"
         x, ends = np.array([6 * each.size * each.tokens]), np.array(each.interval)
         color = "c1" if each.measured is None else "c2"
         series.append(Series(name, {"x": x}, np.array([shown]), color, low=ends[:1], high=ends[1:]))

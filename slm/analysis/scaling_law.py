@@ -125,7 +125,7 @@ def _searched(points: Points, weights: np.ndarray, expected: np.ndarray, floor: 
     first = [np.log([start.a, start.b])] if start else [np.log([a, b]) for a in GRID for b in GRID]
     best = min(first, key=rest)
     limits = [np.log(EXPONENTS)] * 2
-    found = minimize(rest, best, method="Nelder-Mead", bounds=limits, options={"xatol": 2e-3, "fatol": 1e-9})
+    found = minimize(rest, best, method="Nelder-Mead", bounds=limits, options={"xatol": 2e-3, "fatol": 1e-7})
     values = solved(found.x)[0]
     return Law(*([floor] if floor is not None else []), *map(float, values), *map(float, np.exp(found.x)))
 
@@ -140,9 +140,8 @@ def valleys(points: Points) -> Valleys:
     found = {}
     for budget in np.unique(points.budget[np.isfinite(points.budget)]):
         its = points.taken(points.budget == budget)
-        sizes = np.array([its.size[its.point == point].mean() for point in its.point])
-        if len(np.unique(sizes)) > 2:
-            found[float(budget)] = optimum(sizes, its.loss, its.seed)
+        if len(np.unique(its.size)) > 2:
+            found[float(budget)] = optimum(its.size, its.loss, its.seed)
     return Valleys(found)
 
 

@@ -74,9 +74,10 @@ def page(found: Fitted) -> str:
 
 def heading(found: Fitted) -> str:
     points, sizes = found.points, found.sizes
+    flops = f"{points.flops.min():.3g} to {points.flops.max():.3g} FLOPs"
     return (
         f"{len(points.loss)} runs, {len(np.unique(points.point))} points: {len(sizes)} sizes of {sizes[0]:,.0f} to "
-        f"{sizes[-1]:,.0f}, {points.flops.min():.3g} to {points.flops.max():.3g} FLOPs, one value of each run: the last\n"
+        f"{sizes[-1]:,.0f}, {flops}; of each run the last value alone\n"
         f"L = E + A N^-a + B D^-b, {found.metric} in {UNITS.get(found.metric, 'its unit')}; N: FLOPs per token / 6; "
         "D: tokens; C = 6 N D"
     )
@@ -126,8 +127,8 @@ def residual_table(found: Fitted) -> str:
     """Each point: measured, fitted, and the difference in per cent."""
     points, rows = found.points, [["N", "parameters", "D", "FLOPs", "loss", "seeds", "fitted", "residual"]]
     residuals = residuals_of(found.law, points)
-    for point in sorted(np.unique(points.point), key=lambda p: (points.flops[points.point == p].round(-9).min(), p)):
-        at = points.point == point
+    groups = [points.point == point for point in np.unique(points.point)]
+    for at in sorted(groups, key=lambda at: (points.budget[at][0], points.size[at][0], points.tokens[at][0])):
         size, tokens = points.size[at].mean(), points.tokens[at].mean()
         parts = f"{size:,.0f}", f"{found.parameters[at][0]:,}", f"{tokens:,.0f}", f"{points.flops[at].mean():.3g}"
         fitted = f"{found.law.loss(size, tokens):.4f}"

@@ -88,7 +88,7 @@ def main_of(name: str) -> Callable[[], int | None]:
 
 MODULES = (
     *("evaluate", "verify", "lens", "cache", "report", "compare", "doctor", "data", "tokenizers", "learn"),
-    "coordinate_check",
+    *("scaling", "coordinate_check"),
 )
 COMMANDS = {"train": train, "generate": generate, **{name: partial(module, name) for name in MODULES}}
 OTHER_NAMES = {  # what one may type -> the words for it
