@@ -3,9 +3,10 @@
 import json
 import math
 
+import hydra
 import numpy as np
 import pytest
-from conftest import exit_code, small_run, trained
+from conftest import CONF, exit_code, small_run, trained
 from test_compare import write_run
 from test_report import text_of
 
@@ -171,6 +172,23 @@ def test_runs_without_a_law_are_one_line(tmp_path, monkeypatch, capsys):
     assert "has no flops_per_token in run.json" in command(monkeypatch, capsys, few)[1].err
     (few / "run1" / "run.json").write_text(json.dumps({**info, "corpus": "other"}))
     assert "were validated on different text" in command(monkeypatch, capsys, few)[1].err
+
+
+@pytest.mark.parametrize(
+    ("words", "dataset", "stories"),
+    [
+        ([], "storyworld", 80000),
+        (["data=text", "data.path=a.txt"], "text", None),
+        (["experiment=shakespeare"], "", None),
+    ],
+)
+def test_the_search_has_the_quickstart_unless_other_data_or_experiments_are_given(words, dataset, stories):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", ["hparams_search=isoflop", *words], return_hydra_config=True)
+    assert config.data.get("stories") == stories
+    assert config.data.batch_windows == 16
+    assert config.budget.steps is None
+    assert dataset in (config.hydra.runtime.choices.data, "")
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------

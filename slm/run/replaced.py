@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from slm.run import CONF
 
 GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
-CHOOSING = re.compile("(experiment|debug)/[^/]+")  # files that choose options
+CHOOSING = re.compile("(experiment|debug|hparams_search)/[^/]+")  # files that choose options
 
 
 class Composer(ConfigLoaderImpl):
@@ -33,7 +33,7 @@ composition.ConfigLoaderImpl = Composer
 
 
 def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
-    """Deletes from loaded experiments and debug options what they set for an option that is not among `defaults`."""
+    """Deletes from loaded files that choose options what they set for an option that is not among `defaults`."""
     paths = [default.config_path for default in defaults if default.config_path]
     taken = dict(path.split("/", 1) for path in paths if "/" in path)
     first = next((default.config_path for default in defaults if default.primary), None)
@@ -67,4 +67,6 @@ def choices(path: str, repo: IConfigRepository) -> dict[str, str]:
             found |= choices(entry.path.lstrip("/") if entry.path.startswith("/") else f"{folder}/{entry.path}", repo)
         elif isinstance(entry, GroupDefault) and entry.value and (not folder or entry.is_override()):
             found[entry.group.lstrip("/")] = str(entry.value)
+            if entry.group == "/experiment":  # which a search may choose
+                found |= choices(f"experiment/{entry.value}", repo)
     return found
