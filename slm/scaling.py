@@ -30,6 +30,7 @@ from slm.run.words import divided, values_of
 from slm.security import is_number
 
 LEAST = 6  # points of a fit of five constants
+LARGEST = 1e30  # FLOPs per token, and tokens, of a file that is not damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def main():
     print(printable(page(found)))
     folder = atomic.expanded(folders[0])
     path = atomic.expanded(settings.out) if settings.out else folder / "report" / "scaling.png"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figures.save(path, charts(found), folder.name)
     print(f"\n{path}")
     json_line.note(**facts(found), files=[str(path)])
@@ -94,7 +95,7 @@ def read_target(word: str, metric: str) -> float | FinishedRun:
 def place_of(run: FinishedRun) -> tuple[float, float]:
     """The size and the tokens of a run. Raises UserError if one is not known."""
     flops_per_token, tokens = run.info.get("flops_per_token"), run.summary["tokens"]
-    if not all(is_number(value) and value > 0 for value in (flops_per_token, tokens)):
+    if not all(is_number(value) and 0 < value < LARGEST for value in (flops_per_token, tokens)):
         raise UserError(f"{run.folder} has no flops_per_token in run.json or no train/tokens in metrics.jsonl")
     return flops_per_token / FLOPS_PER_SIZE, tokens
 
@@ -108,7 +109,7 @@ def points_of(groups: Sequence[Group], metric: str) -> Points:
     for number, group in enumerate(groups):
         for run in group.runs:
             budget = run.config.get("budget.flops")
-            budget = float(budget) if is_number(budget) else math.nan
+            budget = float(budget) if is_number(budget) and 0 < budget < LARGEST else math.nan
             rows.append((*place_of(run), run.value(metric), budget, run.seed, number))
     points = Points(*np.array(rows, float).T)
     sizes = len(np.unique(points.size))
@@ -117,6 +118,8 @@ def points_of(groups: Sequence[Group], metric: str) -> Points:
             f"a law of five constants needs at least {LEAST} points with 3 sizes and 3 numbers of tokens; "
             f"there are {len(groups)} points with {sizes} sizes; run python train.py -m hparams_search=isoflop"
         )
+    if points.flops.max() < 1.5 * points.flops.min():
+        raise UserError(f"all runs have about {points.flops.max():.3g} FLOPs; a law needs runs of several budgets")
     if points.loss.min() <= 0:
         raise UserError(f"{metric} must be above 0 in every run")
     return points
@@ -153,7 +156,7 @@ def fitted(groups: Sequence[Group], settings: Settings, asked: Sequence[float | 
     return Fitted(
         metric=settings.metric,
         points=points,
-        parameters=np.array([run.info.get("parameters") for run in runs]),
+        parameters=np.array([number if is_number(number := run.info.get("parameters")) else math.nan for run in runs]),
         repeated=any(repeats(run) for run in runs),
         law=law,
         resampled=resampled,
@@ -167,8 +170,8 @@ def fitted(groups: Sequence[Group], settings: Settings, asked: Sequence[float | 
 
 def repeats(run: FinishedRun) -> bool:
     """True if a run reads more windows than its corpus has, to 2 %."""
-    steps, windows = run.info.get("steps", 0), run.info.get("windows", math.inf)
-    return steps * run.config.get("data.batch_windows", 0) > 1.02 * windows
+    steps, windows, batch = run.info.get("steps"), run.info.get("windows"), run.config.get("data.batch_windows")
+    return all(map(is_number, (steps, windows, batch))) and steps * batch > 1.02 * windows
 
 
 def facts(found: Fitted) -> dict[str, Any]:
@@ -186,7 +189,11 @@ def facts(found: Fitted) -> dict[str, Any]:
         "parabolas": {"x": [known(v) for v in (found.valleys.size_exponent, *found.valley_exponent)], "best": optima},
         "floor": found.floor,
         "law_at_floor": asdict(found.at_floor) if found.at_floor else None,
-        "predictions": [{**asdict(each), "interval": [*map(known, each.interval)]} for each in found.predictions],
+        "predictions": [
+            {"name": each.name, "interval": [*map(known, each.interval)]}
+            | {name: known(getattr(each, name)) for name in ("size", "tokens", "loss", "measured")}
+            for each in found.predictions
+        ],
         "warnings": [*warnings(found)],
     }
 

@@ -143,6 +143,25 @@ def test_few_sizes_and_a_narrow_span_are_warned_of(tmp_path, monkeypatch, capsys
     assert (tmp_path / "a.png").exists()
 
 
+def test_parabolas_of_few_sizes_far_apart_differ_from_the_law(tmp_path, monkeypatch, capsys):
+    """A parabola through sizes a factor of eight apart is biased if a and b are not equal."""
+    uneven = Law(0.3, 1e4, 400.0, 0.8, 0.35)
+    sizes = uneven.best_size(1e12) * 8.0 ** np.array([-2.3, -1.3, -0.3, 0.7, 1.7])
+    its = points(0, noise=1e-3, seeds=3, law=uneven, sizes=sizes)
+    assert fit(its).best_size(1e12) == pytest.approx(uneven.best_size(1e12), rel=0.01)
+    sweep = write_sweep(tmp_path / "sweep", its)
+    assert command(monkeypatch, capsys, sweep, "resamples=20")[1].out.count("they differ") == 3
+
+
+def test_a_law_without_a_best_size_says_so(tmp_path, monkeypatch, capsys):
+    """Of losses that do not depend on the size."""
+    sweep = write_sweep(tmp_path / "sweep", points(0, law=Law(0.3, 0.0, 900.0, 0.45, 0.5), noise=0))
+    code, printed = command(monkeypatch, capsys, sweep, "resamples=20", "predict=1e13", "print=json")
+    assert code == 0
+    assert "warning: a term of the law is zero, so there is no best size" in printed.err
+    assert json.loads(printed.out)["predictions"][0]["loss"] is None
+
+
 MISTAKES = {
     "predict=much must be FLOPs above 0, as in predict=1e15, or the folder of a finished run": ["predict=much"],
     "predict=-3 must be FLOPs above 0": ["predict=-3"],
@@ -170,6 +189,9 @@ def test_runs_without_a_law_are_one_line(tmp_path, monkeypatch, capsys):
     info = json.loads((few / "run1" / "run.json").read_text())
     (few / "run1" / "run.json").write_text(json.dumps({**info, "flops_per_token": None}))
     assert "has no flops_per_token in run.json" in command(monkeypatch, capsys, few)[1].err
+    damaged = {"budget": {"flops": -1}, "parameters": "x", "windows": 8, "steps": 40}
+    (few / "run1" / "run.json").write_text(json.dumps({**info, **damaged, "config": {**info["config"], **damaged}}))
+    assert command(monkeypatch, capsys, few)[1].err.startswith("error: all runs have about 1e+12 FLOPs; a law needs")
     (few / "run1" / "run.json").write_text(json.dumps({**info, "corpus": "other"}))
     assert "were validated on different text" in command(monkeypatch, capsys, few)[1].err
 

@@ -13,7 +13,10 @@ SIZE, FLOPS = "size N (FLOPs per token / 6)", "training FLOPs C"
 
 
 def charts(found: Fitted) -> list[Chart]:
+    """Without the frontier if the law has no best size."""
     flops = found.points.flops
+    if not np.isfinite(found.law.best_size(flops)).all():
+        return [isoflop(found), residuals(found)]
     most = max([flops.max(), *(6 * each.size * each.tokens for each in found.predictions)])
     places = np.geomspace(flops.min(), most, 60)
     return [isoflop(found), frontier(found, places), along_frontier(found, places), residuals(found)]

@@ -49,6 +49,7 @@ class Law:
     a: float
     b: float
 
+    @np.errstate(all="ignore")  # of a resample that has no best size
     def loss(self, size, tokens):
         return self.E + self.A * np.power(size, -self.a) + self.B * np.power(tokens, -self.b)
 
@@ -57,6 +58,7 @@ class Law:
         """x of the best size ~ C^x, for C training FLOPs; that of the best number of tokens is 1 - x."""
         return self.b / (self.a + self.b)
 
+    @np.errstate(all="ignore")
     def best_size(self, flops):
         """The size with the lowest loss after so many training FLOPs, 6 N D; NaN if one of the two terms is zero."""
         if not self.A * self.B:
@@ -117,7 +119,8 @@ def _searched(points: Points, weights: np.ndarray, expected: np.ndarray, floor: 
 
     def solved(exponents: np.ndarray) -> tuple[np.ndarray, float]:
         a, b = np.exp(exponents)
-        return nnls(np.column_stack([*constant, rows * np.exp(-a * sizes), rows * np.exp(-b * tokens)]), target)
+        columns = [*constant, rows * np.exp(-a * sizes), rows * np.exp(-b * tokens)]
+        return nnls(np.column_stack(columns), target, maxiter=100)
 
     def rest(exponents: np.ndarray) -> float:
         return solved(exponents)[1]
@@ -127,6 +130,7 @@ def _searched(points: Points, weights: np.ndarray, expected: np.ndarray, floor: 
     limits = [np.log(EXPONENTS)] * 2
     found = minimize(rest, best, method="Nelder-Mead", bounds=limits, options={"xatol": 2e-3, "fatol": 1e-7})
     values = solved(found.x)[0]
+    values[values < 1e-9 * values.max()] = 0  # rounding
     return Law(*([floor] if floor is not None else []), *map(float, values), *map(float, np.exp(found.x)))
 
 

@@ -130,7 +130,7 @@ def residual_table(found: Fitted) -> str:
     groups = [points.point == point for point in np.unique(points.point)]
     for at in sorted(groups, key=lambda at: (points.budget[at][0], points.size[at][0], points.tokens[at][0])):
         size, tokens = points.size[at].mean(), points.tokens[at].mean()
-        parts = f"{size:,.0f}", f"{found.parameters[at][0]:,}", f"{tokens:,.0f}", f"{points.flops[at].mean():.3g}"
+        parts = f"{size:,.0f}", f"{found.parameters[at][0]:,.0f}", f"{tokens:,.0f}", f"{points.flops[at].mean():.3g}"
         fitted = f"{found.law.loss(size, tokens):.4f}"
         rows.append([*parts, f"{points.loss[at].mean():.4f}", at.sum(), fitted, f"{residuals[at].mean():+.1%}"])
     return columns(rows, right=True)
