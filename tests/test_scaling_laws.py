@@ -213,6 +213,14 @@ def test_the_search_has_the_quickstart_unless_other_data_or_experiments_are_give
     assert dataset in (config.hydra.runtime.choices.data, "")
 
 
+def test_a_search_of_ones_own_keeps_what_it_sets_for_the_data_of_the_command(tmp_path):
+    (tmp_path / "hparams_search").mkdir()
+    (tmp_path / "hparams_search" / "mine.yaml").write_text("# @package _global_\ndata: {path: mine.txt}\n")
+    words = ["hparams_search=mine", "data=text", f"hydra.searchpath=[file://{tmp_path}]"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("train", words).data.path == "mine.txt"
+
+
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,8 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
         if not CHOOSING.fullmatch(path):
             continue
         config = repo.load_config(path).config
-        for group, option in (choices(first, repo) | choices(path, repo)).items():
+        before = {} if path.startswith("hparams_search/") else choices(first, repo)  # a search alone chooses nothing
+        for group, option in (before | choices(path, repo)).items():
             section = config.get(group) if group in GROUPS and taken.get(group) != option else None
             if isinstance(section, DictConfig):
                 own = settings(group, option, repo) - set(shared.get(group) or {})
