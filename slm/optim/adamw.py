@@ -9,13 +9,15 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT
+from slm.optim.changing import WeightDecay, decay_cautiously
 from slm.optim.roles import ROLES, Role, roles, rules
+from slm.optim.shares import own
 
 DECAYED = {"matrices": {"embedding", "readout", "hidden"}, "all": {"embedding", "readout", "hidden", "vector"}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamW(WeightDecay):
     """Settings that, called with a model, make its optimizer: two groups, decayed and not, before those of parameters
     whose learning rate follows the model's size (slm.parametrization).
 
@@ -29,6 +31,7 @@ class AdamW:
     decay: Literal["matrices", "all"]  # matrices: all parameters but gains, biases and scalars
 
     def __post_init__(self):
+        super().__post_init__()
         check_adamw(self.lr, self.betas, self.eps, self.weight_decay)
         if self.decay not in DECAYED:
             raise UserError(f"optimizer.decay={self.decay} is not one of {', '.join(DECAYED)}")
@@ -42,7 +45,7 @@ class AdamW:
                 plain, its = role[name] not in DECAYED[self.decay], rule[name]
                 decay = 0.0 if plain else self.weight_decay * its.weight_decay
                 groups[its.lr != 1, plain, self.lr * its.lr, decay, self.eps * its.eps].append(parameter)
-        optimizer = torch.optim.AdamW(
+        optimizer = (CautiousAdamW if self.cautious else torch.optim.AdamW)(
             [
                 {"params": parameters, "lr": lr, "weight_decay": decay, "eps": eps}
                 for (_, _, lr, decay, eps), parameters in sorted(groups.items(), key=lambda group: group[0])
@@ -55,7 +58,36 @@ class AdamW:
         # A fused optimizer offers to unscale float16 gradients inside its step, which is too late for clipping:
         # without the offer Lightning and GradScaler unscale before, and can clip.
         optimizer._step_supports_amp_scaling = False
+        optimizer.changes = self.changes
         return optimizer
+
+
+class CautiousAdamW(torch.optim.AdamW):
+    """torch's AdamW, in which only those weights decay that the update moves towards zero."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        decays = [group["weight_decay"] for group in self.param_groups]
+        try:
+            for group, decay in zip(self.param_groups, decays):
+                for parameter in (p for p in group["params"] if decay and p.grad is not None):
+                    self._decay(parameter, group["betas"][0], group["lr"] * decay)
+                group["weight_decay"] = 0.0
+            super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays):
+                group["weight_decay"] = decay
+        return loss
+
+    def _decay(self, parameter: torch.Tensor, beta: float, share: float):
+        """Before the step, as torch: the sign of the update is that of the average of gradients, this one included."""
+        weight, gradient = own(parameter), own(parameter.grad)
+        average = self.state.get(parameter, {}).get("exp_avg")
+        decay_cautiously(weight, gradient if average is None else own(average).lerp(gradient, 1 - beta), share)
 
 
 def check_adamw(lr: float, betas: tuple[float, float], eps: float, weight_decay: float, prefix: str = ""):

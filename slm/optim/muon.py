@@ -5,8 +5,9 @@ Muon moves a matrix by its momentum with all singular values near 1, so that no 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +16,30 @@ from slm.errors import UserError
 from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 from slm.optim.adamw import AdamW, check_adamw
+from slm.optim.changing import WeightDecay, decay_cautiously
+from slm.optim.neurons import normalized
 from slm.optim.roles import roles, stacked
-from slm.optim.shares import is_divided, shared, shared_by_rows, stacked_cost
+from slm.optim.shares import is_divided, own, own_rows, shared, shared_by_rows, stacked_cost
 
-NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)  # iterations and coefficients of Keller Jordan's quintic
+# Coefficients of x, x^3 and x^5 in each iteration. newton_schulz: Keller Jordan's. polar_express: the best for singular
+# values from 1e-3 to 1 (arXiv:2505.16932, algorithm 1), whose safety factor for rounding divides x before each.
+SAFETY = 1.01
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+ITERATIONS = {
+    "newton_schulz": ((3.4445, -4.7750, 2.0315),) * 5,
+    "polar_express": tuple((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in POLAR_EXPRESS),
+}
+FIRST_MOMENTUM = 0.85  # of its warm-up, as in github.com/KellerJordan/modded-nanogpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon:
+class Muon(WeightDecay):
     """Settings that, called with a model, make its optimizer: a group of hidden matrices, then the two of AdamW.
 
     `bfloat16` of the call allows the orthogonalisation in bfloat16, where that is fast.
@@ -36,15 +53,35 @@ class Muon:
     adamw_betas: tuple[float, float]
     adamw_eps: float
     adamw_weight_decay: float
+    momentum_warmup: int = 0  # updates in which the momentum rises from 0.85 on a line
+    iteration: Literal["newton_schulz", "polar_express"] = "newton_schulz"
+    neuron_normalization: bool = False  # NorMuon: rows of an update get about the same size (slm.optim.neurons)
 
     def __post_init__(self):
+        super().__post_init__()
         if not (0 < self.lr < float("inf")):
             raise UserError(f"optimizer.lr={self.lr} must be above 0 and finite")
         if not (0 <= self.momentum < 1):
             raise UserError(f"optimizer.momentum={self.momentum} must be at least 0 and below 1")
         if not (0 <= self.weight_decay < float("inf")):
             raise UserError(f"optimizer.weight_decay={self.weight_decay} must be at least 0 and finite")
+        if self.momentum_warmup < 0:
+            raise UserError(f"optimizer.momentum_warmup={self.momentum_warmup} must be at least 0 (updates)")
+        if self.momentum_warmup and self.momentum < FIRST_MOMENTUM:
+            raise UserError(
+                f"optimizer.momentum_warmup={self.momentum_warmup} begins at a momentum of {FIRST_MOMENTUM}, so "
+                f"optimizer.momentum={self.momentum} must be at least that; or give optimizer.momentum_warmup=0"
+            )
+        if self.iteration not in ITERATIONS:
+            raise UserError(f"optimizer.iteration={self.iteration} is not one of {', '.join(ITERATIONS)}")
         check_adamw(self.adamw_lr, self.adamw_betas, self.adamw_eps, self.adamw_weight_decay, prefix="adamw_")
+
+    def changes(self, group: Mapping[str, Any], step: int, steps: int, lr_factor: float) -> dict[str, float]:
+        changed = super().changes(group, step, steps, lr_factor)
+        if self.momentum_warmup and "momentum" in group:
+            risen = min(1.0, step / self.momentum_warmup)
+            changed["momentum"] = FIRST_MOMENTUM * (1 - risen) + group["momentum"] * risen
+        return changed
 
     def __call__(self, model: GPT, *, bfloat16: bool = False) -> "MuonWithAdamW":
         adamw = AdamW(
@@ -53,6 +90,7 @@ class Muon:
             eps=self.adamw_eps,
             weight_decay=self.adamw_weight_decay,
             decay="matrices",
+            cautious=self.cautious,
         )
         role, rows = roles(model), stacked(model)
         hidden = {name: parameter for name, parameter in model.named_parameters() if role[name] == "hidden"}
@@ -63,7 +101,7 @@ class Muon:
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
         }
-        return MuonWithAdamW(matrices, adamw(model, {"embedding", "readout", "vector"}), bfloat16)
+        return MuonWithAdamW(matrices, adamw(model, {"embedding", "readout", "vector"}), self, bfloat16)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -73,8 +111,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     alone.
     """
 
-    def __init__(self, matrices: dict, rest: torch.optim.AdamW, bfloat16: bool):
-        self.rest, self.bfloat16 = rest, bfloat16
+    def __init__(self, matrices: dict, rest: torch.optim.AdamW, settings: Muon, bfloat16: bool):
+        self.rest, self.settings, self.bfloat16, self.changes = rest, settings, bfloat16, settings.changes
         super().__init__([matrices, *rest.param_groups], {})
         self.defaults = dict.fromkeys(("lr", "momentum", "weight_decay", "betas", "eps"))  # names of the settings
 
@@ -90,29 +128,42 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._step_matrices(matrices)
         return loss
 
+    def state_shapes(self, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what a step keeps of a parameter, without the count of steps."""
+        shape = tuple(parameter.shape)
+        if not any(parameter is matrix for matrix in self.param_groups[0]["params"]):
+            return {"exp_avg": shape, "exp_avg_sq": shape}
+        return {"momentum": shape, **({"row_squares": (shape[0], 1)} if self.settings.neuron_normalization else {})}
+
     def _step_matrices(self, group: dict):
         """Each of several processes, whose gradients are equal, orthogonalises a share of the matrices."""
         rows = {p: sizes for p, sizes in zip(group["params"], group["rows"], strict=True) if p.grad is not None}
         for parameter in rows:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+                if self.settings.neuron_normalization:
+                    self.state[parameter]["row_squares"] = torch.zeros_like(parameter[:, :1])
         if not rows:
             return
         gradients, averages = [p.grad for p in rows], [self.state[p]["momentum"] for p in rows]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's look ahead
-        torch._foreach_mul_(list(rows), 1 - group["lr"] * group["weight_decay"])
+        if not self.settings.cautious:
+            torch._foreach_mul_(list(rows), 1 - group["lr"] * group["weight_decay"])
         step = self._step_divided if is_divided(updates[0]) else self._step_whole
-        step(rows, updates, group["lr"], arithmetic(updates[0], self.bfloat16))
+        step(rows, updates, group, arithmetic(updates[0], self.bfloat16))
 
-    def _step_whole(self, rows: dict[Tensor, list[int]], updates: list[Tensor], lr: float, dtype: torch.dtype):
+    def _step_whole(self, rows: dict[Tensor, list[int]], updates: list[Tensor], group: dict, dtype: torch.dtype):
         moves = [move for sizes, update in zip(rows.values(), updates) for move in update.split(sizes)]
         steps = self._steps(moves, lambda wide: shared(wide, self._orthogonalized, dtype))
-        for parameter, sizes in rows.items():
-            for weight, (factor, step) in zip(parameter.split(sizes), steps):
-                weight.add_(step, alpha=-lr * factor)
+        if self.settings.neuron_normalization:
+            squares = [its for p, sizes in rows.items() for its in self.state[p]["row_squares"].split(sizes)]
+            steps = ((1.0, normalized([factor * step], [its])[0]) for its, (factor, step) in zip(squares, steps))
+        weights = [weight for parameter, sizes in rows.items() for weight in parameter.split(sizes)]
+        for weight, (factor, step) in zip(weights, steps, strict=True):
+            self._move(weight, step, factor, group)
 
-    def _step_divided(self, rows: dict[Tensor, list[int]], updates: list[Tensor], lr: float, dtype: torch.dtype):
+    def _step_divided(self, rows: dict[Tensor, list[int]], updates: list[Tensor], group: dict, dtype: torch.dtype):
         """Each process gathers a few matrices at a time, and sends their steps to those that keep the rows."""
         parameters, sizes = list(rows), list(rows.values())
         costs = [stacked_cost(its, parameter.size(1)) for parameter, its in rows.items()]
@@ -122,8 +173,24 @@ class MuonWithAdamW(torch.optim.Optimizer):
             steps = self._steps(moves, self._orthogonalized)
             return [torch.cat([factor * step for _, (factor, step) in zip(sizes[place], steps)]) for place in places]
 
-        for place, step in shared_by_rows(updates, costs, work, dtype):
-            parameters[place].to_local().add_(step, alpha=-lr)
+        steps = shared_by_rows(updates, costs, work, dtype)
+        if not self.settings.neuron_normalization:
+            for place, step in steps:
+                self._move(parameters[place].to_local(), step, 1.0, group)
+            return
+        parts, squares, weights = [], [], []
+        for place, step in steps:
+            parameter, counts = parameters[place], own_rows(parameters[place], sizes[place])
+            parts += step.split(counts)
+            squares += own(self.state[parameter]["row_squares"]).split(counts)
+            weights += parameter.to_local().split(counts)
+        for weight, step in zip(weights, normalized(parts, squares, updates[0].device_mesh.get_group()), strict=True):
+            self._move(weight, step, 1.0, group)
+
+    def _move(self, weight: Tensor, step: Tensor, factor: float, group: dict):
+        if self.settings.cautious:
+            decay_cautiously(weight, step, group["lr"] * group["weight_decay"])
+        weight.add_(step, alpha=-group["lr"] * factor)
 
     def _steps(
         self, moves: list[Tensor], orthogonalize: Callable[[list[Tensor]], list[Tensor]]
@@ -142,19 +209,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
         results = {}
         for places in alike.values():
             stacked = torch.stack([matrices[place] for place in places])
-            results |= zip(places, orthogonalized(stacked, self.bfloat16), strict=True)
+            results |= zip(places, orthogonalized(stacked, self.bfloat16, self.settings.iteration), strict=True)
         return [results[place] for place in range(len(matrices))]
 
 
-def orthogonalized(matrices: Tensor, bfloat16: bool) -> Tensor:
-    """(N, rows, columns), rows <= columns, with the same singular vectors and nearly all values at 0.7 to 1.2.
+def orthogonalized(matrices: Tensor, bfloat16: bool, iteration: str = "newton_schulz") -> Tensor:
+    """(N, rows, columns), rows <= columns, with the same singular vectors and nearly all values at 0.7 to 1.2, or with
+    polar_express at 0.8 to 1.2.
 
     In the precision of `arithmetic`. Values of almost no size stay below: five iterations do not lift them so far.
     """
-    steps, (a, b, c) = NEWTON_SCHULZ
     x = matrices.to(arithmetic(matrices, bfloat16))
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    safety = 1.0 if iteration == "newton_schulz" else SAFETY
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * safety).clamp(min=1e-7)
+    for a, b, c in ITERATIONS[iteration]:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x

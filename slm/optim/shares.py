@@ -123,6 +123,20 @@ def is_divided(value: Any) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def own(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that is divided among processes; any other as it is."""
+    return tensor.to_local() if is_divided(tensor) else tensor
+
+
+def own_rows(matrix: Tensor, sizes: list[int]) -> list[int]:
+    """Of matrices with so many rows each, stacked in a divided one: how many of its rows this process keeps."""
+    rank, world = matrix.device_mesh.get_local_rank(), matrix.device_mesh.size()
+    start = sum(_rows(matrix, process, world)[0] for process in range(rank))
+    end = start + _rows(matrix, rank, world)[0]
+    ends = list(accumulate(sizes))
+    return [max(0, min(end, last) - max(start, last - size)) for last, size in zip(ends, sizes)]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that is divided among processes, gathered; any other as it is. A collective."""
     return tensor.full_tensor() if is_divided(tensor) else tensor

@@ -29,6 +29,8 @@ FREE = (  # settings that a resumed run may change: its length, its observers, i
 CHANGING = ("slm.training.callbacks.gradients.", "slm.training.callbacks.auxiliary_loss.")
 ADDED = {"data.order": "shuffle", "data.attention_across_documents": True}
 ADDED |= {"schedule.min_lr_clips": False, "schedule.microbatches": 1}
+ADDED |= {"optimizer.cautious": False, "optimizer.weight_decay_schedule": "constant", "optimizer.momentum_warmup": 0}
+ADDED |= {"optimizer.iteration": "newton_schulz", "optimizer.neuron_normalization": False}
 OPTIMIZER = "optimizer._target_"
 
 

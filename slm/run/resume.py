@@ -14,6 +14,7 @@ from slm.cache import changed_files
 from slm.data.windows import Splits
 from slm.errors import UserError
 from slm.files import run_folder
+from slm.optim.muon import MuonWithAdamW
 from slm.run.changes import check_unchanged
 from slm.run.config import RunConfig
 from slm.run.fork import Point, check_fork
@@ -137,8 +138,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer):
 
 def _fresh_state(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, tuple[int, ...] | None]:
     """Name and shape, None for other values than tensors, of a parameter's state after one step."""
-    if type(optimizer).__module__.startswith("slm.optim"):
-        return {name: tuple(parameter.shape) for name in optimizer.state[parameter] if name != "step"}
+    if isinstance(optimizer, MuonWithAdamW):
+        return optimizer.state_shapes(parameter)
     sizes = tuple(range(2, 2 + parameter.dim()))  # all different, so that a shape tells its dimensions
     small = torch.ones(sizes, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
     arguments = inspect.signature(type(optimizer)).parameters

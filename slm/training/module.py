@@ -158,10 +158,14 @@ class Pretraining(L.LightningModule):
             parameter.grad = None
 
     def _set_learning_rate(self):
-        """Of the next step, in all groups of the optimizer."""
-        if self.schedule:
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = group["initial_lr"] * self.schedule(self.trainer.global_step)
+        """Of the next step, in all groups of the optimizer, and its other settings that change from step to step."""
+        optimizer, step = self.trainer.optimizers[0], self.trainer.global_step
+        factor, changes = self.schedule(step) if self.schedule else 1.0, getattr(optimizer, "changes", None)
+        for group, configured in zip(optimizer.param_groups, self.configured):
+            if self.schedule:
+                group["lr"] = group["initial_lr"] * factor
+            if changes:
+                group.update(changes(configured, step, self.trainer.max_steps, factor))
 
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:

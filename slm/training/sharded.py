@@ -143,9 +143,10 @@ def gathered(tree: Any, keep: bool) -> Any:
 
 
 def divided(value: Any, parameter: Tensor | None) -> Any:
-    """This process's part of a tensor in the shape of a divided parameter, not filled if that has no memory; any other
-    value as it is."""
-    if is_divided(parameter) and isinstance(value, Tensor) and value.shape == parameter.shape:
+    """This process's part of a tensor in the shape of a divided parameter, or with a number for each of its rows, not
+    filled if that has no memory; any other value as it is."""
+    shapes = (parameter.shape, (*parameter.shape[:1], 1)) if is_divided(parameter) else ()
+    if isinstance(value, Tensor) and value.shape in shapes:
         if value.is_meta:
             place = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
             return torch.distributed.tensor.empty(value.shape, dtype=value.dtype, **place)
