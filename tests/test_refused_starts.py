@@ -206,6 +206,7 @@ def test_an_allowed_change_takes_effect(trained_run, run, tmp_path, key, value, 
 
 
 RMSPROP = "optimizer._target_=torch.optim.RMSprop", "~optimizer.decay", "~optimizer.betas"
+MUON = "optimizer=muon", "callbacks.samples=null"
 ADAMW = "optimizer._target_=torch.optim.AdamW", "~optimizer.decay"
 
 
@@ -216,6 +217,7 @@ ADAMW = "optimizer._target_=torch.optim.AdamW", "~optimizer.decay"
         (RMSPROP, [*RMSPROP, "+optimizer.centered=true"], "needs grad_avg, which the checkpoint does not hold"),
         (RMSPROP, [*RMSPROP, "+optimizer.momentum=0.9"], "needs momentum_buffer, which"),
         (ADAMW, [*ADAMW, "+optimizer.amsgrad=true"], "needs max_exp_avg_sq, which"),
+        (MUON, [*MUON, "optimizer.neuron_normalization=true"], "needs row_squares, which"),
     ],
 )
 def test_an_optimizer_whose_state_is_missing_is_refused(run, before, after, message):

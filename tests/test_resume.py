@@ -220,6 +220,7 @@ LATER_KEYS = {  # that a run of an earlier version does not have
         *("init_std", "init_residual_scale"),
     ),
     "schedule": ("warmup_start", "min_lr_clips", "microbatches"),
+    "optimizer": ("cautious", "weight_decay_schedule"),
 }
 
 
@@ -231,7 +232,12 @@ def test_a_run_of_an_earlier_version_goes_on(run):
     path = run_folder.checkpoints(folder)[0]
     raw = checkpoint.read(path)
     plain = raw["slm"]["config"]
-    for section, values in (("model", raw["slm"]["model"]), ("model", plain["model"]), ("schedule", plain["schedule"])):
+    for section, values in (
+        ("model", raw["slm"]["model"]),
+        ("model", plain["model"]),
+        ("schedule", plain["schedule"]),
+        ("optimizer", plain["optimizer"]),
+    ):
         for key in LATER_KEYS[section]:
             values.pop(key)
     checkpoint.save(raw, path)

@@ -9,6 +9,7 @@ from forks import collective, forked
 from test_distributed import small  # noqa: F401  (a fixture)
 from test_model import LATER, model_of
 from test_optim import MUON
+from test_optimizer_options import ALL
 from test_plan_devices import COUNTED, DEVICES, Sent, mesh  # noqa: F401  (a fixture)
 from test_resume import final_state, history
 from torch.distributed.tensor import DTensor
@@ -167,9 +168,9 @@ def test_whole_weights_are_kept_by_one_process(mesh, of_model):  # noqa: F811
     assert sum(sizes) <= memory.live.total() <= memory.highest.total() <= sum(sizes) + 4 * max(sizes)
 
 
-def muon_steps(model: GPT) -> dict[str, torch.Tensor]:
+def muon_steps(model: GPT, options: dict) -> dict[str, torch.Tensor]:
     """The weights after two steps with random gradients."""
-    optimizer, generator = Muon(**MUON)(model), torch.Generator().manual_seed(0)
+    optimizer, generator = Muon(**MUON, **options)(model), torch.Generator().manual_seed(0)
     for _ in range(2):
         for parameter in model.parameters():
             gradient = torch.randn(parameter.shape, generator=generator)
@@ -178,14 +179,16 @@ def muon_steps(model: GPT) -> dict[str, torch.Tensor]:
     return {name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("numbers", [1, 3000])
-def test_divided_matrices_take_the_steps_of_whole_ones(tmp_path, monkeypatch, numbers):
+@pytest.mark.parametrize(("numbers", "options"), [(1, {}), (3000, {}), (3000, ALL)])
+def test_divided_matrices_take_the_steps_of_whole_ones(tmp_path, monkeypatch, numbers, options):
     """By three processes, among which some rows are not divided evenly, in rounds of one or a few matrices."""
     monkeypatch.setattr(shares, "ROUND", numbers)
-    begin, expected = (work(model_of(**LATER)) for work in (lambda model: dict(model.named_parameters()), muon_steps))
+    begin, expected = dict(model_of(**LATER).named_parameters()), muon_steps(model_of(**LATER), options)
 
     def work(rank: int):
-        found = muon_steps(shard(model_of(**LATER), dist.init_device_mesh("cpu", (3,)), "32-true"))
+        shared = muon_steps(model_of(**LATER), options)
+        assert all(torch.equal(shared[name], weight) for name, weight in expected.items())
+        found = muon_steps(shard(model_of(**LATER), dist.init_device_mesh("cpu", (3,)), "32-true"), options)
         torch.save(found, tmp_path / f"{rank}")
 
     collective(3, work)
