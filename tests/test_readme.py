@@ -91,6 +91,7 @@ LONG = {
     "prepare": "test_prepare.py",
     "experiment=gpt2_124m debug": "test_presets.py",
     "verify_resume": "test_verify.py",
+    "model=dial model.size": "test_dial.py",
 }
 SMALL = ["trainer=cpu", "budget.steps=2", "model.depth=1", "tokenizer=sentencepiece", "cache_dir=cache"]
 TEXT = ["data=text", "data.path=novels/*.txt", "data.separator='<|endoftext|>'", "model.context=32"]

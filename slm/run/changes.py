@@ -16,7 +16,7 @@ from slm.security import differing
 PATHS = ("run_dir", "runs_dir", "cache_dir", "resume", "fork", "data.path", "data.corpus.path", "data.corpus.cache")
 FREE = (  # settings that a resumed run may change: its length, its observers, its machine
     *PATHS,
-    *("name", "tags", "budget", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
+    *("name", "tags", "budget", "dial", "log_every_n_steps", "optimized_metric", "callbacks", "logger", "log_windows"),
     *("report", "allow_changes", "plan", "prepare", "lint", "price_per_hour", "verify_resume"),
     *("on_nonfinite", "on_spike", "model.gradient_checkpointing"),
     *("data.workers", "data.timeout", "data.streaming", "data.corpus.streaming"),

@@ -63,6 +63,7 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, Node]
     logger: dict[str, Node]
+    dial: dict[str, Any] | None = None  # of model=dial: how it was `set`, and the keys that were `chosen`
     plain: dict[str, Any]  # for config.yaml and checkpoints; values of the environment as interpolations
 
     def __post_init__(self):

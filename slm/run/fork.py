@@ -123,7 +123,7 @@ def refuse_changed_files(folder: Path, trunk: list[str], given: Mapping[str, Ove
         return
     places = [f"hydra.searchpath=['file://{Path(flags.config_dir).absolute()}']"] if flags and flags.config_dir else []
     then = flattened(run_folder.require_run_json(folder)["config"], without=(*PATHS, *OWN))
-    now = flattened(composed("train", [*trunk, *places])[1])
+    now = flattened(composed("train", [*trunk, *places, quoted(f"fork={folder}@0")])[1])
     for key, value in then.items():
         sections = [key[:end] for end, char in enumerate(f"{key}.") if char == "."]
         if now.get(key) != value and not any(section in given for section in sections):

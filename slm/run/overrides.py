@@ -30,6 +30,7 @@ LITERAL = (  # values taken as they are typed, not as Hydra's grammar
 SWEEP_KEYS = ("sweep_dir", "hparams_search")
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 LENGTHS = ("steps", "tokens", "epochs", "minutes", "flops")  # of a budget, one at most
+DIAL = {"optimizer": "muon", "schedule": "warmup_stable_decay"}
 VALUE_FLAGS = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
 TRAIN = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
 SHARED_KEYS = tuple(TRAIN["data"])  # of all data options
@@ -138,7 +139,7 @@ def normalized(overrides: Sequence[str]) -> list[str]:
     """The overrides in Hydra's grammar and with this project's names."""
     targets = [key_of(override).removesuffix("_target_") for override in overrides if "._target_=" in override]
     kept = [o for o in overrides if not (o.startswith("~") and o[1:].startswith(tuple(targets)))]  # see own_nodes
-    return exclusive_budget([quoted(translated(override, overrides)) for override in kept])
+    return with_dial(exclusive_budget([quoted(translated(override, overrides)) for override in kept]))
 
 
 def key_of(override: str) -> str:
@@ -201,6 +202,14 @@ def exclusive_budget(overrides: list[str]) -> list[str]:
     if any(key in given for key in lengths):
         return [*overrides, *(f"{key}=null" for key in lengths if key not in given)]
     return overrides
+
+
+def with_dial(overrides: list[str]) -> list[str]:
+    """model=dial brings the optimizer and schedule of its rules, unless they or an experiment are given."""
+    given = {*map(key_of, overrides)}
+    if "model=dial" not in overrides or "experiment" in given:
+        return overrides
+    return [*(f"{key}={option}" for key, option in DIAL.items() if key not in given), *overrides]
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:

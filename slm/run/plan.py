@@ -27,6 +27,7 @@ from slm.planning.memory import Memory, training_memory
 from slm.planning.random_text import RandomText, RandomTokenizer
 from slm.run.changes import differences
 from slm.run.config import RunConfig
+from slm.run.dial import value_of
 from slm.run.plan_traffic import traffic_of
 from slm.run.prepare import (
     Job,
@@ -168,6 +169,8 @@ class Plan:
         """The plan in numbers, for print=json: `cost` in dollars, on this device. None for what is not known."""
         sizes = {"parameters": parameters(self.model).total, "steps": self.steps, "tokens": self.tokens}
         found = {**sizes, "device": self.device.name, **self.record(), "cost": self.device.cost(self.seconds)}
+        if dial := self.config.dial:
+            found["dial"] = {key: value_of(self.config.plain, key) for key in dial["chosen"]}
         if self.traffic:
             found |= {"strategy": self.strategy, "sent_bytes_per_step": dict(self.traffic.sent)}
         return found

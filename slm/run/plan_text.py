@@ -14,6 +14,7 @@ from slm.planning.data import PREPARATION
 from slm.planning.devices import known_devices, money
 from slm.planning.distributed import links
 from slm.planning.largest import largest, scaled_weights
+from slm.run.dial import explained
 from slm.run.plan import Plan
 from slm.run.prepare import shown_passes
 from slm.tables import clock, columns, gigabytes
@@ -22,7 +23,15 @@ from slm.tables import clock, columns, gigabytes
 def shown(plan: Plan) -> str:
     """The plan of one run for people."""
     return "\n".join(
-        [*_model_lines(plan), *_data_lines(plan), *_memory_lines(plan), *_strategy_lines(plan), "", _device_table(plan)]
+        [
+            *_model_lines(plan),
+            *_dial_lines(plan),
+            *_data_lines(plan),
+            *_memory_lines(plan),
+            *_strategy_lines(plan),
+            "",
+            _device_table(plan),
+        ]
     )
 
 
@@ -34,6 +43,14 @@ def _model_lines(plan: Plan) -> Iterator[str]:
         f"        {shape(model)}, context {model.context}, vocabulary {model.vocab_size:,}; "
         f"{training_flops_per_token(model) / 1e6:,.2f} MFLOP per token, forward and backward"
     )
+
+
+def _dial_lines(plan: Plan) -> Iterator[str]:
+    """What model=dial chose, each with its rule, and what was given instead."""
+    if (dial := plan.config.dial) is None:
+        return
+    yield f"dial:   {dial['set']}; each value, and its rule (docs/dial.md)"
+    yield from (f"        {line}" for line in columns(explained(plan.config.plain)).splitlines())
 
 
 def _data_lines(plan: Plan) -> Iterator[str]:

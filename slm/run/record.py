@@ -32,7 +32,7 @@ from slm.run.prepare import Job
 from slm.security import differing
 
 MACHINE = ("device", "devices", "precision", "compiled", "threads", "microbatch", "torch")  # change the last digits
-PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume")  # not what a run is
+PLACES = ("name", "tags", "run_dir", "runs_dir", "sweep_dir", "cache_dir", "resume", "dial")  # not what a run is
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "sentencepiece", "torchmetrics")
 
 
@@ -109,7 +109,8 @@ def begin_run(
 def preset_differences(written: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """What a run differs in from the options that it has chosen, for run.json: `choices`, group -> option, and
     `changed`, key -> [value of these options, value]. Empty if an option is in a folder of the user's own."""
-    groups = [override for override in normalized(overrides) if key_of(override) in GROUPS]
+    sizes = ("model.size", "model.depth") if written.get("dial") else ()
+    groups = [override for override in normalized(overrides) if key_of(override) in (*GROUPS, *sizes)]
     try:
         with one_line_composition(), hydra_of_its_own():
             cfg = hydra.compose("train", groups, return_hydra_config=True)
@@ -192,5 +193,5 @@ def complete_report(run_dir: Path):
 
 def config_hash(config: dict[str, Any]) -> str:
     """Equal for equal configurations, wherever their files lie."""
-    values = flattened(config, without=PATHS)
+    values = flattened(config, without=(*PATHS, "dial"))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -15,9 +15,15 @@ from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefaul
 from omegaconf import DictConfig
 
 from slm.run import CONF
+from slm.run.dial import RULES, SHAPE
+from slm.run.overrides import LENGTHS
 
 GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
 CHOOSING = re.compile("(experiment|debug|hparams_search)/[^/]+")  # files that choose options
+OF_A_SIZE = (  # what an experiment sets for its model
+    *(*SHAPE, *(key for rules in RULES.values() for key in rules)),
+    *(*(f"budget.{name}" for name in LENGTHS), "trainer.microbatch"),
+)
 
 
 class Composer(ConfigLoaderImpl):
@@ -26,6 +32,7 @@ class Composer(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         if any(source.path == str(CONF) for source in repo.get_sources()):  # not in somebody's own Hydra program
             drop_settings(defaults, repo)
+            leave_open(defaults, repo)
         return super()._compose_config_from_defaults_list(defaults, repo)
 
 
@@ -50,6 +57,21 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
             if isinstance(section, DictConfig):
                 own = settings(group, option, repo) - set(shared.get(group) or {})
                 config[group] = {key: value for key, value in section.items_ex(resolve=False) if key not in own}
+
+
+def leave_open(defaults: Iterable[ResultDefault], repo: IConfigRepository):
+    """With model=dial, makes null what it has rules for in conf/train.yaml and in options, and deletes it from
+    experiments that have chosen another model, so that what is not null in the end was given."""
+    paths = [default.config_path for default in defaults if default.config_path]
+    for path in paths if "model/dial" in paths else ():
+        config, group = repo.load_config(path).config, path.partition("/")[0]
+        if group == "experiment" and choices(path, repo).get("model") not in (None, "dial"):
+            for section, name in (key.split(".") for key in OF_A_SIZE):
+                (config.get(section) or {}).pop(name, None)
+        elif path == "train":
+            config.data.batch_windows = None
+        elif group in ("optimizer", "schedule"):
+            config.update({key.split(".")[1]: None for key in RULES.get(config.get("_target_"), ())})
 
 
 def settings(group: str, option: str, repo: IConfigRepository) -> set[str]:
