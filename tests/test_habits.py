@@ -173,7 +173,7 @@ def test_flags_may_stand_anywhere(place):
     words = ["seed=1,2", "budget.steps=2", "model=tiny"]
     words.insert(place, "-m")
     overrides, flags, read = read_arguments(words)
-    others = [f"budget.{length}=null" for length in ("tokens", "epochs", "minutes")]
+    others = [f"budget.{length}=null" for length in ("tokens", "epochs", "minutes", "flops")]
     assert overrides == ["seed=1,2", "budget.steps=2", "model=tiny", *others]
     assert flags == ["-m"]
     assert read.multirun
