@@ -1,7 +1,8 @@
 """Compares runs, with error bars where there are seeds.
 
 python -m slm.compare A B ...   each a run folder, a sweep folder or a folder that holds runs; the first one is the base
-python -m slm.compare SWEEP     the groups of a sweep, which are its swept values other than the seed
+python -m slm.compare SWEEP     the groups of a sweep, which are its swept values other than the seed; for learning
+                                rates and a second number: is the best rate of its smallest value best at its largest?
 """
 
 import json
@@ -17,6 +18,8 @@ import numpy as np
 from slm.analysis.comparison import FACTS, Comparison, compare
 from slm.analysis.comparison_page import answers, cell, p_text, page, with_interval
 from slm.analysis.groups import read_groups
+from slm.analysis.rate_transfer import table, transfers
+from slm.analysis.sweep import Sweep, read
 from slm.errors import printable
 from slm.files import atomic, json_line, run_folder
 from slm.files.stdio import make_stdio_robust
@@ -39,13 +42,27 @@ def main():
     for reason in left_out:
         print(printable(f"left out: {reason}", 1000), file=sys.stderr)
     comparison = compare(groups, base=arguments.base, metric=arguments.metric, best=arguments.best)
-    json_line.note(**facts(comparison))
+    chosen_comparison = len(arguments.folder) > 1 or arguments.base or arguments.metric or arguments.best
+    found = None if chosen_comparison else of_rates(atomic.expanded(arguments.folder[0]))
+    json_line.note(**facts(comparison), **({"transfers": [each.facts() for each in transfers(found)]} if found else {}))
     chosen = {kind: file for kind in WRITERS if (file := getattr(arguments, kind))}
     if "-" not in chosen.values():
-        print(printable(page(comparison)))
+        print(printable(rate_page(found) if found else page(comparison)))
     for kind, file in chosen.items():
         text = WRITERS[kind](comparison)
         print(printable(text), end="") if file == "-" else atomic.write_text(Path(file), text)
+
+
+def of_rates(folder: Path) -> Sweep | None:
+    """The sweep of a folder, if it has learning rates and a second number."""
+    sweep = read(folder) if (folder / "sweep.json").exists() else None
+    return sweep if sweep and transfers(sweep) else None
+
+
+def rate_page(sweep: Sweep) -> str:
+    """The objective at each learning rate, and how the best one moves along the second number."""
+    head = f"{sweep.objective}{f', mean of {sweep.seeds} seeds' if sweep.seeds > 1 else ''}, [] the lowest of a line"
+    return "\n\n".join([head, *table(sweep), "\n".join(each.sentence() for each in transfers(sweep))])
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -20,7 +20,9 @@ from slm.files.sweep_folder import SweepJob, short_keys
 from slm.results import Run
 from slm.security import is_number
 
+LEARNING_RATE = re.compile(r"(^|[._])(lr|learning_rate)$")
 RATE = re.compile(r"(^|[._])(lr|rate|learning_rate|weight_decay|eps)$")
+MAX_PANELS = 6  # of a picture
 MAX_RUNS, MAX_KEYS = 2000, 8  # of a folder of runs
 BESIDE_FAILURES = "beside failed jobs"  # why a line has no interval
 SEED = "seed"  # the key whose values are repetitions
@@ -108,9 +110,28 @@ class Sweep(sweep_folder.Sweep):
 
     @cached_property
     def numeric(self) -> list[str]:
-        """The factors with at least two numbers, rates first, then those with the most values."""
+        """The factors with at least two numbers, learning rates first, other rates, then those with the most values."""
         keys = [key for key in self.factors if len(found := self.levels(key)) > 1 and all(map(is_number, found))]
-        return sorted(keys, key=lambda key: (not RATE.search(key), -len(self.levels(key))))
+        order = {key: (not LEARNING_RATE.search(key), not RATE.search(key), -len(self.levels(key))) for key in keys}
+        return sorted(keys, key=order.get)
+
+    @cached_property
+    def panels(self) -> list[tuple[str, "Sweep"]]:
+        """Name and part of the sweep for each combination of the factors beyond two: the first number, which is the x
+        axis, and the next number or text, which makes the lines. The whole sweep without a number or a grid."""
+        texts = [key for key in self.factors if key not in self.numeric and len(self.levels(key)) > 1]
+        axes = [*self.numeric, *texts][:2] if self.numeric else self.factors
+        others = [key for key in self.factors if key not in axes]
+        found: dict[tuple, list[SweepJob]] = {}
+        for job in self.jobs:
+            found.setdefault(tuple(self.ranks[key][str(job.values.get(key))] for key in others), []).append(job)
+        parts = []
+        for place, jobs in sorted(found.items()):
+            name = ", ".join(f"{self.short[key]} {self.levels(key)[rank]}" for key, rank in zip(others, place))
+            parts.append((name, replace(self, jobs=jobs, swept=[key for key in self.swept if key not in others])))
+        grids = [math.prod(len(part.levels(key)) for key in axes) for _, part in parts]
+        is_grid = all(2 * len(part.cells) > size for (_, part), size in zip(parts, grids))
+        return parts if len(parts) == 1 or (is_grid and len(parts) <= MAX_PANELS) else [("", self)]
 
     def is_log(self, key: str) -> bool:
         """True for rates, and for positive values over more than a decade."""
@@ -130,8 +151,12 @@ class Sweep(sweep_folder.Sweep):
 
 def read(folder: Path) -> Sweep:
     """The sweep of a folder: by its sweep.json, or of any runs in it. Raises UserError for a folder without runs."""
-    if (recorded := sweep_folder.read(folder)) is None:
-        return of_runs(folder)
+    recorded = sweep_folder.read(folder)
+    return of_runs(folder) if recorded is None else typed(recorded, folder)
+
+
+def typed(recorded: sweep_folder.Sweep, folder: Path) -> Sweep:
+    """What sweep.json records, with numbers for values that are numbers."""
     values = typed_values([job.values for job in recorded.jobs])
     jobs = [
         replace(job, values=row, objective=job.objective if is_number(job.objective) else None)

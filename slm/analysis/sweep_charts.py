@@ -1,6 +1,6 @@
-"""The charts of a sweep: the objective against each swept number, and the curves of its runs."""
+"""The charts of a sweep: the objective against each swept number, a panel per value of a third key, and the curves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,21 @@ class Found:
     optimum: Optimum
 
 
-def objective_chart(sweep: Sweep) -> tuple[Chart | None, list[Found]]:
-    """The objective against each numeric key, one line per combination of the others; and the optima of the lines."""
+def objective_charts(sweep: Sweep) -> tuple[list[Chart], list[Found]]:
+    """The objective against each numeric key, a chart per panel on one scale; and the optima of all lines."""
+    drawn = [_objective_chart(name, panel) for name, panel in sweep.panels]
+    charts, optima = [chart for chart, _ in drawn if chart], [found for _, optima in drawn for found in optima]
+    values = np.concatenate([line.y for chart in charts for line in chart.series] or [np.ones(0)])
+    if len(charts) > 1 and len(values):
+        low, high, log = values.min(), values.max(), bool(values.min() > 0 and values.max() > 3 * values.min())
+        room = (high / low) ** 0.05 if log else 0.06 * (high - low)
+        limits = (low / room, high * room) if log else (low - room, high + room)
+        charts = [replace(chart, log=log, limits=limits) for chart in charts]
+    return charts, optima
+
+
+def _objective_chart(title: str, sweep: Sweep) -> tuple[Chart | None, list[Found]]:
+    """The chart of one panel, a line per combination of the keys that are not on its x axis; their optima."""
     axes, series, optima = {}, [], []
     for key in sweep.numeric:
         log = sweep.is_log(key)
@@ -40,7 +53,7 @@ def objective_chart(sweep: Sweep) -> tuple[Chart | None, list[Found]]:
         for (name, cells), color in zip(lines, colors(len(lines), ordered)):
             series += _line(key, name, cells, color)
             if (found := line_optimum(key, cells, log)) is not None:
-                optima.append(Found(key, name, found))
+                optima.append(Found(key, ", ".join(filter(None, (title, name))), found))
                 if found.problem is None or found.problem.startswith("no interval"):
                     place = np.array(
                         [found.x, np.nan, np.nan] if found.low is None else [found.x, found.low, found.high]
@@ -51,7 +64,7 @@ def objective_chart(sweep: Sweep) -> tuple[Chart | None, list[Found]]:
     values = np.concatenate([line.y for line in series if line.style == "line"] or [np.ones(1)])
     log = len(values) > 0 and values.min() > 0 and values.max() > 3 * values.min()
     unit = f"{sweep.objective} ({UNITS[sweep.objective]})" if sweep.objective in UNITS else sweep.objective
-    return Chart("", unit, axes, series, log, grid=True), optima
+    return Chart(title, unit, axes, series, log, grid=True), optima
 
 
 def _other(sweep: Sweep, key: str) -> str:

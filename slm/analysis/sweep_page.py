@@ -15,11 +15,11 @@ from slm.analysis.answers import answers_section
 from slm.analysis.charts import along
 from slm.analysis.html import Markup, Page, escaped, facts, folded, number, paragraph, picture, section, shown, table
 from slm.analysis.optimum import AT_THE_EDGE
+from slm.analysis.rate_transfer import COARSE, transfers
 from slm.analysis.sweep import BESIDE_FAILURES, Sweep, read
-from slm.analysis.sweep_charts import BAND, MAX_LINES, Found, curve_charts, objective_chart
+from slm.analysis.sweep_charts import BAND, MAX_LINES, Found, curve_charts, objective_charts
 from slm.files import atomic
 
-COARSE = 0.1  # rise to the neighbours of an optimum from which on its interval comes with a warning
 MAX_ROWS, MAX_MAPS, MAX_CELLS = 2000, 4, 900
 INTERNAL = re.compile(r"^(\+\+)?hydra\.sweeper\.(?=variants\.|seeds=|detect=)")  # keys of an ablation
 SAFE = re.compile(r"[\w.+/@:,=-]+|[\w.+/@-]+='[^']*'")  # as it is in a shell
@@ -29,12 +29,12 @@ def write(folder: Path, axis: str = "steps"):
     """Writes report.html, and objective.png, heatmap.png and curves.png in report/, as far as there is something to
     draw; curves along this axis. Raises UserError for a folder without runs, or whose runs lack the axis."""
     sweep = read(folder)
-    objective, optima = objective_chart(sweep)
+    objective, optima = objective_charts(sweep)
     curves, maps = along(curve_charts(sweep), axis), list(heat_maps(sweep))
     pictures = folder / "report"
     pictures.mkdir(exist_ok=True)
     if objective:
-        figures.save(pictures / "objective.png", [objective], folder.name)
+        figures.save(pictures / "objective.png", objective, folder.name)
     if maps:
         figures.heat_map(pictures / "heatmap.png", maps[0], sweep.objective, folder.name)
     if curves:
@@ -45,7 +45,7 @@ def write(folder: Path, axis: str = "steps"):
         answers_section(sweep),
         section(
             f"{sweep.objective or 'Objective'} against what was swept",
-            page.group([objective] if objective else [], wide=True),
+            page.group(objective, wide=len(objective) == 1),
             picture(pictures / "objective.png", "objective against the swept keys"),
             paragraph(seeds if objective else "", "quiet"),
             optimum_table(optima),
@@ -92,11 +92,14 @@ def header(sweep: Sweep, optima: list[Found]) -> str:
     boxes |= {sweep.short[key]: f"{len(sweep.levels(key))} values" for key in sweep.swept}
     if sweep.noise:
         boxes["noise of one seed"] = number(sweep.noise, 2)
-    return line + paragraph(text, "answer") + "".join(sentences(optima)) + facts(boxes)
+    return line + paragraph(text, "answer") + "".join(sentences(sweep, optima)) + facts(boxes)
 
 
-def sentences(optima: list[Found]) -> Iterator[str]:
-    """The optima of the first key, a sentence per line."""
+def sentences(sweep: Sweep, optima: list[Found]) -> Iterator[str]:
+    """The transfer of the learning rate, a sentence per panel; or the optima of the first key, a sentence per line."""
+    if found := transfers(sweep):
+        yield from (paragraph(f"{each.sentence()}.") for each in found)
+        return
     for found in [found for found in optima if found.key == optima[0].key][:6]:
         yield paragraph(f"{found.line}: {describe(found)}")
 

@@ -79,8 +79,10 @@ def state(job: SweepJob, reasons: Sequence[str] = ()) -> str:
 
 
 def table(folder: Path, sweep: Sweep) -> str:
-    """The jobs sorted by objective, failed and unfinished ones last; then means over seeds, where some were swept."""
-    from slm.analysis import sweep as analysis  # imports numpy and scipy
+    """The jobs sorted by objective, failed and unfinished ones last; then means over seeds, where some were swept; for
+    learning rates and a second number the sentences about the transfer."""
+    from slm.analysis import rate_transfer  # imports numpy and scipy
+    from slm.analysis import sweep as analysis
 
     counts = Counter(job.failure for job in sweep.jobs if job.failure)
     shared = [failure for failure, count in counts.items() if count > 1]  # below the table, once
@@ -91,7 +93,8 @@ def table(folder: Path, sweep: Sweep) -> str:
         rows.append([*(job.values.get(key, "-") for key in sweep.swept), *numbers, state(job, shared)])
     notes = [f"({number}) {printable(failure, 500)}" for number, failure in enumerate(shared, 1)]
     means = seeds_table(analysis.Sweep(**{**vars(sweep), "jobs": jobs}, folder=folder))
-    return "\n\n".join(filter(None, ("\n".join([columns(rows), *notes]), means)))
+    transfers = [found.sentence() for found in rate_transfer.transfers(analysis.typed(sweep, folder))]
+    return "\n\n".join(filter(None, ("\n".join([columns(rows), *notes]), means, "\n".join(transfers))))
 
 
 def seeds_table(sweep) -> str | None:
