@@ -11,7 +11,7 @@ from slm.analysis.sweep import BESIDE_FAILURES, LEARNING_RATE, Cell, Sweep, line
 from slm.security import is_number
 from slm.tables import columns
 
-NO_LOSS = 0.01  # regret as a share of the lowest objective up to which a rate fits
+NO_LOSS = 0.02  # regret as a share of the lowest objective up to which a rate fits
 STANDARD_ERRORS = 2  # a regret below so many may be chance
 COARSE = 0.1  # rise to the neighbours of an optimum from which on its interval comes with a warning
 

@@ -46,7 +46,7 @@ class RunConfig:
     resume: str
     allow_changes: list[str]
     verify_resume: bool
-    report: bool
+    report: bool | Literal["sweep"]
     prepare: bool
     plan: bool | Literal["measure", "parameters"]
     lint: bool

@@ -175,9 +175,10 @@ def open_run(job: Job, run_info: dict[str, Any], overrides: list[str], step: int
 def close_run(run_dir: Path, run_info: dict[str, Any]):
     """Draws loss.png, writes the final run.json and the report. After a failed run, a second disk error is ignored."""
     try:
-        report.loss_curve(run_dir)
+        if run_info["config"]["report"] != "sweep":
+            report.loss_curve(run_dir)
         run_folder.write_run_json(run_dir, run_info)  # a run that is done is not opened again
-        if run_info["config"]["report"]:
+        if run_info["config"]["report"] is True:
             report.write(run_dir)
     except OSError:
         if run_info["status"] != "failed":

@@ -87,7 +87,8 @@ def conclude(job: Job, objective: float | None, stopped: Stopped | None, again: 
     print(f"done:   {config.optimized_metric} {objective:.4f}" if objective is not None else "done")
     if line := outcome(job.run_dir):
         print(f"        {line}")
-    print(f"        {job.run_dir / ('report.html' if config.report else 'loss.png')}")
+    picture = {True: "report.html", False: "loss.png", "sweep": "metrics.jsonl"}[config.report]
+    print(f"        {job.run_dir / picture}")
     print(f"        {generate} ckpt={folder}" + "".join(f" {n}_class={path}" for n, path in classes.items()) + prompt)
     if "stories" in config.callbacks:
         print(f"        {evaluate} {folder}" + "".join(f" --{n}-class {path}" for n, path in classes.items()))

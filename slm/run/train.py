@@ -51,7 +51,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         resume.check_again(config, run_dir, before)
         if before["status"] == "done" and not differences(before["budget"], config.plain["budget"], ()):
-            if first and config.report:
+            if first and config.report is True:
                 complete_report(run_dir)
             print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
             return lowest(run_dir, config.optimized_metric)
@@ -73,7 +73,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if before and "init" in before:
         run_info["init"] = before["init"]
     assembled = assemble(job, run_info, callbacks)
-    if first and config.report:
+    if first and config.report is True:
         run_info |= preset_differences(config.plain, overrides)
     check_open_files(assembled.data.workers)
     open_again = begin_run(job, run_info, overrides, step, trunk, before) if first else lambda: None
