@@ -54,7 +54,8 @@ class Transfer:
         coarse = any(found.low is not None and found.rise > COARSE for _, found in self.optima)
         text = f"{self.panel}: " if self.panel else ""
         text += f"best {self.rate} {places}{' (the grid is coarse: intervals are too narrow)' if coarse else ''}; "
-        text += f"from {small} to {large} it moves by 2^{math.log2(self.moves):+.1f}"
+        at_least = " or more" if any(outside(self.optima[end][1]) for end in (0, -1)) else ""
+        text += f"from {small} to {large} it moves by 2^{math.log2(self.moves):+.1f}{at_least}"
         if self.regret is not None:
             lost = f"loses {number(self.regret, 3)}" if math.isfinite(self.regret) else "fails"
             text += f", and {short} {large} with the rate of {small} {lost}"
