@@ -22,8 +22,8 @@ def processes() -> int:
 
 
 def is_first() -> bool:
-    """True in the process of rank 0: RANK alone decides where a launcher gives it."""
-    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    """True in the process of rank 0. Processes that Lightning starts have no RANK, or that of the first one."""
+    names = ("RANK",) if by_torchrun() else ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 

@@ -133,7 +133,6 @@ def damage(folder: Path) -> dict[str, Callable]:
 
 
 def test_a_folder_whose_files_do_not_fit(tmp_path):
-    """None takes memory for what it claims."""
     for name in damage(written(tmp_path / "whole.ckpt", content())):
         folder = written(tmp_path / f"{name}.ckpt", content())
         assert_same(checkpoint.read(folder), content())

@@ -68,7 +68,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes | str]:
 
 def save(checkpoint: dict[str, Any], path: Path, digest: bool = True):
     """Writes atomically, with sha256 sidecar: at any moment `path` is the old file or the new one. Raises OSError."""
-    if path.is_dir():  # a damaged one, of more processes
+    if run_folder.is_sharded(path):  # of this step, and damaged: a run went on from an earlier one
         run_folder.remove_checkpoint(path)
     with atomic.replacing(path, digest=digest) as file:
         try:
@@ -79,17 +79,16 @@ def save(checkpoint: dict[str, Any], path: Path, digest: bool = True):
             raise
 
 
-def read(path: Path, outline: bool = False) -> dict[str, Any]:
-    """The raw checkpoint, on the CPU. Raises UserError for a missing, damaged or foreign file.
-
-    With `outline`, tensors that are divided in a sharded one are without memory, for `shards.filled`.
+def read(path: Path, *, outline: bool = False, intact: bool = False) -> dict[str, Any]:
+    """The raw checkpoint, on the CPU; with `outline`, tensors that are divided in a sharded one are without memory, for
+    `shards.filled`. `intact`: its sha256 was compared before. Raises UserError for a missing, damaged or foreign file.
     """
     sharded = run_folder.is_sharded(path)
     if not sharded and not path.is_file():
         raise UserError(f"{path} is not a file; give a .ckpt file")
     if sharded and not atomic.digest_path(path).exists():
         raise UserError(f"{path} has no {atomic.digest_path(path).name} beside it, which belongs to it; copy it, too")
-    if atomic.digest_path(path).exists() and not atomic.is_intact(path):
+    if not intact and atomic.digest_path(path).exists() and not atomic.is_intact(path):
         raise UserError(f"{path} is damaged: its sha256 is not the one beside it; take another checkpoint")
     checkpoint = _unpickled(path / run_folder.PLAIN_PART if sharded else path)
     described = checkpoint.get("slm") if isinstance(checkpoint, dict) else None
@@ -274,7 +273,8 @@ def _are_counts(tree: Any) -> bool:
 
 
 def _is_as_large_as_its_elements(tensors: list[Tensor]) -> bool:
-    """True if the tensors have at most twice as many elements as their memory holds. Those without it are shards'."""
+    """True if the tensors have at most twice as many elements as their memory holds. Those without memory
+    (meta) are in the shards, and not counted."""
     tensors = [tensor for tensor in tensors if not tensor.is_meta]
     held = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.itemsize for tensor in tensors

@@ -118,8 +118,7 @@ def remove_partial_files(folder: Path):
             if (orphaned or PARTIAL_FILE.fullmatch(name)) and path.is_file():
                 atomic.remove(path)
             elif PARTIAL_FOLDER.fullmatch(name) and path.is_dir():
-                with file_operation("delete", path):
-                    shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)  # of NFS, while another program reads a file in it
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -143,7 +142,7 @@ def remove_checkpoint(path: Path):
         removed = path.with_name(f"{path.name}.{os.getpid()}.partial")
         with file_operation("delete", path):
             path.rename(removed)
-            shutil.rmtree(removed)
+        shutil.rmtree(removed, ignore_errors=True)  # what another program reads on NFS goes with the next start
     for file in (path, atomic.digest_path(path)):
         atomic.remove(file)
 

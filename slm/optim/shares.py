@@ -50,14 +50,15 @@ def shared_by_rows(
     group, rank, world = mesh.get_group(), mesh.get_local_rank(), mesh.size()
     for places in rounds(divided(costs, world), [matrix.numel() for matrix in matrices], world):
         shapes = [[_rows(matrices[place], process, world) for place in places[rank]] for process in range(world)]
-        received = _exchanged([[own[place] for place in its] for its in places], shapes, group)
+        received = _exchanged([[own[place] for place in its] for its in places], shapes, own[0].new_empty(0), group)
         gathered = [torch.cat(rows) for rows in zip(*received)]
         del received
         results = [result.to(dtype) for result in work(places[rank], gathered)]
         del gathered
         rows = [result.split([count for count, _ in its]) for result, its in zip(results, zip(*shapes))]
         sent = [[parts[process] for parts in rows] for process in range(world)]
-        parts = _exchanged(sent, [[own[place].shape for place in its] for its in places], group, dtype)
+        kept = [[own[place].shape for place in its] for its in places]
+        parts = _exchanged(sent, kept, own[0].new_empty(0, dtype=dtype), group)
         yield from ((place, part) for its, them in zip(places, parts) for place, part in zip(its, them))
 
 
@@ -95,12 +96,12 @@ def _rows(matrix: Tensor, process: int, processes: int) -> tuple[int, int]:
     return max(0, min(most, matrix.size(0) - process * most)), matrix.size(1)
 
 
-def _exchanged(sent: list[list[Tensor]], shapes: list[list], group: Any, dtype: torch.dtype | None = None) -> list:
+def _exchanged(sent: list[list[Tensor]], shapes: list[list], empty: Tensor, group: Any) -> list:
     """The tensors of the given shapes that each process has sent to this one, which sends a list to each. A collective.
 
-    `dtype` is that of all of them, needed by a process that sends none.
+    `empty` has the type and the device of all of them: a process may send none.
     """
-    flat = torch.cat([tensor.flatten() for to in sent for tensor in to] or [torch.empty(0, dtype=dtype)])
+    flat = torch.cat([empty, *(tensor.flatten() for to in sent for tensor in to)])
     lengths = [_numbers(its) for its in shapes]
     received = flat.new_empty(sum(lengths))
     dist.all_to_all_single(received, flat, lengths, [_numbers(t.shape for t in to) for to in sent], group=group)

@@ -32,10 +32,8 @@ def traffic_of(config: RunConfig, hardware: Hardware, microbatch: int, model: An
         return Traffic(sent=found.sent | sent, hops=found.hops + devices - 1)
     owners = divided([stacked_cost(*stack) for stack in stacks], devices)
     numbers = [sum(rows) * columns for rows, columns in stacks]
-    sent, turns = (
-        exchanged(numbers, owners, devices, number_bytes(precision), size),
-        [*rounds(owners, numbers, devices)],
-    )
+    sent = exchanged(numbers, owners, devices, number_bytes(precision), size)
+    turns = [*rounds(owners, numbers, devices)]
     return Traffic(sent=found.sent | sent, hops=found.hops + 2 * (devices - 1) * len(turns))
 
 

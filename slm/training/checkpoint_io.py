@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from slm import checkpoint
+from slm.checkpoint import shards
 from slm.errors import UserError
 from slm.files import archive, atomic, run_folder
 from slm.optim.shares import is_divided
@@ -44,9 +46,9 @@ class DurableCheckpointIO(CheckpointIO):
     def save_sharded(self, content: dict[str, Any], path: Path):
         """As save_checkpoint, by all processes together: each writes its part. A collective."""
         self.wait()
-        refuse_unreadable(content)
         self.group = self.group or dist.new_group(backend="gloo")
         plain, parts = shard_writer.divide(content)
+        refuse_unreadable(plain)
         begin = partial(self._begin, path)
         self.pending = self.thread.submit(shard_writer.write, copied(plain), parts, path, self.group, begin)
 
@@ -61,9 +63,13 @@ class DurableCheckpointIO(CheckpointIO):
             pending, self.pending = self.pending, None
             pending.result()
 
-    def check(self):
-        """Raises the error of a write that has ended; does not wait."""
-        if self.pending and self.pending.done():
+    def check(self, strategy: Strategy):
+        """Raises the error of a write that has failed by now; does not wait. With a sharded checkpoint all processes
+        raise it in the same step, since one that went on would wait for the others."""
+        failed = self.pending is not None and self.pending.done() and self.pending.exception() is not None
+        if self.group:
+            failed = strategy.reduce_boolean_decision(failed, all=False)
+        if failed:
             self.wait()
 
     def failure(self) -> BaseException | None:
@@ -74,7 +80,7 @@ class DurableCheckpointIO(CheckpointIO):
             return None
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return checkpoint.read(Path(path))
+        return checkpoint.read(Path(path), intact=True)  # slm.run.resume has read it
 
     def remove_checkpoint(self, path):
         self.wait()
@@ -96,22 +102,22 @@ class DurableCheckpointIO(CheckpointIO):
         path.parent.mkdir(parents=self.folder not in path.parents, exist_ok=True)  # never a removed run folder
 
 
-def copied(value: Any, known: dict[tuple, Tensor] | None = None) -> Any:
+def copied(value: Any) -> Any:
     """Nested values with tensors copied to the CPU; two tensors that share memory, such as tied weights, still do.
 
     A third one gets a copy of its own: more sharing is not read back.
     """
-    known = {} if known is None else known
-    if isinstance(value, Tensor):
-        place = value.data_ptr(), value.dtype, value.shape, value.stride()
-        if place in known:
-            return known.pop(place)
-        return known.setdefault(place, value.detach().to("cpu", copy=True))
-    if isinstance(value, dict):
-        return type(value)({key: copied(item, known) for key, item in value.items()})
-    if isinstance(value, list | tuple):
-        return type(value)(copied(item, known) for item in value)
-    return value
+    known: dict[tuple, Tensor] = {}
+
+    def copy(place: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        memory = leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride()
+        if memory in known:
+            return known.pop(memory)
+        return known.setdefault(memory, leaf.detach().to("cpu", copy=True))
+
+    return shards.mapped(value, copy)
 
 
 def refuse_unreadable(content: dict[str, Any]):
@@ -154,7 +160,7 @@ def _is_readable(state: Any) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.save(_without_numbers(state, {}), file)
+            torch.save(_without_numbers(state), file)
             if not archive.is_plain(file, archive.MAX_OPCODES - archive.TENSOR_OPCODES * tensors):
                 return False
             file.seek(0)
@@ -164,18 +170,19 @@ def _is_readable(state: Any) -> bool:
     return True
 
 
-def _without_numbers(value: Any, empty: dict[torch.dtype, Tensor]) -> Any:
-    """Nested values with an empty tensor for each type, kept in `empty`. Raises TypeError for one that is not dense.
+def _without_numbers(state: Any) -> Any:
+    """Nested values with the same empty tensor for all of a type. Raises TypeError for one that is not dense.
 
     A tensor that is divided among processes (DTensor) is gathered, or written part by part.
     """
-    if isinstance(value, Tensor):
-        plain = (type(value) in (Tensor, torch.nn.Parameter) or is_divided(value)) and value.layout == torch.strided
-        if not plain or value.is_nested or value.is_meta:
+    empty: dict[torch.dtype, Tensor] = {}
+
+    def without(place: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        plain = (type(leaf) in (Tensor, torch.nn.Parameter) or is_divided(leaf)) and leaf.layout == torch.strided
+        if not plain or leaf.is_nested or leaf.is_meta:
             raise TypeError
-        return empty.setdefault(value.dtype, torch.empty(0, dtype=value.dtype))
-    if isinstance(value, dict):
-        return type(value)({key: _without_numbers(item, empty) for key, item in value.items()})
-    if type(value) in (list, tuple):
-        return type(value)(_without_numbers(item, empty) for item in value)
-    return value
+        return empty.setdefault(leaf.dtype, torch.empty(0, dtype=leaf.dtype))
+
+    return shards.mapped(state, without)

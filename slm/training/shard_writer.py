@@ -14,18 +14,17 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from slm import checkpoint
 from slm.checkpoint import shards
 from slm.errors import SaveFailed, UserError, explain, file_operation
 from slm.files import atomic, run_folder
-from slm.optim.shares import whole
 
 
 def divide(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
     """The content of training.ckpt, and a copy in memory of the CPU of this process's part of each tensor whose rows
-    are divided, by name. Tensors that are divided in another way are gathered: a collective."""
+    are divided, by name."""
     places: dict[str, list] = {}
     names: dict[tuple, str] = {}
     parts: dict[str, DTensor] = {}
@@ -33,8 +32,6 @@ def divide(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]
     def without_rows(place: str, value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
-        if tuple(value.placements) != (Shard(0),):
-            return whole(value.detach())
         local = value.to_local()
         memory = local.untyped_storage()._cdata, local.storage_offset(), value.shape, value.dtype  # also of no rows
         name = names.pop(memory) if memory in names else names.setdefault(memory, place)  # two share, as in `copied`
@@ -104,9 +101,12 @@ def save_rows(parts: dict[str, DTensor], partial: Path, path: Path, group: Proce
 
 
 def own_digests(partial: Path, rank: int) -> dict[str, str]:
-    """The sha256 of each file that this process has written, by name."""
+    """The sha256 of each file that this process has written, by name. Flushes them: torch does so too early."""
     files = [partial / run_folder.PLAIN_PART] if rank == 0 else []
-    return {file.name: atomic.sha256(file) for file in [*files, *partial.glob(f"shard-{rank + 1:05}-*")]}
+    files += partial.glob(f"shard-{rank + 1:05}-*")
+    for file in files:
+        atomic.flush(file)
+    return {file.name: atomic.sha256(file) for file in files}
 
 
 def require_shared(paths: list[Path]):

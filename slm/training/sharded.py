@@ -69,6 +69,11 @@ class ShardedStrategy(ModelParallelStrategy):
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
+    def teardown(self):
+        """Also waits for the checkpoint that is being written, which Lightning's does not."""
+        super().teardown()
+        self.checkpoint_io.teardown()
+
     def validation_step(self, *arguments) -> Any:
         with torch.compiler.set_stance("force_eager"):  # as without sharding, only training is compiled
             result = super().validation_step(*arguments)
@@ -81,16 +86,16 @@ class ShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath, storage_options=None):
+    def save_checkpoint(self, content: dict[str, Any], filepath, storage_options=None):
         if storage_options and storage_options["sharded"]:
-            self.checkpoint_io.save_sharded(checkpoint, Path(filepath))
+            self.checkpoint_io.save_sharded(content, Path(filepath))
         else:
-            Strategy.save_checkpoint(self, gathered(checkpoint, self.is_global_zero), filepath, storage_options)
+            Strategy.save_checkpoint(self, gathered(content, self.is_global_zero), filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
         """A sharded checkpoint is read part by part, whatever the number of processes that wrote it."""
         path = Path(checkpoint_path)
-        content = checkpoint.read(path, outline=True)
+        content = checkpoint.read(path, outline=True, intact=True)  # slm.run.resume has read it
         parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
         for name in {"state_dict", "current_model_state"} & content.keys():
             content[name] = {key: divided(value, parameters.get(key)) for key, value in content[name].items()}
@@ -134,12 +139,14 @@ def gathered(tree: Any, keep: bool) -> Any:
 
     A collective: one tensor after the other is gathered.
     """
-    if is_divided(tree):
-        found = whole(tree.detach())
+
+    def gather(place: str, leaf: Any) -> Any:
+        if not is_divided(leaf):
+            return leaf
+        found = whole(leaf.detach())
         return found.cpu() if keep else None
-    if isinstance(tree, dict):
-        return type(tree)((key, gathered(value, keep)) for key, value in tree.items())
-    return [gathered(value, keep) for value in tree] if isinstance(tree, list) else tree
+
+    return shards.mapped(tree, gather)
 
 
 def divided(value: Any, parameter: Tensor | None) -> Any:

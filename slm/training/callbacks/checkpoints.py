@@ -111,7 +111,7 @@ class Checkpoints(Checkpoint):
             raise ResourceError(
                 f"the run folder {self.folder.parent} or its .lock was removed or moved away during training"
             )
-        trainer.strategy.checkpoint_io.check()
+        trainer.strategy.checkpoint_io.check(trainer.strategy)
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more
