@@ -158,8 +158,8 @@ class GPT(nn.Module):
         return found
 
     def reset_parameters(self):
-        """GPT-2: normal(0, init_std), and writers to the residual stream smaller by sqrt(2 * depth), or zero: at the
-        size for which settings are (slm.parametrization)."""
+        """The standard deviation of each kind of weight is that of slm.parametrization; at the base size it is
+        GPT-2's."""
         kinds, rules = self.matrices(), self.config.rules()
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -4,10 +4,10 @@ m is width / base_width and L is depth / base_depth; s is init_std, and all else
 
 | kind of weight | start (std) | forward | lr | weight decay | eps |
 |---|---|---|---|---|---|
-| embedding, also a tied one | s | | 1 | 1 | 1 / m |
+| embedding, also a tied one | s | | 1 | 1 | 1 / m, in a block 1 / (m L) |
 | reader of the stream | s / sqrt(m) | | 1 / m | m | 1 / (m L) |
 | writer to the stream | s / sqrt(m) / sqrt(2 depth) | its branch / L | 1 / m | m | 1 / (m L) |
-| narrow: reads as many channels at every width | s | | 1 | 1 | 1 / (m L) |
+| narrow: reads as many channels at every width | s; LoRA 0 | | 1 | 1 | 1 / (m L) |
 | readout: a head of its own | s | | 1 | 1 | 1 / m |
 | vector: gain, bias or scalar | | | 1 | | 1 / m, in a block 1 / (m L) |
 

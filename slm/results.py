@@ -45,6 +45,10 @@ class Run:
         """The lowest value of optimized_metric; the last for train/loss."""
         return self.info.get("objective")
 
+    def number(self, name: str) -> float | None:
+        """A number of run.json; None for any other value, and if it is missing."""
+        return value if is_number(value := self.info.get(name)) else None
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -78,14 +82,15 @@ class Run:
             best = max(series[name], key=itemgetter(0)) if higher_is_better(name) else min(series[name])
             metrics[name] = {"final": series[name][-1][0], "best": best[0], "best_step": best[1]}
         last = {name: values[-1][0] for name, values in series.items()}
-        tokens, flops_per_token = last.get("train/tokens"), info.get("flops_per_token")
+        tokens, flops_per_token = last.get("train/tokens"), self.number("flops_per_token")
         rates = [rate for rate, _ in series.get("tokens_per_second", ())]
         return {
-            **{name: info.get(name) for name in ("status", "objective", "failure", "parameters")},
+            **{name: info.get(name) for name in ("status", "objective", "failure")},
+            "parameters": self.number("parameters"),
             "tokens": tokens,
             "flops": tokens * flops_per_token if tokens and flops_per_token else None,
             "tokens_per_second": median(rates) if rates else None,
-            **{name: info.get(name, last.get(name)) for name in ("seconds", "energy_joules")},
+            **{name: self.number(name) if name in info else last.get(name) for name in ("seconds", "energy_joules")},
             "metrics": metrics,
         }
 

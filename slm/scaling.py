@@ -21,7 +21,7 @@ from slm.analysis import figures
 from slm.analysis.comparison import check_text, checked_metric
 from slm.analysis.groups import FinishedRun, Group, check_complete, read_groups
 from slm.analysis.scaling_charts import charts
-from slm.analysis.scaling_law import FLOPS_PER_SIZE, RESAMPLES, Points, bootstrap, fit, valleys
+from slm.analysis.scaling_law import FLOPS_PER_SIZE, RESAMPLES, Points, bootstrap, fit, tokens_of, valleys
 from slm.analysis.scaling_page import NUMBERS, Fitted, Prediction, page, warnings
 from slm.errors import UserError, printable
 from slm.files import atomic, json_line
@@ -64,7 +64,7 @@ def main():
         raise UserError(f"{words[0]} stands without a sweep; give one, as in python -m slm.scaling sweeps/isoflop")
     (values,) = values_of(words, Settings)
     settings = Settings(**values)
-    asked = [read_target(word, settings.metric) for word in (settings.predict or "").split(",") if word]
+    asked = [read_target(word) for word in (settings.predict or "").split(",") if word]
     groups, left_out = read_groups(folders)
     for reason in left_out:
         print(printable(f"left out: {reason}", 1000))
@@ -78,7 +78,7 @@ def main():
     json_line.note(**facts(found), files=[str(path)])
 
 
-def read_target(word: str, metric: str) -> float | FinishedRun:
+def read_target(word: str) -> float | FinishedRun:
     """FLOPs, or a finished run. Raises UserError."""
     try:
         if 0 < (flops := float(word)) < math.inf:
@@ -86,7 +86,6 @@ def read_target(word: str, metric: str) -> float | FinishedRun:
     except ValueError:
         if (run := FinishedRun(atomic.expanded(word))).folder.is_dir():
             check_complete(run)
-            checked_metric([run], metric)
             place_of(run)
             return run
     raise UserError(f"predict={word} must be FLOPs above 0, as in predict=1e15, or the folder of a finished run")
@@ -100,11 +99,20 @@ def place_of(run: FinishedRun) -> tuple[float, float]:
     return flops_per_token / FLOPS_PER_SIZE, tokens
 
 
-def points_of(groups: Sequence[Group], metric: str) -> Points:
-    """The ends of all runs. Raises UserError for runs that cannot be compared, and for too few of them."""
-    check_text(groups)
+def check_comparable(groups: Sequence[Group], metric: str, further: Sequence[FinishedRun]):
+    """Raises UserError for runs that cannot be compared, and for a further run that is one of the groups'."""
     runs = [run for group in groups for run in group.runs]
-    checked_metric(runs, metric)
+    fitted_ids = {run.info["run_id"] for run in runs}
+    if known := next((run for run in further if run.info["run_id"] in fitted_ids), None):
+        raise UserError(
+            f"predict={known.folder} is a run of the fit; give one that is not, or move it out of the sweep"
+        )
+    check_text([*groups, *(Group(str(run.folder), [run]) for run in further)])
+    checked_metric([*runs, *further], metric)
+
+
+def points_of(groups: Sequence[Group], metric: str) -> Points:
+    """The ends of all runs. Raises UserError for too few of them."""
     rows = []
     for number, group in enumerate(groups):
         for run in group.runs:
@@ -137,6 +145,7 @@ def floor_of(runs: Sequence[FinishedRun], metric: str) -> float | None:
 
 
 def fitted(groups: Sequence[Group], settings: Settings, asked: Sequence[float | FinishedRun]) -> Fitted:
+    check_comparable(groups, settings.metric, [target for target in asked if isinstance(target, FinishedRun)])
     runs = [run for group in groups for run in group.runs]
     points = points_of(groups, settings.metric)
     floor = floor_of(runs, settings.metric)
@@ -150,13 +159,13 @@ def fitted(groups: Sequence[Group], settings: Settings, asked: Sequence[float | 
             size, tokens = place_of(target)
         else:
             name, measured, size = f"{target:.3g} FLOPs", None, float(law.best_size(target))
-            tokens = target / FLOPS_PER_SIZE / size
+            tokens = tokens_of(target, size)
         loss, ends = float(law.loss(size, tokens)), resampled.of_run(size, tokens)
         predictions.append(Prediction(name, size, tokens, loss, ends, measured))
     return Fitted(
         metric=settings.metric,
         points=points,
-        parameters=np.array([number if is_number(number := run.info.get("parameters")) else math.nan for run in runs]),
+        parameters=np.array([run.number("parameters") or math.nan for run in runs], float),
         repeated=any(repeats(run) for run in runs),
         law=law,
         resampled=resampled,

@@ -105,10 +105,12 @@ def is_identity(key: str, value: Any, info: dict[str, Any]) -> bool:
 
 
 def check_complete(run: FinishedRun):
-    """Raises UserError for a run that is not finished, or whose last validation is missing in metrics.jsonl or not
-    finite: an earlier one would count."""
+    """Raises UserError for a run that is not finished, whose seed is no number, or whose last validation is missing in
+    metrics.jsonl or not finite: an earlier one would count."""
     if run.status != "done":
         raise UserError(f"{run.folder} is not finished: status {run.status}")
+    if not (isinstance(run.seed, int) and is_number(run.seed)):
+        raise UserError(f"{run.folder}: run.json is damaged: its seed is not a whole number")
     validations = [line for line in run.metrics if any(name.startswith("val/") for name in line)]
     steps = [line["step"] for line in validations]
     newest = atomic.read_object(run.folder / "checkpoints" / "last.json") or {}

@@ -8,6 +8,7 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95  # of the interval
 AT_THE_EDGE = "at the edge of the grid"
+NO_INTERVAL = "no interval: "  # and the reason: of a vertex that is known
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Optimum:
     high: float | None = None
     problem: str | None = None
     rise: float = 0.0
+
+    @property
+    def is_vertex(self) -> bool:
+        """True for the lowest point of a parabola, with an interval or without; else x is a value of the grid."""
+        return self.problem is None or self.problem.startswith(NO_INTERVAL)
 
 
 def optimum(x: Sequence[float], y: Sequence[float], seeds: Sequence | None = None, *, log: bool = True) -> Optimum:
@@ -55,7 +61,7 @@ def optimum(x: Sequence[float], y: Sequence[float], seeds: Sequence | None = Non
     place, value, interval, problem = found
     back = np.exp if log else np.asarray
     if interval and not scale(grid[0]) <= center + interval[0] <= center + interval[1] <= scale(grid[-1]):
-        interval, problem = None, "no interval: it would be wider than the grid"
+        interval, problem = None, NO_INTERVAL + "it would be wider than the grid"
     low, high = (float(back(center + end)) for end in interval) if interval else (None, None)
     return Optimum(float(back(center + place)), value, low, high, problem, rise)
 
@@ -71,13 +77,13 @@ def _vertex(x: np.ndarray, y: np.ndarray, seeds: np.ndarray):
     value = float(fit[:-2] @ offsets.mean(0) + b * place + c * place**2)
     freedom = len(y) - rank
     if freedom < 1:
-        return place, value, None, "no interval: one seed"
+        return place, value, None, NO_INTERVAL + "one seed"
     variance = ((y - design @ fit) ** 2).sum() / freedom * np.linalg.inv(design.T @ design)[-2:, -2:]
     # all v for which a slope of zero, b + 2 c v, is within the noise: a quadratic inequality in v
     t2 = stdtrit(freedom, (1 + LEVEL) / 2) ** 2
     square, linear = c**2 - t2 * variance[1, 1], b * c - t2 * variance[0, 1]
     discriminant = linear**2 - square * (b**2 - t2 * variance[0, 0])
     if square <= 0:
-        return place, value, None, "no interval: the curvature is within the noise"
+        return place, value, None, NO_INTERVAL + "the curvature is within the noise"
     root = np.sqrt(max(discriminant, 0.0))
     return place, value, ((-linear - root) / (2 * square), (-linear + root) / (2 * square)), None

@@ -6,7 +6,7 @@ import numpy as np
 
 from slm.analysis.charts import Axis, Chart, Series, colors
 from slm.analysis.comparison import UNITS
-from slm.analysis.scaling_law import Law, residuals_of
+from slm.analysis.scaling_law import Bootstrap, Law, residuals_of, tokens_of
 from slm.analysis.scaling_page import Fitted
 
 SIZE, FLOPS = "size N (FLOPs per token / 6)", "training FLOPs C"
@@ -17,7 +17,7 @@ def charts(found: Fitted) -> list[Chart]:
     flops = found.points.flops
     if not np.isfinite(found.law.best_size(flops)).all():
         return [isoflop(found), residuals(found)]
-    most = max([flops.max(), *(6 * each.size * each.tokens for each in found.predictions)])
+    most = max([flops.max(), *(each.flops for each in found.predictions)])
     places = np.geomspace(flops.min(), most, 60)
     return [isoflop(found), frontier(found, places), along_frontier(found, places), residuals(found)]
 
@@ -28,7 +28,7 @@ def isoflop(found: Fitted) -> Chart:
     for (name, budget, at), color in by_budget(found):
         series.append(measured(found, name, at, found.points.loss, color))
         if np.isfinite(budget):
-            law = found.law.loss(sizes, budget / 6 / sizes)
+            law = found.law.loss(sizes, tokens_of(budget, sizes))
             series.append(Series(name, {"x": sizes}, law, color, "thin"))
         if (valley := found.valleys.inside.get(budget)) is not None:
             ends = [valley.x, *((valley.low, valley.high) if valley.low else (np.nan, np.nan))]
@@ -72,13 +72,14 @@ def along_frontier(found: Fitted, places: np.ndarray) -> Chart:
     """The loss of the best size against the FLOPs, the predictions, and the floor."""
 
     def lowest(law: Law) -> np.ndarray:
-        return law.loss(law.best_size(places), places / 6 / law.best_size(places))
+        size = law.best_size(places)
+        return law.loss(size, tokens_of(places, size))
 
     series = [banded(found, "the law", places, lowest)]
     for each in found.predictions:
         shown = each.loss if each.measured is None else each.measured
         name = "predicted" if each.measured is None else "measured"
-        x, ends = np.array([6 * each.size * each.tokens]), np.array(each.interval)
+        x, ends = np.array([each.flops]), np.array(each.interval)
         color = "c1" if each.measured is None else "c2"
         series.append(Series(name, {"x": x}, np.array([shown]), color, low=ends[:1], high=ends[1:]))
     label = "exact floor" if found.floor else ""
@@ -95,8 +96,9 @@ def residuals(found: Fitted) -> Chart:
 
 def banded(found: Fitted, name: str, x: np.ndarray, curve: Callable[[Law], np.ndarray]) -> Series:
     """A curve of the law with the 95 % interval of the resampled ones."""
-    ends = np.nanpercentile([curve(law) for law in found.resampled.laws], (2.5, 97.5), axis=0)
-    return Series(name, {"x": x}, curve(found.law), "c0", "thin", *ends)
+    curves = np.array([curve(law) for law in found.resampled.laws])
+    ends = np.array([Bootstrap.interval(values) for values in curves.T])
+    return Series(name, {"x": x}, curve(found.law), "c0", "thin", *ends.T)
 
 
 def unit(found: Fitted) -> str:

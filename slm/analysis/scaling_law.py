@@ -39,6 +39,11 @@ class Points:
         return FLOPS_PER_SIZE * self.size * self.tokens
 
 
+def tokens_of(flops, size):
+    """The tokens that a model of this size is trained on with so many FLOPs."""
+    return flops / FLOPS_PER_SIZE / size
+
+
 @dataclass(frozen=True)
 class Law:
     """A fitted law; its loss is in the unit of the losses it was fitted to."""
@@ -55,8 +60,8 @@ class Law:
 
     @property
     def size_exponent(self) -> float:
-        """x of the best size ~ C^x, for C training FLOPs; that of the best number of tokens is 1 - x."""
-        return self.b / (self.a + self.b)
+        """x of the best size ~ C^x, for C training FLOPs, and 1 - x that of the tokens; NaN if it has no best size."""
+        return self.b / (self.a + self.b) if self.A * self.B else np.nan
 
     @np.errstate(all="ignore")
     def best_size(self, flops):
@@ -76,7 +81,7 @@ class Valleys:
     @property
     def inside(self) -> dict[float, Optimum]:
         """Those whose lowest point is inside of the sizes."""
-        return {c: found for c, found in self.optima.items() if (found.problem or "no interval").startswith("no int")}
+        return {budget: found for budget, found in self.optima.items() if found.is_vertex}
 
     @property
     def size_exponent(self) -> float:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from slm.analysis.comparison import UNITS
-from slm.analysis.scaling_law import Bootstrap, Law, Points, Valleys, residuals_of
+from slm.analysis.scaling_law import FLOPS_PER_SIZE, Bootstrap, Law, Points, Valleys, residuals_of, tokens_of
 from slm.tables import columns
 
 FEW_SIZES, NARROW = 5, 10.0  # sizes, and largest by smallest FLOPs, below which a law is not to be trusted
@@ -30,6 +30,10 @@ class Prediction:
     interval: tuple[float, float]
     measured: float | None = None
 
+    @property
+    def flops(self) -> float:
+        return FLOPS_PER_SIZE * self.size * self.tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
@@ -48,8 +52,10 @@ class Fitted:
     predictions: Sequence[Prediction] = ()
 
     def interval(self, number: Callable[[Law], float], at_floor: bool = False) -> tuple[float, float]:
-        bootstrap = self.at_floor_resampled if at_floor else self.resampled
-        return Bootstrap.interval([number(law) for law in bootstrap.laws])
+        """Of a number that follows from a law; NaN if the fitted law does not have it."""
+        law, bootstrap = (self.at_floor, self.at_floor_resampled) if at_floor else (self.law, self.resampled)
+        known = math.isfinite(number(law))
+        return Bootstrap.interval([number(each) for each in bootstrap.laws]) if known else (math.nan, math.nan)
 
     @cached_property
     def valley_exponent(self) -> tuple[float, float]:
@@ -114,7 +120,7 @@ def frontier(found: Fitted) -> str:
     rows = [["FLOPs", "best N by the parabola", "best N by the law", "best D by the law", "D / N", "loss there", ""]]
     for budget, valley in found.valleys.optima.items():
         size, ends = float(found.law.best_size(budget)), found.interval(lambda law, c=budget: float(law.best_size(c)))
-        tokens = budget / 6 / size
+        tokens = tokens_of(budget, size)
         best = f"{valley.x:,.0f} {bounds((valley.low, valley.high), ',.0f')}" if valley.low else f"{valley.x:,.0f}"
         apart = valley.low and (valley.low > ends[1] or valley.high < ends[0])
         note = "they differ" if apart else valley.problem or ""
@@ -155,13 +161,14 @@ def warnings(found: Fitted) -> Iterator[str]:
     if (span := found.points.flops.max() / found.points.flops.min()) < 0.99 * NARROW:
         yield f"the FLOPs span a factor of {span:.2g}, less than a decade; add smaller or larger budgets"
     for budget in found.valleys.at_the_edge:
-        side = "smaller" if found.valleys.optima[budget].x <= found.sizes[0] * 1.01 else "larger"
-        yield f"the best size at {budget:.3g} FLOPs is the {side.replace('er', 'est')} one; add {side} sizes"
+        its = found.points.size[found.points.budget == budget]
+        side = "smaller" if found.valleys.optima[budget].x <= its.min() else "larger"
+        yield f"the best size at {budget:.3g} FLOPs is the {side.replace('er', 'est')} one there; add {side} sizes"
     if not found.law.A * found.law.B:
         yield "a term of the law is zero, so there is no best size; add sizes and budgets further apart"
     if found.repeated:
         yield "some runs read their text more than once, which the law does not know; give more text"
-    if any(6 * each.size * each.tokens > FAR * found.most_flops for each in found.predictions):
+    if any(each.flops > FAR * found.most_flops for each in found.predictions):
         yield "a prediction is more than a decade away from the runs; its interval holds only if the law does"
 
 

@@ -54,7 +54,7 @@ def _objective_chart(title: str, sweep: Sweep) -> tuple[Chart | None, list[Found
             series += _line(key, name, cells, color)
             if (found := line_optimum(key, cells, log)) is not None:
                 optima.append(Found(key, ", ".join(filter(None, (title, name))), found))
-                if found.problem is None or found.problem.startswith("no interval"):
+                if found.is_vertex:
                     place = np.array(
                         [found.x, np.nan, np.nan] if found.low is None else [found.x, found.low, found.high]
                     )
