@@ -163,6 +163,8 @@ def activations(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
         leaf = not [*module.children()] and [*module.parameters()]
         if leaf or module in [*model.blocks]:
             hooks.append(module.register_forward_hook(lambda _, inputs, y, name=name: found.setdefault(name, y)))
+    if model.positions:  # read without a call of the module
+        found["positions"] = model.positions.weight[: tokens.size(1)].clone()
     found["logits"] = model.eval()(tokens)
     model.train()
     for hook in hooks:
@@ -189,7 +191,7 @@ def table(plain: Sweep, scaled: Sweep) -> str:
         *map(str, scaled.changes),
         "slope",
         "",
-        f"{plain.parametrization}",
+        plain.parametrization,
     ]
     lines = [head]
     for module, slope in scaled.slopes.items():
@@ -204,7 +206,9 @@ def charts(pair: tuple[Sweep, Sweep]) -> list[Chart]:
     drawn = []
     for its in pair:
         changes = {size: over_blocks(found) for size, found in its.changes.items()}
-        names = [name for name in next(iter(changes.values())) if not re.search("norm$|tokens$|positions$", name)]
+        names = [
+            name for name in next(iter(changes.values())) if not re.search("norm$|tokens$|positions$|embedding$", name)
+        ]
         x = {its.axis: np.array([*changes], float)}
         lines = [
             Series(name, x, np.array([found[name] for found in changes.values()]), color)
@@ -213,6 +217,9 @@ def charts(pair: tuple[Sweep, Sweep]) -> list[Chart]:
         unit, axes = "RMS of the change", {its.axis: Axis(its.axis, log=True)}
         drawn.append(Chart(its.parametrization, unit, axes, lines, log=True, grid=True))
     values = np.concatenate([line.y for chart in drawn for line in chart.series])
+    values = values[np.isfinite(values) & (values > 0)]  # a diverged model has none
+    if not len(values):
+        return drawn
     return [replace(chart, limits=(values.min() / 4, values.max() * 1.5)) for chart in drawn]
 
 

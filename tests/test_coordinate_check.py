@@ -1,6 +1,8 @@
 """python -m slm.coordinate_check: slopes over widths and depths, with what must fail beside what must pass."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from conftest import exit_code
@@ -32,6 +34,13 @@ def test_depths_learn_alike_under_completep_alone(config):
     assert slopes["mup"]["last block"] > 0.5
 
 
+def test_learned_positions_are_among_the_modules():
+    """The first step of AdamW moves each weight by the learning rate, but for the decay."""
+    config = cli.compose([*check.SMALL, "model.positions=learned", "optimizer.weight_decay=0"])
+    model = replace(config.model, vocab_size=check.VOCABULARY, width=32)
+    assert check.change(model, config.optimizer, steps=1, seed=0)["positions"] == pytest.approx(0.004, rel=1e-2)
+
+
 def test_a_module_that_does_not_change_fails():
     """Such as one whose hook is broken: no slope, no pass."""
     still = check.Sweep("width", "mup", {32: {"a": 0.0, "b": 1.0}, 64: {"a": 0.0, "b": 2.0}})
@@ -54,6 +63,18 @@ def test_command(most, tmp_path, monkeypatch, capsys):
 
 
 CHANGES = {32: {"logits": 1.0}, 64: {"logits": 1.1}}
+
+
+@pytest.mark.parametrize("larger", [1.1, math.nan])
+def test_a_model_that_diverges_fails(larger, tmp_path, capsys):
+    """With its line of JSON and a picture, also if no change is known."""
+    sweeps = (
+        check.Sweep("width", "standard", CHANGES),
+        check.Sweep("width", "mup", {32: {"logits": math.nan}, 64: {"logits": larger}}),
+    )
+    assert check.report([sweeps[1:] * 2], "AdamW", tmp_path) == 1
+    assert check.report([sweeps], "AdamW", tmp_path) == 1
+    assert "failed: width/logits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
