@@ -8,10 +8,13 @@ import pytest
 import torch
 import yaml
 from conftest import mistake, trained
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from slm.estimate import parameters, training_flops_per_token
 from slm.model import GPT
 from slm.run import cli, dial
+from slm.run.compose import hydra_of_its_own
 from slm.run.overrides import flattened
 from slm.run.without_training import plan_run
 
@@ -76,6 +79,39 @@ def test_rules_over_four_decades():
     assert growth == pytest.approx(0.383, abs=0.08)  # a power of two is within sqrt(2) at both ends
 
 
+@pytest.mark.parametrize("depth", [1, 4, 8, 20])
+def test_a_decay_acts_over_the_same_share_of_every_run(depth):
+    """Rate * decay * steps, also where the rate falls with the width or is limited."""
+    keys = {"muon": ("lr", "weight_decay"), "adamw": ("lr", "weight_decay"), "": ("adamw_lr", "adamw_weight_decay")}
+    for option, (rate, decay) in keys.items():
+        config = cli.compose(
+            [*BYTES, f"model.depth={depth}", f"optimizer={option or 'muon'}", "data.layout=packed"]
+        ).plain
+        steps = config["budget"]["tokens"] / (512 * config["data"]["batch_windows"])
+        share = config["optimizer"][rate] * config["optimizer"][decay] * steps
+        assert share == pytest.approx({"muon": 0.24, "adamw": 0.48, "": 0.12}[option], rel=0.08)
+
+
+def test_each_job_of_a_sweep_over_models_has_an_optimizer_of_its_own():
+    """The dial brings Muon in one job, also where another job has another model."""
+    jobs = [[f"model={model}", "model.depth=2", *BYTES[1:]] for model in ("dial", "tiny")]
+    with hydra_of_its_own():
+        loader, master = GlobalHydra.instance().hydra.config_loader, ["model=dial,tiny", *jobs[0][1:]]
+        whole = loader.load_configuration("train", master, run_mode=RunMode.MULTIRUN)
+        found = [loader.load_sweep_config(whole, job) for job in jobs]
+    names = [(cfg.optimizer._target_, cfg.schedule._target_) for cfg in found]
+    assert [tuple(name.rpartition(".")[2] for name in pair) for pair in names] == [
+        ("Muon", "warmup_stable_decay"),
+        ("AdamW", "cosine"),
+    ]
+
+
+def test_a_depth_that_other_settings_exclude_is_not_taken():
+    """Two key-value heads divide 8 heads, not the 7 of the depth that is nearest otherwise."""
+    depths = [values(*BYTES, "model.size=20M", *words)["model.depth"] for words in ([], ["model.kv_heads=2"])]
+    assert depths == [7, 8]
+
+
 def test_what_is_given_wins():
     given = "model.width=96", "optimizer.lr=0.03", "data.batch_windows=7", "budget.epochs=2", "schedule=constant"
     found = values(*BYTES, "model.depth=4", *given)
@@ -86,6 +122,7 @@ def test_what_is_given_wins():
         *("model.head_dim", "optimizer.weight_decay", "optimizer.adamw_lr", "optimizer.adamw_weight_decay")
     ]
     assert found["schedule._target_"].endswith("constant")
+    assert values(*BYTES, "model.size=null", "model.depth=4")["model.depth"] == 4
     larger = values(*BYTES, "model.depth=4", "data.batch_windows=32")
     smaller = values(*BYTES, "model.depth=4", "data.batch_windows=8")
     assert larger["optimizer.adamw_lr"] == pytest.approx(2 * smaller["optimizer.adamw_lr"], rel=0.05)
@@ -102,6 +139,11 @@ def test_what_a_file_gives_wins_unless_it_is_for_another_model(tmp_path):
     assert found["optimizer.lr"] == 0.013
     assert (found["model.depth"], found["dial.set"]) == (4, "model.size=3M")
     assert "budget.tokens" in found["dial.chosen"]
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "own.yaml").write_text("defaults: [muon]\n_target_: slm.optim.muon.Muon\nlr: 0.05\n")
+    own = values(*BYTES, "model.depth=4", "optimizer=own", f"hydra.searchpath=['file://{tmp_path}']")
+    assert own["optimizer.lr"] == 0.05
+    assert "optimizer.adamw_lr" in own["dial.chosen"]
     shrunk = values("experiment=quickstart", "model=dial", "model.size=3M", "debug=shrink")
     assert (shrunk["model.width"], shrunk["budget.steps"], shrunk["data.batch_windows"]) == (32, 10, 4)
 
@@ -126,6 +168,20 @@ def test_the_base_size_of_a_parametrization_is_that_of_the_reference():
         (["model.size=1M", "budget.tokens=many"], "budget.tokens=many must be above 0"),
         (["model.size=1M", "data.batch_windows=1.5"], "data.batch_windows=1.5 must be a whole number"),
         (["model.size=1M", "model.width=100"], "100"),
+        (
+            ["model.size=1M", "tokenizer=sentencepiece", "tokenizer.vocab_size=null"],
+            "tokenizer.vocab_size=null must be",
+        ),
+        (["model.depth=4", "~data.layout"], "data.layout is missing"),
+        (["model.depth=4", "model.parametrization=[1]"], r"model.parametrization=\[1\] must be text"),
+        (["model.depth=20000000"], "model.depth=20000000 must be at most 100 blocks; model.size= takes parameters"),
+        *(
+            (["model.depth=4", f"{key}={'9' * 320}"], f"{'9' * 320} must be .* and at most")
+            for key in ("budget.steps", "budget.tokens", "budget.flops", "data.batch_windows")
+        ),
+        (["model.depth=4", "+dial.set=x"], "dial is what model=dial writes, so it cannot be given"),
+        (["model=tiny", "+dial.set=x"], "dial is what model=dial writes, so it cannot be given"),
+        (["model=small", "+model.size=20M"], "model.size is not a setting"),
     ],
 )
 def test_mistakes(words, line):
@@ -150,7 +206,7 @@ def test_a_plan_shows_each_value_with_its_rule(capsys, tmp_path):
 
 
 def test_a_run_writes_plain_numbers_and_keeps_them(monkeypatch, tmp_path, capsys):
-    """With more steps the rules would give another rate: a run that goes on, or a fork of it, keeps its own. Another
+    """With more steps the rules would give another decay: a run that goes on, or a fork of it, keeps its own. Another
     size is refused."""
     words = [*SMALL, f"cache_dir={tmp_path / 'cache'}", f"runs_dir={tmp_path}", "callbacks.checkpoints.keep_at=[3]"]
     small = [*words, "model=dial", "model.depth=1", "model.width=32", "data.batch_windows=2"]
@@ -167,6 +223,9 @@ def test_a_run_writes_plain_numbers_and_keeps_them(monkeypatch, tmp_path, capsys
         config = yaml.safe_load((tmp_path / folder / "config.yaml").read_text())
         assert config["optimizer"] == written["optimizer"], folder
         assert config["dial"] == written["dial"]
+    source, resumed = f"resume={tmp_path / 'run'}", tmp_path / "resumed"
+    assert trained(monkeypatch, *small, "budget.steps=8", source, f"run_dir={resumed}") == 0
+    assert yaml.safe_load((resumed / "config.yaml").read_text())["optimizer"] == written["optimizer"]
     capsys.readouterr()
     assert trained(monkeypatch, *words, "model=dial", "model.depth=2", "model.width=32", "budget.steps=6", run) == 2
     assert "model.depth: 1 -> 2" in capsys.readouterr().err

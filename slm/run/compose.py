@@ -28,7 +28,7 @@ from slm.errors import ResourceError, UserError
 from slm.files import atomic
 from slm.files.run_folder import file_name
 from slm.run import CONF, replaced  # noqa: F401  (what Hydra composes with)
-from slm.run.dial import turn
+from slm.run.dial import fill
 from slm.run.names import REFUSED_TRAINER_KEYS, hint_for, hint_for_option
 from slm.run.overrides import check_data_keys, check_left_out_nodes, flattened, own_nodes
 from slm.run.sources import with_sources
@@ -237,6 +237,8 @@ def plain(cfg: DictConfig, choices: DictConfig, overrides: Sequence[str]) -> tup
                 values[folder] = str(atomic.expanded(values[folder]))
         values["name"] = values.get("name") or choices.get("model") or "run"
     check_left_out_nodes(overrides, config)
-    if isinstance(model := config.get("model"), dict) and "size" in model and "_target_" not in model:
-        turn(config, written, overrides)
+    if config.get("dial") is not None:
+        raise UserError("dial is what model=dial writes, so it cannot be given; leave it out")
+    if isinstance(model := config.get("model"), dict) and "dial" in model and "_target_" not in model:
+        fill(config, written, overrides)
     return config, written

@@ -139,7 +139,7 @@ def normalized(overrides: Sequence[str]) -> list[str]:
     """The overrides in Hydra's grammar and with this project's names."""
     targets = [key_of(override).removesuffix("_target_") for override in overrides if "._target_=" in override]
     kept = [o for o in overrides if not (o.startswith("~") and o[1:].startswith(tuple(targets)))]  # see own_nodes
-    return with_dial(exclusive_budget([quoted(translated(override, overrides)) for override in kept]))
+    return exclusive_budget([quoted(translated(override, overrides)) for override in kept])
 
 
 def key_of(override: str) -> str:
@@ -205,11 +205,12 @@ def exclusive_budget(overrides: list[str]) -> list[str]:
 
 
 def with_dial(overrides: list[str]) -> list[str]:
-    """model=dial brings the optimizer and schedule of its rules, unless they or an experiment are given."""
+    """The overrides of one run; model=dial brings the optimizer and schedule of its rules, unless they or an experiment
+    are given."""
     given = {*map(key_of, overrides)}
     if "model=dial" not in overrides or "experiment" in given:
         return overrides
-    return [*(f"{key}={option}" for key, option in DIAL.items() if key not in given), *overrides]
+    return [*overrides, *(f"{key}={option}" for key, option in DIAL.items() if key not in given)]
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:

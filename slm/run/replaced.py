@@ -7,6 +7,7 @@ does not have, and optimizer.weight_decay of Muon is another quantity in AdamW. 
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from hydra._internal import hydra as composition
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from slm.run import CONF
 from slm.run.dial import RULES, SHAPE
-from slm.run.overrides import LENGTHS
+from slm.run.overrides import LENGTHS, with_dial
 
 GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of different classes
 CHOOSING = re.compile("(experiment|debug|hparams_search)/[^/]+")  # files that choose options
@@ -27,16 +28,26 @@ OF_A_SIZE = (  # what an experiment sets for its model
 
 
 class Composer(ConfigLoaderImpl):
-    """Hydra's composition without settings that experiments made for options that are not taken."""
+    """Hydra's composition without settings that experiments made for options that are not taken, and with the options
+    that model=dial brings."""
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], *rest: Any, **named: Any) -> DictConfig:
+        overrides = with_dial(overrides) if is_ours(self.repository) else overrides
+        return super().load_configuration(config_name, overrides, *rest, **named)
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        if any(source.path == str(CONF) for source in repo.get_sources()):  # not in somebody's own Hydra program
+        if is_ours(repo):
             drop_settings(defaults, repo)
             leave_open(defaults, repo)
         return super()._compose_config_from_defaults_list(defaults, repo)
 
 
 composition.ConfigLoaderImpl = Composer
+
+
+def is_ours(repo: IConfigRepository) -> bool:
+    """False in somebody's own Hydra program."""
+    return any(source.path == str(CONF) for source in repo.get_sources())
 
 
 def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
@@ -60,17 +71,18 @@ def drop_settings(defaults: Iterable[ResultDefault], repo: IConfigRepository):
 
 
 def leave_open(defaults: Iterable[ResultDefault], repo: IConfigRepository):
-    """With model=dial, makes null what it has rules for in conf/train.yaml and in options, and deletes it from
-    experiments that have chosen another model, so that what is not null in the end was given."""
+    """With model=dial, makes null what it has rules for in conf/train.yaml and in the options of conf/, and deletes it
+    from experiments that have chosen another model, so that what is not null in the end was given."""
     paths = [default.config_path for default in defaults if default.config_path]
     for path in paths if "model/dial" in paths else ():
-        config, group = repo.load_config(path).config, path.partition("/")[0]
+        loaded, group = repo.load_config(path), path.partition("/")[0]
+        config = loaded.config
         if group == "experiment" and choices(path, repo).get("model") not in (None, "dial"):
             for section, name in (key.split(".") for key in OF_A_SIZE):
                 (config.get(section) or {}).pop(name, None)
         elif path == "train":
             config.data.batch_windows = None
-        elif group in ("optimizer", "schedule"):
+        elif group in ("optimizer", "schedule") and loaded.path == f"file://{CONF}":
             config.update({key.split(".")[1]: None for key in RULES.get(config.get("_target_"), ())})
 
 
