@@ -197,9 +197,11 @@ def compiler_works(device: torch.device) -> bool:
     """True if torch.compile works here; prints a warning if not.
 
     Its cache is reset: torch would otherwise choose kernels by shapes that it has seen before, and a run of a sweep
-    would differ in its last digits.
+    would differ in its last digits. Numbers of a model are constants: as inputs, which they become with lengths that
+    vary, torch 2.13 cannot compile them within recomputed blocks.
     """
     torch.compiler.reset()
+    torch._dynamo.config.specialize_float = True
     try:
         with warnings.catch_warnings():  # of torch's compiler about itself
             warnings.simplefilter("ignore")

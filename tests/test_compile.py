@@ -14,11 +14,13 @@ from slm.run.train import train
 @pytest.mark.filterwarnings("ignore")  # torch's own, about itself
 @pytest.mark.parametrize("layout", ["packed", "documents"])
 def test_a_compiled_training_equals_an_eager_one(composed, tmp_path, monkeypatch, layout):
-    """Equal losses and names of weights, also with recomputed blocks; with varying lengths it resumes bit for bit."""
+    """Equal losses and names of weights, also with recomputed blocks and multipliers; with varying lengths it resumes
+    bit for bit."""
     weights = {}
     for compile in ("false", "true"):
         settings = f"trainer.compile={compile}", "model.dropout=0.0", "model.gradient_checkpointing=true"
-        config = composed(*settings, "trainer.microbatch=2", f"data.layout={layout}", "model.context=320")
+        scaled = "model.parametrization=completep", "model.base_width=32", "model.base_depth=1"
+        config = composed(*settings, *scaled, "trainer.microbatch=2", f"data.layout={layout}", "model.context=320")
         train(config, run_dir=tmp_path / compile, overrides=[])
         weights[compile] = final_state(tmp_path / compile)[0]
         assert run_folder.read_run_json(tmp_path / compile)["compiled"] == (compile == "true")
