@@ -120,12 +120,13 @@ def test_parts_and_causes_of_a_difference(finished, copy, verified, capsys):
 def test_verify_resume(text_file, tmp_path, monkeypatch, capsys):
     """Three trainings, each in a process of its own, and three in forked ones that seem to differ."""
     settings = "budget.steps=40", "model.dropout=0.1", "data.workers=2", "trainer.microbatch=2", "logger=csv"
-    command = [*small_run(text_file, tmp_path), *settings, "verify_resume=true"]
+    command = [*small_run(text_file, tmp_path), "verify_resume=true", *settings]
     code, printed = trained(monkeypatch, *command), capsys.readouterr()
     assert code == 0, printed.err
     assert "PASS: 16 steps" in printed.out
     assert list((tmp_path / "runs").iterdir()) == []
     monkeypatch.setattr("slm.run.verify_resume.subprocess.run", lambda words, **_: forked(*words[4:]))
     monkeypatch.setattr("slm.run.verify_resume.first_difference", lambda *folders: "metrics.jsonl, line 3")
-    assert trained(monkeypatch, *command, "budget.steps=6") == 1
+    shorter = [word.replace("budget.steps=40", "budget.steps=10") for word in command]
+    assert trained(monkeypatch, *shorter) == 1
     assert "FAIL: the resumed run differs: metrics.jsonl, line 3; both runs are in" in capsys.readouterr().out

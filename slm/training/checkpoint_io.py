@@ -21,7 +21,6 @@ from slm.errors import UserError
 from slm.files import archive, atomic, run_folder
 from slm.optim.shares import is_divided
 from slm.security import MAX_DEPTH, MAX_NODES, is_bounded, leaves
-from slm.training import shard_writer
 
 SECONDS_TO_FAIL = 5.0  # of a write, once another process has ended
 
@@ -45,6 +44,8 @@ class DurableCheckpointIO(CheckpointIO):
 
     def save_sharded(self, content: dict[str, Any], path: Path):
         """As save_checkpoint, by all processes together: each writes its part. A collective."""
+        from slm.training import shard_writer  # imports torch.distributed.checkpoint, which takes a while
+
         self.wait()
         self.group = self.group or dist.new_group(backend="gloo")
         plain, parts = shard_writer.divide(content)
