@@ -85,8 +85,7 @@ class Sweep:
 def main() -> int:
     """Exit code: 0, 1 if a slope is too large, 2 or 4 for a mistake or a limit of the machine."""
     words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(__doc__)
+    if json_line.shows_help(words, __doc__):
         return 0
     own = [word for word in words if key_of(word) in Request.__annotations__]
     request = Request(**values_of(own, Request)[0])

@@ -215,12 +215,14 @@ def compiler_works(device: torch.device) -> bool:
 
 
 def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:
-    """torch.compile of a function; None, with a warning, where no compiler works.
+    """torch.compile of a function; None, with a warning, where no compiler works."""
+    return torch.compile(function, **compile_settings(dynamic_lengths)) if compiler_works(device) else None
 
-    Varying lengths are declared at once: otherwise the first shape would be compiled alone, and a resumed run, whose
-    first one is another, would differ in its last digits.
-    """
-    return torch.compile(function, dynamic=dynamic_lengths or None) if compiler_works(device) else None
+
+def compile_settings(dynamic_lengths: bool) -> dict[str, bool | None]:
+    """Those of torch.compile for a training. Varying lengths are declared at once: otherwise the first shape would be
+    compiled alone, and a resumed run, whose first one is another, would differ in its last digits."""
+    return {"dynamic": dynamic_lengths or None}
 
 
 def keep_freed_memory():

@@ -29,8 +29,7 @@ class Request:
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
     words = sys.argv[1:]
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(__doc__)
+    if json_line.shows_help(words or ["--help"], __doc__):
         return 0
     places, settings = divided(words)
     if len(places) != 2 or places[0] != "gather":

@@ -38,8 +38,7 @@ UNTRAINED = ("bytes", "gpt2", "tiktoken", "huggingface")  # tokenizers that need
 def main() -> int:
     """Exit code: 0, or 2 or 4 for a mistake or a limit of the machine."""
     words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(__doc__)
+    if json_line.shows_help(words, __doc__):
         return 0
     out = next((atomic.expanded(word[4:]) for word in reversed(words) if word.startswith("out=")), None)
     config = compose([*overrides_of([word for word in words if not word.startswith("out=")]), "plan=true"])

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from slm import ranks
@@ -49,6 +49,14 @@ def command(main: Callable[[], int | None]) -> Callable[[], int | None]:
             return code
 
     return decorated
+
+
+def shows_help(words: Sequence[str], text: str | None) -> bool:
+    """Prints the help of a command that has no Parser, if its words ask for it."""
+    wanted = any(word in ("-h", "--help") for word in words)
+    if wanted:
+        print(text)
+    return wanted
 
 
 class Parser(argparse.ArgumentParser):

@@ -21,9 +21,9 @@ from slm.learn.exercises import PHASES, Phase, start
 @json_line.command
 def main() -> int:
     words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(__doc__.strip())
-    elif not words:
+    if json_line.shows_help(words, __doc__.strip()):
+        return 0
+    if not words:
         print(syllabus())
     elif words[0] == "start" and len(words) == 2:
         for path in start(atomic.expanded(words[1])):

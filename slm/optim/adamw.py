@@ -9,7 +9,7 @@ import torch
 
 from slm.errors import UserError
 from slm.model import GPT
-from slm.optim.changing import WeightDecay, decay_cautiously
+from slm.optim.changing import WeightDecay, decay_cautiously, evaluated
 from slm.optim.roles import ROLES, Role, roles, rules
 from slm.optim.shares import own
 
@@ -67,10 +67,7 @@ class CautiousAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         decays = [group["weight_decay"] for group in self.param_groups]
         try:
             for group, decay in zip(self.param_groups, decays):

@@ -1,6 +1,6 @@
 """Settings of both optimizers for weight decay: which weights it spares, and how it changes during a training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,14 @@ class WeightDecay:
             )
         factor = lr_factor if self.weight_decay_schedule == "lr" else max(0.0, 1 - step / steps)
         return {"weight_decay": group["weight_decay"] * factor}
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss of the closure that a step of an optimizer was given, with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def decay_cautiously(weight: Tensor, update: Tensor, share: float):

@@ -16,7 +16,7 @@ from slm.errors import UserError
 from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 from slm.optim.adamw import AdamW, check_adamw
-from slm.optim.changing import WeightDecay, decay_cautiously
+from slm.optim.changing import WeightDecay, decay_cautiously, evaluated
 from slm.optim.neurons import normalized
 from slm.optim.roles import roles, stacked
 from slm.optim.shares import is_divided, own, own_rows, shared, shared_by_rows, stacked_cost
@@ -118,10 +118,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         matrices, *self.rest.param_groups = self.param_groups  # anew: load_state_dict replaces groups and state
         self.rest.state = self.state
         self.rest.step()

@@ -51,10 +51,7 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     if before and (first or config.resume != "never"):  # the first process has written it for the others
         resume.check_again(config, run_dir, before)
         if before["status"] == "done" and not differences(before["budget"], config.plain["budget"], ()):
-            if first and config.report is True:
-                complete_report(run_dir)
-            print(f"{run_dir} is done: {config.optimized_metric} {lowest(run_dir, config.optimized_metric)}")
-            return lowest(run_dir, config.optimized_metric)
+            return found_done(config, run_dir, first)
         resume.check_corpus(run_dir, before, config)
     hardware, microbatch = choose_hardware(config)
     trunk = point_of(config, run_dir, before)
@@ -66,9 +63,8 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
     build_callbacks(config, early_facts(config, run_dir), callbacks)
     job, deadline = prepared_in_time(config, run_dir, before, hardware, microbatch)
     step, earlier = resume.check_start(start, job, before)
-    job = replace(job, splits=resume.as_begun(job.splits, before, earlier))
+    job = replace(job, splits=resume.as_begun(job.splits, before, earlier), source=source)
     job, plan = with_plan(job, before, step, deadline)
-    job = replace(job, source=source)
     run_info = describe_run(job, before, step) | describe_fork(trunk, before, earlier, job) | {"plan": plan}
     if before and "init" in before:
         run_info["init"] = before["init"]
@@ -98,6 +94,15 @@ def run_once(config: RunConfig, run_dir: Path, overrides: list[str], again: str)
         raise
     if first:  # an error of another process would make Lightning kill this one
         conclude(job, objective, stopped, again)
+    return objective
+
+
+def found_done(config: RunConfig, run_dir: Path, first: bool) -> float | None:
+    """Completes the report of a run that has ended, in the first process, and returns the objective."""
+    if first and config.report is True:
+        complete_report(run_dir)
+    objective = lowest(run_dir, config.optimized_metric)
+    print(f"{run_dir} is done: {config.optimized_metric} {objective}")
     return objective
 
 

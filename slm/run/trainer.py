@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from slm import ranks
 from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import compiled, compiler_works
+from slm.hardware import compile_settings, compiled, compiler_works
 from slm.model import GPT
 from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -152,7 +152,7 @@ def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
     if not compiler_works(device):
         return None
     for block in model.blocks:
-        block.compile(dynamic=varies or None)
+        block.compile(**compile_settings(varies))
     return lambda tokens: model.features(tokens)  # which is another function once the model is sharded
 
 
