@@ -18,7 +18,7 @@ import numpy as np
 from slm.analysis.comparison import FACTS, Comparison, compare
 from slm.analysis.comparison_page import answers, cell, p_text, page, with_interval
 from slm.analysis.groups import read_groups
-from slm.analysis.rate_transfer import table, transfers
+from slm.analysis.rate_transfer import Transfer, table, transfers
 from slm.analysis.sweep import Sweep, read
 from slm.errors import printable
 from slm.files import atomic, json_line, run_folder
@@ -43,26 +43,26 @@ def main():
         print(printable(f"left out: {reason}", 1000), file=sys.stderr)
     comparison = compare(groups, base=arguments.base, metric=arguments.metric, best=arguments.best)
     chosen_comparison = len(arguments.folder) > 1 or arguments.base or arguments.metric or arguments.best
-    found = None if chosen_comparison else of_rates(atomic.expanded(arguments.folder[0]))
-    json_line.note(**facts(comparison), **({"transfers": [each.facts() for each in transfers(found)]} if found else {}))
+    sweep = None if chosen_comparison else of_sweep(atomic.expanded(arguments.folder[0]))
+    rates = transfers(sweep) if sweep else []  # empty without learning rates and a second number
+    json_line.note(**facts(comparison), **({"transfers": [each.facts() for each in rates]} if rates else {}))
     chosen = {kind: file for kind in WRITERS if (file := getattr(arguments, kind))}
     if "-" not in chosen.values():
-        print(printable(rate_page(found) if found else page(comparison)))
+        print(printable(rate_page(sweep, rates) if rates else page(comparison)))
     for kind, file in chosen.items():
         text = WRITERS[kind](comparison)
         print(printable(text), end="") if file == "-" else atomic.write_text(Path(file), text)
 
 
-def of_rates(folder: Path) -> Sweep | None:
-    """The sweep of a folder, if it has learning rates and a second number."""
-    sweep = read(folder) if (folder / "sweep.json").exists() else None
-    return sweep if sweep and transfers(sweep) else None
+def of_sweep(folder: Path) -> Sweep | None:
+    """The sweep of a folder that train.py -m has made."""
+    return read(folder) if (folder / "sweep.json").exists() else None
 
 
-def rate_page(sweep: Sweep) -> str:
+def rate_page(sweep: Sweep, rates: list[Transfer]) -> str:
     """The objective at each learning rate, and how the best one moves along the second number."""
     head = f"{sweep.objective}{f', mean of {sweep.seeds} seeds' if sweep.seeds > 1 else ''}, [] the lowest of a line"
-    return "\n\n".join([head, *table(sweep), "\n".join(each.sentence() for each in transfers(sweep))])
+    return "\n\n".join([head, *table(sweep), "\n".join(each.sentence() for each in rates)])
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import WeightAveraging
 
 from slm.model import GPT
-from slm.training.sharded import gathered_model
+from slm.training.sharded import averaging, gathered_model
 
 
 @contextlib.contextmanager
@@ -18,13 +17,13 @@ def evaluating(trainer: L.Trainer) -> Iterator[GPT | None]:
     """
     module = trainer.lightning_module
     training = module.training
-    averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
-    for callback in averaging:
+    callbacks = averaging(trainer)
+    for callback in callbacks:
         callback._swap_models(module)
     module.eval()
     try:
         yield gathered_model(module.model, trainer.is_global_zero)
     finally:
         module.train(training)
-        for callback in averaging:
+        for callback in callbacks:
             callback._swap_models(module)

@@ -112,8 +112,12 @@ class ShardedStrategy(ModelParallelStrategy):
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
     def _modules(self, trainer: L.Trainer) -> list[L.LightningModule]:
-        averaging = [c for c in trainer.callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
-        return [self.lightning_module, *(callback._average_model.module for callback in averaging)]
+        return [self.lightning_module, *(callback._average_model.module for callback in averaging(trainer))]
+
+
+def averaging(trainer: L.Trainer) -> list[WeightAveraging]:
+    """The callbacks that keep averaged weights by now."""
+    return [c for c in trainer.callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
 
 
 def gathered_model(model: GPT, keep: bool) -> GPT | None:
