@@ -126,6 +126,7 @@ class Cache:
         heads = config.kv_width // config.head_dim
         shape = 2, batch, heads, min(positions or config.context, config.context), config.head_dim
         self.layers = [torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(config.depth)]
+        self.ids = torch.full((batch, shape[3] + 1), config.vocab_size, device=device)  # each one position later
         self.length = 0  # positions filled; moved once per forward pass, by GPT
         self.masks: Masks = {}  # window -> (T, S), if only the device knows the positions
 
@@ -141,8 +142,15 @@ class Cache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def preceding(self, tokens: Tensor) -> Tensor:
+        """Takes the new ids (B, T), returns the id before each; vocab_size before the first position."""
+        end = self.length + tokens.size(1)
+        self.ids[:, self.length + 1 : end + 1] = tokens
+        return self.ids[:, self.length : end]
+
     def keep(self, rows: list[int]):
         """Drops the other rows of the batch."""
+        self.ids = self.ids[rows]
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
 
 

@@ -32,6 +32,8 @@ MLPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "geglu": (F.gelu, True),
 }
 
+HASH = 1_000_003  # a prime: pairs spread evenly over any number of rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ScalingConfig):
@@ -48,6 +50,7 @@ class GPTConfig(ScalingConfig):
     head_bias: bool = False  # a learned bias for each logit
     embedding_dropout: float | None = None  # on the sum of embeddings; None: dropout
     residual_dropout: float | None = None  # on the results of attention and MLP; None: dropout
+    bigram_embeddings: int | None = None  # rows of a table for pairs of a token and the one before it, by hash
     residual_scalars: bool = False  # a learned scalar for each block's input and one for the embedding added to it
     logit_softcap: float | None = None  # logits become softcap * tanh(logits / softcap) (arXiv:2408.00118)
     gradient_checkpointing: bool = False  # recompute each block in the backward pass to save memory
@@ -59,6 +62,8 @@ class GPTConfig(ScalingConfig):
             object.__setattr__(self, "lora", None if self.lora.get("rank") is None else LoRAConfig(**self.lora))
         if self.mlp_width is not None and self.mlp_width < 1:
             raise UserError(f"model.mlp_width={self.mlp_width} must be at least 1, or null")
+        if self.bigram_embeddings is not None and self.bigram_embeddings < 1:
+            raise UserError(f"model.bigram_embeddings={self.bigram_embeddings} must be at least 1 (rows), or null")
         if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
             raise UserError(f"model.logit_softcap={self.logit_softcap} must be above 0 and finite, or null")
         for name, known in (("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS)):
@@ -132,6 +137,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if learned else None
         self.rotary = None if learned else Rotary(config)
+        self.bigrams = nn.Embedding(config.bigram_embeddings, config.width) if config.bigram_embeddings else None
         self.dropout = dropout(config.dropout_of("embedding"))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.residual_scales = nn.Parameter(torch.empty(config.depth)) if config.residual_scalars else None
@@ -151,6 +157,8 @@ class GPT(nn.Module):
         tables = [module.weight for module in self.modules() if isinstance(module, nn.Embedding)]
         found: dict[nn.Parameter, Kind] = dict.fromkeys(linear, "reader") | {self.head.weight: "readout"}
         found |= dict.fromkeys(tables, "embedding")  # a tied head, too
+        if self.bigrams:
+            found[self.bigrams.weight] = "bigram"
         for block in self.blocks:
             found |= dict.fromkeys((block.attention.out.weight, block.mlp.out.weight), "writer")
             if block.attention.value_gate:
@@ -194,6 +202,8 @@ class GPT(nn.Module):
         if self.positions:
             own = positions if starts is None else torch.arange(end, device=tokens.device) - starts
             x = x + self.positions.weight[own]
+        if self.bigrams:
+            x = x + self.bigrams(self._pairs(tokens, cache, starts))
         rotation = self.rotary(positions) if self.rotary else None
         x = embedding = self.dropout(x)
         for layer, block in enumerate(self.blocks):
@@ -206,6 +216,17 @@ class GPT(nn.Module):
         if cache:
             cache.length = end
         return self.norm(x) * self.output
+
+    def _pairs(self, tokens: Tensor, cache: Cache | None, starts: Tensor | None) -> Tensor:
+        """Tokens (B, T) to rows of the table, one for each token and the one before it; pairs may share a row.
+
+        Before the first token of the context, and of a document that sees only itself, stands no token: vocab_size.
+        """
+        nothing = self.config.vocab_size
+        before = cache.preceding(tokens) if cache else F.pad(tokens, (1, 0), value=nothing)[:, :-1]
+        if starts is not None:
+            before = before.masked_fill(starts == torch.arange(tokens.size(1), device=tokens.device), nothing)
+        return (tokens + HASH * before) % self.bigrams.num_embeddings
 
     @property
     def readout(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ m is width / base_width and L is depth / base_depth; s is init_std, and all else
 | kind of weight | start (std) | forward | lr | weight decay | eps |
 |---|---|---|---|---|---|
 | embedding, also a tied one | s | | 1 | 1 | 1 / m, in a block 1 / (m L) |
+| bigram embedding | 0 | | 1 | 1 | 1 / m |
 | reader of the stream | s / sqrt(m) | | 1 / m | m | 1 / (m L) |
 | writer to the stream | s / sqrt(m) / sqrt(2 depth) | its branch / L | 1 / m | m | 1 / (m L) |
 | narrow: reads as many channels at every width | s; LoRA 0 | | 1 | 1 | 1 / (m L) |
@@ -26,7 +27,7 @@ from typing import Literal
 from slm.attention import AttentionConfig
 from slm.errors import UserError
 
-Kind = Literal["embedding", "reader", "writer", "narrow", "readout", "vector"]
+Kind = Literal["embedding", "bigram", "reader", "writer", "narrow", "readout", "vector"]
 PARAMETRIZATIONS = {  # name -> what it needs
     "standard": (),
     "mup": ("base_width",),
@@ -95,6 +96,7 @@ class ScalingConfig(AttentionConfig):
         writer = 0.0 if self.zero_init_residual else std / smaller / math.sqrt(wider)
         return {
             "embedding": Rule(std=std, eps=eps),
+            "bigram": Rule(std=0.0, eps=eps),
             "reader": Rule(std=std / math.sqrt(wider), **hidden),
             "writer": Rule(std=writer, forward=1 / deeper, **hidden),
             "narrow": Rule(std=std, eps=eps),

@@ -25,7 +25,7 @@ AXES = {
 }
 PLAIN = {**SMALL, "positions": "rope", "norm": "layernorm", "mlp": "gelu"}
 LATER = {"window": [3, None], "value_embeddings": True, "residual_scalars": True, "logit_softcap": 2.0}
-LATER |= {"head_bias": True}
+LATER |= {"head_bias": True, "bigram_embeddings": 50}
 GRID = [
     *(dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())),
     *({key: value} for key, value in LATER.items()),
@@ -121,7 +121,7 @@ def test_a_window_saves_the_flops_of_the_positions_before_it():
 def test_parameters_of_later_parts():
     """Embeddings of values are embeddings; gates and scalars are not."""
     plain, later = (parameters(GPTConfig(**{**PLAIN, "depth": 3, **choice})) for choice in ({}, LATER))
-    assert later.total - plain.total == 2 * (17 * 16 + 12 * 4) + 2 * 3 + 17
+    assert later.total - plain.total == 2 * (17 * 16 + 12 * 4) + 2 * 3 + 17 + 50 * 16
     assert later.non_embedding - plain.non_embedding == 2 * 12 * 4 + 2 * 3 + 17
 
 
@@ -153,6 +153,20 @@ def test_mlps_are_their_formulas(name):
         "geglu": lambda: up * gate * (1 + torch.erf(gate / 2**0.5)) / 2,
     }.get(name, lambda: pytest.fail(f"add the formula of {name} here"))()
     torch.testing.assert_close(mlp(x), mlp.out(hidden))
+
+
+def test_bigram_embeddings():
+    """Each pair of a token and the one before it has a row, added to the token's; a document's first has no pair."""
+    model = model_of(bigram_embeddings=10_000, depth=1, document_start=3).eval()
+    tokens = torch.tensor([[5, 6, 5, 6, 3, 6]])
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    model(tokens)
+    rows = [(id + 1_000_003 * before) % 10_000 for id, before in ((5, 17), (6, 5), (5, 6), (6, 5), (3, 17), (6, 3))]
+    assert len(set(rows)) == 5
+    torch.testing.assert_close(seen[0], model.tokens.weight[tokens[0]] + model.bigrams.weight[rows])
+    with pytest.raises(UserError, match=r"model\.bigram_embeddings=0 must be at least 1"):
+        model_of(bigram_embeddings=0)
 
 
 def test_residual_scalars():

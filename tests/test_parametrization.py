@@ -61,6 +61,8 @@ def expected(name: str, shape: tuple, L: float, writer_std: float) -> tuple:
         return 0.02 / 2, 1 / 4, 4, eps
     if part == "out":
         return writer_std, 1 / 4, 4, eps
+    if part == "bigrams":
+        return 0.0, 1, 1, eps
     assert part in ("tokens", "positions", "head", "value_embedding", "value_gate")
     return 0.02, 1, 1, eps
 

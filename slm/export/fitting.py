@@ -13,6 +13,7 @@ Choices = Mapping[str, Sequence[Any]]  # of GPTConfig -> the values that a layou
 
 NOWHERE: Choices = {  # what no other program has
     "value_embeddings": [False],
+    "bigram_embeddings": [None],
     "residual_scalars": [False],
     "head_bias": [False],
     "logit_softcap": [None],

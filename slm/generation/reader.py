@@ -96,6 +96,11 @@ class StaticCache(Cache):
         keys, values = self.layers[layer]
         return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
 
+    def preceding(self, tokens: Tensor) -> Tensor:
+        if not self.masks:
+            return super().preceding(tokens)
+        return self.ids.index_copy_(1, self.position + 1, tokens).index_select(1, self.position)
+
 
 class GraphReader(Reader):
     """A reader for CUDA: it launches the hundreds of kernels of a step as one graph, since their launch takes longer

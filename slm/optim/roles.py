@@ -33,13 +33,14 @@ def kinds(model: GPT) -> dict[str, Kind]:
 
 
 def roles(model: GPT) -> dict[str, Role]:
-    """Parameter name -> role: embedding (of tokens, positions, values), untied head, matrix of a block, or gain,
+    """Parameter name -> role: embedding (of tokens, pairs, positions, values), untied head, matrix of a block, or gain,
     bias or scalar.
 
     A tied matrix is an embedding. The gate of value embeddings, a small matrix, is hidden, as in nanochat.
     Raises: ValueError: if a parameter of GPT has no role.
     """
-    return {name: kind if kind in ROLES else "hidden" for name, kind in kinds(model).items()}
+    own: dict[Kind, Role] = {"bigram": "embedding", **{role: role for role in ROLES}}
+    return {name: own.get(kind, "hidden") for name, kind in kinds(model).items()}
 
 
 def rules(model: GPT) -> dict[str, Rule]:

@@ -102,6 +102,7 @@ class GPT {
     this.keys = cache();
     this.values = cache();
     this.length = 0; // positions in the cache
+    this.last = null; // the token at the last of them
     const floats = (length) => new Float32Array(length);
     Object.assign(this, { x: floats(width), y: floats(width), attended: floats(width), embedding: floats(width) });
     Object.assign(this, { qkv: floats((heads + 2 * kvHeads) * size), scores: floats(context) });
@@ -117,6 +118,13 @@ class GPT {
       weights["positions.weight"].row(this.length, y);
       for (let i = 0; i < x.length; i++) x[i] += y[i];
     }
+    const pairs = weights["bigrams.weight"];
+    if (pairs) {
+      const before = this.length ? this.last : config.vocab_size;
+      pairs.row((token + 1000003 * before) % pairs.rows, y);
+      for (let i = 0; i < x.length; i++) x[i] += y[i];
+    }
+    this.last = token;
     this.embedding.set(x);
     for (let layer = 0; layer < config.depth; layer++) this.block(layer, token);
     this.length++;

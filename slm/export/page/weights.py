@@ -19,7 +19,7 @@ OF_TRAINING = {  # settings that do not change the function of a trained model o
 READ = {  # settings that gpt.js knows
     *("vocab_size", "context", "depth", "width", "head_dim", "kv_heads", "window", "qk_norm", "value_embeddings"),
     *("rope_base", "bias", "norm_eps", "mlp_width", "positions", "norm", "mlp", "tied", "head_bias"),
-    *("residual_scalars", "logit_softcap"),
+    *("bigram_embeddings", "residual_scalars", "logit_softcap"),
 }
 
 
