@@ -47,7 +47,7 @@ class Source:
             raise UserError(f"init_from={self.name} has no tensor with a name of this model, such as {_shown([*own])}")
         for name, tensor in own.items():
             if name in theirs and name not in SCALARS and tensor.shape != theirs[name].shape:
-                keys = "width", "head_dim", "kv_heads", "mlp_width", "mlp", "head_bias"
+                keys = "width", "head_dim", "kv_heads", "mlp_width", "mlp", "head_bias", "bigram_embeddings"
                 pairs = {key: (getattr(before, key, None), getattr(config, key, None)) for key in keys}
                 changed = ", ".join(f"model.{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new)
                 raise UserError(
@@ -74,6 +74,8 @@ def start_from(source: Source, model: nn.Module, tokenizer: Tokenizer) -> dict[s
         theirs = rescaled(theirs, source.model.config, model.config)
         if model.config.tied and not source.model.config.tied:
             del theirs["head.weight"]
+        if pieces:
+            theirs.pop("bigrams.weight", None)  # its rows are those of pairs of old ids
     taken = []
     for name, old in theirs.items():
         if name in own and (value := _adapted(name, old, own[name], pieces)).shape == own[name].shape:

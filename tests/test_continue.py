@@ -22,6 +22,7 @@ BYTES = ByteTokenizer.build(documents=[])
 SMALL = GPTConfig(
     **{"vocab_size": 257, "context": 16, "depth": 2, "width": 8, "head_dim": 4, "bias": True},
     **{"positions": "learned", "norm": "rmsnorm", "mlp": "swiglu", "tied": False, "residual_scalars": True},
+    bigram_embeddings=40,
 )
 IDS = torch.arange(32).view(2, 16) * 7
 
@@ -66,6 +67,8 @@ def test_another_vocabulary_keeps_equal_pieces_and_spells_the_others(source):
             (token,) = characters.encode(text)
             assert torch.allclose(own[token], old[ids].mean(0))
         assert torch.equal(own[characters.eos], old[BYTES.eos])
+    assert start["left_over"] == ["bigrams.weight"]
+    assert not model.bigrams.weight.any()
     assert start["vocabulary"]["equal"] == 3
     assert start["vocabulary"]["spelled"] == characters.vocab_size - 3
     back = pieces_of(characters, BYTES)
