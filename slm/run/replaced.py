@@ -23,7 +23,7 @@ GROUPS = ("data", "tokenizer", "optimizer", "schedule")  # whose options are of 
 CHOOSING = re.compile("(experiment|debug|hparams_search)/[^/]+")  # files that choose options
 OF_A_SIZE = (  # what an experiment sets for its model
     *(*SHAPE, *(key for rules in RULES.values() for key in rules)),
-    *(*(f"budget.{name}" for name in LENGTHS), "trainer.microbatch"),
+    *(*(f"budget.{name}" for name in LENGTHS), "trainer.microbatch", "model.bigram_embeddings"),
 )
 
 
