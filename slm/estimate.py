@@ -15,7 +15,7 @@ from slm.model import GPT, GPTConfig
 from slm.own_model import AnyConfig, OwnModel, build
 
 PARTS = {  # of a model -> names of parameters, of which the first that fits counts
-    "embedding": r"^(tokens|positions)\.|value_embedding",
+    "embedding": r"^(tokens|bigrams|positions)\.|value_embedding",
     "norms": r"norm|scales$",
     "attention": r"\.attention\.",
     "MLP": r"\.mlp\.",
@@ -27,7 +27,7 @@ NEWEST: dict[str, GPT | OwnModel] = {}  # the model that was counted last: a run
 @dataclass(frozen=True)
 class Parameters:
     total: int
-    non_embedding: int  # without embeddings of tokens, positions and values; an untied head counts
+    non_embedding: int  # without embeddings of tokens, pairs, positions and values; an untied head counts
 
 
 def parameters(config: AnyConfig) -> Parameters:
