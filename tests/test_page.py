@@ -32,8 +32,8 @@ AXES = [
     {"norm": "layernorm", "bias": True, "mlp": "gelu", "positions": "learned", "tied": True},
     {"norm": "layernorm", "mlp": "gelu_tanh", "qk_norm": True, "head_bias": True, "depth": 3},
     {"mlp": "relu2", "window": [8, None], "kv_heads": 2, "logit_softcap": 8.0, "rope_base": 500.0},
-    {"mlp": "geglu", "kv_heads": 1, "value_embeddings": True, "residual_scalars": True, "mlp_width": 50, "bigram_embeddings": 300},
-    {"bias": True, "width": 36, "head_dim": 18, "window": 5, "norm_eps": 1e-3, "context": 33},
+    {"mlp": "geglu", "kv_heads": 1, "value_embeddings": True, "residual_scalars": True, "bigram_embeddings": 300},
+    {"bias": True, "mlp_width": 50, "width": 36, "head_dim": 18, "window": 5, "norm_eps": 1e-3, "context": 33},
 ]
 REPEATED = ["aa aaa aaaa"] * 40  # in which the place of a merge matters
 TEXTS = ["", " ", "a", "  two  spaces ", "Tom's dogs don't; 12345 \u00bd \u2167 I'LL", "tab\tline\r\nend\n\n"]

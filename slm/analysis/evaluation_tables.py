@@ -90,8 +90,8 @@ def overview(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> Table:
     rows = [
         (name, *(shown(at(r, *place.split(".")), form) for r in results)) for name, (place, form) in OVERVIEW.items()
     ]
-    n = [f"{at(r, 'loss', 'n')} {at(r, 'loss', 'unit')}, seed {r.get('seed')}" for r in results]
-    title = "95 % intervals over documents in brackets; " + "; ".join(dict.fromkeys(n))
+    n = [f"{at(r, 'loss', 'n')} {at(r, 'loss', 'unit')}, seed {r.get('seed')}" for r in results if r.get("loss")]
+    title = "; ".join(["95 % intervals over documents in brackets", *dict.fromkeys(n)])
     return Table(lines=[title], head=("", *labels), rows=[row for row in rows if set(row[1:]) != {"–"}])
 
 
