@@ -41,7 +41,6 @@ WORDS = {  # pattern between non-letters -> replacement
 }
 ALLOWED = {
     ("slm/files/run_folder.py", "lives"),  # the key of run.json in an older version
-    ("docs/evaluate.md", "told"),  # a story of a model
     ("slm/run/names.py", "warmup_share"),  # a key that is answered with its new name
 }
 PLACES = (
