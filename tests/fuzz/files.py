@@ -210,8 +210,8 @@ def runs(rng: random.Random, folder: Path) -> Callable[[int], None]:
             key = rng.choice(
                 ("optimizer_states", "optimizer_states", "loops", "callbacks", "WindowsData", "lr_schedulers")
             )
-            with contextlib.suppress(OverflowError, ValueError, TypeError, NotImplementedError):  # of a mutation
-                raw |= mutations.changed({key: raw[key]}, rng)
+            with contextlib.suppress(OverflowError, UnicodeEncodeError, TypeError, NotImplementedError):
+                raw = raw | mutations.changed({key: raw[key]}, rng)  # |= takes a text as pairs
                 torch.save(raw, folder / "a.ckpt")
         before = digests(run)
         try:
