@@ -149,6 +149,14 @@ def test_wrong_variants(name, value, message):
     refused(lambda: words_of(name, value), message)
 
 
+def test_only_some_variants():
+    variants = {"a": "model.depth=1", "b": "model.depth=2", "c": "model.depth=3"}
+    for only, names in [(None, ["a", "b", "c"]), (["c", "a", "c"], ["c", "a"]), ("b", ["b"])]:
+        sweeper = AblationSweeper(variants, 5, None, None, only)
+        sweeper.read_variants()
+        assert list(sweeper.variants) == names
+
+
 def test_words_of_a_variant():
     assert words_of("x", "optimizer=muon optimizer.lr=0.02") == ["optimizer=muon", "optimizer.lr=0.02"]
     assert {"budget.steps=3", "budget.tokens=null"} <= {*words_of("x", ["trainer.max_steps=3"])}
@@ -163,6 +171,8 @@ MISTAKES = {
         "model.depth=1,2",
     ],
     "detect=-1 must be a number above 0": ["variants.x=model.mlp=swiglu", "detect=-1"],
+    "only=[swigl] is no variant; did you mean swiglu?": ["variants.swiglu=model.mlp=swiglu", "only=[swigl]"],
+    "only=[] names no variant; leave only= out for all of them": ["variants.swiglu=model.mlp=swiglu", "only=[]"],
     "seeds=many must be a whole number from 2 to 1000": ["variants.x=model.mlp=swiglu", "seeds=many"],
 }
 
@@ -177,7 +187,7 @@ def test_mistakes_are_one_line_before_any_run(message, text_file, tmp_path, monk
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("words", [["-m", "seeds=3"], ["variants.x=model.mlp=swiglu"]])
+@pytest.mark.parametrize("words", [["-m", "seeds=3"], ["-m", "only=[x]"], ["variants.x=model.mlp=swiglu"]])
 def test_keys_of_ablations_need_one(words, monkeypatch, capsys):
     assert trained(monkeypatch, *words) == 2
     assert "is for an ablation; add -m hparams_search=ablation" in capsys.readouterr().err

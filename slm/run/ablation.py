@@ -17,8 +17,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from slm.classes import did_you_mean
 from slm.errors import UserError, printable
 from slm.files import run_folder, sweep_folder
 from slm.run.compose import plain
@@ -29,20 +30,28 @@ TARGET = "hydra_plugins.slm.AblationSweeper"  # Hydra accepts plugins under this
 NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
 
 
-KEYS = {"_target_": TARGET, "variants": {}, "seeds": 5, "detect": None, "metric": None}
+KEYS = {"_target_": TARGET, "variants": {}, "only": None, "seeds": 5, "detect": None, "metric": None}
 ConfigStore.instance().store(group="hydra/sweeper", name="ablation", node=KEYS, provider="slm")
 
 
 class AblationSweeper(Sweeper):
     """Runs the base and each variant with seed 1, 2, ..., and prints the comparison.
 
-    `variants`: name -> overrides, as one text or a list. `seeds`: of each, or at most with `detect`, the smallest
-    difference of the metric that matters: then each variant ends as soon as its pairs answer whether there is one.
-    `metric`: val/bits_per_byte unless given. Raises UserError for a variant that changes nothing or is not valid.
+    `variants`: name -> overrides, as one text or a list. `only`: the names of those that run, None: all. `seeds`: of
+    each, or at most with `detect`, the smallest difference of the metric that matters: then each variant ends as soon
+    as its pairs answer whether there is one. `metric`: val/bits_per_byte unless given. Raises UserError for a variant
+    that changes nothing or is not valid.
     """
 
-    def __init__(self, variants: Mapping[str, Any], seeds: int, detect: float | None, metric: str | None):
-        self.given = variants  # checked in setup, since Hydra wraps errors of a constructor
+    def __init__(
+        self,
+        variants: Mapping[str, Any],
+        seeds: int,
+        detect: float | None,
+        metric: str | None,
+        only: Sequence[str] | None = None,
+    ):
+        self.given, self.only = variants, only  # checked in setup, since Hydra wraps errors of a constructor
         self.seeds, self.detect, self.metric = seeds, detect, metric
 
     def setup(self, *, hydra_context, task_function, config: DictConfig):
@@ -60,6 +69,8 @@ class AblationSweeper(Sweeper):
             raise UserError(
                 "an ablation needs variants: give variants.NAME=<key>=<value>, as in variants.swiglu=model.mlp=swiglu"
             )
+        if self.only is not None:
+            self.variants = {name: self.variants[name] for name in chosen(self.only, self.variants)}
         least = 2 if self.detect is None else PILOT + 1
         if not isinstance(self.seeds, int) or not least <= self.seeds <= 1000:
             with_detect = "" if self.detect is None else " with detect"
@@ -172,6 +183,17 @@ class AblationSweeper(Sweeper):
                     f"variant {name} was started with {shown} in {self.folder}; give the variant another name, "
                     "or another sweep_dir"
                 )
+
+
+def chosen(only: Any, variants: Mapping[str, list[str]]) -> list[str]:
+    """The names in `only`, each once. Raises UserError for what is no list of names of variants."""
+    names = list(only) if isinstance(only, Sequence | ListConfig) and not isinstance(only, str) else [only]
+    if unknown := [name for name in names if name not in variants]:
+        hint = did_you_mean(str(unknown[0]), variants)
+        raise UserError(f"only=[{unknown[0]}] is no variant{hint or '; there are ' + ', '.join(variants)}")
+    if not names:
+        raise UserError("only=[] names no variant; leave only= out for all of them")
+    return list(dict.fromkeys(names))
 
 
 def words_of(name: str, value: Any) -> list[str]:

@@ -15,8 +15,9 @@ SAME_KEY = {  # a key of Lightning or lightning-hydra-template that has the mean
     "paths.output_dir": "run_dir",
     "paths.log_dir": "runs_dir",
     "paths.data_dir": "data.path",
-    "seeds": "hydra.sweeper.seeds",  # of an ablation, like detect
+    "seeds": "hydra.sweeper.seeds",  # of an ablation, as are the next two
     "detect": "hydra.sweeper.detect",
+    "only": "hydra.sweeper.only",
 }
 NAMES = {  # our key -> last parts of the key in nanoGPT, Hugging Face, litgpt or Lightning
     "model.depth": "n_layer n_layers num_layers num_hidden_layers layers",

@@ -99,7 +99,7 @@ def check_ablation(overrides: Sequence[str]):
     """Raises UserError for a key of ablations in any other command."""
     if not any(key_of(override) == "hparams_search" for override in overrides):
         for override in overrides:
-            if (key := key_of(override)) in ("seeds", "detect", "variants") or key.startswith("variants."):
+            if (key := key_of(override)) in ("seeds", "detect", "only", "variants") or key.startswith("variants."):
                 raise UserError(f"{override} is for an ablation; add -m hparams_search=ablation")
 
 
