@@ -105,6 +105,18 @@ def test_the_page_has_the_answers(values, tmp_path):
     assert page.endswith("python train.py -m variants.x='a=1 b=2' seeds=20 'name=a b'")
 
 
+def test_the_page_of_many_variants_has_them_all(tmp_path):
+    rng, names = np.random.default_rng(3), [f"v{i}" for i in range(12)]
+    values = {name: 2 + 0.02 * rng.standard_normal(5) for name in ("base", *names)}
+    text, _ = ablation(tmp_path / "sweep", values, detect=0.04, seeds=5)
+    report.create(tmp_path / "sweep")
+    page, kept = text_of(tmp_path / "sweep"), text.splitlines()[-12:]
+    for name, line in zip(names, kept, strict=True):
+        assert line.startswith(f"{name}: ")
+        assert " ".join(line.split()) in page
+        assert f"{name} model.mlp={name}" in page
+
+
 def test_an_interrupted_ablation_decides_the_same(values, tmp_path):
     """Wherever it was interrupted, and also if it had run on."""
     whole, written = ablation(tmp_path / "sweep", values, detect=0.04, seeds=20)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -190,6 +191,25 @@ def test_single_runs_of_one_configuration_are_one_group(tmp_path):
 def test_other_validation_text_is_refused(tmp_path, other, message):
     one, two = write_run(tmp_path / "one", 2.0), write_run(tmp_path / "two", 2.0, **other)
     refused(lambda: sentence_of(one, two), "one and two were validated on different text", message)
+
+
+def test_many_groups_are_a_line_each(tmp_path, monkeypatch, capsys):
+    """With the numbers of the comparison of two, but for Holm's correction."""
+    groups = {f"g{index}": BASE - index * GAIN for index in range(8)}
+    for name, values in groups.items():
+        for seed, value in enumerate(values, 1):
+            write_run(tmp_path / name / str(seed), value, seed=seed, model={"width": 8 * int(name[1:])})
+    code, printed = run_command(monkeypatch, capsys, *(tmp_path / name for name in groups))
+    heads, base, *rows = printed.out.splitlines()[2:11]
+    assert code == 0
+    assert heads.split("  ")[-1] == "changes"
+    assert base.split() == ["g0", "5", *f"{np.mean(BASE):.3f} ± {np.std(BASE, ddof=1):.3f}".split()]
+    for name, row in zip(list(groups)[1:], rows, strict=True):
+        _, pair = run_command(monkeypatch, capsys, tmp_path / "g0", tmp_path / name)
+        [difference] = re.findall(r" - g0: (.*) bits per byte, 95 % interval (.*), 5 pairs", pair.out)
+        assert row.split("  ")[0] == name
+        assert " ".join(difference) in row
+        assert row.endswith(f"  model.width={8 * int(name[1:])}")
 
 
 def test_losses_of_different_tokenizers_are_not_compared(tmp_path, monkeypatch, capsys):

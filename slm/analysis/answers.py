@@ -1,7 +1,7 @@
 """The section of a sweep's page on what its seeds answer: each group of runs against the first one, in pairs."""
 
 from slm.analysis.comparison import Comparison, compare
-from slm.analysis.comparison_page import answers, unit, with_interval
+from slm.analysis.comparison_page import SIDE_BY_SIDE, answers, own_settings, unit, with_interval
 from slm.analysis.groups import read_groups
 from slm.analysis.html import folded, paragraph, section, table
 from slm.analysis.sweep import SEED, Sweep
@@ -15,8 +15,8 @@ def answers_section(sweep: Sweep) -> str:
 
     Empty without several seeds, and for a search: many groups, or three numbers of a key, which have an optimum.
     """
-    search = any(len(sweep.levels(key)) > 2 for key in sweep.numeric)
-    if search or SEED not in sweep.swept or sweep.seeds < 2 or not 2 <= len(sweep.cells) <= MAX_GROUPS:
+    search = len(sweep.cells) > MAX_GROUPS or any(len(sweep.levels(key)) > 2 for key in sweep.numeric)
+    if (search and not sweep.answers) or SEED not in sweep.swept or sweep.seeds < 2 or len(sweep.cells) < 2:
         return ""
     try:
         groups, left_out = read_groups([str(sweep.folder)])
@@ -47,5 +47,10 @@ def pairs_table(comparison: Comparison) -> str:
 def changes(comparison: Comparison) -> str:
     """The settings in which the groups differ."""
     names = [group.name for group in comparison.groups]
-    rows = [[key, *map(str, row)] for key, row in comparison.settings.items()]
-    return folded("settings that differ", table(["", *names], rows)) if rows else ""
+    if not comparison.settings:
+        return ""
+    if len(names) > SIDE_BY_SIDE:
+        heads, rows = ["", "changes"], [list(pair) for pair in zip(names, own_settings(comparison))]
+    else:
+        heads, rows = ["", *names], [[key, *map(str, row)] for key, row in comparison.settings.items()]
+    return folded("settings that differ", table(heads, rows))

@@ -14,6 +14,7 @@ from slm.results import higher_is_better
 from slm.tables import columns
 
 WIDTH = 40  # characters of a name or value in a table
+SIDE_BY_SIDE = 6  # groups; more of them are a line each
 SEEDS = (1, 2, 3, 4, 5)
 LEFT_OUT = ("seed=", "run_dir=", "sweep_dir=", "resume=", "variant=", "hparams_search=")
 
@@ -22,16 +23,50 @@ def page(comparison: Comparison, conclusions: Sequence[str] | None = None) -> st
     """The comparison as text for a console. `conclusions` replace its sentences."""
     groups, which = comparison.groups, "best validation" if comparison.best else "last validation"
     head = f"{comparison.metric}, {which} of each run"
-    names = [group.name for group in groups]
     lines = [head, *(f"warning: {warning}" for warning in comparison.warnings), ""]
-    settings = [[key, *row] for key, row in comparison.settings.items()]
-    lines += [columns([["configuration", *names], *settings], width=WIDTH), ""]
-    counts = ["seeds", *(len(group.by_seed) for group in groups)]
-    measured = [[name, *(cell(name, values) for values in row)] for name, row in comparison.values.items()]
-    lines += [columns([["mean ± standard deviation", *names], counts, *measured], width=WIDTH), ""]
-    for versus in comparison.versus:
-        lines += [details(versus, comparison), ""]
+    tables = side_by_side(comparison) if len(groups) <= SIDE_BY_SIDE else [line_by_line(comparison)]
+    for text in tables:
+        lines += [text, ""]
     return "\n".join([*lines, *(answers(comparison) if conclusions is None else conclusions)])
+
+
+def side_by_side(comparison: Comparison) -> list[str]:
+    """A column for each group: its settings, its means; then the numbers of each difference."""
+    names = [group.name for group in comparison.groups]
+    settings = [[key, *row] for key, row in comparison.settings.items()]
+    counts = ["seeds", *(len(group.by_seed) for group in comparison.groups)]
+    measured = [[name, *(cell(name, values) for values in row)] for name, row in comparison.values.items()]
+    return [
+        columns([["configuration", *names], *settings], width=WIDTH),
+        columns([["mean ± standard deviation", *names], counts, *measured], width=WIDTH),
+        *(details(versus, comparison) for versus in comparison.versus),
+    ]
+
+
+def line_by_line(comparison: Comparison) -> str:
+    """A line for each group: its mean, its difference, and what it changes."""
+    metric, versus = comparison.metric, {each.name: each for each in comparison.versus}
+    rows = [["", "seeds", "mean ± standard deviation", "difference [95 % interval]", "p", "p, Holm", "changes"]]
+    for group, values, changes in zip(comparison.groups, comparison.values[metric], own_settings(comparison)):
+        each = versus.get(group.name)
+        tested = each is not None and not math.isnan(each.difference.p)
+        shown = with_interval(each.difference) if tested else f"{each.difference.mean:+.4f}" if each else ""
+        tests = [p_text(p).removeprefix("p ").removeprefix("= ") if tested else "" for p in tests_of(each)]
+        rows.append([group.name, len(group.by_seed), cell(metric, values), shown, *tests, changes])
+    return columns(rows, width=2 * WIDTH)
+
+
+def tests_of(versus: Versus | None) -> tuple[float, float]:
+    return (versus.difference.p, versus.p_holm) if versus else (math.nan, math.nan)
+
+
+def own_settings(comparison: Comparison) -> list[str]:
+    """Of each group the settings, among those that differ, that are not the baseline's, as key=value."""
+    rows = comparison.settings.items()
+    return [
+        ", ".join(f"{key}={row[index]}" for key, row in rows if row[index] not in (None, row[0]))
+        for index in range(len(comparison.groups))
+    ]
 
 
 def answers(comparison: Comparison) -> list[str]:
