@@ -40,6 +40,7 @@ SHAKESPEARE = {
     "experiment=shakespeare": ["experiment=shakespeare"],
     "nanoGPT": [
         *("experiment=shakespeare", "model.positions=learned", "model.qk_norm=false", "model.zero_init_residual=false"),
+        *("model.norm=layernorm", "model.tied=true", "model.bigram_embeddings=null", "model.residual_scalars=false"),
         *("optimizer=adamw", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]"),
         *(*COSINE, "schedule.warmup_steps=100"),
         *("data.batch_windows=12", "trainer.microbatch=12", "budget.steps=2000", "val_every_n_steps=2000"),
