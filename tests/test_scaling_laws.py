@@ -246,7 +246,7 @@ def test_damaged_numbers_of_a_run_are_unknown(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "dataset", "stories"),
     [
-        ([], "storyworld", 80000),
+        ([], "storyworld", 150000),
         (["data=text", "data.path=a.txt"], "text", None),
         (["experiment=shakespeare"], "shakespeare", None),
     ],
