@@ -118,7 +118,7 @@ def test_budget():
 def test_a_budget_on_the_command_line_replaces_the_configured_one():
     budget = cli.compose(["experiment=quickstart", "budget.tokens=1e6"]).budget
     assert (budget.steps, budget.tokens) == (None, 1e6)
-    assert cli.compose(["experiment=quickstart", "seed=1"]).budget.steps == 1650
+    assert cli.compose(["experiment=quickstart", "seed=1"]).budget.steps == 1800
     with mistake(r"budget.steps=5 and budget.epochs=1 exclude one another"):
         cli.compose(["budget.steps=5", "budget.epochs=1"])
 
