@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import hydra
 import numpy as np
@@ -175,6 +176,22 @@ def test_a_law_without_a_best_size_says_so(tmp_path, monkeypatch, capsys):
     assert found["predictions"][0]["loss"] is None
     assert found["law"]["x"] == [None, None, None]
     assert "best N ~ C^x, x  unknown" in printed.err
+
+
+def test_a_law_of_the_wrong_form_says_so(tmp_path, monkeypatch, capsys):
+    """Losses that fall in a step of the tokens are no law; those of a law with the same noise are one."""
+    its = points(0, noise=2e-3, seeds=2)
+    step = replace(its, loss=its.loss + 0.1 / (1 + (its.tokens / 3e6) ** 6))
+    for name, each, expected in (("law", its, False), ("step", step, True)):
+        printed = command(monkeypatch, capsys, write_sweep(tmp_path / name, each), "resamples=20")[1].out
+        assert ("its form is wrong here" in printed) == expected
+
+
+def test_a_size_that_hardly_matters_leaves_e_unknown(tmp_path, monkeypatch, capsys):
+    its = points(0, noise=0)
+    slow = replace(its, loss=0.3 - 0.003 * np.log(its.size / 1e5) + 900 * its.tokens**-0.5)
+    printed = command(monkeypatch, capsys, write_sweep(tmp_path / "sweep", slow), "resamples=20")[1].out
+    assert "warning: A N^-a is almost a constant and takes the place of E, so E is not known" in printed
 
 
 MISTAKES = {

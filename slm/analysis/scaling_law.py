@@ -144,6 +144,17 @@ def residuals_of(law: Law, points: Points) -> np.ndarray:
     return np.log(points.loss / law.loss(points.size, points.tokens))
 
 
+def misfit(law: Law, points: Points) -> tuple[float, float]:
+    """The median residual of the points, and the median standard error of their means over seeds, NaN without seeds.
+
+    Both as shares of the loss; about equal if the law is right.
+    """
+    residuals = residuals_of(law, points)
+    groups = [residuals[points.point == point] for point in np.unique(points.point)]
+    errors = [group.std(ddof=1) / np.sqrt(len(group)) for group in groups if len(group) > 1]
+    return float(np.median([abs(group.mean()) for group in groups])), float(np.median(errors)) if errors else np.nan
+
+
 def valleys(points: Points) -> Valleys:
     """The lowest loss of each budget that at least three sizes have."""
     found = {}

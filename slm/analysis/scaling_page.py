@@ -8,10 +8,21 @@ from functools import cached_property
 import numpy as np
 
 from slm.analysis.comparison import UNITS
-from slm.analysis.scaling_law import FLOPS_PER_SIZE, Bootstrap, Law, Points, Valleys, residuals_of, tokens_of
+from slm.analysis.scaling_law import (
+    EXPONENTS,
+    FLOPS_PER_SIZE,
+    Bootstrap,
+    Law,
+    Points,
+    Valleys,
+    misfit,
+    residuals_of,
+    tokens_of,
+)
 from slm.tables import columns
 
 FEW_SIZES, NARROW = 5, 10.0  # sizes, and largest by smallest FLOPs, below which a law is not to be trusted
+WRONG = 2.5  # times the error of the means over seeds, from which on residuals mean that the law is wrong
 FAR = 10.0  # times the FLOPs of the largest run, from which on a prediction comes with a warning
 NUMBERS: dict[str, Callable[[Law], float]] = {
     **{name: lambda law, name=name: getattr(law, name) for name in ("E", "A", "B", "a", "b")},
@@ -166,6 +177,15 @@ def warnings(found: Fitted) -> Iterator[str]:
         yield f"the best size at {budget:.3g} FLOPs is the {side.replace('er', 'est')} one there; add {side} sizes"
     if not found.law.A * found.law.B:
         yield "a term of the law is zero, so there is no best size; add sizes and budgets further apart"
+    for term, exponent in (("A N^-a", found.law.a), ("B D^-b", found.law.b)):
+        if exponent < 1.05 * EXPONENTS[0] and found.law.A * found.law.B:
+            yield f"{term} is almost a constant and takes the place of E, so E is not known; add sizes further apart"
+    missed, noise = misfit(found.law, found.points)
+    if missed > WRONG * noise:
+        yield (
+            f"the law misses half of the points by {missed:.2%} or more, while their means over seeds are known to "
+            f"{noise:.2%}: its form is wrong here, and its intervals do not know that"
+        )
     if found.repeated:
         yield "some runs read their text more than once, which the law does not know; give more text"
     if any(each.flops > FAR * found.most_flops for each in found.predictions):
