@@ -161,7 +161,8 @@ def test_what_is_null_cannot_be_left_out_again(removed):
 
 def test_every_answer_names_a_key_that_exists():
     plain = cli.compose(["logger=wandb"]).plain
-    of_options = {"hydra.sweeper.seeds", "hydra.sweeper.detect", "hydra.launcher.n_jobs", "data.train_ratio"}
+    of_ablations = {f"hydra.sweeper.{name}" for name in ("seeds", "detect", "only")}
+    of_options = {*of_ablations, "hydra.launcher.n_jobs", "data.train_ratio"}
     for answer in {*NAMES, *SAME_KEY.values()} - of_options - {"experiment"}:  # a group
         assert answer.partition(" ")[0].partition("=")[0] in {*plain, *flattened(plain)}, answer
     assert len(SYNONYMS) == len(" ".join(NAMES.values()).split())  # each with one answer

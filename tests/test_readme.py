@@ -244,7 +244,7 @@ def test_comparison(command, folder, monkeypatch, capsys):
     info = json.loads((folder / "compared" / "two" / "run.json").read_text())
     info["config"]["optimizer"]["lr"] = 0.5
     (folder / "compared" / "two" / "run.json").write_text(json.dumps(info))
-    names = {"SWEEP": "compared", "sweeps/mine": "compared", "RUN": "compared/one"}
+    names = {"SWEEP": "compared", "sweeps/mine": "compared", "sweeps/parts": "compared", "RUN": "compared/one"}
     words = command.replace("RUN RUN", "RUN compared/two").split()[3:]
     assert exit_code(monkeypatch, compare.main, *(names.get(word, word) for word in words)) == 0
     assert "optimizer.lr" in capsys.readouterr().out
