@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slm.analysis.comparison import FACTS, Comparison, compare
-from slm.analysis.comparison_page import answers, cell, p_text, page, with_interval
+from slm.analysis.comparison_page import answers, cell, p_number, page, with_interval
 from slm.analysis.groups import read_groups
 from slm.analysis.rate_transfer import Transfer, table, transfers
 from slm.analysis.sweep import Sweep, read
@@ -116,7 +116,7 @@ def as_latex(comparison: Comparison) -> str:
         d, shown, p = versus.get(group.name), "", ""
         if d:
             shown = with_interval(d)
-            p = "" if math.isnan(d.p) else p_text(d.p).removeprefix("p ").removeprefix("= ")
+            p = "" if math.isnan(d.p) else p_number(d.p)
         rows.append([group.name, str(len(group.by_seed)), *cells, shown, p])
     body = " \\\\\n".join(" & ".join(map(latex_text, row)) for row in rows)
     first, rest = body.split("\n", 1)

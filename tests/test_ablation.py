@@ -184,6 +184,7 @@ MISTAKES = {
     ],
     "detect=-1 must be a number above 0": ["variants.x=model.mlp=swiglu", "detect=-1"],
     "only=[swigl] is no variant; did you mean swiglu?": ["variants.swiglu=model.mlp=swiglu", "only=[swigl]"],
+    "only=[{'swiglu': 1}] is no variant": ["variants.swiglu=model.mlp=swiglu", "only=[{swiglu:1}]"],
     "only=[] names no variant; leave only= out for all of them": ["variants.swiglu=model.mlp=swiglu", "only=[]"],
     "seeds=many must be a whole number from 2 to 1000": ["variants.x=model.mlp=swiglu", "seeds=many"],
 }

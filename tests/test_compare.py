@@ -198,7 +198,8 @@ def test_many_groups_are_a_line_each(tmp_path, monkeypatch, capsys):
     groups = {f"g{index}": BASE - index * GAIN for index in range(8)}
     for name, values in groups.items():
         for seed, value in enumerate(values, 1):
-            write_run(tmp_path / name / str(seed), value, seed=seed, model={"width": 8 * int(name[1:])})
+            model = {"width": 8 * int(name[1:]), "window": None if name == "g7" else 4}
+            write_run(tmp_path / name / str(seed), value, seed=seed, model=model)
     code, printed = run_command(monkeypatch, capsys, *(tmp_path / name for name in groups))
     heads, base, *rows = printed.out.splitlines()[2:11]
     assert code == 0
@@ -209,7 +210,7 @@ def test_many_groups_are_a_line_each(tmp_path, monkeypatch, capsys):
         [difference] = re.findall(r" - g0: (.*) bits per byte, 95 % interval (.*), 5 pairs", pair.out)
         assert row.split("  ")[0] == name
         assert " ".join(difference) in row
-        assert row.endswith(f"  model.width={8 * int(name[1:])}")
+        assert row.endswith(f"  model.width={8 * int(name[1:])}{', model.window=null' if name == 'g7' else ''}")
 
 
 def test_losses_of_different_tokenizers_are_not_compared(tmp_path, monkeypatch, capsys):

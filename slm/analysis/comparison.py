@@ -218,10 +218,8 @@ def warnings(groups: Sequence[Group]) -> list[str]:
             found.append(f"{group.name} and {first.name} do not share seed {shown}: {result}")
     tokens = [np.mean([run.summary["tokens"] or 0 for run in group.runs]) for group in groups]
     if max(tokens) > 1.001 * min(tokens):
-        other = [count < tokens[0] / 1.001 or count > tokens[0] * 1.001 for count in tokens]
-        shown = ", ".join(
-            f"{group.name} {count:,.0f}" for i, (group, count) in enumerate(zip(groups, tokens)) if i == 0 or other[i]
-        )
+        named = [(group.name, count) for group, count in zip(groups, tokens) if group is first or count != tokens[0]]
+        shown = ", ".join(f"{name} {count:,.0f}" for name, count in named)
         found.append(f"the budgets differ, in tokens: {shown}")
     commits = {str(run.info["commits"][-1] or "unknown") for run in runs if run.info.get("commits")}
     if len(commits) > 1:

@@ -51,20 +51,16 @@ def line_by_line(comparison: Comparison) -> str:
         each = versus.get(group.name)
         tested = each is not None and not math.isnan(each.difference.p)
         shown = with_interval(each.difference) if tested else f"{each.difference.mean:+.4f}" if each else ""
-        tests = [p_text(p).removeprefix("p ").removeprefix("= ") if tested else "" for p in tests_of(each)]
+        tests = [p_number(p) for p in (each.difference.p, each.p_holm)] if tested else ["", ""]
         rows.append([group.name, len(group.by_seed), cell(metric, values), shown, *tests, changes])
     return columns(rows, width=2 * WIDTH)
-
-
-def tests_of(versus: Versus | None) -> tuple[float, float]:
-    return (versus.difference.p, versus.p_holm) if versus else (math.nan, math.nan)
 
 
 def own_settings(comparison: Comparison) -> list[str]:
     """Of each group the settings, among those that differ, that are not the baseline's, as key=value."""
     rows = comparison.settings.items()
     return [
-        ", ".join(f"{key}={row[index]}" for key, row in rows if row[index] not in (None, row[0]))
+        ", ".join(f"{key}={'null' if row[index] is None else row[index]}" for key, row in rows if row[index] != row[0])
         for index in range(len(comparison.groups))
     ]
 
@@ -161,7 +157,11 @@ def with_interval(d: Difference) -> str:
 
 
 def p_text(p: float) -> str:
-    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    return f"p = {p_number(p)}" if p >= 0.001 else f"p {p_number(p)}"
+
+
+def p_number(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 def p_signs(d: Difference) -> str:

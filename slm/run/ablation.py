@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from slm.classes import did_you_mean
 from slm.errors import UserError, printable
@@ -187,9 +187,10 @@ class AblationSweeper(Sweeper):
 
 def chosen(only: Any, variants: Mapping[str, list[str]]) -> list[str]:
     """The names in `only`, each once. Raises UserError for what is no list of names of variants."""
-    names = list(only) if isinstance(only, Sequence | ListConfig) and not isinstance(only, str) else [only]
+    only = OmegaConf.to_container(only) if OmegaConf.is_config(only) else only
+    names = [str(name) for name in (only if isinstance(only, list) else [only])]
     if unknown := [name for name in names if name not in variants]:
-        hint = did_you_mean(str(unknown[0]), variants)
+        hint = did_you_mean(unknown[0], variants)
         raise UserError(f"only=[{unknown[0]}] is no variant{hint or '; there are ' + ', '.join(variants)}")
     if not names:
         raise UserError("only=[] names no variant; leave only= out for all of them")

@@ -99,7 +99,8 @@ def check_ablation(overrides: Sequence[str]):
     """Raises UserError for a key of ablations in any other command."""
     if not any(key_of(override) == "hparams_search" for override in overrides):
         for override in overrides:
-            if (key := key_of(override)) in ("seeds", "detect", "only", "variants") or key.startswith("variants."):
+            key = key_of(override)
+            if key.partition(".")[0] == "variants" or SAME_KEY.get(key, "").startswith("hydra.sweeper."):
                 raise UserError(f"{override} is for an ablation; add -m hparams_search=ablation")
 
 
