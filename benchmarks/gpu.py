@@ -27,6 +27,7 @@ from slm.estimate import device_peak, training_flops_per_token
 from slm.hardware import first_sentence
 from slm.masks import document_masks, document_starts
 
+WARM = 10  # first steps, in which kernels are compiled and memory is taken from the device
 RESUMED = (
     "model=tiny",
     "data=storyworld",
@@ -40,7 +41,7 @@ RESUMED = (
 def main():
     parser = measure.argument_parser(__doc__, rounds=2)
     parser.set_defaults(device="cuda")
-    parser.add_argument("--steps", type=int, default=30, help="per measurement, after a first step that is left out")
+    parser.add_argument("--steps", type=int, default=30, help="per measurement, after ten that are left out")
     parser.add_argument("--quick", action="store_true", help="without the tests and verify_resume")
     parser.add_argument("--nanogpt", help="a clone of nanoGPT, for the part peers")
     parser.add_argument("--part", choices=list(PARTS), help="only this one")
@@ -97,12 +98,12 @@ def training(arguments):
 def speed_and_memory(arguments, precision: str, settings: str) -> tuple[str, str, str]:
     overrides = ["model=small", "trainer.microbatch=32", f"trainer.precision={precision}", settings]
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + 1, "device": "cuda"}
+        sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + WARM, "device": "cuda"}
         job = make_job(Path(folder), overrides, **sizes)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         tokens = arguments.steps * job.config.data.batch_windows * job.model.context
-        rate = max(tokens / train_seconds(job) for _ in range(arguments.rounds))
+        rate = max(tokens / train_seconds(job, first=WARM) for _ in range(arguments.rounds))
     peak = device_peak(torch.device("cuda"), "16" in precision)
     share = f"{rate * training_flops_per_token(job.model) / peak:.0%}" if peak else "unknown"
     return f"{rate:,.0f}", share, f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
@@ -113,12 +114,12 @@ def beside_nanogpt(arguments):
     rows = []
     for model, windows, vocab_size in (("small", 64, 16_000), ("gpt2_124m", 32, 50_257)):
         overrides = [f"model={model}", f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
-        sizes = {"vocab_size": vocab_size, "steps": arguments.steps + 1, "device": arguments.device}
+        sizes = {"vocab_size": vocab_size, "steps": arguments.steps + WARM, "device": arguments.device}
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(Path(folder), overrides, **sizes)
             what = job.model, arguments.nanogpt, windows, torch.bfloat16, True, arguments.device
             ways = {
-                "slm": lambda job=job: train_seconds(job) / arguments.steps,
+                "slm": lambda job=job: train_seconds(job, first=WARM) / arguments.steps,
                 "nanoGPT": lambda what=what: measure.seconds(
                     peers.train_step("nanoGPT", *what), arguments.device, arguments.steps
                 ),

@@ -48,8 +48,8 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
     )
 
 
-def train_seconds(job: Job, change: Callable = lambda trainer, data: None) -> float:
-    """Trains in a new folder, which is deleted. Returns the seconds of all steps but the first, without validation.
+def train_seconds(job: Job, change: Callable = lambda trainer, data: None, *, first: int = 1) -> float:
+    """Trains in a new folder, which is deleted. Returns the seconds of all steps but the `first`, without validation.
 
     `change` may modify trainer and data before the first step.
     """
@@ -60,29 +60,29 @@ def train_seconds(job: Job, change: Callable = lambda trainer, data: None) -> fl
     run = assemble(job, run_info, {})
     open_run(job, run_info, [], step=-1, trunk=None)
     change(run.trainer, run.data)
-    marks = add_marks(run.trainer)
+    marks = add_marks(run.trainer, first)
     run.trainer.fit(run.module, run.data)
     run.data.close()
     shutil.rmtree(job.run_dir)
     return marks.end - marks.start
 
 
-def add_marks(trainer):
+def add_marks(trainer, first: int):
     from lightning.pytorch.callbacks import Callback
 
     class Marks(Callback):
-        """Times of the second step's start and of the last step's end. The first of the callbacks."""
+        """Times of the end of the `first` steps and of the last step, with its callbacks. The last of these."""
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if batch_idx == trainer.accumulate_grad_batches:
+            if batch_idx == first * trainer.accumulate_grad_batches:
                 synchronize(module.device)
                 self.start = time.perf_counter()
 
-        def on_validation_start(self, trainer, module):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if trainer.global_step == trainer.max_steps:
                 synchronize(module.device)
                 self.end = time.perf_counter()
 
     marks = Marks()
-    trainer.callbacks = [marks, *trainer.callbacks]
+    trainer.callbacks = [*trainer.callbacks, marks]
     return marks

@@ -9,7 +9,6 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -212,11 +211,6 @@ def compiler_works(device: torch.device) -> bool:
             print(f"warning: torch.compile does not work here ({reason[:200]}); training without it", file=sys.stderr)
         return False
     return True
-
-
-def compiled(function: Callable, device: torch.device, *, dynamic_lengths: bool) -> Callable | None:
-    """torch.compile of a function; None, with a warning, where no compiler works."""
-    return torch.compile(function, **compile_settings(dynamic_lengths)) if compiler_works(device) else None
 
 
 def compile_settings(dynamic_lengths: bool) -> dict[str, bool | None]:

@@ -7,7 +7,7 @@ Shapes: N rows (batch times positions), C width, V vocabulary. Units: nats.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,23 @@ PROMPT = -1000  # PROMPT - id, in a window: an id that is read, and is no target
 
 
 def cross_entropy(
-    features: Tensor, weight: Tensor | None, targets: Tensor, softcap: float | None = None, bias: Tensor | None = None
+    features: Tensor,
+    weight: Tensor | None,
+    targets: Tensor,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
+    of_rows: Callable | None = None,
 ) -> Tensor:
     """Mean nats per target of features (..., C) read out by weight (V, C) and bias (V,). Targets (...) may hold IGNORE.
 
     `softcap` is the model's `logit_softcap`: the logits are `softcapped`. Without a weight, features are the logits.
+    `of_rows` replaces `loss_of_rows`, for example by a compiled version.
     """
     if weight is None:
         total = F.cross_entropy(_wide(features).flatten(0, -2), targets.flatten(), reduction="sum")
         return total / (targets != IGNORE).sum().clamp(min=1)
-    return _ChunkedCrossEntropy.apply(features.flatten(0, -2), weight, targets.flatten(), softcap, bias)
+    rows = features.flatten(0, -2)
+    return _ChunkedCrossEntropy.apply(rows, weight, targets.flatten(), softcap, bias, of_rows or loss_of_rows)
 
 
 @torch.no_grad()
@@ -39,13 +46,49 @@ def token_nats(
     rows, flat = features.flatten(0, -2), targets.flatten()
     if weight is None:
         return F.cross_entropy(_wide(rows), flat, reduction="none").view_as(targets)
-    logits = ((c, _wide(_logits(rows[c], weight, bias, softcap))) for c in _chunks(rows, weight))
-    return torch.cat([F.cross_entropy(chunk, flat[c], reduction="none") for c, chunk in logits]).view_as(targets)
+    size, weight, bias = len(weight), _aligned(weight), _aligned(bias)
+    logits = ((c, _logits(rows[c], weight, bias, softcap)[:, :size]) for c in _chunks(rows, size))
+    nats = torch.cat([_nats(chunk, flat[c].clamp(min=0).unsqueeze(1)) for c, chunk in logits])
+    return nats.view_as(targets).masked_fill(targets == IGNORE, 0)
+
+
+def loss_of_rows(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The summed nats of rows (n, C), and the gradients of this sum: of the rows, of weight and of bias.
+
+    Rows, weight and bias have one dtype. Those that are `_aligned` have more entries than the vocabulary.
+    """
+    kept, target = (targets != IGNORE).unsqueeze(1), targets.clamp(min=0).unsqueeze(1)
+    logits = _logits(rows, weight, bias, softcap)
+    slope = None if softcap is None else 1 - (logits / softcap).square()  # of the tanh
+    if len(weight) > vocab_size:
+        logits = logits.masked_fill(torch.arange(len(weight), device=logits.device) >= vocab_size, -math.inf)
+    nats = _nats(logits, target)
+    error = logits.softmax(1)  # minus the one-hot target
+    error[torch.arange(len(error), device=error.device), target[:, 0]] -= 1
+    if slope is not None:
+        error = (error * slope).to(rows.dtype)
+    by_bias = None if bias is None else (error * kept).sum(0, dtype=nats.dtype)
+    return (nats * kept).sum(), (error @ weight) * kept, error.t() @ (rows * kept), by_bias
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     logits = rows @ weight.t()
     return softcapped(logits if bias is None else logits + bias, softcap)
+
+
+def _nats(logits: Tensor, target: Tensor) -> Tensor:
+    """Those (n, 1) of the targets (n, 1), in at least float32."""
+    return -logits.log_softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).gather(1, target)
+
+
+def _aligned(head: Tensor | None) -> Tensor | None:
+    """A weight or bias with zeros up to a multiple of 64 on CUDA, whose products of odd sizes take several times as
+    long."""
+    if head is None or head.device.type != "cuda" or not (missing := -len(head) % 64):
+        return head
+    return F.pad(head, (0, 0) * (head.ndim - 1) + (0, missing))
 
 
 def softcapped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -65,14 +108,17 @@ def bits_per_byte(nats: float, text_bytes: float) -> float:
 
 def chunk_rows(vocab_size: int, device: str) -> int:
     """Rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
-    return max(64, (2**23 if device == "cpu" else 2**27) // vocab_size)
+    return max(64, (2**23 if device == "cpu" else 2**28) // vocab_size)
 
 
-def _chunks(rows: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = chunk_rows(weight.size(0), rows.device.type)
+def _chunks(rows: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Equal ones if the number of rows can be divided so: for each size a compiled function is compiled anew."""
+    size = chunk_rows(vocab_size, rows.device.type)
     if rows.dtype == torch.float16:  # whose sums over many rows overflow before the loss scale can shrink them
         size = min(size, 4096)
-    return (slice(start, start + size) for start in range(0, rows.size(0), size))
+    least = math.ceil(len(rows) / size)
+    size = next((len(rows) // n for n in range(least, 2 * least) if len(rows) % n == 0), size)
+    return (slice(start, start + size) for start in range(0, len(rows), size))
 
 
 def ids_of(windows: Tensor) -> Tensor:
@@ -95,35 +141,31 @@ def text_sizes(windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, features: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, bias: Tensor | None
+        ctx,
+        features: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float | None,
+        bias: Tensor | None,
+        of_rows: Callable,
     ) -> Tensor:
-        device = features.device.type
+        device, size = features.device.type, len(weight)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         with torch.autocast(device, enabled=False):
-            x, w, b = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-            kept = (targets != IGNORE).unsqueeze(1)
-            x_kept = x * kept
+            x, w = features.to(dtype), _aligned(weight.to(dtype))
+            b = None if bias is None else _aligned(bias.to(dtype))
             wide = torch.promote_types(dtype, torch.float32)  # of sums, whatever torch's default
             total = torch.zeros((), dtype=wide, device=x.device)
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
             grad_b = None if bias is None else torch.zeros_like(bias, dtype=wide)
-            for rows in _chunks(x, w):
-                target = targets[rows].clamp(min=0).unsqueeze(1)
-                logits = _logits(x[rows], w, b, softcap)
-                nats = -_wide(logits).log_softmax(1).gather(1, target)
-                total += (nats * kept[rows]).sum()
-                if any(ctx.needs_input_grad):
-                    error = logits.softmax(1)  # minus the one-hot target
-                    error[torch.arange(len(error), device=x.device), target[:, 0]] -= 1
-                    if softcap is not None:  # times the slope of the tanh
-                        error = (error * (1 - (logits / softcap).square())).to(dtype)
-                    grad_x[rows] = error @ w
-                    grad_w += error.t() @ x_kept[rows]
-                    if grad_b is not None:
-                        grad_b += (error * kept[rows]).sum(0, dtype=wide)
-            grad_x *= kept
+            for rows in _chunks(x, size):
+                nats, grad_x[rows], by_weight, by_bias = of_rows(x[rows], w, b, targets[rows], softcap, size)
+                total += nats
+                grad_w += by_weight[:size]
+                if grad_b is not None:
+                    grad_b += by_bias[:size]
         # sums, not means: the mean's factor would vanish in float16; it comes in with the loss scale in backward
-        count = kept.sum().clamp(min=1)
+        count = (targets != IGNORE).sum().clamp(min=1)
         ctx.save_for_backward(grad_x, grad_w, grad_b, count)
         ctx.dtypes = features.dtype, weight.dtype
         return total / count
@@ -134,4 +176,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_x, grad_w, grad_b, count = ctx.saved_tensors
         scale = grad / count
         grad_b = None if grad_b is None else (grad_b * scale).to(ctx.dtypes[1])
-        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None, None, grad_b
+        return (grad_x * scale).to(ctx.dtypes[0]), (grad_w * scale).to(ctx.dtypes[1]), None, None, grad_b, None

@@ -14,10 +14,11 @@ from slm.files import jsonl, run_folder
 from slm.generation.completion import complete
 from slm.generation.reader import Reader
 from slm.generation.sampling import Sampler
-from slm.hardware import compiled, resolve_hardware
+from slm.hardware import compile_settings, compiler_works, resolve_hardware
 from slm.loss import cross_entropy
 from slm.model import GPT
 from slm.planning.microbatch import largest_microbatch
+from slm.run.trainer import compiled_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,17 +60,23 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     resumes_exactly(config, tmp_path, monkeypatch, [9, 3])
 
 
-def test_the_loss_equals_that_of_the_cpu():
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_loss_equals_that_of_the_cpu(compile, softcap):
+    """Of a vocabulary that is no multiple of 64, in several chunks; a compiled one also for other numbers of rows."""
     torch.manual_seed(0)
-    features, weight = torch.randn(5000, 64), torch.randn(1000, 64) * 0.1
-    targets = torch.randint(1000, (5000,))
-    results = []
-    for device in ("cpu", "cuda"):
-        x, w = features.to(device).requires_grad_(), weight.to(device).requires_grad_()
-        loss = cross_entropy(x, w, targets.to(device))
-        results.append([t.detach().cpu() for t in (loss, *torch.autograd.grad(loss, (x, w)))])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    parameters = torch.randn(5000, 64), torch.randn(1001, 64) * 0.1, torch.randn(1001)
+    targets = torch.randint(1001, (5000,))
+    of_rows = compiled_loss(varies=True) if compile and compiler_works(torch.device("cuda", 0)) else None
+    for count in (5000, 4999, 640):
+        results = []
+        for device in ("cpu", "cuda"):
+            x, w, b = (p.to(device).requires_grad_() for p in parameters)
+            found = of_rows if device == "cuda" else None
+            loss = cross_entropy(x[:count], w, targets[:count].to(device), softcap, b, found)
+            results.append([t.detach().cpu() for t in (loss, *torch.autograd.grad(loss, (x, w, b)))])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_greedy_texts_equal_those_of_the_cpu(run):
@@ -145,6 +152,11 @@ def test_a_compiled_training_equals_an_eager_one(run, capsys, layout, recompute)
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+def compiled_features(model, varies):
+    assert compiler_works(torch.device("cuda", 0))
+    return torch.compile(model.features, **compile_settings(varies))
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
     "choice", [{}, {"window": [50, None]}, {"positions": "learned"}, {"kv_heads": 1}, {"dropout": 0.1}, {"head_dim": 8}]
@@ -155,7 +167,7 @@ def test_documents_in_blocks_equal_those_of_a_dense_mask(composed, choice, recom
     torch.manual_seed(0)
     model = GPT(replace(composed().model, **sizes | choice | {"gradient_checkpointing": recompute})).cuda()
     model.train("dropout" in choice)  # in training there is no kernel, and the other mask must still compile
-    features = compiled(model.features, torch.device("cuda", 0), dynamic_lengths=True)
+    features = compiled_features(model, varies=True)
     for length in (300, 129, 64):
         tokens = torch.where(torch.rand(4, length + 1) < 0.02, 7, torch.randint(257, (4, length + 1))).cuda()
         found = []
@@ -177,8 +189,7 @@ def test_compiled_dropout_has_one_mask_for_both_passes(composed, recompute, leng
     torch.manual_seed(0)
     model = GPT(replace(composed().model, **sizes)).cuda().train()
     tokens = torch.randint(257, (8, length + 1), device="cuda")
-    features = compiled(model.features, torch.device("cuda", 0), dynamic_lengths=length != 64)
-    assert features is not None
+    features = compiled_features(model, varies=length != 64)
 
     def loss():
         torch.manual_seed(1)

@@ -14,7 +14,7 @@ from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
 def rows(request, monkeypatch):
     """Chunks of 64 rows and one chunk for all."""
     monkeypatch.setattr(
-        module, "_chunks", lambda x, w: (slice(i, i + request.param) for i in range(0, len(x), request.param))
+        module, "_chunks", lambda x, size: (slice(i, i + request.param) for i in range(0, len(x), request.param))
     )
 
 
@@ -50,7 +50,14 @@ def test_equals_torch_with_gradients(softcap):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.usefixtures("rows")
+@pytest.fixture(params=[0, 27], ids=["as it is", "aligned"])
+def aligned(request, monkeypatch):
+    """Heads with so many more rows of zeros, as on CUDA."""
+    pad = lambda head: F.pad(head, (0, 0) * (head.ndim - 1) + (0, request.param))  # noqa: E731
+    monkeypatch.setattr(module, "_aligned", pad)
+
+
+@pytest.mark.usefixtures("rows", "aligned")
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_bias_of_the_head(softcap, precision):

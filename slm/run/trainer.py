@@ -16,11 +16,13 @@ from lightning.pytorch.plugins import DoublePrecision, MixedPrecision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from slm import ranks
 from slm.checkpoint import describe
 from slm.errors import UserError
-from slm.hardware import compile_settings, compiled, compiler_works
+from slm.hardware import compile_settings, compiler_works
+from slm.loss import loss_of_rows
 from slm.model import GPT
 from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -109,13 +111,13 @@ def assemble(job: Job, run_info: dict[str, Any], early: dict[str, Any]) -> Assem
     model = build(job.model)
     if job.source:
         run_info["init"] = start_from(job.source, model, job.tokenizer)
-    features = compile_features(model, job)
-    run_info["compiled"] = features is not None
+    functions = compiled_functions(model, job)
+    run_info["compiled"] = bool(functions)
     module = Pretraining(
         model,
         optimizer=optimizer_of(config, job.hardware),
         schedule=lambda step: config.schedule(step, job.steps),
-        features=features,
+        **functions,
         description=describe(job.model, job.tokenizer, config.plain, run_info),
     )
     data = build_data(job)
@@ -140,20 +142,33 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     return dict(zip(EARLY_FACTS, (run_dir, config, config.data.corpus, config.data.layout), strict=True))
 
 
-def compile_features(model: GPT | OwnModel, job: Job) -> Callable | None:
-    """The compiled features of the model if the run compiles it. Of a sharded one each block is compiled: between two
-    of them weights are gathered."""
+def compiled_functions(model: GPT | OwnModel, job: Job) -> dict[str, Callable]:
+    """The arguments of Pretraining with which the run is compiled; none if it is not. Of a sharded model each block is
+    compiled: between two of them weights are gathered."""
     if not job.config.trainer.compiles(job.hardware.accelerator):
-        return None
+        return {}
     device = torch.device(job.hardware.device.type, ranks.local_rank() if job.hardware.devices > 1 else 0)
-    varies = job.config.data.varies_in_length
-    if not is_sharded(job):
-        return compiled(model.features, device, dynamic_lengths=varies)
     if not compiler_works(device):
-        return None
+        return {}
+    varies = job.config.data.varies_in_length
+    of_rows = compiled_loss(varies)
+    if not is_sharded(job):
+        return {"features": torch.compile(model.features, **compile_settings(varies)), "of_rows": of_rows}
     for block in model.blocks:
         block.compile(**compile_settings(varies))
-    return lambda tokens: model.features(tokens)  # which is another function once the model is sharded
+    return {"features": lambda tokens: model.features(tokens), "of_rows": of_rows}  # another function once sharded
+
+
+def compiled_loss(varies: bool) -> Callable:
+    """slm.loss.loss_of_rows, compiled for one number of rows after another, or for any."""
+    function = torch.compile(loss_of_rows)
+
+    def of_any_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *settings):
+        for tensor in (rows, targets):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return function(rows, weight, bias, targets, *settings)
+
+    return of_any_rows if varies else function
 
 
 def build_trainer(job: Job, callbacks: list, loggers: list) -> L.Trainer:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import lightning.pytorch as L
 import torch
@@ -21,9 +22,10 @@ class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
     `optimizer` makes the optimizer once the model is on its device. `schedule` maps the optimizer steps done to a
-    multiplier of the learning rate; None keeps it constant. `features` replaces `model.features` in training, for
-    example by a compiled version. `description` (slm.checkpoint.describe) makes checkpoints sufficient on their own;
-    None: it is made from the datamodule's tokenizer. Works in any Trainer; a WindowsData adds bits per byte.
+    multiplier of the learning rate; None keeps it constant. `features` and `of_rows` replace `model.features` and
+    `slm.loss.loss_of_rows` in training, for example by compiled versions. `description` (slm.checkpoint.describe) makes
+    checkpoints sufficient on their own; None: it is made from the datamodule's tokenizer. Works in any Trainer; a
+    WindowsData adds bits per byte.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Pretraining(L.LightningModule):
         optimizer: Callable[[GPT], torch.optim.Optimizer],
         schedule: Callable[[int], float] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
+        of_rows: Callable | None = None,
         description: dict | None = None,
     ):
         super().__init__()
-        self.model, self.make_optimizer, self.schedule, self.features = model, optimizer, schedule, features
+        self.model, self.make_optimizer, self.schedule = model, optimizer, schedule
+        self.features, self.of_rows = features, of_rows
         self.description = description
         self.auxiliary: list[Callable[..., Tensor]] = []  # (model, inputs, targets, features) -> added to the mean loss
         self.validation = LanguageModelMetrics()
@@ -52,8 +56,8 @@ class Pretraining(L.LightningModule):
         self.configured: list[dict] = []  # settings of the optimizer's groups, as configured
 
     def __getstate__(self) -> dict:
-        """Without the compiled function: a copy, as weight averaging makes one, computes its own features."""
-        return {**super().__getstate__(), "features": None, "auxiliary": []}
+        """Without compiled functions: a copy, as weight averaging makes one, computes its own features."""
+        return {**super().__getstate__(), "features": None, "of_rows": None, "auxiliary": []}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) for tokens (B, T)."""
@@ -82,7 +86,7 @@ class Pretraining(L.LightningModule):
         microbatch and on every device, whatever the lengths of their windows."""
         inputs, targets = split(windows)
         features = (self.features or self.model.features)(inputs)
-        mean = cross_entropy(features, targets=targets, **self.model.readout)
+        mean = cross_entropy(features, targets=targets, **self.model.readout, of_rows=self.of_rows)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         for added in self.auxiliary:
@@ -131,10 +135,15 @@ class Pretraining(L.LightningModule):
         if self.description is not None:
             checkpoint["slm"] = self.description
 
+    @cached_property
+    def weights(self) -> tuple[torch.nn.Parameter, ...]:
+        """Of the model in training. To look for them takes a millisecond."""
+        return tuple(self.model.parameters())
+
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients before clipping, computed once per step."""
         if self.grad_norm is None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.weights if p.grad is not None]
             gradients = [g.float() if g.dtype.itemsize < 4 else g for g in gradients]  # squares overflow float16
             self.grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         return self.grad_norm
@@ -147,14 +156,14 @@ class Pretraining(L.LightningModule):
         if gradient_clip_val is None:
             return
         if gradient_clip_algorithm == "value":
-            if any(p.grad is not None for p in self.model.parameters()):  # none if the update is skipped
-                torch.nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
+            if any(p.grad is not None for p in self.weights):  # none if the update is skipped
+                torch.nn.utils.clip_grad_value_(self.weights, gradient_clip_val)
         else:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.weights, gradient_clip_val, norm)
 
     def skip_update(self):
         """Skips the update of the current step: optimizers ignore parameters without a gradient."""
-        for parameter in self.model.parameters():
+        for parameter in self.weights:
             parameter.grad = None
 
     def _set_learning_rate(self):

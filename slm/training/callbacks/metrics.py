@@ -1,6 +1,7 @@
 """Training metrics: loss, learning rate, gradient norm, speed, memory."""
 
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from slm.training.callbacks.guard import flush_checks
 from slm.training.callbacks.work import OwnWork
 from slm.training.loggers import write_metrics
 
+DRIVER_EVERY = 5.0  # seconds between questions to a GPU's driver, whose answers can take as long as several steps
+
 
 class TrainingMetrics(Callback):
     """Logs train/... , tokens_per_second, mfu and device/... every `every_n_steps` steps, at the first and the last.
@@ -24,9 +27,9 @@ class TrainingMetrics(Callback):
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
     that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds`, and
     `energy_joules` where the device counts it, include these, over all attempts of which metrics.jsonl in `folder` has
-    lines. Of several processes the first one logs, and speed is that of all together; slowest_process has the longest
-    own work in this step, slowest_over_others times as long as the median of the others. Raises UserError if
-    every_n_steps is below 1.
+    lines; energy and utilisation are in lines that lie some seconds apart. Of several processes the first one logs, and
+    speed is that of all together; slowest_process has the longest own work in this step, slowest_over_others times as
+    long as the median of the others. Raises UserError if every_n_steps is below 1.
     """
 
     def __init__(self, *, every_n_steps: int, folder: Path | None = None):
@@ -36,6 +39,7 @@ class TrainingMetrics(Callback):
         self.begin: float | None = None  # of the training, on time.perf_counter, as if all attempts were one
         self.start: tuple[float, int, int] | None = None  # time, targets and steps before those since the previous line
         self.work = OwnWork()
+        self.asked = -math.inf  # the driver, on time.perf_counter
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
@@ -70,12 +74,12 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer, module):
         self.start = None
 
-    def spent(self) -> dict[str, float]:
+    def spent(self, energy: bool = True) -> dict[str, float]:
         """`seconds`, and `energy_joules` if it is known, until now; nothing before a training."""
         if self.begin is None:
             return {}
         spent = {"seconds": round(time.perf_counter() - self.begin, 3)}
-        if (joules := self.energy.joules()) is not None:
+        if energy and (joules := self.energy.joules()) is not None:
             spent["energy_joules"] = round(self.joules + joules, 1)
         return spent
 
@@ -86,21 +90,24 @@ class TrainingMetrics(Callback):
         (begin, before, step), tokens = self.start, targets_so_far(trainer)
         seconds = time.perf_counter() - begin
         rate = (tokens - before) / seconds
+        if asks := time.perf_counter() - self.asked >= DRIVER_EVERY:
+            self.asked = time.perf_counter()
         values = {
             "train/loss": nats / targets,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/grad_norm": module.grad_norm.item(),
             "train/tokens": tokens,
             "tokens_per_second": round(rate, 1),
-            **self.spent(),
+            **self.spent(asks),
         }
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
         if trainer.world_size > 1:
             values |= self.work.compared(trainer, seconds / (trainer.global_step - step))
-        module.log_dict({k: float(v) for k, v in values.items()}, logger=False)  # for callbacks that monitor them
+        # for callbacks that monitor them; module.log_dict would take milliseconds
+        trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in values.items()})
         self.latest = {"step": trainer.global_step, **values}
-        write_metrics(trainer, {**values, **device_metrics(module.device)})
+        write_metrics(trainer, {**values, **device_metrics(module.device, asks)})
 
 
 def targets_so_far(trainer) -> int:
@@ -108,14 +115,15 @@ def targets_so_far(trainer) -> int:
     return trainer.datamodule.targets_at(trainer.global_step)
 
 
-def device_metrics(device: torch.device) -> dict[str, float]:
+def device_metrics(device: torch.device, utilization: bool) -> dict[str, float]:
     """Peak memory in GB (10^9 bytes); on MPS that held now, which seldom falls. On CUDA, where the driver reports it,
-    utilisation in percent as well."""
+    `utilization` in percent as well."""
     if device.type == "mps":
         return {"device/memory_gb": round(torch.mps.driver_allocated_memory() / 1e9, 3)}
     if device.type != "cuda":
         return {"device/memory_gb": round(system.peak_memory() / 1e9, 3)}
     values = {"device/memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
     with contextlib.suppress(Exception):  # NVIDIA's management library, which some machines do not allow
-        values["device/utilization"] = torch.cuda.utilization(device)
+        if utilization:
+            values["device/utilization"] = torch.cuda.utilization(device)
     return values

@@ -15,4 +15,9 @@ class Seeding(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        torch.manual_seed(((self.seed * 1_000_003 + batch_idx) * 8191 + trainer.global_rank) % 2**63)
+        seed = ((self.seed * 1_000_003 + batch_idx) * 8191 + trainer.global_rank) % 2**63
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed takes a millisecond for devices that are not there
+        if module.device.type != "cpu":
+            torch.get_device_module(module.device).manual_seed(seed)
