@@ -71,7 +71,7 @@ def add_marks(trainer, first: int):
     from lightning.pytorch.callbacks import Callback
 
     class Marks(Callback):
-        """Times of the end of the `first` steps and of the last step, with its callbacks. The last of these."""
+        """Times of the start of the step after the `first` ones, and of the end of the last, with its callbacks."""
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if batch_idx == first * trainer.accumulate_grad_batches:

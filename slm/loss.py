@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+RowLoss = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor, float | None, int], tuple[Tensor, Tensor, Tensor, Tensor | None]
+]  # loss_of_rows, or a compiled version
+
 IGNORE = -100  # a target that counts for nothing, as in torch
 PROMPT = -1000  # PROMPT - id, in a window: an id that is read, and is no target
 
@@ -24,18 +28,18 @@ def cross_entropy(
     targets: Tensor,
     softcap: float | None = None,
     bias: Tensor | None = None,
-    of_rows: Callable | None = None,
+    row_loss: RowLoss | None = None,
 ) -> Tensor:
     """Mean nats per target of features (..., C) read out by weight (V, C) and bias (V,). Targets (...) may hold IGNORE.
 
     `softcap` is the model's `logit_softcap`: the logits are `softcapped`. Without a weight, features are the logits.
-    `of_rows` replaces `loss_of_rows`, for example by a compiled version.
+    `row_loss` replaces `loss_of_rows`. For training: gradients are computed at once.
     """
     if weight is None:
         total = F.cross_entropy(_wide(features).flatten(0, -2), targets.flatten(), reduction="sum")
         return total / (targets != IGNORE).sum().clamp(min=1)
     rows = features.flatten(0, -2)
-    return _ChunkedCrossEntropy.apply(rows, weight, targets.flatten(), softcap, bias, of_rows or loss_of_rows)
+    return _ChunkedCrossEntropy.apply(rows, weight, targets.flatten(), softcap, bias, row_loss or loss_of_rows)
 
 
 @torch.no_grad()
@@ -55,9 +59,10 @@ def token_nats(
 def loss_of_rows(
     rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None, vocab_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The summed nats of rows (n, C), and the gradients of this sum: of the rows, of weight and of bias.
+    """The nats of rows (n, C), as (n, 1), and the gradients of their sum: of the rows, of weight and of bias.
 
-    Rows, weight and bias have one dtype. Those that are `_aligned` have more entries than the vocabulary.
+    Rows, weight and bias have one dtype; if they are `_aligned`, weight and bias have more entries than the vocabulary.
+    The only sums over rows are products of matrices: others would be ordered by the first n that is compiled.
     """
     kept, target = (targets != IGNORE).unsqueeze(1), targets.clamp(min=0).unsqueeze(1)
     logits = _logits(rows, weight, bias, softcap)
@@ -69,8 +74,8 @@ def loss_of_rows(
     error[torch.arange(len(error), device=error.device), target[:, 0]] -= 1
     if slope is not None:
         error = (error * slope).to(rows.dtype)
-    by_bias = None if bias is None else (error * kept).sum(0, dtype=nats.dtype)
-    return (nats * kept).sum(), (error @ weight) * kept, error.t() @ (rows * kept), by_bias
+    by_bias = None if bias is None else (error.t() @ kept.to(error.dtype)).squeeze(1)
+    return nats * kept, (error @ weight) * kept, error.t() @ (rows * kept), by_bias
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -79,13 +84,13 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | 
 
 
 def _nats(logits: Tensor, target: Tensor) -> Tensor:
-    """Those (n, 1) of the targets (n, 1), in at least float32."""
+    """Nats (n, 1) of the targets (n, 1), in at least float32."""
     return -logits.log_softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32)).gather(1, target)
 
 
 def _aligned(head: Tensor | None) -> Tensor | None:
-    """A weight or bias with zeros up to a multiple of 64 on CUDA, whose products of odd sizes take several times as
-    long."""
+    """A weight or bias, on CUDA with zeros up to a multiple of 64: products of odd sizes take several times as long
+    there."""
     if head is None or head.device.type != "cuda" or not (missing := -len(head) % 64):
         return head
     return F.pad(head, (0, 0) * (head.ndim - 1) + (0, missing))
@@ -106,14 +111,15 @@ def bits_per_byte(nats: float, text_bytes: float) -> float:
     return nats / math.log(2) / text_bytes
 
 
-def chunk_rows(vocab_size: int, device: str) -> int:
-    """Rows whose logits stay in a CPU's cache, or are large enough to fill a GPU."""
-    return max(64, (2**23 if device == "cpu" else 2**28) // vocab_size)
+def chunk_rows(vocab_size: int, device: str, compiled: bool = False) -> int:
+    """Rows whose logits stay in a CPU's cache, or fill a GPU. A `compiled` loss, which makes no copy
+    of them in float32, takes twice as many of these."""
+    return max(64, (2**23 if device == "cpu" else 2 ** (27 + compiled)) // vocab_size)
 
 
-def _chunks(rows: Tensor, vocab_size: int) -> Iterator[slice]:
-    """Equal ones if the number of rows can be divided so: for each size a compiled function is compiled anew."""
-    size = chunk_rows(vocab_size, rows.device.type)
+def _chunks(rows: Tensor, vocab_size: int, compiled: bool = False) -> Iterator[slice]:
+    """Slices of the rows, all of one size if their number has a divisor near it: a compiled function has one shape."""
+    size = chunk_rows(vocab_size, rows.device.type, compiled)
     if rows.dtype == torch.float16:  # whose sums over many rows overflow before the loss scale can shrink them
         size = min(size, 4096)
     least = math.ceil(len(rows) / size)
@@ -147,7 +153,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         bias: Tensor | None,
-        of_rows: Callable,
+        row_loss: RowLoss,
     ) -> Tensor:
         device, size = features.device.type, len(weight)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
@@ -158,9 +164,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), dtype=wide, device=x.device)
             grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
             grad_b = None if bias is None else torch.zeros_like(bias, dtype=wide)
-            for rows in _chunks(x, size):
-                nats, grad_x[rows], by_weight, by_bias = of_rows(x[rows], w, b, targets[rows], softcap, size)
-                total += nats
+            for rows in _chunks(x, size, row_loss is not loss_of_rows):
+                nats, grad_x[rows], by_weight, by_bias = row_loss(x[rows], w, b, targets[rows], softcap, size)
+                total += nats.sum()
                 grad_w += by_weight[:size]
                 if grad_b is not None:
                     grad_b += by_bias[:size]

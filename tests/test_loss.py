@@ -14,7 +14,7 @@ from slm.loss import IGNORE, bits_per_byte, cross_entropy, token_nats
 def rows(request, monkeypatch):
     """Chunks of 64 rows and one chunk for all."""
     monkeypatch.setattr(
-        module, "_chunks", lambda x, size: (slice(i, i + request.param) for i in range(0, len(x), request.param))
+        module, "_chunks", lambda x, *_: (slice(i, i + request.param) for i in range(0, len(x), request.param))
     )
 
 
@@ -138,6 +138,16 @@ def test_a_softcap_in_half_precision(softcap):
     truth = gradients(by_torch(*exact, targets, softcap), *exact)
     for mine, true in zip(ours, truth, strict=True):
         assert (mine - true).norm() < 5e-3 * true.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("count", [0, 1, 4096, 4099, 12_288, 30_000])
+def test_chunks_cover_all_rows_once(count, dtype):
+    slices = list(module._chunks(torch.empty(count, 1, dtype=dtype), 1001))
+    assert [row for part in slices for row in range(count)[part]] == list(range(count))
+    sizes = [len(range(count)[part]) for part in slices]
+    assert max(sizes, default=0) <= (4096 if dtype == torch.float16 else module.chunk_rows(1001, "cpu"))
+    assert len(set(sizes)) <= (2 if count == 4099 else 1)
 
 
 def test_bits_per_byte():

@@ -22,7 +22,7 @@ from slm import ranks
 from slm.checkpoint import describe
 from slm.errors import UserError
 from slm.hardware import compile_settings, compiler_works
-from slm.loss import loss_of_rows
+from slm.loss import RowLoss, loss_of_rows
 from slm.model import GPT
 from slm.own_model import OwnConfig, OwnModel, build
 from slm.run.config import EARLY_FACTS, LATE_FACTS, RunConfig
@@ -151,16 +151,17 @@ def compiled_functions(model: GPT | OwnModel, job: Job) -> dict[str, Callable]:
     if not compiler_works(device):
         return {}
     varies = job.config.data.varies_in_length
-    of_rows = compiled_loss(varies)
+    row_loss = compiled_loss(varies)
     if not is_sharded(job):
-        return {"features": torch.compile(model.features, **compile_settings(varies)), "of_rows": of_rows}
+        return {"features": torch.compile(model.features, **compile_settings(varies)), "row_loss": row_loss}
     for block in model.blocks:
         block.compile(**compile_settings(varies))
-    return {"features": lambda tokens: model.features(tokens), "of_rows": of_rows}  # another function once sharded
+    # the method is looked up at each call: sharding replaces it
+    return {"features": lambda tokens: model.features(tokens), "row_loss": row_loss}
 
 
-def compiled_loss(varies: bool) -> Callable:
-    """slm.loss.loss_of_rows, compiled for one number of rows after another, or for any."""
+def compiled_loss(varies: bool) -> RowLoss:
+    """A compiled slm.loss.loss_of_rows; if the number of rows `varies`, one graph for all numbers."""
     function = torch.compile(loss_of_rows)
 
     def of_any_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *settings):

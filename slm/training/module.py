@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from slm.checkpoint import describe
-from slm.loss import IGNORE, bits_per_byte, cross_entropy, ids_of, text_sizes, token_nats
+from slm.loss import IGNORE, RowLoss, bits_per_byte, cross_entropy, ids_of, text_sizes, token_nats
 from slm.model import GPT
 from slm.optim.shares import whole
 
@@ -22,7 +22,7 @@ class Pretraining(L.LightningModule):
     """Next-token prediction on windows (B, up to context + 1), whose shorter rows end in IGNORE.
 
     `optimizer` makes the optimizer once the model is on its device. `schedule` maps the optimizer steps done to a
-    multiplier of the learning rate; None keeps it constant. `features` and `of_rows` replace `model.features` and
+    multiplier of the learning rate; None keeps it constant. `features` and `row_loss` replace `model.features` and
     `slm.loss.loss_of_rows` in training, for example by compiled versions. `description` (slm.checkpoint.describe) makes
     checkpoints sufficient on their own; None: it is made from the datamodule's tokenizer. Works in any Trainer; a
     WindowsData adds bits per byte.
@@ -35,12 +35,12 @@ class Pretraining(L.LightningModule):
         optimizer: Callable[[GPT], torch.optim.Optimizer],
         schedule: Callable[[int], float] | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
-        of_rows: Callable | None = None,
+        row_loss: RowLoss | None = None,
         description: dict | None = None,
     ):
         super().__init__()
         self.model, self.make_optimizer, self.schedule = model, optimizer, schedule
-        self.features, self.of_rows = features, of_rows
+        self.features, self.row_loss = features, row_loss
         self.description = description
         self.auxiliary: list[Callable[..., Tensor]] = []  # (model, inputs, targets, features) -> added to the mean loss
         self.validation = LanguageModelMetrics()
@@ -57,13 +57,14 @@ class Pretraining(L.LightningModule):
 
     def __getstate__(self) -> dict:
         """Without compiled functions: a copy, as weight averaging makes one, computes its own features."""
-        return {**super().__getstate__(), "features": None, "of_rows": None, "auxiliary": []}
+        return {**super().__getstate__(), "features": None, "row_loss": None, "auxiliary": []}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) for tokens (B, T)."""
         return self.model(tokens)
 
     def setup(self, stage: str):
+        vars(self).pop("weights", None)  # of an earlier training
         data = self.trainer.datamodule
         self.targets_per_window = getattr(data, "targets_per_window", self.targets_per_window)
         self.text_lengths = getattr(data, "text_lengths", None)
@@ -86,7 +87,7 @@ class Pretraining(L.LightningModule):
         microbatch and on every device, whatever the lengths of their windows."""
         inputs, targets = split(windows)
         features = (self.features or self.model.features)(inputs)
-        mean = cross_entropy(features, targets=targets, **self.model.readout, of_rows=self.of_rows)
+        mean = cross_entropy(features, targets=targets, **self.model.readout, row_loss=self.row_loss)
         count = (targets != IGNORE).sum()
         self.nats, self.targets = self.nats + mean.detach() * count, self.targets + count
         for added in self.auxiliary:
@@ -137,7 +138,7 @@ class Pretraining(L.LightningModule):
 
     @cached_property
     def weights(self) -> tuple[torch.nn.Parameter, ...]:
-        """Of the model in training. To look for them takes a millisecond."""
+        """Weights of the model. A search through its modules, which takes a millisecond, is made once in a training."""
         return tuple(self.model.parameters())
 
     def gradient_norm(self) -> Tensor:

@@ -18,7 +18,7 @@ from slm.training.callbacks.guard import flush_checks
 from slm.training.callbacks.work import OwnWork
 from slm.training.loggers import write_metrics
 
-DRIVER_EVERY = 5.0  # seconds between questions to a GPU's driver, whose answers can take as long as several steps
+DRIVER_SECONDS = 5.0  # between two readings from a GPU's driver, which can take as long as several steps
 
 
 class TrainingMetrics(Callback):
@@ -27,9 +27,9 @@ class TrainingMetrics(Callback):
     train/loss is the mean over the targets of that step, train/tokens the number of targets of all steps. Speed is
     that of the steps since the previous line, without validations, samples and checkpoints in between. `seconds`, and
     `energy_joules` where the device counts it, include these, over all attempts of which metrics.jsonl in `folder` has
-    lines; energy and utilisation are in lines that lie some seconds apart. Of several processes the first one logs, and
-    speed is that of all together; slowest_process has the longest own work in this step, slowest_over_others times as
-    long as the median of the others. Raises UserError if every_n_steps is below 1.
+    lines; on CUDA energy and utilisation are in lines at least five seconds apart. Of several processes the first one
+    logs, and speed is that of all together; slowest_process has the longest own work in this step, slowest_over_others
+    times as long as the median of the others. Raises UserError if every_n_steps is below 1.
     """
 
     def __init__(self, *, every_n_steps: int, folder: Path | None = None):
@@ -39,7 +39,7 @@ class TrainingMetrics(Callback):
         self.begin: float | None = None  # of the training, on time.perf_counter, as if all attempts were one
         self.start: tuple[float, int, int] | None = None  # time, targets and steps before those since the previous line
         self.work = OwnWork()
-        self.asked = -math.inf  # the driver, on time.perf_counter
+        self.driver_read = -math.inf  # last, on time.perf_counter
         self.latest: dict[str, float] = {}  # the newest line
 
     def on_train_start(self, trainer, module):
@@ -90,15 +90,16 @@ class TrainingMetrics(Callback):
         (begin, before, step), tokens = self.start, targets_so_far(trainer)
         seconds = time.perf_counter() - begin
         rate = (tokens - before) / seconds
-        if asks := time.perf_counter() - self.asked >= DRIVER_EVERY:
-            self.asked = time.perf_counter()
+        now, last = time.perf_counter(), trainer.global_step == trainer.max_steps
+        if reads := module.device.type != "cuda" or now - self.driver_read >= DRIVER_SECONDS or last:
+            self.driver_read = now
         values = {
             "train/loss": nats / targets,
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "train/grad_norm": module.grad_norm.item(),
             "train/tokens": tokens,
             "tokens_per_second": round(rate, 1),
-            **self.spent(asks),
+            **self.spent(reads),
         }
         if self.peak_flops:
             values["mfu"] = round(rate * self.flops_per_token / self.peak_flops / trainer.world_size, 4)
@@ -107,7 +108,7 @@ class TrainingMetrics(Callback):
         # for callbacks that monitor them; module.log_dict would take milliseconds
         trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in values.items()})
         self.latest = {"step": trainer.global_step, **values}
-        write_metrics(trainer, {**values, **device_metrics(module.device, asks)})
+        write_metrics(trainer, {**values, **device_metrics(module.device, reads)})
 
 
 def targets_so_far(trainer) -> int:

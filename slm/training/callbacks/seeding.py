@@ -16,8 +16,9 @@ class Seeding(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         seed = ((self.seed * 1_000_003 + batch_idx) * 8191 + trainer.global_rank) % 2**63
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed takes a millisecond for devices that are not there
-        if module.device.type != "cpu":
-            torch.get_device_module(module.device).manual_seed(seed)
+        if module.device.type not in ("cpu", "cuda"):
+            torch.manual_seed(seed)
+            return
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond for absent devices
+        if module.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
