@@ -58,10 +58,10 @@ def test_a_cost_stops_with_a_checkpoint_and_counts_earlier_attempts(run, compose
     with mistake("budget.max_cost=1 needs a price"):
         run("budget.max_cost=1")
     cheap = "budget.steps=100000", "callbacks.samples=null", "report=false", "price_per_hour=3600"
-    folder = run(*cheap, "budget.max_cost=0.01")  # ten milliseconds
+    folder = run(*cheap, "budget.max_cost=0.001")  # a millisecond: no step is as short
     assert "budget.max_cost is used up; the same command with" in capsys.readouterr().out
     assert list((folder / "checkpoints").glob("*.ckpt"))
-    with mistake("earlier attempts of .* have used up budget.max_cost=0.01"):
-        run(*cheap, "budget.max_cost=0.01", "log_every_n_steps=1")
+    with mistake("earlier attempts of .* have used up budget.max_cost=0.001"):
+        run(*cheap, "budget.max_cost=0.001", "log_every_n_steps=1")
     with mistake("exclude one another"):
         composed("budget={steps:1,tokens:null,epochs:null,minutes:2,max_time:null}")
