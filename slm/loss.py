@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-RowLoss = Callable[
-    [Tensor, Tensor, Tensor | None, Tensor, float | None, int], tuple[Tensor, Tensor, Tensor, Tensor | None]
-]  # loss_of_rows, or a compiled version
-
 IGNORE = -100  # a target that counts for nothing, as in torch
 PROMPT = -1000  # PROMPT - id, in a window: an id that is read, and is no target
+
+# loss_of_rows, or a compiled version
+RowLoss = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor, float | None, int], tuple[Tensor, Tensor, Tensor, Tensor | None]
+]
 
 
 def cross_entropy(

@@ -88,10 +88,11 @@ class TrainingMetrics(Callback):
         sums = trainer.strategy.reduce(torch.stack([module.nats, module.targets]), reduce_op="sum")
         nats, targets = sums.tolist()  # waits for the device
         (begin, before, step), tokens = self.start, targets_so_far(trainer)
-        seconds = time.perf_counter() - begin
+        now = time.perf_counter()
+        seconds = now - begin
         rate = (tokens - before) / seconds
-        now, last = time.perf_counter(), trainer.global_step == trainer.max_steps
-        if reads := module.device.type != "cuda" or now - self.driver_read >= DRIVER_SECONDS or last:
+        is_last = trainer.global_step == trainer.max_steps
+        if reads := module.device.type != "cuda" or is_last or now - self.driver_read >= DRIVER_SECONDS:
             self.driver_read = now
         values = {
             "train/loss": nats / targets,
@@ -124,7 +125,7 @@ def device_metrics(device: torch.device, utilization: bool) -> dict[str, float]:
     if device.type != "cuda":
         return {"device/memory_gb": round(system.peak_memory() / 1e9, 3)}
     values = {"device/memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
-    with contextlib.suppress(Exception):  # NVIDIA's management library, which some machines do not allow
-        if utilization:
+    if utilization:
+        with contextlib.suppress(Exception):  # NVIDIA's management library, which some machines do not allow
             values["device/utilization"] = torch.cuda.utilization(device)
     return values
