@@ -14,7 +14,7 @@ from measure import synchronize
 from slm.data.store import TokenStore
 from slm.planning.random_text import RandomText, RandomTokenizer
 from slm.run import cli
-from slm.run.prepare import Job, choose_hardware, windows_of
+from slm.run.prepare import Job, choose_hardware, compiles, windows_of
 from slm.run.record import describe_run, open_run
 
 
@@ -45,6 +45,7 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
         splits=windows_of(config, {"": TokenStore(folder, manifest)}, tokenizer),
         model=model,
         steps=steps,
+        compiles=compiles(config, hardware, model, steps, model.context),
     )
 
 

@@ -1,12 +1,18 @@
 """torch.compile changes the speed of a training and no result."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_model import LATER, model_of
 from test_resume import assert_same, final_state, history, train_with_kills
 
+from slm.estimate import training_flops_per_token
 from slm.files import run_folder
+from slm.hardware import Hardware
+from slm.run.prepare import compiles
+from slm.run.sections import UNKNOWN
 from slm.run.train import train
 
 
@@ -63,12 +69,41 @@ def test_rotated_queries_and_keys_are_tensors_of_their_own(choice, monkeypatch):
     assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in seen)
 
 
-def test_without_a_compiler_the_training_is_eager(composed, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("settings", "steps", "compiled"),
+    [
+        ((), 99, False),
+        ((), 101, True),
+        (("trainer.compile=false",), 101, False),
+        (("trainer.compile=true",), 99, True),
+        ((), None, False),  # not known
+        (("budget.steps=null", "budget.minutes=14"), UNKNOWN, False),
+        (("budget.steps=null", "budget.minutes=15"), UNKNOWN, True),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_on_a_cpu_a_long_training_is_compiled(composed, monkeypatch, settings, steps, compiled, processes):
+    """One of at least 15 minutes at 55 GFLOP/s for each thread of each process."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = composed(*settings)
+    per_window = training_flops_per_token(config.model) * config.model.context
+    batch = round(processes * 2 * 15 * 60 * 55e9 / 100 / per_window)
+    config = replace(config, data=replace(config.data, batch_windows=batch))
+    hardware = Hardware("cpu", processes, "32-true", "cpu")
+    assert compiles(config, hardware, config.model, steps, config.model.context) == compiled
+    on_a_gpu = compiles(config, replace(hardware, accelerator="gpu"), config.model, 1, 1)
+    assert on_a_gpu == ("trainer.compile=false" not in settings)
+
+
+@pytest.mark.parametrize("asked", ["true", "null"])
+def test_without_a_compiler_the_training_is_eager(composed, tmp_path, monkeypatch, capsys, asked):
+    monkeypatch.setattr("slm.run.prepare.WORTH_COMPILING", 0)
+
     def refuse(*arguments, **settings):
         raise RuntimeError("\nno C++ compiler here\nat all")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    train(composed("trainer.compile=true"), run_dir=tmp_path / "run", overrides=[])
+    train(composed(f"trainer.compile={asked}"), run_dir=tmp_path / "run", overrides=[])
     printed = capsys.readouterr()
     assert "warning: torch.compile does not work here (no C++ compiler here); training" in printed.err
     assert ", compiled" not in printed.out

@@ -34,6 +34,7 @@ from slm.run.prepare import (
     TokenizerPlan,
     cached_tokenizer,
     choose_hardware,
+    compiles,
     model_of,
     optimizer_of,
     prepare_job,
@@ -127,8 +128,8 @@ class Plan:
         """At the peak; counted once for runs that differ in nothing that matters."""
         config, hardware = self.config, self.hardware
         averaged = any(node.averages for node in config.callbacks.values())
-        compiles = config.trainer.compiles(hardware.accelerator)
-        facts = self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiles
+        compiled = compiles(config, hardware, self.model, self.steps, self.text.targets_per_window)
+        facts = self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiled
         key = repr((facts, self.strategy))
         if key not in COUNTED:
             COUNTED[key] = training_memory(
@@ -140,7 +141,7 @@ class Plan:
                 averaged=averaged,
                 distributed=self.strategy == "ddp",
                 shards=hardware.devices if self.strategy == "fsdp" else 1,
-                compiles=compiles,
+                compiles=compiled,
             )
         return COUNTED[key]
 
@@ -243,6 +244,7 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
     callbacks = {name: node for name, node in config.callbacks.items() if not node.names("corpus")}
     config = replace(config, data=data, callbacks=callbacks, optimized_metric="val/loss")
     tokenizer = RandomTokenizer(text.vocab_size)
+    model = model_of(config, tokenizer.vocab_size, tokenizer.eos)
     with contextlib.redirect_stderr(io.StringIO()):
         store = prepare(corpus, tokenizer, folder / "cache")
     facts = {"config": config, "run_dir": folder, "hardware": hardware, "microbatch": microbatch}
@@ -250,8 +252,9 @@ def random_job(config: RunConfig, folder: Path, hardware: Hardware, microbatch: 
         **facts,
         tokenizer=tokenizer,
         splits=windows_of(config, {"": store}, tokenizer),
-        model=model_of(config, tokenizer.vocab_size, tokenizer.eos),
+        model=model,
         steps=UNKNOWN,
+        compiles=compiles(config, hardware, model, steps_of(config, text), text.targets_per_window),
     )
 
 

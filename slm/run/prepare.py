@@ -33,6 +33,8 @@ from slm.tokenizers import Tokenizer
 from slm.tokenizers.saved import SavedTokenizer
 from slm.transfer import Source
 
+CPU_FLOPS = 55e9  # of a training per second and thread, roughly, which decide whether it is compiled
+WORTH_COMPILING = 15 * 60  # seconds on a CPU; compiling takes most of a minute
 BYTE_METRICS = ("val/bits_per_byte", "val/text_bits_per_byte")  # without a meaning where text is lost
 
 
@@ -48,6 +50,7 @@ class Job:
     splits: Splits
     model: GPTConfig
     steps: int
+    compiles: bool
     source: Source | None = None  # of the weights with which the attempt starts; None: random, or a checkpoint
 
     @property
@@ -103,6 +106,20 @@ def choose_hardware(config: RunConfig) -> tuple[Hardware, int]:
     return hardware, choose_microbatch(asked.microbatch, asked.accumulate_grad_batches, batch, hardware)
 
 
+def compiles(
+    config: RunConfig, hardware: Hardware, model: GPTConfig, steps: int | None, targets_per_window: float
+) -> bool:
+    """True if a training of so many steps (None: not known) is compiled: as trainer.compile says, by default on CUDA,
+    and on a CPU if it is long. That is decided by its FLOPs and threads, not by a measured speed, so that a resumed run
+    decides the same."""
+    if config.trainer.compile is not None or hardware.accelerator != "cpu":
+        return hardware.accelerator == "gpu" if config.trainer.compile is None else config.trainer.compile
+    if config.budget.minutes:
+        return 60 * config.budget.minutes >= WORTH_COMPILING
+    flops = training_flops_per_token(model) * (steps or 0) * config.data.batch_windows * targets_per_window
+    return flops >= WORTH_COMPILING * CPU_FLOPS * torch.get_num_threads() * hardware.devices
+
+
 def optimizer_of(config: RunConfig, hardware: Hardware) -> Callable[[GPT], torch.optim.Optimizer]:
     """The function from a model to its optimizer; float32 means float32, also within Muon."""
     if isinstance(config.optimizer, Muon):
@@ -151,7 +168,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
     tokenizer = tokenizer_of(config)
     splits = windows_of(config, prepare_stores(config, tokenizer), tokenizer)
     windows, model = len(splits.chosen), model_of(config, tokenizer.vocab_size, tokenizer.eos)
-    cost = training_flops_per_token(model)
+    cost, targets = training_flops_per_token(model), splits.targets_per_window
+    steps = config.budget.total_steps(config.data.batch_windows, windows, targets, cost)
     job = Job(
         config=config,
         run_dir=run_dir,
@@ -160,7 +178,8 @@ def prepare_job(config: RunConfig, run_dir: Path, hardware: Hardware, microbatch
         tokenizer=tokenizer,
         splits=splits,
         model=model,
-        steps=config.budget.total_steps(config.data.batch_windows, windows, splits.targets_per_window, cost),
+        steps=steps,
+        compiles=compiles(config, hardware, model, steps, targets),
     )
     found = [lost_text(config, splits.store)]
     for source, part in splits.by_source().items():

@@ -112,10 +112,6 @@ class TrainerConfig:
         if self.fast_dev_run < 0:
             raise UserError(f"trainer.fast_dev_run={self.fast_dev_run} must be true, false or a number of steps")
 
-    def compiles(self, accelerator: str) -> bool:
-        """True if the model is compiled: as trainer.compile says, by default on CUDA only."""
-        return accelerator == "gpu" if self.compile is None else self.compile
-
 
 UNKNOWN = 10**9  # steps of a run whose rate is not measured yet: a schedule stays in its warmup
 

@@ -33,7 +33,7 @@ def print_summary(job: Job, run_info: dict[str, Any], start: Path | None):
         + (f"\n        reads {shown_passes(job.passes)}" if job.passes else ""),
         f"batch:  microbatch {job.microbatch} x {job.hardware.devices} device(s) x accumulation {job.accumulation}",
         f"device: {job.hardware.name}, {job.hardware.precision}"
-        + (", compiled (the first step takes longer)" if run_info["compiled"] else ""),
+        + (", compiled (the first step takes longer; trainer.compile=false: not)" if run_info["compiled"] else ""),
         *start_lines(job, run_info, start),
         sep="\n",
         flush=True,

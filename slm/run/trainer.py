@@ -145,7 +145,7 @@ def early_facts(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 def compiled_functions(model: GPT | OwnModel, job: Job) -> dict[str, Callable]:
     """The arguments of Pretraining with which the run is compiled; none if it is not. Of a sharded model each block is
     compiled: between two of them weights are gathered."""
-    if not job.config.trainer.compiles(job.hardware.accelerator):
+    if not job.compiles:
         return {}
     device = torch.device(job.hardware.device.type, ranks.local_rank() if job.hardware.devices > 1 else 0)
     if not compiler_works(device):
