@@ -1,15 +1,17 @@
 """All that only a CUDA device can tell, in one command: does it work, is it exact, how fast is it, what does it need.
 
-    python benchmarks/gpu.py                      # about ten minutes on one H100; --quick: about three, --steps 10
+    python benchmarks/gpu.py                      # about ten minutes on one H100; --quick: without the first two parts
     python benchmarks/gpu.py --nanogpt nanoGPT --part peers          # a clone of github.com/karpathy/nanoGPT
     python benchmarks/gpu.py | tee gpu.md
 
-It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures training in each precision, eager and
-compiled, without a data path, with its peak of memory; compiled training beside nanoGPT, in turns; attention over many
-lengths, as documents have them, by each of torch's kernels; attention within documents by each mask. Each part is a
-process of its own: one that fails or hangs is printed as such, and the others go on.
+It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures the first step of a small run; training of
+four models, in each precision, eager and compiled, with recomputed blocks, with its peak of memory; compiled training
+beside nanoGPT, in turns; generation of 1 and 32 texts beside others; what exactness and checkpoints cost; attention
+over many lengths, as documents have them, by each of torch's kernels; attention within documents by each mask. Each
+part is a process of its own: one that fails or hangs is printed as such, and the others go on.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 import measure
 import peers
 import torch
+from startup import first_step
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import make_job, train_seconds
 
@@ -27,14 +30,22 @@ from slm.estimate import device_peak, training_flops_per_token
 from slm.hardware import first_sentence
 from slm.masks import document_masks, document_starts
 
+GENERATE, OVERHEAD = (str(Path(__file__).with_name(f"{name}.py")) for name in ("generate", "overhead"))
+VOCABULARY = {"gpt2_124m": 50_257}  # of other models --vocab-size
 WARM = 10  # first steps, in which kernels are compiled and memory is taken from the device
-RESUMED = (
-    "model=tiny",
-    "data=storyworld",
-    "data.stories=2000",
-    "trainer=gpu",
-    "budget.steps=16",
-    "callbacks.stories=null",
+RUN = "model=tiny", "data=storyworld", "data.stories=2000", "trainer=gpu", "callbacks.stories=null"
+TRAINED = (  # model, precision, settings
+    *(
+        ("small", precision, setting)
+        for precision in ("16-mixed", "bf16-mixed", "32-true")
+        for setting in ("trainer.compile=false", "trainer.compile=true")
+    ),
+    ("small", "bf16-mixed", "optimizer=muon"),
+    ("small", "bf16-mixed", "model.gradient_checkpointing=true"),
+    ("tiny", "bf16-mixed", "trainer.compile=true"),
+    ("base", "bf16-mixed", "trainer.compile=true"),
+    ("gpt2_124m", "bf16-mixed", "trainer.compile=true"),
+    ("gpt2_124m", "bf16-mixed", "model.gradient_checkpointing=true"),
 )
 
 
@@ -77,29 +88,40 @@ def resume(arguments):
     with tempfile.TemporaryDirectory() as folder:
         for compile in ("false", "true"):
             where = f"run_dir={folder}/{compile}", f"cache_dir={folder}/cache", f"trainer.compile={compile}"
-            printed = ended("train.py", *RESUMED, *where, "verify_resume=true", minutes=15, last=3)
+            printed = ended("train.py", *RUN, "budget.steps=16", *where, "verify_resume=true", minutes=15, last=3)
             print(f"- trainer.compile={compile}: {printed}", flush=True)
 
 
-def training(arguments):
-    """Tokens per second of model=small, of the device's peak, and the memory of tensors."""
-    print(measure.table(["model=small", "tokens/s", "MFU", "peak, GB"], []), flush=True)
-    for precision in ("16-mixed", "bf16-mixed", "32-true"):
-        for settings in ("trainer.compile=false", "trainer.compile=true", "optimizer=muon"):
-            try:
-                numbers = speed_and_memory(arguments, precision, settings)
-            except Stopped:
-                raise
-            except Exception as error:  # of this row only: too little memory, say
-                numbers = f"{type(error).__name__}: {first_sentence(error)[:80]}", "", ""
-            print("|", " | ".join((f"{precision}, {settings}", *numbers)), "|", flush=True)
-
-
-def speed_and_memory(arguments, precision: str, settings: str) -> tuple[str, str, str]:
-    overrides = ["model=small", "trainer.microbatch=32", f"trainer.precision={precision}", settings]
+def start(arguments):
+    """Seconds from the command to the line of its first step, with the data in the cache; the second time compiled code
+    is in torch's cache."""
+    os.chdir(measure.ROOT)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"vocab_size": arguments.vocab_size, "steps": arguments.steps + WARM, "device": "cuda"}
-        job = make_job(Path(folder), overrides, **sizes)
+        run = ["train.py", *RUN, "budget.steps=1", "callbacks.samples=null", f"cache_dir={folder}/cache"]
+        first_step([*run, "trainer.compile=false"], Path(folder) / "cached")
+        for compile in ("false", "true", "true"):
+            seconds = first_step([*run, f"trainer.compile={compile}"], Path(tempfile.mkdtemp(dir=folder)) / "run")
+            print(f"- trainer.compile={compile}: {seconds:.1f} s", flush=True)
+
+
+def training(arguments):
+    """Tokens per second, the share of the device's peak, and the memory of tensors."""
+    print(measure.table(["training", "tokens/s", "MFU", "peak, GB"], []), flush=True)
+    for model, precision, setting in TRAINED:
+        try:
+            numbers = speed_and_memory(arguments, model, precision, setting)
+        except Stopped:
+            raise
+        except Exception as error:  # of this row only: too little memory, say
+            numbers = f"{type(error).__name__}: {first_sentence(error)[:80]}", "", ""
+        print("|", " | ".join((f"{model}, {precision}, {setting}", *numbers)), "|", flush=True)
+
+
+def speed_and_memory(arguments, model: str, precision: str, setting: str) -> tuple[str, str, str]:
+    overrides = [f"model={model}", "trainer.microbatch=32", f"trainer.precision={precision}", setting]
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"vocab_size": VOCABULARY.get(model, arguments.vocab_size), "steps": arguments.steps + WARM}
+        job = make_job(Path(folder), overrides, **sizes, device="cuda")
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         tokens = arguments.steps * job.config.data.batch_windows * job.model.context
@@ -112,11 +134,11 @@ def speed_and_memory(arguments, precision: str, settings: str) -> tuple[str, str
 def beside_nanogpt(arguments):
     """Tokens per second of training in bfloat16, both compiled, in turns in one process; the best of the rounds."""
     rows = []
-    for model, windows, vocab_size in (("small", 64, 16_000), ("gpt2_124m", 32, 50_257)):
+    for model, windows in (("small", 64), ("gpt2_124m", 32)):
         overrides = [f"model={model}", f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
-        sizes = {"vocab_size": vocab_size, "steps": arguments.steps + WARM, "device": arguments.device}
+        sizes = {"vocab_size": VOCABULARY.get(model, arguments.vocab_size), "steps": arguments.steps + WARM}
         with tempfile.TemporaryDirectory() as folder:
-            job = make_job(Path(folder), overrides, **sizes)
+            job = make_job(Path(folder), overrides, **sizes, device=arguments.device)
             what = job.model, arguments.nanogpt, windows, torch.bfloat16, True, arguments.device
             ways = {
                 "slm": lambda job=job: train_seconds(job, first=WARM) / arguments.steps,
@@ -133,6 +155,18 @@ def beside_nanogpt(arguments):
             share = f"{rate * flops / peak:.0%}"
             rows.append([f"{model}, {windows} windows: {way}", f"{rate:,.0f}", share, f"{its / seconds['slm']:.2f}"])
     print(measure.table(["", "tokens/s", "MFU", "slm is faster by"], rows))
+
+
+def generation(arguments):
+    nanogpt = ["--nanogpt", arguments.nanogpt] if arguments.nanogpt else []
+    sizes = "--model", "gpt2_124m", "--vocab-size", str(VOCABULARY["gpt2_124m"]), "--rounds", "1"
+    for batch in ("1", "32"):  # nanoGPT has no cache, so 32 texts would take it minutes
+        more = nanogpt if batch == "1" else []
+        print(ended(GENERATE, "--device", arguments.device, *sizes, "--batch", batch, *more, minutes=10, last=12))
+
+
+def overhead(arguments):
+    print(ended(OVERHEAD, "--device", arguments.device, "--rounds", "2", minutes=10, last=3))
 
 
 def attention(arguments):
@@ -193,8 +227,11 @@ def attention_cost(step, tokens, qkv) -> tuple[float, float, list[torch.Tensor]]
 PARTS = {
     "tests": tests,
     "resume": resume,
+    "start": start,
     "training": training,
     "peers": beside_nanogpt,
+    "generation": generation,
+    "overhead": overhead,
     "attention": attention,
     "documents": documents,
 }
