@@ -8,7 +8,7 @@ from test_model import LATER, model_of, moved
 
 from slm.attention import Cache
 from slm.errors import UserError
-from slm.generation.quantize import Int8Linear, for_decoding
+from slm.generation.quantize import Int8Linear, fastest, for_decoding
 from slm.generation.reader import Reader, StaticCache
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
@@ -124,6 +124,23 @@ def test_int8_takes_each_row_by_its_own_scale():
     ours, theirs = Int8Linear(linear)(x), linear(x)
     for row in range(3):
         assert (ours[:, row] - theirs[:, row]).norm() < 0.02 * theirs[:, row].norm()
+
+
+@pytest.mark.parametrize(
+    ("device", "texts", "has_bfloat16", "expected"),
+    [
+        ("cpu", 1, True, "int8"),
+        ("cpu", 8, False, "int8"),
+        ("cpu", 9, True, "bfloat16"),
+        ("cpu", 9, False, "float32"),
+        ("cuda", 1, True, "bfloat16"),
+        ("cuda", 32, False, "float32"),
+        ("mps", 1, False, "float32"),
+    ],
+)
+def test_the_fastest_type_depends_on_device_and_texts(monkeypatch, device, texts, has_bfloat16, expected):
+    monkeypatch.setattr("slm.generation.quantize.has_fast_bfloat16", lambda device: has_bfloat16)
+    assert fastest(torch.device(device), texts) == expected
 
 
 def test_int8_is_refused_on_a_gpu():

@@ -59,6 +59,18 @@ def test_modes_of_generation(finished, tmp_path, capsys, generated):
     assert streamed.strip() == whole.removesuffix("---\n").strip()
 
 
+def test_auto_takes_the_type_for_so_many_texts(finished, monkeypatch, capsys, generated):
+    monkeypatch.setattr("slm.generation.quantize.has_fast_bfloat16", lambda device: False)
+    for count, dtype in ((8, "int8"), (9, "float32")):
+        printed = []
+        for given in ("auto", dtype):
+            settings = "prompt=the", f"num_samples={count}", "max_new_tokens=9", "format=jsonl"
+            assert generated(f"ckpt={finished}", *settings, f"dtype={given}") == 0
+            printed.append(capsys.readouterr())
+        assert printed[0].out == printed[1].out
+        assert f"dtype=auto takes {dtype} for {count} text(s)" in printed[0].err
+
+
 MISTAKES = {  # tests/test_security.py has URLs
     "ui=web serve=openai": "ui= and serve= exclude one another",
     "ui=web num_samples=3": "ui=web and num_samples= exclude one another",

@@ -49,7 +49,7 @@ class Request:
     host: str
     token: str | None
     device: Device
-    dtype: Dtype
+    dtype: Dtype | Literal["auto"]
 
     def __post_init__(self):
         if self.prompt and (self.prompts_file or self.interactive):
@@ -122,7 +122,9 @@ def generate_command(request: Request, classes: dict[str, Any]):
     single = len(prompts) * request.num_samples == 1 and request.format == "text"
     if request.stream and not single:
         raise UserError("stream=true prints one text; leave out prompts_file, num_samples and format")
-    loaded = load(request.ckpt, runs_dir=request.runs_dir, device=request.device, dtype=request.dtype, **classes)
+    place = {"runs_dir": request.runs_dir, "device": request.device}
+    texts = 1 if request.interactive else len(prompts) * request.num_samples
+    loaded = load(request.ckpt, **place, dtype=request.dtype, texts=texts, **classes)
     if request.sampler == "run":
         request, its = request.like_run(loaded.config)
         sampler = sampler_of(request)

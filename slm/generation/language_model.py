@@ -1,5 +1,6 @@
 """A trained model with its tokenizer in one object, for Python and for generate.py."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from slm import checkpoint
 from slm.files import atomic, run_folder
 from slm.generation.completion import complete, stream_text
-from slm.generation.quantize import Dtype, check_dtype, for_decoding
+from slm.generation.quantize import Dtype, check_dtype, fastest, for_decoding
 from slm.generation.sampling import Sampler
 from slm.generation.stream import check_count
 from slm.generation.text_loss import TextLoss, slices, windows_loss
@@ -88,16 +89,21 @@ def load(
     *,
     runs_dir: str | Path = "runs",
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype | Literal["auto"] = "float32",
+    texts: int = 1,
     tokenizer: type[Tokenizer] | None = None,
     model: Callable[..., torch.nn.Module] | None = None,
 ) -> LanguageModel:
     """The model of a .ckpt file, a run folder (its best, else its newest), or latest, last or best of `runs_dir`.
 
-    `tokenizer` and `model` are the classes of those from outside slm. Raises UserError for a checkpoint that is
-    missing, damaged or foreign, and for a device that is not there.
+    dtype="auto" is the fastest for so many `texts` at a time, and prints which. `tokenizer` and `model` are the classes
+    of those from outside slm. Raises UserError for a checkpoint that is missing, damaged or foreign, and for a device
+    that is not there.
     """
     place = choose_device(device, "device")
+    if dtype == "auto":
+        dtype = fastest(place, texts)
+        print(f"note: dtype=auto takes {dtype} for {texts} text(s) at a time", file=sys.stderr)
     check_dtype(dtype, place)
     path = run_folder.find_checkpoint(str(ckpt), atomic.expanded(runs_dir))
     loaded = checkpoint.load(path, place, tokenizer, model)

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.errors import UserError
+from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 
 Dtype = Literal["float32", "bfloat16", "int8"]
+FEW = 8  # texts at a time up to which reading the weights takes longer on a CPU than multiplying them
 
 
 def for_decoding(model: GPT, dtype: Dtype) -> GPT:
@@ -31,6 +33,13 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
             if isinstance(module, nn.Linear):  # in this order the few rows of decoding are twice as fast
                 module.weight.data = module.weight.data.T.contiguous().T
     return model
+
+
+def fastest(device: torch.device, texts: int) -> Dtype:
+    """The type of weights that generates so many texts at a time fastest on a device (benchmarks/generate.py)."""
+    if device.type == "cpu" and texts <= FEW:
+        return "int8"
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def check_dtype(dtype: Dtype, device: torch.device):
