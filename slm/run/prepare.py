@@ -112,8 +112,10 @@ def compiles(
     """True if a training of so many steps (None: not known) is compiled: as trainer.compile says, by default on CUDA,
     and on a CPU if it is long. That is decided by its FLOPs and threads, not by a measured speed, so that a resumed run
     decides the same."""
-    if config.trainer.compile is not None or hardware.accelerator != "cpu":
-        return hardware.accelerator == "gpu" if config.trainer.compile is None else config.trainer.compile
+    if config.trainer.compile is not None:
+        return config.trainer.compile
+    if hardware.accelerator != "cpu":
+        return hardware.accelerator == "gpu"
     if config.budget.minutes:
         return 60 * config.budget.minutes >= WORTH_COMPILING
     flops = training_flops_per_token(model) * (steps or 0) * config.data.batch_windows * targets_per_window
