@@ -263,7 +263,7 @@ def test_damaged_numbers_of_a_run_are_unknown(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "dataset", "stories"),
     [
-        ([], "storyworld", 150000),
+        ([], "storyworld", 350000),
         (["data=text", "data.path=a.txt"], "text", None),
         (["experiment=shakespeare"], "shakespeare", None),
     ],
