@@ -11,7 +11,6 @@ over many lengths, as documents have them, by each of torch's kernels; attention
 part is a process of its own: one that fails or hangs is printed as such, and the others go on.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,6 @@ from slm.estimate import device_peak, training_flops_per_token
 from slm.hardware import first_sentence
 from slm.masks import document_masks, document_starts
 
-GENERATE, OVERHEAD = (str(Path(__file__).with_name(f"{name}.py")) for name in ("generate", "overhead"))
 VOCABULARY = {"gpt2_124m": 50_257}  # of other models --vocab-size
 WARM = 10  # first steps, in which kernels are compiled and memory is taken from the device
 RUN = "model=tiny", "data=storyworld", "data.stories=2000", "trainer=gpu", "callbacks.stories=null"
@@ -95,12 +93,12 @@ def resume(arguments):
 def start(arguments):
     """Seconds from the command to the line of its first step, with the data in the cache; the second time compiled code
     is in torch's cache."""
-    os.chdir(measure.ROOT)
     with tempfile.TemporaryDirectory() as folder:
-        run = ["train.py", *RUN, "budget.steps=1", "callbacks.samples=null", f"cache_dir={folder}/cache"]
-        first_step([*run, "trainer.compile=false"], Path(folder) / "cached")
-        for compile in ("false", "true", "true"):
-            seconds = first_step([*run, f"trainer.compile={compile}"], Path(tempfile.mkdtemp(dir=folder)) / "run")
+        settings = *RUN, "budget.steps=1", "callbacks.samples=null", f"cache_dir={folder}/cache"
+        run = [str(measure.ROOT / "train.py"), *settings]
+        first_step([*run, "trainer.compile=false"], Path(folder) / "warm-up")
+        for number, compile in enumerate(("false", "true", "true")):
+            seconds = first_step([*run, f"trainer.compile={compile}"], Path(folder) / str(number))
             print(f"- trainer.compile={compile}: {seconds:.1f} s", flush=True)
 
 
@@ -162,11 +160,12 @@ def generation(arguments):
     sizes = "--model", "gpt2_124m", "--vocab-size", str(VOCABULARY["gpt2_124m"]), "--rounds", "1"
     for batch in ("1", "32"):  # nanoGPT has no cache, so 32 texts would take it minutes
         more = nanogpt if batch == "1" else []
-        print(ended(GENERATE, "--device", arguments.device, *sizes, "--batch", batch, *more, minutes=10, last=12))
+        settings = "--device", arguments.device, *sizes, "--batch", batch, *more
+        print(ended("benchmarks/generate.py", *settings, minutes=10, last=14))
 
 
 def overhead(arguments):
-    print(ended(OVERHEAD, "--device", arguments.device, "--rounds", "2", minutes=10, last=3))
+    print(ended("benchmarks/overhead.py", "--device", arguments.device, "--rounds", "2", minutes=10, last=3))
 
 
 def attention(arguments):
