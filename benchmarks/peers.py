@@ -26,7 +26,8 @@ def nano(config: GPTConfig, folder: Path) -> tuple[nn.Module, Loss]:
     spec.loader.exec_module(module)
     sizes = {"n_layer": config.depth, "n_head": config.heads, "n_embd": config.width, "dropout": 0.0, "bias": True}
     with contextlib.redirect_stdout(sys.stderr):
-        model = module.GPT(module.GPTConfig(block_size=config.context, vocab_size=config.vocab_size, **sizes))
+        vocab_size = -(-config.vocab_size // 64) * 64  # its train.py has 50,304 for GPT-2's 50,257
+        model = module.GPT(module.GPTConfig(block_size=config.context, vocab_size=vocab_size, **sizes))
     return model, lambda windows: model(windows[:, :-1], windows[:, 1:].contiguous())[1]
 
 

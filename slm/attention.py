@@ -192,7 +192,8 @@ def attend(
 ) -> Tensor:
     """Softmax(q k / sqrt(D)) v over the visible keys: q and the result (B, H, T, D), k and v (B, K, S, D).
 
-    The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees.
+    The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees;
+    one of numbers, which are added to the scores, is for T = 1.
     A mask of blocks has no dropout.
     """
     (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
@@ -263,8 +264,9 @@ class Attention(nn.Module):
         self, x: Tensor, tokens: Tensor, rotation: Rotation | None, masks: Masks, cache: Cache | None
     ) -> Tensor:
         """Normed residual stream (B, T, C) and the token ids (B, T) to (B, T, C)."""
-        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, .) -> (B, H + 2K, T, D)
-        q, k, v = heads.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        heads = self.qkv(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2K, D)
+        parts = heads.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # apart, so that their gradients are joined in this order
         if self.value_embedding:
             v = v + self.token_values(x, tokens).to(v.dtype)
         if self.query_norm:

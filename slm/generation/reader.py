@@ -4,6 +4,7 @@ Shapes: B batch, V vocabulary.
 """
 
 import contextlib
+import math
 import platform
 from collections.abc import Iterator, Sequence
 
@@ -74,7 +75,8 @@ def window_start(end: int, context: int) -> int:
 class StaticCache(Cache):
     """A cache for steps of one token that a CUDA graph repeats: shapes are fixed, the position is on the device.
 
-    Attention computes all slots, and a mask hides those that are not visible. Steps of more tokens are as in Cache.
+    Attention computes all slots, and a mask, which is added to the scores, hides those that are not visible. Steps of
+    more tokens are as in Cache.
     """
 
     def __init__(self, config, batch, positions, device, dtype):
@@ -87,7 +89,9 @@ class StaticCache(Cache):
         if new > 1:
             self.masks = {}
             return super().begin(new)
-        self.masks = {window: visible(self.position, self.slots, window) for window in self.windows}
+        shown = self.layers[0][0].new_zeros(())  # in this type: of bools, torch would make such numbers in each block
+        seen = {window: visible(self.position, self.slots, window) for window in self.windows}
+        self.masks = {window: torch.where(mask, shown, -math.inf) for window, mask in seen.items()}
         return self.position
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,10 +115,12 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None, obser
             seen.scatter_(1, torch.tensor([row.slice(begin, end) for row in rows], device=device), True)
             if eos is not None:
                 seen[:, eos] = False
+            places = [place for place, row in enumerate(rows) if row.is_next(end)]
+            uniform = [row.random.random() if row.is_next(end) else 0.0 for row in rows]
+            uniform = torch.tensor(uniform, device=device)  # before the model's step: a copy to a GPU waits for its work
             first = reader.begin(end)
             logits = _spelled(reader.read([row.slice(first, end) for row in rows]), rows, end)
-            places = [place for place, row in enumerate(rows) if row.is_next(end)]
-            new = _extend(rows, end, _sample(sampler, logits, seen, rows, end), eos)
+            new = _extend(rows, end, _sample(sampler, logits, seen, uniform), eos)
             if new:
                 if observe:
                     observe(new, logits[places])
@@ -132,10 +134,9 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None, obser
         model.train(was_training)
 
 
-def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, rows: Sequence[Row], end: int) -> list[int]:
+def _sample(sampler: Sampler, logits: Tensor, seen: Tensor, uniform: Tensor) -> list[int]:
     """One id per row, not used for a row within its prompt or stopped. One transfer to the host."""
-    uniform = [row.random.random() if row.is_next(end) else 0.0 for row in rows]
-    ids = sampler(logits, seen, torch.tensor(uniform, device=logits.device))
+    ids = sampler(logits, seen, uniform)
     ids, finite = torch.stack([ids, logits.amax(-1).isfinite().long()]).tolist()
     if not all(finite):
         raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
