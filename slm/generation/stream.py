@@ -117,7 +117,7 @@ def _steps(model: GPT, rows: list[Row], sampler: Sampler, eos: int | None, obser
                 seen[:, eos] = False
             places = [place for place, row in enumerate(rows) if row.is_next(end)]
             uniform = [row.random.random() if row.is_next(end) else 0.0 for row in rows]
-            uniform = torch.tensor(uniform, device=device)  # before the model's step: a copy to a GPU waits for its work
+            uniform = torch.tensor(uniform, device=device)  # before the step, for whose end a copy to a GPU waits
             first = reader.begin(end)
             logits = _spelled(reader.read([row.slice(first, end) for row in rows]), rows, end)
             new = _extend(rows, end, _sample(sampler, logits, seen, uniform), eos)
