@@ -15,24 +15,32 @@ MAX_LEGEND = 12  # entries; more would cover the lines
 
 
 def save(path: Path, charts: Sequence[Chart], title: str):
-    """Draws charts, two in a row, on their first axis, into a PNG. Raises OSError."""
+    """Draws charts, two in a row, on their first axis, into a PNG. Charts of the same series have one legend below.
+    Raises OSError."""
     from matplotlib.figure import Figure  # pyplot would need a display
 
     columns = min(2, len(charts))
     rows = -(-len(charts) // columns)
     width, height = (5.0, 3.4) if columns > 1 else (7.2, 4.4)  # inches of a chart with its margins
-    figure = Figure(figsize=(width * columns, height * rows))
+    names = [[*dict.fromkeys(_text(series.name) for series in chart.series), chart.floor_label] for chart in charts]
+    shared = len(charts) > 1 and names.count(names[0]) == len(charts) and 2 < len(names[0]) <= MAX_LEGEND
+    in_a_row = max(int(width * columns / (0.6 + 0.065 * max(map(len, names[0])))), 1)
+    below = 0.55 + (0.15 + 0.15 * -(-len(names[0]) // in_a_row)) * shared
+    size = width * columns, height * rows + below - 0.55
+    figure = Figure(figsize=size)
     inner = width - 0.95, height - 0.95  # fixed margins: a layout engine would draw all texts twice
     figure.subplots_adjust(
-        left=0.8 / (width * columns), right=1 - 0.15 / (width * columns), bottom=0.55 / (height * rows),
-        top=1 - 0.55 / (height * rows), wspace=0.95 / inner[0], hspace=0.95 / inner[1],
+        left=0.8 / size[0], right=1 - 0.15 / size[0], bottom=below / size[1], top=1 - 0.55 / size[1],
+        wspace=0.95 / inner[0], hspace=0.95 / inner[1],
     )  # fmt: skip
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, chart in zip(places, charts):
-        draw(axes, chart)
+        draw(axes, chart, legend=not shared)
     for axes in places[len(charts) :]:
         axes.set_axis_off()
-    figure.suptitle(printable(title, 90), y=1 - 0.1 / (height * rows), fontsize=11, parse_math=False)
+    if shared:
+        add_legend(figure, places[0], loc="lower center", ncols=in_a_row, frameon=False)
+    figure.suptitle(printable(title, 90), y=1 - 0.1 / size[1], fontsize=11, parse_math=False)
     write(path, figure)
 
 
@@ -43,7 +51,7 @@ def write(path: Path, figure):
         figure.savefig(file, dpi=DPI, format="png")
 
 
-def draw(axes, chart: Chart):
+def draw(axes, chart: Chart, legend: bool):
     """A chart on its first axis."""
     name = next(iter(chart.axes))
     shown, colors = [series for series in chart.series if name in series.x], palette("light")
@@ -60,6 +68,8 @@ def draw(axes, chart: Chart):
         axes.axhline(chart.floor, color="black", linestyle=":", linewidth=1.2, label=chart.floor_label or None)
     if chart.grid:
         _grid_ticks(axes, np.unique(np.concatenate([s.x[name] for s in shown if s.style in ("line", "failed")])))
+    elif chart.axes[name].log:
+        _few_numbers(axes)
     axes.set_xlabel(_text(chart.axes[name].label), parse_math=False)
     axes.set_ylabel(_text(chart.unit), parse_math=False)
     if chart.title:
@@ -67,9 +77,14 @@ def draw(axes, chart: Chart):
     axes.grid(alpha=0.3)
     _plain_numbers(axes, chart.log)
     entries = axes.get_legend_handles_labels()[1]
-    if 1 < len(entries) <= MAX_LEGEND or chart.floor is not None:
-        for text in axes.legend(fontsize=8, loc="best" if chart.floor is None else "upper right").get_texts():
-            text.set_parse_math(False)
+    if legend and (1 < len(entries) <= MAX_LEGEND or chart.floor is not None):
+        add_legend(axes, axes, loc="best" if chart.floor is None else "upper right")
+
+
+def add_legend(place, axes, **settings):
+    """The names of the lines of `axes`, in a chart or a figure."""
+    for text in place.legend(*axes.get_legend_handles_labels(), fontsize=8, **settings).get_texts():
+        text.set_parse_math(False)
 
 
 def _draw_series(axes, series: Series, x: np.ndarray, color: str, named: bool):
@@ -105,13 +120,28 @@ def _grid_ticks(axes, values: np.ndarray):
 
 def _plain_numbers(axes, log: bool):
     """0.5 and 2 in place of powers of ten, where a logarithmic axis spans less than two decades."""
-    low, high = axes.get_ylim()
-    if log and 0 < low < high < 100 * low:
+    if log and _is_short(axes.get_ylim()):
         from matplotlib.ticker import LogLocator
 
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
+
+
+def _few_numbers(axes):
+    """1, 2 and 5 times powers of ten, where a logarithmic axis spans less than two decades: by itself matplotlib names
+    more of them, which overlap."""
+    if _is_short(axes.get_xlim()):
+        from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(2, 2)))  # decades: names 2 and 5, too
+        axes.xaxis.set_minor_formatter("")
+
+
+def _is_short(limits: tuple[float, float]) -> bool:
+    low, high = limits
+    return 0 < low < high < 100 * low
 
 
 def heat_map(path: Path, chart: tuple[str, str, list, list, np.ndarray], unit: str, title: str):
