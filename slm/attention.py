@@ -194,8 +194,10 @@ def attend(
 
     The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees;
     one of numbers, which are added to the scores, is for T = 1.
-    A mask of blocks has no dropout.
+    A mask of blocks has no dropout. If keys and values are of a wider type than q and the result, that is computed in.
     """
+    if k.dtype != q.dtype:
+        return attend(q.to(k.dtype), k, v, window=window, dropout=dropout, mask=mask).to(q.dtype)
     (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=H != K)

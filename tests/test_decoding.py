@@ -50,6 +50,21 @@ def test_a_static_cache_computes_what_a_growing_one_does(choice):
             assert static.length == growing.length == end
 
 
+@pytest.mark.parametrize("choice", [{}, {"kv_heads": 2, "qk_norm": True, "window": [4, None, 2]}])
+def test_a_model_in_bfloat16_attends_in_float32(choice):
+    """On a CPU: to several tokens and to one, no further from the truth than without a cache."""
+    model, tokens = moved(model_of(**choice, depth=3)).eval(), torch.randint(17, (2, 12))
+    with torch.no_grad():
+        truth = model.bfloat16().double()(tokens)
+        plain = model.bfloat16()(tokens)
+        reader = Reader(model, 2, 12)
+        steps = [reader.read(tokens[:, begin:end].tolist()) for begin, end in ((0, 7), (7, 8), (8, 11), (11, 12))]
+    assert {part.dtype for layer in reader.cache.layers for part in layer} == {torch.float32}
+    cached, plain, truth = torch.stack(steps, 1), *(logits[:, [6, 7, 10, 11]] for logits in (plain, truth))
+    assert cached.dtype == torch.bfloat16
+    assert (cached - truth).norm() <= 1.2 * (plain - truth).norm()
+
+
 @pytest.mark.parametrize("sampler", [Sampler(greedy=True), Sampler(repetition_penalty=1.3)])
 def test_rows_that_have_stopped_disturb_no_other(monkeypatch, sampler):
     """Rows stay in the batch until half of them have stopped: same texts, same order, beyond the context too."""
