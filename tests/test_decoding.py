@@ -8,8 +8,8 @@ from test_model import LATER, model_of, moved
 
 from slm.attention import Cache
 from slm.errors import UserError
-from slm.generation.quantize import Int8Linear, fastest, for_decoding
-from slm.generation.reader import Reader, StaticCache
+from slm.generation.quantize import Int8Linear, PackedLinear, fastest, for_decoding, has_packed_products
+from slm.generation.reader import Reader, StaticCache, small_kernels
 from slm.generation.sampling import Sampler
 from slm.generation.stream import generate
 
@@ -107,6 +107,36 @@ def test_float32_for_decoding_is_the_same_function_and_bfloat16_works(choice):
     assert texts(model)
 
 
+@pytest.mark.skipif(not has_packed_products("float32"), reason="oneDNN is not used on this CPU")
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_is_the_layer(sixteen_bit, bias):
+    """For one row and several, without oneDNN elsewhere, with new weights, as a copy; and it can be trained."""
+    if sixteen_bit and not has_packed_products("bfloat16"):
+        pytest.skip("this CPU multiplies bfloat16 slowly")
+    dtype = torch.bfloat16 if sixteen_bit else torch.float32
+    plain = torch.nn.Linear(40, 24, bias=bias).to(dtype)
+    packed = PackedLinear(copy.deepcopy(plain))
+
+    def same(packed):
+        for shape in ((40,), (1, 1, 40), (3, 1, 40), (2, 5, 40)):
+            x = torch.randn(shape, dtype=dtype)
+            with torch.no_grad(), small_kernels(x):
+                torch.testing.assert_close(packed(x), plain(x))
+
+    same(packed)
+    assert packed.packed is not None
+    for layer in (plain, packed):
+        with torch.no_grad():
+            layer.weight.mul_(2)
+    same(packed)
+    same(copy.deepcopy(packed))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(packed(torch.ones(2, 40)), plain(torch.ones(2, 40)))
+    packed(torch.ones(2, 40, dtype=dtype)).sum().backward()
+    assert packed.weight.grad is not None
+
+
 @pytest.mark.parametrize(
     "choice",
     [  # rows of whole sixteens, and others; the gates of value embeddings are the smallest linear layers
@@ -144,9 +174,9 @@ def test_int8_takes_each_row_by_its_own_scale():
 @pytest.mark.parametrize(
     ("device", "texts", "has_bfloat16", "expected"),
     [
-        ("cpu", 1, True, "int8"),
+        ("cpu", 4, True, "int8"),
         ("cpu", 8, False, "int8"),
-        ("cpu", 9, True, "bfloat16"),
+        ("cpu", 5, True, "bfloat16"),
         ("cpu", 9, False, "float32"),
         ("cuda", 1, True, "bfloat16"),
         ("cuda", 32, False, "float32"),

@@ -1,5 +1,6 @@
 """Weights in the type and order that decode fastest: each token reads all of them once, so its time is their bytes."""
 
+import platform
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from slm.hardware import has_fast_bfloat16
 from slm.model import GPT
 
 Dtype = Literal["float32", "bfloat16", "int8"]
-FEW = 8  # texts at a time up to which reading the weights takes longer on a CPU than multiplying them
+ROWS = 32  # that weights are packed for; more of them, or fewer, are as fast
 
 
 def for_decoding(model: GPT, dtype: Dtype) -> GPT:
@@ -23,23 +24,34 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
     device = next(model.parameters()).device
     check_dtype(dtype, device)
     if dtype == "int8":
-        for name, module in list(model.named_modules()):
-            if type(module) is nn.Linear:
-                model.set_submodule(name, Int8Linear(module))
+        _replace_linear(model, Int8Linear)
         return model
     model.to(getattr(torch, dtype))
-    if dtype == "float32" and device.type == "cpu":
-        for module in model.modules():
-            if isinstance(module, nn.Linear):  # in this order the few rows of decoding are twice as fast
-                module.weight.data = module.weight.data.T.contiguous().T
+    if device.type == "cpu" and has_packed_products(dtype):
+        _replace_linear(model, PackedLinear)
     return model
+
+
+def has_packed_products(dtype: Dtype) -> bool:
+    """True if this CPU has oneDNN's kernels for these weights. Those of other kinds than x86 were not measured."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == "float32" or has_fast_bfloat16("cpu")
+
+
+def _replace_linear(model: GPT, kind: type[nn.Module]):
+    for name, module in list(model.named_modules()):
+        if type(module) in (nn.Linear, PackedLinear):
+            model.set_submodule(name, kind(module))
 
 
 def fastest(device: torch.device, texts: int) -> Dtype:
     """The type of weights that generates so many texts at a time fastest on a device (benchmarks/generate.py)."""
-    if device.type == "cpu" and texts <= FEW:
+    sixteen_bit = has_fast_bfloat16(device)
+    few = 4 if sixteen_bit else 8  # up to so many, to read the weights takes longer on a CPU than to multiply them
+    if device.type == "cpu" and texts <= few:
         return "int8"
-    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return "bfloat16" if sixteen_bit else "float32"
 
 
 def check_dtype(dtype: Dtype, device: torch.device):
@@ -53,6 +65,33 @@ def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.detach().float()
     scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()
     return (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
+class PackedLinear(nn.Linear):
+    """The same layer. Without gradients it takes its weights in the order of oneDNN's kernels, in which products with a
+    few rows take half of the time; but one row in float32 is faster as a plain product."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        if linear.out_features >= linear.in_features:  # one row is then faster by columns
+            linear.weight.data = linear.weight.data.T.contiguous().T
+        self.weight, self.bias = linear.weight, linear.bias
+        self.packed: Tensor | None = None
+        self.version: int | None = None  # of the weights that are packed
+
+    def __getstate__(self) -> dict:
+        """Without what torch cannot copy."""
+        return {**vars(self), "packed": None, "version": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        one_row = x.numel() == self.in_features and x.dtype == torch.float32
+        if one_row or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        version = 0 if self.weight.is_inference() else self.weight._version
+        if self.version != version:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), ROWS)
+            self.version = version
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class Int8Linear(nn.Module):
