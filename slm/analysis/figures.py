@@ -69,13 +69,14 @@ def draw(axes, chart: Chart, legend: bool):
     if chart.grid:
         _grid_ticks(axes, np.unique(np.concatenate([s.x[name] for s in shown if s.style in ("line", "failed")])))
     elif chart.axes[name].log:
-        _few_numbers(axes)
+        _few_numbers(axes.xaxis, axes.get_xlim())
     axes.set_xlabel(_text(chart.axes[name].label), parse_math=False)
     axes.set_ylabel(_text(chart.unit), parse_math=False)
     if chart.title:
         axes.set_title(_text(chart.title), fontsize=10, parse_math=False, y=1)
     axes.grid(alpha=0.3)
-    _plain_numbers(axes, chart.log)
+    if chart.log:
+        _few_numbers(axes.yaxis, axes.get_ylim(), (1, 1.5, 2, 3, 5, 7))
     entries = axes.get_legend_handles_labels()[1]
     if legend and (1 < len(entries) <= MAX_LEGEND or chart.floor is not None):
         add_legend(axes, axes, loc="best" if chart.floor is None else "upper right")
@@ -118,30 +119,17 @@ def _grid_ticks(axes, values: np.ndarray):
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _plain_numbers(axes, log: bool):
-    """0.5 and 2 in place of powers of ten, where a logarithmic axis spans less than two decades."""
-    if log and _is_short(axes.get_ylim()):
-        from matplotlib.ticker import LogLocator
+def _few_numbers(axis, limits: tuple[float, float], steps: tuple[float, ...] = (1, 2, 5)):
+    """Some steps of each power of ten as numbers, where a logarithmic axis spans less than two decades: matplotlib
+    names the powers alone, or so many numbers that they overlap."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-
-
-def _few_numbers(axes):
-    """1, 2 and 5 times powers of ten, where a logarithmic axis spans less than two decades: by itself matplotlib names
-    more of them, which overlap."""
-    if _is_short(axes.get_xlim()):
-        from matplotlib.ticker import LogFormatterSciNotation, LogLocator
-
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(2, 2)))  # decades: names 2 and 5, too
-        axes.xaxis.set_minor_formatter("")
-
-
-def _is_short(limits: tuple[float, float]) -> bool:
     low, high = limits
-    return 0 < low < high < 100 * low
+    if 0 < low < high < 100 * low:
+        short = high < 1e4
+        axis.set_major_locator(LogLocator(subs=steps if short else (1, 2, 5)))
+        axis.set_major_formatter("{x:g}" if short else LogFormatterSciNotation(minor_thresholds=(2, 2)))
+        axis.set_minor_formatter("")
 
 
 def heat_map(path: Path, chart: tuple[str, str, list, list, np.ndarray], unit: str, title: str):
