@@ -193,8 +193,8 @@ def attend(
     """Softmax(q k / sqrt(D)) v over the visible keys: q and the result (B, H, T, D), k and v (B, K, S, D).
 
     The queries are the last T of S positions, unless a mask (T, S) or (B, 1, T, S) says which keys each of them sees;
-    one of numbers, which are added to the scores, is for T = 1.
-    A mask of blocks has no dropout. If keys and values are of a wider type than q and the result, that is computed in.
+    a mask of numbers, which are added to the scores, is for T = 1. A mask of blocks has no dropout. If k and v are of a
+    wider type than q, as in a cache, their type is computed in, and the result has that of q.
     """
     if k.dtype != q.dtype:
         return attend(q.to(k.dtype), k, v, window=window, dropout=dropout, mask=mask).to(q.dtype)
