@@ -68,8 +68,8 @@ def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PackedLinear(nn.Linear):
-    """The same layer, with its weights a second time in the order of oneDNN's kernels: without gradients products with a
-    few rows take half of the time so. One row in float32 is faster as a plain product."""
+    """The same layer, with its weights a second time in the order of oneDNN's kernels, which take half of the time
+    for a few rows. These are used without gradients. One row in float32 is faster as a plain product."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
