@@ -118,22 +118,28 @@ def test_a_packed_layer_is_the_layer(sixteen_bit, bias):
     plain = torch.nn.Linear(40, 24, bias=bias).to(dtype)
     packed = PackedLinear(copy.deepcopy(plain))
 
-    def same(packed):
+    def same():
         for shape in ((40,), (1, 1, 40), (3, 1, 40), (2, 5, 40)):
-            x = torch.randn(shape, dtype=dtype)
+            x = torch.randn(shape, dtype=plain.weight.dtype)
             with torch.no_grad(), small_kernels(x):
                 torch.testing.assert_close(packed(x), plain(x))
 
-    same(packed)
+    same()
     assert packed.packed is not None
     for layer in (plain, packed):
         with torch.no_grad():
             layer.weight.mul_(2)
-    same(packed)
-    same(copy.deepcopy(packed))
+    same()
+    packed = copy.deepcopy(packed)
+    same()
+    plain.weight.data, packed.weight.data = (torch.ones(24, 40, dtype=dtype) for _ in range(2))
+    same()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(packed(torch.ones(2, 40)), plain(torch.ones(2, 40)))
-    packed(torch.ones(2, 40, dtype=dtype)).sum().backward()
+    for other in (torch.float64, torch.float32):
+        plain, packed = plain.to(other), packed.to(other)
+        same()
+    packed(torch.ones(2, 40)).sum().backward()
     assert packed.weight.grad is not None
 
 

@@ -77,20 +77,21 @@ class PackedLinear(nn.Linear):
             linear.weight.data = linear.weight.data.T.contiguous().T
         self.weight, self.bias = linear.weight, linear.bias
         self.packed: Tensor | None = None
-        self.version: int | None = None  # of the weights that are packed
+        self.source: tuple[int, int] | None = None  # which weights are packed: their place, and their version there
 
     def __getstate__(self) -> dict:
         """Without what torch cannot copy."""
-        return {**vars(self), "packed": None, "version": None}
+        return {**vars(self), "packed": None, "source": None}
 
     def forward(self, x: Tensor) -> Tensor:
         one_row = x.numel() == self.in_features and x.dtype == torch.float32
-        if one_row or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        packable = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
+        if one_row or not packable or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        version = 0 if self.weight.is_inference() else self.weight._version
-        if self.version != version:
+        source = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
+        if self.source != source:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), ROWS)
-            self.version = version
+            self.source = source
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
