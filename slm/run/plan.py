@@ -124,12 +124,15 @@ class Plan:
         return traffic_of(self.config, self.hardware, self.microbatch, self.model) if self.strategy else None
 
     @property
+    def compiled(self) -> bool:
+        return compiles(self.config, self.hardware, self.model, self.steps, self.text.targets_per_window)
+
+    @property
     def memory(self) -> Memory:
         """At the peak; counted once for runs that differ in nothing that matters."""
         config, hardware = self.config, self.hardware
         averaged = any(node.averages for node in config.callbacks.values())
-        compiled = compiles(config, hardware, self.model, self.steps, self.text.targets_per_window)
-        facts = self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, compiled
+        facts = self.model, config.plain["optimizer"]["_target_"], hardware, self.microbatch, averaged, self.compiled
         key = repr((facts, self.strategy))
         if key not in COUNTED:
             COUNTED[key] = training_memory(
@@ -141,7 +144,7 @@ class Plan:
                 averaged=averaged,
                 distributed=self.strategy == "ddp",
                 shards=hardware.devices if self.strategy == "fsdp" else 1,
-                compiles=compiled,
+                compiles=self.compiled,
             )
         return COUNTED[key]
 

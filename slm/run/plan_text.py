@@ -77,7 +77,8 @@ def _data_lines(plan: Plan) -> Iterator[str]:
         return
     epochs = f", {plan.epochs:.2f} epochs" if plan.epochs is not None else ""
     windows = config.data.batch_windows
-    yield f"budget: {plan.steps:,} steps of {windows} windows = {plan.tokens:,} tokens{epochs}"
+    compiled = ", compiled" if plan.compiled else ""
+    yield f"budget: {plan.steps:,} steps of {windows} windows = {plan.tokens:,} tokens{epochs}{compiled}"
     if plan.passes:
         yield f"        reads {shown_passes(plan.passes)}"
 
