@@ -179,6 +179,11 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
     return kind == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in known)
 
 
+def is_x86() -> bool:
+    """True for the CPUs on which oneDNN's kernels were measured (slm/generation/)."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def check_open_files(loaders: int):
     """Raises the limit of open files to what so many loader processes need. Raises ResourceError if it is too low.
 

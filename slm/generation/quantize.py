@@ -1,6 +1,5 @@
 """Weights in the type and order that decode fastest: each token reads all of them once, so its time is their bytes."""
 
-import platform
 from typing import Literal
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slm.errors import UserError
-from slm.hardware import has_fast_bfloat16
+from slm.hardware import has_fast_bfloat16, is_x86
 from slm.model import GPT
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -34,9 +33,7 @@ def for_decoding(model: GPT, dtype: Dtype) -> GPT:
 
 def has_packed_products(dtype: Dtype) -> bool:
     """True if this CPU has oneDNN's kernels for these weights. Those of other kinds than x86 were not measured."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == "float32" or has_fast_bfloat16("cpu")
+    return is_x86() and torch.backends.mkldnn.is_available() and (dtype == "float32" or has_fast_bfloat16("cpu"))
 
 
 def _replace_linear(model: GPT, kind: type[nn.Module]):

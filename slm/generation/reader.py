@@ -5,13 +5,13 @@ Shapes: B batch, V vocabulary.
 
 import contextlib
 import math
-import platform
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from slm.attention import Cache, visible
+from slm.hardware import is_x86
 from slm.model import GPT
 from slm.own_model import Ids, OwnModel
 
@@ -57,9 +57,10 @@ class Reader:
 
 @contextlib.contextmanager
 def small_kernels(like: Tensor) -> Iterator[None]:
-    """Disables oneDNN for float32 on x86, where it serves GELU only: its setup takes ten times as long as one row."""
+    """Disables oneDNN in torch's own operators for float32 on x86, where it serves GELU only: its setup takes ten times
+    as long as one row."""
     before = torch.backends.mkldnn.enabled
-    if like.device.type == "cpu" and like.dtype == torch.float32 and platform.machine() in ("x86_64", "AMD64"):
+    if like.device.type == "cpu" and like.dtype == torch.float32 and is_x86():
         torch.backends.mkldnn.enabled = False
     try:
         yield
