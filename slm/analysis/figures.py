@@ -21,25 +21,29 @@ def save(path: Path, charts: Sequence[Chart], title: str):
 
     columns = min(2, len(charts))
     rows = -(-len(charts) // columns)
+    figure = Figure()
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, chart in zip(places, charts):
+        draw(axes, chart)
+    for axes in places[len(charts) :]:
+        axes.set_axis_off()
     width, height = (5.0, 3.4) if columns > 1 else (7.2, 4.4)  # inches of a chart with its margins
-    names = [[*dict.fromkeys(_text(series.name) for series in chart.series), chart.floor_label] for chart in charts]
-    shared = len(charts) > 1 and names.count(names[0]) == len(charts) and 2 < len(names[0]) <= MAX_LEGEND
-    in_a_row = max(int(width * columns / (0.6 + 0.065 * max(map(len, names[0])))), 1)
-    below = 0.55 + (0.15 + 0.15 * -(-len(names[0]) // in_a_row)) * shared
+    below, entries = 0.55, [axes.get_legend_handles_labels()[1] for axes in places[: len(charts)]]
+    if len(charts) > 1 and 1 < len(entries[0]) <= MAX_LEGEND and entries.count(entries[0]) == len(charts):
+        in_a_row = max(int(width * columns / (0.6 + 0.065 * max(map(len, entries[0])))), 1)
+        below += 0.15 + 0.15 * -(-len(entries[0]) // in_a_row)
+        add_legend(figure, places[0], loc="lower center", ncols=in_a_row, frameon=False)
+    else:
+        for axes, chart, its in zip(places, charts, entries):
+            if 1 < len(its) <= MAX_LEGEND or chart.floor is not None:
+                add_legend(axes, axes, loc="best" if chart.floor is None else "upper right")
     size = width * columns, height * rows + below - 0.55
-    figure = Figure(figsize=size)
     inner = width - 0.95, height - 0.95  # fixed margins: a layout engine would draw all texts twice
+    figure.set_size_inches(size)
     figure.subplots_adjust(
         left=0.8 / size[0], right=1 - 0.15 / size[0], bottom=below / size[1], top=1 - 0.55 / size[1],
         wspace=0.95 / inner[0], hspace=0.95 / inner[1],
     )  # fmt: skip
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, chart in zip(places, charts):
-        draw(axes, chart, legend=not shared)
-    for axes in places[len(charts) :]:
-        axes.set_axis_off()
-    if shared:
-        add_legend(figure, places[0], loc="lower center", ncols=in_a_row, frameon=False)
     figure.suptitle(printable(title, 90), y=1 - 0.1 / size[1], fontsize=11, parse_math=False)
     write(path, figure)
 
@@ -51,8 +55,8 @@ def write(path: Path, figure):
         figure.savefig(file, dpi=DPI, format="png")
 
 
-def draw(axes, chart: Chart, legend: bool):
-    """A chart on its first axis."""
+def draw(axes, chart: Chart):
+    """A chart on its first axis, without a legend."""
     name = next(iter(chart.axes))
     shown, colors = [series for series in chart.series if name in series.x], palette("light")
     if chart.axes[name].log:
@@ -77,9 +81,6 @@ def draw(axes, chart: Chart, legend: bool):
     axes.grid(alpha=0.3)
     if chart.log:
         _few_numbers(axes.yaxis, axes.get_ylim(), (1, 1.5, 2, 3, 5, 7))
-    entries = axes.get_legend_handles_labels()[1]
-    if legend and (1 < len(entries) <= MAX_LEGEND or chart.floor is not None):
-        add_legend(axes, axes, loc="best" if chart.floor is None else "upper right")
 
 
 def add_legend(place, axes, **settings):
