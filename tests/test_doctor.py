@@ -98,7 +98,10 @@ def test_device(monkeypatch):
 def test_memory_and_compiler(monkeypatch, tmp_path):
     for free, status in ((None, "ok"), (3e9, "warning"), (0.5e9, "error"), (8e9, "ok")):
         monkeypatch.setattr(machine, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(total=8e9))
         assert machine.memory().status == status
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: SimpleNamespace(total=64e6))
+    assert "--shm-size" in machine.memory().remedy or not os.path.isdir("/dev/shm")  # noqa: PTH112
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.compiler().status == "warning"
     assert services.git().status == "warning"

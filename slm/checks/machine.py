@@ -16,6 +16,7 @@ from slm.checks.packages import ROOT, WITHOUT_TORCHVISION
 from slm.errors import one_line
 
 LITTLE_MEMORY = 4e9, 1e9  # bytes available: a warning, an error
+LITTLE_SHARED = 0.5e9
 SLOW = "the first import after a start of the machine is slow; python -m slm.doctor --wait 60 waits for it"
 PROGRAM = "#include <Python.h>\n#include <cmath>\nint main() { return 0; }\n"
 
@@ -82,14 +83,24 @@ def device_finding(facts: dict[str, Any], driver: str | None) -> Finding:
 
 
 def memory() -> Finding:
-    """What is free of the machine, or of the container's limit."""
+    """What is free of the machine, or of the container's limit; and the shared memory of loader processes."""
     free = available_memory()
     if free is None:
         return Finding("memory", "ok", "not known on this system")
     warn, fail = LITTLE_MEMORY
     status = "error" if free < fail else "warning" if free < warn else "ok"
-    fix = "end other programs, or give +recipe=low_memory" if free < warn else ""
-    return Finding("memory", status, f"{free / 1e9:.1f} GB available", fix)
+    found, fix = (
+        f"{free / 1e9:.1f} GB available",
+        "end other programs, or give +recipe=low_memory" if free < warn else "",
+    )
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (size := shutil.disk_usage(shared).total) < LITTLE_SHARED:
+        found, status = (
+            f"{found}, {size / 1e6:.0f} MB shared",
+            max(status, "warning", key=("ok", "warning", "error").index),
+        )
+        fix = "; ".join(filter(None, [fix, "docker run --shm-size=1g, or data.workers=0"]))
+    return Finding("memory", status, found, fix)
 
 
 def available_memory() -> float | None:

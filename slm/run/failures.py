@@ -1,5 +1,6 @@
 """Failures of the machine, and of what a checkpoint holds, during a training: one line each."""
 
+import re
 import traceback
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from slm import errors
 from slm.errors import ResourceError, UserError
 from slm.planning.microbatch import smaller_microbatch
 from slm.run.prepare import Job
+
+SHARED_MEMORY = re.compile(r"bus error|shared memory|/dev/shm|</?torch_\d+", re.IGNORECASE)
 
 
 def explain(error: Exception, job: Job, start: Path | None, loaders: int) -> UserError | None:
@@ -35,6 +38,11 @@ def explain_loader(error: Exception, job: Job) -> UserError | None:
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
         return ResourceError(
             f"a loader process took more than data.timeout={job.config.data.timeout} seconds; check the disk"
+        )
+    if isinstance(error, RuntimeError | OSError) and SHARED_MEMORY.search(text):
+        return ResourceError(
+            f"the shared memory of the loader processes is full ({text[:200]}); give data.workers=0, or more of it "
+            "(docker run --shm-size=1g)"
         )
     killed = isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid")
     if killed or isinstance(error, ConnectionResetError | EOFError):  # a pipe to it has closed

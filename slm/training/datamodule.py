@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from slm.corpora import Corpus
 from slm.data.order import Order
@@ -178,16 +177,5 @@ class WithIndices(Dataset):
 
 
 def identity_collate(batch):
-    """Windows of a microbatch are one tensor already. A loader process sends them by value."""
-    return batch if get_worker_info() is None else tree_map(ByValue, batch)
-
-
-class ByValue:
-    """A tensor that becomes a message with its numbers. In torch's shared memory, of which a container has little, it
-    would take three times as long."""
-
-    def __init__(self, tensor: Tensor):
-        self.array = tensor.numpy()
-
-    def __reduce__(self):
-        return torch.from_numpy, (self.array,)
+    """Windows of a microbatch are one tensor already."""
+    return batch
