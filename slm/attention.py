@@ -137,10 +137,10 @@ class Cache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the new (B, K, T, D), returns all (B, K, S, D)."""
         keys, values = self.layers[layer]
-        end = self.length + k.size(2)
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        new = k.size(2)
+        keys.narrow(2, self.length, new).copy_(k)
+        values.narrow(2, self.length, new).copy_(v)
+        return keys.narrow(2, 0, self.length + new), values.narrow(2, 0, self.length + new)
 
     def preceding(self, tokens: Tensor) -> Tensor:
         """Takes the new ids (B, T), returns the id before each; vocab_size before the first position."""
@@ -172,7 +172,7 @@ class Rotary(nn.Module):
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Queries or keys (B, H, T, D), turned by the angles of their positions."""
     cos, sin = (table.to(x.dtype) for table in rotation)
-    return x * cos + x.roll(x.size(-1) // 2, dims=-1) * sin
+    return (x * cos).addcmul_(x.roll(x.size(-1) // 2, dims=-1), sin)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

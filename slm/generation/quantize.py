@@ -1,5 +1,6 @@
 """Weights in the type and order that decode fastest: each token reads all of them once, so its time is their bytes."""
 
+import math
 from typing import Literal
 
 import torch
@@ -66,30 +67,44 @@ def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 class PackedLinear(nn.Linear):
     """The same layer, with its weights a second time in the order of oneDNN's kernels, which take half of the time
-    for a few rows. These are used without gradients. One row in float32 is faster as a plain product."""
+    for a few rows. These are used without gradients. One row in float32 to at least as many numbers is faster as
+    a product of parts, one for each thread: MKL multiplies one row on one thread only."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        if linear.out_features >= linear.in_features:  # one row is then faster by columns
+        self.in_parts = linear.weight.dtype == torch.float32 and linear.out_features >= linear.in_features
+        if self.in_parts:  # by columns
             linear.weight.data = linear.weight.data.T.contiguous().T
         self.weight, self.bias = linear.weight, linear.bias
-        self.packed: Tensor | None = None
-        self.source: tuple[int, int] | None = None  # which weights are packed: their place, and their version there
+        self.packed: dict[int, Tensor] = {}  # by the number of rows that they are for
+        self.source: Tensor | None = None  # the weights that are packed; kept, so that no others can take their place
+        self.version = 0  # of the source
 
     def __getstate__(self) -> dict:
         """Without what torch cannot copy."""
-        return {**vars(self), "packed": None, "source": None}
+        return {**vars(self), "packed": {}, "source": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        one_row = x.numel() == self.in_features and x.dtype == torch.float32
         packable = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
-        if one_row or not packable or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        if not packable or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        source = self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
-        if self.source != source:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), ROWS)
-            self.source = source
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        one_row = x.numel() == self.in_features and x.dtype == torch.float32
+        if one_row and self.in_parts:
+            return self._sum_of_parts(x)
+        version = 0 if self.weight.is_inference() else self.weight._version
+        if self.source is None or (self.source.data_ptr(), self.version) != (self.weight.data_ptr(), version):
+            self.packed, self.source, self.version = {}, self.weight.detach(), version
+        rows = 1 if one_row else ROWS
+        if rows not in self.packed:
+            self.packed[rows] = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), rows)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed[rows], self.bias, "none", [], "")
+
+    def _sum_of_parts(self, x: Tensor) -> Tensor:
+        """One row, as a sum of products of its parts with theirs of the weights, on as many threads."""
+        parts = math.gcd(self.in_features, torch.get_num_threads())
+        products = torch.bmm(x.reshape(parts, 1, -1), self.weight.T.view(parts, -1, self.out_features))
+        y = products.sum(0).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
 
 
 class Int8Linear(nn.Module):
@@ -109,6 +124,5 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).bfloat16()
         rows = F.pad(rows, (0, self.padding)) if self.padding else rows
-        y = torch._weight_int8pack_mm(rows, self.weight, self.scales)
-        y = y.view(*x.shape[:-1], -1).to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        y = torch._weight_int8pack_mm(rows, self.weight, self.scales).view(*x.shape[:-1], -1)
+        return y.to(x.dtype) if self.bias is None else y + self.bias  # whose type is wider

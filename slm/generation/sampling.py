@@ -58,14 +58,14 @@ def choose(logits: Tensor, uniform: Tensor) -> Tensor:
 
     Never returns an id of probability zero. (torch.multinomial takes half of a decoding step on a CPU at V 16,000.)
     """
-    weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # the largest is 1
-    cumulative = weights.cumsum(-1)
+    probabilities = logits.softmax(-1)
+    cumulative = probabilities.cumsum(-1)
     ids = torch.searchsorted(cumulative, uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:], right=True)
     ids = ids.clamp(max=logits.size(-1) - 1)
-    # rounding may reach the sum itself, and the parallel cumsum of a GPU is not monotonic over ids of weight zero
-    impossible = weights.gather(-1, ids) == 0
+    # rounding may reach the sum itself, and the parallel cumsum of a GPU is not monotonic over ids of probability zero
+    impossible = probabilities.gather(-1, ids) == 0
     if logits.device.type != "cpu" or impossible.any():  # on a CPU any() is cheaper than an argmax
-        ids = torch.where(impossible, weights.argmax(-1, keepdim=True), ids)
+        ids = torch.where(impossible, probabilities.argmax(-1, keepdim=True), ids)
     return ids.squeeze(-1)
 
 
