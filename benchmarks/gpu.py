@@ -1,19 +1,23 @@
 """All that only a CUDA device can tell, in one command: does it work, is it exact, how fast is it, what does it need.
 
-    python benchmarks/gpu.py                      # about ten minutes on one H100; --quick: without the first two parts
-    python benchmarks/gpu.py --nanogpt nanoGPT --part peers          # a clone of github.com/karpathy/nanoGPT
-    python benchmarks/gpu.py | tee gpu.md
+    python benchmarks/gpu.py | tee gpu.md         # nine minutes; --minutes 30 reaches the end on slow hosts
+    python benchmarks/gpu.py --nanogpt nanoGPT --part peers training  # a clone of github.com/karpathy/nanoGPT
 
-It runs `pytest -m gpu`; verify_resume, eager and compiled; then measures the first step of a small run; training of
-four models, in each precision, eager and compiled, with recomputed blocks, with its peak of memory; compiled training
-beside nanoGPT, in turns; generation of 1 and 32 texts beside others; what exactness and checkpoints cost; attention
-over many lengths, as documents have them, by each of torch's kernels; attention within documents by each mask. Each
-part is a process of its own: one that fails or hangs is printed as such, and the others go on.
+It measures training of four models, with its peak of memory, compiled and not, with recomputed blocks, in each
+precision; compiled training beside nanoGPT, in turns; generation of 1 and 32 texts beside others; verify_resume, eager
+and compiled; the first step of a small run; what exactness and checkpoints cost; attention over many lengths, as
+documents have them, by each of torch's kernels; attention within documents by each mask. Last it runs `pytest -m gpu`.
+Each part is a process of its own with a share of the time left, and begins with what matters most: one that fails or
+needs longer is printed as such, and the others go on.
 """
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import measure
@@ -30,64 +34,82 @@ from slm.hardware import first_sentence
 from slm.masks import document_masks, document_starts
 
 VOCABULARY = {"gpt2_124m": 50_257}  # of other models --vocab-size
+MARGIN = 3  # seconds that a part has left for its last words, when a program of its own has used up its time
 WARM = 10  # first steps, in which kernels are compiled and memory is taken from the device
 RUN = "model=tiny", "data=storyworld", "data.stories=2000", "trainer=gpu", "callbacks.stories=null"
 TRAINED = (  # model, precision, settings
-    *(
-        ("small", precision, setting)
-        for precision in ("16-mixed", "bf16-mixed", "32-true")
-        for setting in ("trainer.compile=false", "trainer.compile=true")
-    ),
-    ("small", "bf16-mixed", "optimizer=muon"),
-    ("small", "bf16-mixed", "model.gradient_checkpointing=true"),
+    ("gpt2_124m", "bf16-mixed", "trainer.compile=true"),
+    ("small", "bf16-mixed", "trainer.compile=true"),
+    ("small", "bf16-mixed", "trainer.compile=false"),
+    ("gpt2_124m", "bf16-mixed", "model.gradient_checkpointing=true"),
+    ("small", "16-mixed", "trainer.compile=true"),
     ("tiny", "bf16-mixed", "trainer.compile=true"),
     ("base", "bf16-mixed", "trainer.compile=true"),
-    ("gpt2_124m", "bf16-mixed", "trainer.compile=true"),
-    ("gpt2_124m", "bf16-mixed", "model.gradient_checkpointing=true"),
+    ("small", "bf16-mixed", "model.gradient_checkpointing=true"),
+    ("small", "bf16-mixed", "optimizer=muon"),
+    ("small", "32-true", "trainer.compile=true"),
+    ("small", "16-mixed", "trainer.compile=false"),
+    ("small", "32-true", "trainer.compile=false"),
 )
 
 
 def main():
-    parser = measure.argument_parser(__doc__, rounds=2)
+    parser = measure.argument_parser(__doc__, rounds=1)
     parser.set_defaults(device="cuda")
+    parser.add_argument("--minutes", type=float, default=9, help="of all parts together")
     parser.add_argument("--steps", type=int, default=30, help="per measurement, after ten that are left out")
-    parser.add_argument("--quick", action="store_true", help="without the tests and verify_resume")
     parser.add_argument("--nanogpt", help="a clone of nanoGPT, for the part peers")
-    parser.add_argument("--part", choices=list(PARTS), help="only this one")
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), help="only these")
+    parser.add_argument("--until", type=float, help="of the monotonic clock: this process is one part")
     arguments = measure.parsed(parser)
-    if arguments.part:
-        PARTS[arguments.part](arguments)
-        return
-    print(measure.machine("cuda"), f"capability {torch.cuda.get_device_capability()}", sep="; ", flush=True)
-    for part in list(PARTS)[2 if arguments.quick else 0 :]:
-        if part == "peers" and not arguments.nanogpt:
-            continue
+    chosen = arguments.part or [part for part in PARTS if part != "peers" or arguments.nanogpt]
+    if arguments.until:
+        work, _ = PARTS[chosen[0]]
+        return work(arguments)
+    end = time.monotonic() + 60 * arguments.minutes
+    machine = f"capability {torch.cuda.get_device_capability()}" if arguments.device == "cuda" else "no GPU"
+    print(measure.machine(arguments.device), machine, sep="; ", flush=True)
+    for number, part in enumerate(chosen):
         print(f"\n## {part}\n", flush=True)
-        print(ended(str(Path(__file__).resolve()), *sys.argv[1:], "--part", part, minutes=40), flush=True)
+        shares = [PARTS[name][1] for name in chosen[number:]]
+        until = time.monotonic() + (end - time.monotonic()) * shares[0] / sum(shares)
+        own = "--part", part, "--until", str(until)
+        print(ended(str(Path(__file__).resolve()), *sys.argv[1:], *own, until=until), flush=True)
 
 
-def ended(*command: str, minutes: float, last: int | None = None) -> str:
-    """How a program ended, if it failed; before that the last lines that it printed, if their number is given."""
-    try:
-        streams = {"cwd": measure.ROOT, "text": True, "capture_output": bool(last)}
-        done = subprocess.run([sys.executable, *command], timeout=60 * minutes, **streams)
-    except subprocess.TimeoutExpired:
-        return f"no end within {minutes} minutes"
-    how = [f"exit code {done.returncode}"] if done.returncode else []
-    printed = (done.stdout + (done.stderr if how else "")).strip().splitlines()[-last:] if last else []
-    return "\n".join(printed + how)
+def ended(*command: str, until: float, last: int | None = None) -> str:
+    """How a program ended, if it failed; before that the last lines that it printed, if their number is given. At the
+    time `until` it is killed, with the programs that it has started."""
+    pipe = subprocess.PIPE if last else None
+    seconds = max(until - time.monotonic(), 1)
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=measure.ROOT, text=True, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        how = []
+        try:
+            printed, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            how = [f"no end within {seconds:.0f} s"]
+            process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
+            printed, errors = process.communicate()
+    if process.returncode and not how:
+        how = [f"exit code {process.returncode}"]
+    lines = (printed + (errors if how else "")).strip().splitlines()[-last:] if last else []
+    return "\n".join(lines + how)
 
 
 def tests(arguments):
-    print(ended("-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py", minutes=20, last=30))
+    processes = max(1, min(12, (os.cpu_count() or 2) - 2, torch.cuda.mem_get_info()[1] // 2**32))
+    command = "-m", "pytest", "-q", "-p", "no:benchmark", "-n", str(processes), "-m", "gpu", "tests/test_gpu.py"
+    print(ended(*command, until=arguments.until - MARGIN, last=30))
 
 
 def resume(arguments):
     with tempfile.TemporaryDirectory() as folder:
         for compile in ("false", "true"):
             where = f"run_dir={folder}/{compile}", f"cache_dir={folder}/cache", f"trainer.compile={compile}"
-            printed = ended("train.py", *RUN, "budget.steps=16", *where, "verify_resume=true", minutes=15, last=3)
-            print(f"- trainer.compile={compile}: {printed}", flush=True)
+            command = "train.py", *RUN, "budget.steps=16", *where, "verify_resume=true"
+            print(f"- trainer.compile={compile}: {ended(*command, until=arguments.until - MARGIN, last=3)}", flush=True)
 
 
 def start(arguments):
@@ -107,7 +129,8 @@ def training(arguments):
     print(measure.table(["training", "tokens/s", "MFU", "peak, GB"], []), flush=True)
     for model, precision, setting in TRAINED:
         try:
-            numbers = speed_and_memory(arguments, model, precision, setting)
+            with contextlib.redirect_stdout(sys.stderr):  # the lines of the training itself
+                numbers = speed_and_memory(arguments, model, precision, setting)
         except Stopped:
             raise
         except Exception as error:  # of this row only: too little memory, say
@@ -131,11 +154,11 @@ def speed_and_memory(arguments, model: str, precision: str, setting: str) -> tup
 
 def beside_nanogpt(arguments):
     """Tokens per second of training in bfloat16, both compiled, in turns in one process; the best of the rounds."""
-    rows = []
-    for model, windows in (("small", 64), ("gpt2_124m", 32)):
+    print(measure.table(["", "tokens/s", "MFU", "slm is faster by"], []), flush=True)
+    for model, windows in (("gpt2_124m", 32), ("small", 64)):
         overrides = [f"model={model}", f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
         sizes = {"vocab_size": VOCABULARY.get(model, arguments.vocab_size), "steps": arguments.steps + WARM}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
             job = make_job(Path(folder), overrides, **sizes, device=arguments.device)
             what = job.model, arguments.nanogpt, windows, torch.bfloat16, True, arguments.device
             ways = {
@@ -149,10 +172,8 @@ def beside_nanogpt(arguments):
         tokens, flops = windows * job.model.context, training_flops_per_token(job.model)
         peak = device_peak(torch.device(arguments.device), True) or float("nan")
         for way, its in seconds.items():
-            rate = tokens / its
-            share = f"{rate * flops / peak:.0%}"
-            rows.append([f"{model}, {windows} windows: {way}", f"{rate:,.0f}", share, f"{its / seconds['slm']:.2f}"])
-    print(measure.table(["", "tokens/s", "MFU", "slm is faster by"], rows))
+            numbers = f"{tokens / its:,.0f}", f"{tokens / its * flops / peak:.0%}", f"{its / seconds['slm']:.2f}"
+            print("|", " | ".join((f"{model}, {windows} windows: {way}", *numbers)), "|", flush=True)
 
 
 def generation(arguments):
@@ -161,11 +182,12 @@ def generation(arguments):
     for batch in ("1", "32"):  # nanoGPT has no cache, so 32 texts would take it minutes
         more = nanogpt if batch == "1" else []
         settings = "--device", arguments.device, *sizes, "--batch", batch, *more
-        print(ended("benchmarks/generate.py", *settings, minutes=10, last=14))
+        print(ended("benchmarks/generate.py", *settings, until=arguments.until - MARGIN, last=14), flush=True)
 
 
 def overhead(arguments):
-    print(ended("benchmarks/overhead.py", "--device", arguments.device, "--rounds", "2", minutes=10, last=3))
+    command = "benchmarks/overhead.py", "--device", arguments.device, "--rounds", "2"
+    print(ended(*command, until=arguments.until - MARGIN, last=3))
 
 
 def attention(arguments):
@@ -223,16 +245,16 @@ def attention_cost(step, tokens, qkv) -> tuple[float, float, list[torch.Tensor]]
     return seconds * 1e3, (torch.cuda.max_memory_allocated() - before) / 1e9, [x.detach() for x in results]
 
 
-PARTS = {
-    "tests": tests,
-    "resume": resume,
-    "start": start,
-    "training": training,
-    "peers": beside_nanogpt,
-    "generation": generation,
-    "overhead": overhead,
-    "attention": attention,
-    "documents": documents,
+PARTS = {  # and the share of the time that each has, in seconds of nine minutes
+    "training": (training, 130),
+    "peers": (beside_nanogpt, 80),
+    "generation": (generation, 60),
+    "resume": (resume, 60),
+    "start": (start, 30),
+    "overhead": (overhead, 30),
+    "attention": (attention, 10),
+    "documents": (documents, 10),
+    "tests": (tests, 130),
 }
 
 if __name__ == "__main__":
