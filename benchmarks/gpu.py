@@ -11,7 +11,6 @@ Each part is a process of its own with a share of the time left, and begins with
 needs longer is printed as such, and the others go on.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -129,8 +128,7 @@ def training(arguments):
     print(measure.table(["training", "tokens/s", "MFU", "peak, GB"], []), flush=True)
     for model, precision, setting in TRAINED:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # the lines of the training itself
-                numbers = speed_and_memory(arguments, model, precision, setting)
+            numbers = speed_and_memory(arguments, model, precision, setting)
         except Stopped:
             raise
         except Exception as error:  # of this row only: too little memory, say
@@ -158,7 +156,7 @@ def beside_nanogpt(arguments):
     for model, windows in (("gpt2_124m", 32), ("small", 64)):
         overrides = [f"model={model}", f"data.batch_windows={windows}", f"trainer.microbatch={windows}"]
         sizes = {"vocab_size": VOCABULARY.get(model, arguments.vocab_size), "steps": arguments.steps + WARM}
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        with tempfile.TemporaryDirectory() as folder:
             job = make_job(Path(folder), overrides, **sizes, device=arguments.device)
             what = job.model, arguments.nanogpt, windows, torch.bfloat16, True, arguments.device
             ways = {

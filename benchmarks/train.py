@@ -6,9 +6,10 @@
     python benchmarks/train.py --nanogpt nanoGPT --device cuda --windows 32 --steps 40
 
 The others run in a process of their own, in float32, as nanoGPT does on CPUs, and, where that is fast, in autocast to
-16 bits; on a GPU with fused AdamW and TF32. On a GPU slm and one row of each of the others are compiled; --compile
-adds such rows on a CPU. "the same batch every step" is slm without a data path; the share of time that slm waits for
-batches measures the same with less noise. The limit is the fastest product of two matrices of the model's shapes.
+16 bits; on a GPU with fused AdamW and TF32. With --float32 all do so in float32 only. On a GPU slm and one row of each
+of the others are compiled; --compile adds such rows on a CPU. "the same batch every step" is slm without a data path;
+the share of time that slm waits for batches measures the same with less noise. The limit is the fastest product of two
+matrices of the model's shapes.
 """
 
 import itertools
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="per measurement, after a first step that is left out")
     parser.add_argument("--nanogpt", help="a clone of nanoGPT")
     parser.add_argument("--compile", action="store_true", help="also compiled, on a CPU; always on a GPU")
+    parser.add_argument("--float32", action="store_true", help="as on a CPU without fast 16 bits")
     arguments = measure.parsed(parser)
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder, measure.another_process() as elsewhere:
@@ -66,11 +68,11 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
     """
     overrides = [*arguments.set, f"data.batch_windows={arguments.windows}", f"trainer.microbatch={arguments.windows}"]
     ways, steps = {}, arguments.steps + 1
-    best = best_precision("gpu" if device.type == "cuda" else "cpu")
+    best = "32-true" if arguments.float32 else best_precision("gpu" if device.type == "cuda" else "cpu")
 
     def ours(*more: str, change=lambda trainer, data: None):
         sizes = {"vocab_size": arguments.vocab_size, "steps": steps, "device": device.type}
-        job = make_job(folder, [*overrides, *more], **sizes)
+        job = make_job(folder, [*overrides, f"trainer.precision={best}", *more], **sizes)
         tokens = arguments.steps * arguments.windows * job.model.context
         return (lambda: tokens / train_seconds(job, change)), job.model
 

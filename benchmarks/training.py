@@ -1,8 +1,10 @@
 """Trainings for the other benchmarks: as train.py runs them, on random ids."""
 
+import contextlib
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +54,7 @@ def make_job(folder: Path, overrides: list[str], *, vocab_size: int, steps: int,
 def train_seconds(job: Job, change: Callable = lambda trainer, data: None, *, first: int = 1) -> float:
     """Trains in a new folder, which is deleted. Returns the seconds of all steps but the `first`, without validation.
 
-    `change` may modify trainer and data before the first step.
+    `change` may modify trainer and data before the first step. Its lines go to stderr.
     """
     from slm.run.trainer import assemble  # imports Lightning
 
@@ -62,7 +64,8 @@ def train_seconds(job: Job, change: Callable = lambda trainer, data: None, *, fi
     open_run(job, run_info, [], step=-1, trunk=None)
     change(run.trainer, run.data)
     marks = add_marks(run.trainer, first)
-    run.trainer.fit(run.module, run.data)
+    with contextlib.redirect_stdout(sys.stderr):
+        run.trainer.fit(run.module, run.data)
     run.data.close()
     shutil.rmtree(job.run_dir)
     return marks.end - marks.start

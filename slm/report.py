@@ -34,6 +34,8 @@ def main():
         bundle(folders[0], arguments.zip)
         written, folders = [arguments.zip], []
         print(arguments.zip)
+    for folder in folders[1:]:  # before the first one's report is written
+        check(folder)
     for folder in folders:
         written.append(create(folder, arguments.x))
         print(written[-1])
@@ -43,6 +45,16 @@ def main():
     json_line.note(files=[str(path) for path in written])
 
 
+def check(folder: Path):
+    """Raises UserError unless it is a run, a sweep or a folder of runs."""
+    from slm.analysis import sweep
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
+    if not (folder / "run.json").exists():
+        sweep.read(folder)
+
+
 def create(folder: Path, axis: str = "steps") -> Path:
     """Writes the report of a folder, with curves along this axis, and returns the path of report.html.
 
@@ -50,8 +62,7 @@ def create(folder: Path, axis: str = "steps") -> Path:
     """
     from slm.analysis import run_page, sweep_page
 
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
+    check(folder)
     (run_page if (folder / "run.json").exists() else sweep_page).write(folder, axis)
     return folder / "report.html"
 

@@ -68,11 +68,11 @@ def main():
     groups, left_out = read_groups(folders)
     for reason in left_out:
         print(printable(f"left out: {reason}", 1000))
-    found = fitted(groups, settings, asked)
-    print(printable(page(found)))
     folder = atomic.expanded(folders[0])
     path = atomic.expanded(settings.out) if settings.out else folder / "report" / "scaling.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(path.parent)  # before the work
+    found = fitted(groups, settings, asked)
+    print(printable(page(found)))
     figures.save(path, charts(found), folder.name)
     print(f"\n{path}")
     json_line.note(**facts(found), files=[str(path)])

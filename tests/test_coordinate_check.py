@@ -60,6 +60,10 @@ def test_command(most, tmp_path, monkeypatch, capsys):
     assert line["failed"] == ([] if most else ["width/logits", "depth/logits"])
     assert line["picture"] == output.err.splitlines()[-1] == str(tmp_path / "a" / "coordinate_check.png")
     assert (tmp_path / "a" / "coordinate_check.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.delattr(check, "sweep")  # so that any work would fail
+    (tmp_path / "file").touch()
+    assert exit_code(monkeypatch, check.main, f"folder={tmp_path / 'file'}") == 2
+    assert "file cannot be created: File exists" in capsys.readouterr().err
 
 
 CHANGES = {32: {"logits": 1.0}, 64: {"logits": 1.1}}

@@ -215,6 +215,9 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     assert exit_code(monkeypatch, report.main, str(tmp_path)) == 2
     assert report.write(tmp_path) is None
     assert "warning: report.html was not written (UserError: " in capsys.readouterr().err
+    write_run(tmp_path / "run", lr=0.1, width=64, seed=1, loss=2.5, steps=9)
+    assert exit_code(monkeypatch, report.main, str(tmp_path / "run"), str(tmp_path / "none")) == 2
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_records_of_a_run_for_others(run, tmp_path, monkeypatch, capsys):

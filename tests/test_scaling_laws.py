@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -201,6 +202,7 @@ MISTAKES = {
     "resamples=3 must be at least 20": ["resamples=3"],
     "out=a.pdf must name a picture, as in out=scaling.png": ["out=a.pdf"],
     "predct is not a setting; did you mean predict?": ["predct=1e13"],
+    f"{Path(__file__).resolve()} cannot be created: File exists; give": [f"out={Path(__file__).resolve()}/a.png"],
 }
 
 

@@ -101,6 +101,14 @@ def entries(folder: Path) -> list[Path]:
         return []
 
 
+def make_folder(path: Path):
+    """Creates a folder, and those above it. Raises: UserError: if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be created: {error.strerror}; give another folder") from None
+
+
 def remove(path: Path):
     """Deletes a file if it is there. Raises OSError."""
     with file_operation("delete", path):

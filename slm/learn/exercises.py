@@ -60,7 +60,7 @@ def start(folder: Path) -> list[Path]:
     if existing := [path for path in paths if path.exists()]:
         raise UserError(f"{existing[0]} exists and may hold your work; give a new folder")
     texts = [blank(source(phase)).replace(f"from {REFERENCES}.", "from ") for phase in PHASES]
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(folder)
     for path, text in zip(paths, texts):
         atomic.write_text(path, text)
     return paths
