@@ -11,6 +11,7 @@ Each part is a process of its own with a share of the time left, and begins with
 needs longer is printed as such, and the others go on.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,6 +66,7 @@ def main():
     if arguments.until:
         work, _ = PARTS[chosen[0]]
         return work(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the ends of the parts
     end = time.monotonic() + 60 * arguments.minutes
     machine = f"capability {torch.cuda.get_device_capability()}" if arguments.device == "cuda" else "no GPU"
     print(measure.machine(arguments.device), machine, sep="; ", flush=True)
@@ -73,27 +75,37 @@ def main():
         shares = [PARTS[name][1] for name in chosen[number:]]
         until = time.monotonic() + (end - time.monotonic()) * shares[0] / sum(shares)
         own = "--part", part, "--until", str(until)
-        print(ended(str(Path(__file__).resolve()), *sys.argv[1:], *own, until=until), flush=True)
+        print(part_ended(str(Path(__file__).resolve()), *sys.argv[1:], *own, until=until), flush=True)
 
 
-def ended(*command: str, until: float, last: int | None = None) -> str:
-    """How a program ended, if it failed; before that the last lines that it printed, if their number is given. At the
-    time `until` it is killed, with the programs that it has started."""
-    pipe = subprocess.PIPE if last else None
-    seconds = max(until - time.monotonic(), 1)
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=measure.ROOT, text=True, stdout=pipe, stderr=pipe, start_new_session=True
-    ) as process:
-        how = []
+def part_ended(*command: str, until: float) -> str:
+    """How a part ended, if it failed. At its end, at the time `until` or with this process all that it has started ends
+    (on Windows only the part itself)."""
+    with subprocess.Popen([sys.executable, *command], cwd=measure.ROOT, start_new_session=True) as process:
         try:
-            printed, errors = process.communicate(timeout=seconds)
+            code = process.wait(timeout=until - time.monotonic())
         except subprocess.TimeoutExpired:
-            how = [f"no end within {seconds:.0f} s"]
-            process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
-            printed, errors = process.communicate()
-    if process.returncode and not how:
-        how = [f"exit code {process.returncode}"]
-    lines = (printed + (errors if how else "")).strip().splitlines()[-last:] if last else []
+            return "no end in its share of the time"
+        finally:
+            process.kill()
+            with contextlib.suppress(AttributeError, OSError):  # no such function, or nothing left
+                os.killpg(process.pid, signal.SIGKILL)
+    return f"exit code {code}" if code else ""
+
+
+def ended(*command: str, until: float, last: int) -> str:
+    """The last lines that a program of a part printed, and how it ended, if it failed or was killed at the time
+    `until`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *command], cwd=measure.ROOT, text=True, **pipes) as process:
+        try:
+            printed, errors = process.communicate(timeout=max(until - time.monotonic(), 1))
+            how = [f"exit code {process.returncode}"] if process.returncode else []
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            printed, errors = (text.decode(errors="replace") if text else "" for text in (error.stdout, error.stderr))
+            how = ["no end in its share of the time"]
+    lines = (printed + (errors if how else "")).strip().splitlines()[-last:]
     return "\n".join(lines + how)
 
 

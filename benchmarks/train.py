@@ -72,7 +72,7 @@ def make_ways(arguments, device: torch.device, folder: Path, elsewhere: Callable
 
     def ours(*more: str, change=lambda trainer, data: None):
         sizes = {"vocab_size": arguments.vocab_size, "steps": steps, "device": device.type}
-        job = make_job(folder, [*overrides, f"trainer.precision={best}", *more], **sizes)
+        job = make_job(folder, [f"trainer.precision={best}", *overrides, *more], **sizes)
         tokens = arguments.steps * arguments.windows * job.model.context
         return (lambda: tokens / train_seconds(job, change)), job.model
 

@@ -95,7 +95,7 @@ def main() -> int:
     if not isinstance(config.model, GPTConfig):
         raise UserError("slm.coordinate_check is for slm's GPT, of which the width is known, not for a class of yours")
     folder = atomic.expanded(request.folder)
-    atomic.make_folder(folder)  # before the work
+    atomic.check_folder(folder)  # before the work
     pairs = [
         tuple(sweep(config, request, axis, each) for each in compared)
         for axis, compared in (("width", ("standard", "mup")), ("depth", ("mup", "completep")))
@@ -108,6 +108,7 @@ def report(pairs: list[tuple[Sweep, Sweep]], optimizer: str, folder: Path) -> in
     print("\n\n".join(table(*pair) for pair in pairs))
     failed = [f"{its.axis}/{module}" for _, its in pairs for module in its.failed]
     slopes = {f"{its.parametrization}/{its.axis}": its.slopes for pair in pairs for its in pair}
+    folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "coordinate_check.png"
     figures.save(picture, [chart for pair in pairs for chart in charts(pair)], f"Change of activations, {optimizer}")
     json_line.note(optimizer=optimizer, slopes=slopes, failed=failed, picture=str(picture))

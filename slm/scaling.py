@@ -70,9 +70,10 @@ def main():
         print(printable(f"left out: {reason}", 1000))
     folder = atomic.expanded(folders[0])
     path = atomic.expanded(settings.out) if settings.out else folder / "report" / "scaling.png"
-    atomic.make_folder(path.parent)  # before the work
+    atomic.check_folder(path.parent)  # before the work
     found = fitted(groups, settings, asked)
     print(printable(page(found)))
+    path.parent.mkdir(parents=True, exist_ok=True)
     figures.save(path, charts(found), folder.name)
     print(f"\n{path}")
     json_line.note(**facts(found), files=[str(path)])

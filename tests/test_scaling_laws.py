@@ -202,7 +202,7 @@ MISTAKES = {
     "resamples=3 must be at least 20": ["resamples=3"],
     "out=a.pdf must name a picture, as in out=scaling.png": ["out=a.pdf"],
     "predct is not a setting; did you mean predict?": ["predct=1e13"],
-    f"{Path(__file__).resolve()} cannot be created: File exists; give": [f"out={Path(__file__).resolve()}/a.png"],
+    f"{Path(__file__).resolve()}/a cannot be made: ": [f"out={Path(__file__).resolve()}/a/b.png"],
 }
 
 

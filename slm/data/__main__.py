@@ -44,7 +44,7 @@ def main() -> int:
     config = compose([*overrides_of([word for word in words if not word.startswith("out=")]), "plan=true"])
     tokenizer, plan = tokenizer_of(config)
     if out:  # before the work
-        atomic.make_folder(out)
+        atomic.check_folder(out)
     found = {}
     for name, corpus in by_source(config.data.corpus).items():
         title = one_line(f"{name}: {described(corpus)}" if name else described(corpus), 200)
@@ -115,7 +115,7 @@ def paced(documents: Iterable[str], action: str) -> Iterator[str]:
 
 def write(folder: Path, found: dict[str, dict[str, Any]]) -> Iterator[Path]:
     """Writes the JSON, and a picture for each source. Yields their paths."""
-    atomic.make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     content = found.get("", {"sources": found})
     atomic.write_text(folder / "corpus.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     yield folder / "corpus.json"

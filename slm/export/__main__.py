@@ -102,9 +102,8 @@ def by_words(run: str, target: Path, request: Request) -> list[tuple[str, Path, 
 def new_folder(place: str) -> Path:
     """Raises UserError if it exists and is not empty, or cannot be made."""
     target = atomic.expanded(place)
-    if not (above := next(folder for folder in target.absolute().parents if folder.exists())).is_dir():
-        raise UserError(f"{target} cannot be made: {above} is a file")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    atomic.check_folder(target)
+    if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} exists and is not empty; give a new folder")
     return target
 

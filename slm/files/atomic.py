@@ -101,12 +101,11 @@ def entries(folder: Path) -> list[Path]:
         return []
 
 
-def make_folder(path: Path):
-    """Creates a folder, and those above it. Raises: UserError: if it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be created: {error.strerror}; give another folder") from None
+def check_folder(path: Path):
+    """Raises UserError if it is no folder and cannot become one, since a file is in its place or above it."""
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{path} cannot be made: {nearest} is a file; give another folder")
 
 
 def remove(path: Path):

@@ -1,6 +1,6 @@
 """Weights in the type and order that decode fastest: each token reads all of them once, so its time is their bytes."""
 
-import math
+from functools import cache
 from typing import Literal
 
 import torch
@@ -67,8 +67,8 @@ def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 class PackedLinear(nn.Linear):
     """The same layer, with its weights a second time in the order of oneDNN's kernels, which take half of the time
-    for a few rows. These are used without gradients. One row in float32 to at least as many numbers is faster as
-    a product of parts, one for each thread: MKL multiplies one row on one thread only."""
+    for a few rows. These are used without gradients. MKL multiplies one row in float32 on one thread only: with at
+    least as many outputs, which is faster by columns, as parts of the row, about one for each thread."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -76,35 +76,39 @@ class PackedLinear(nn.Linear):
         if self.in_parts:  # by columns
             linear.weight.data = linear.weight.data.T.contiguous().T
         self.weight, self.bias = linear.weight, linear.bias
-        self.packed: dict[int, Tensor] = {}  # by the number of rows that they are for
+        self.packed: Tensor | None = None
         self.source: Tensor | None = None  # the weights that are packed; kept, so that no others can take their place
         self.version = 0  # of the source
 
     def __getstate__(self) -> dict:
         """Without what torch cannot copy."""
-        return {**vars(self), "packed": {}, "source": None}
+        return {**vars(self), "packed": None, "source": None}
 
     def forward(self, x: Tensor) -> Tensor:
         packable = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
         if not packable or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        one_row = x.numel() == self.in_features and x.dtype == torch.float32
-        if one_row and self.in_parts:
-            return self._sum_of_parts(x)
+        threads = torch.get_num_threads()
+        if x.numel() == self.in_features and x.dtype == torch.float32 and (self.in_parts or threads == 1):
+            parts = parts_of(self.in_features, threads) if self.in_parts else 1
+            return super().forward(x) if parts == 1 else self._sum_of_parts(x, parts)
         version = 0 if self.weight.is_inference() else self.weight._version
         if self.source is None or (self.source.data_ptr(), self.version) != (self.weight.data_ptr(), version):
-            self.packed, self.source, self.version = {}, self.weight.detach(), version
-        rows = 1 if one_row else ROWS
-        if rows not in self.packed:
-            self.packed[rows] = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), rows)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed[rows], self.bias, "none", [], "")
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), ROWS)
+            self.source, self.version = self.weight.detach(), version
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
-    def _sum_of_parts(self, x: Tensor) -> Tensor:
-        """One row, as a sum of products of its parts with theirs of the weights, on as many threads."""
-        parts = math.gcd(self.in_features, torch.get_num_threads())
+    def _sum_of_parts(self, x: Tensor, parts: int) -> Tensor:
+        """One row, as the sum of the products of its parts and those of the weights."""
         products = torch.bmm(x.reshape(parts, 1, -1), self.weight.T.view(parts, -1, self.out_features))
         y = products.sum(0).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+
+@cache
+def parts_of(features: int, threads: int) -> int:
+    """The largest number of equal parts that is at most the threads; more than 16 take longer to add."""
+    return max(parts for parts in range(1, min(threads, 16) + 1) if features % parts == 0)
 
 
 class Int8Linear(nn.Module):
@@ -125,4 +129,4 @@ class Int8Linear(nn.Module):
         rows = x.flatten(0, -2).bfloat16()
         rows = F.pad(rows, (0, self.padding)) if self.padding else rows
         y = torch._weight_int8pack_mm(rows, self.weight, self.scales).view(*x.shape[:-1], -1)
-        return y.to(x.dtype) if self.bias is None else y + self.bias  # whose type is wider
+        return y.to(x.dtype) if self.bias is None else y + self.bias  # whose type is that of x

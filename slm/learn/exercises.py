@@ -56,11 +56,12 @@ def blank(text: str) -> str:
 
 def start(folder: Path) -> list[Path]:
     """Writes the six exercises, and returns their paths. Raises: UserError: if one of the files exists."""
+    atomic.check_folder(folder)
     paths = [folder / phase.file for phase in PHASES]
     if existing := [path for path in paths if path.exists()]:
         raise UserError(f"{existing[0]} exists and may hold your work; give a new folder")
     texts = [blank(source(phase)).replace(f"from {REFERENCES}.", "from ") for phase in PHASES]
-    atomic.make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for path, text in zip(paths, texts):
         atomic.write_text(path, text)
     return paths
