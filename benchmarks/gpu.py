@@ -145,7 +145,7 @@ def training(arguments):
             raise
         except Exception as error:  # of this row only: too little memory, say
             numbers = f"{type(error).__name__}: {first_sentence(error)[:80]}", "", ""
-        print("|", " | ".join((f"{model}, {precision}, {setting}", *numbers)), "|", flush=True)
+        print(measure.table_row((f"{model}, {precision}, {setting}", *numbers)), flush=True)
 
 
 def speed_and_memory(arguments, model: str, precision: str, setting: str) -> tuple[str, str, str]:
@@ -185,7 +185,7 @@ def beside_nanogpt(arguments):
         peak = device_peak(torch.device(arguments.device), True) or float("nan")
         for way, its in seconds.items():
             numbers = f"{tokens / its:,.0f}", f"{tokens / its * flops / peak:.0%}", f"{its / seconds['slm']:.2f}"
-            print("|", " | ".join((f"{model}, {windows} windows: {way}", *numbers)), "|", flush=True)
+            print(measure.table_row((f"{model}, {windows} windows: {way}", *numbers)), flush=True)
 
 
 def generation(arguments):

@@ -133,8 +133,11 @@ def mean_of(values: Sequence[float], form: str) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows]))
+
+
+def table_row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def machine(device: str) -> str:

@@ -49,11 +49,11 @@ def check(folder: Path):
     """Raises UserError unless it is a run, a sweep or a folder of runs."""
     from slm.analysis import sweep
 
-    check_folder(folder)
+    require_folder(folder)
     (run_folder.require_run_json if (folder / "run.json").exists() else sweep.read)(folder)
 
 
-def check_folder(folder: Path):
+def require_folder(folder: Path):
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a run, a sweep or a folder of runs")
 
@@ -65,7 +65,7 @@ def create(folder: Path, axis: str = "steps") -> Path:
     """
     from slm.analysis import run_page, sweep_page
 
-    check_folder(folder)
+    require_folder(folder)
     (run_page if (folder / "run.json").exists() else sweep_page).write(folder, axis)
     return folder / "report.html"
 

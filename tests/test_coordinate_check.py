@@ -63,7 +63,7 @@ def test_command(most, tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(check, "sweep")  # so that any work would fail
     (tmp_path / "file").touch()
     assert exit_code(monkeypatch, check.main, f"folder={tmp_path / 'file'}") == 2
-    assert "file is a file; give another folder" in capsys.readouterr().err
+    assert f"{tmp_path}/file cannot be made: {tmp_path}/file is a file; give another folder" in capsys.readouterr().err
 
 
 CHANGES = {32: {"logits": 1.0}, 64: {"logits": 1.1}}

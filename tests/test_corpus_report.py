@@ -171,7 +171,9 @@ def test_a_run_folder_names_its_corpus_and_mistakes_are_one_line(finished, tmp_p
         ("data=files", f"data.path={tmp_path}/empty.txt"): "is empty: it contains only white space",
         ("nowhere",): "'nowhere' is not key=value",
         ("--out", "x"): "is not",
-        (str(finished), f"out={tmp_path}/empty.txt"): "empty.txt is a file; give another folder",
+        (str(finished), f"out={tmp_path}/empty.txt"): (
+            f"{tmp_path}/empty.txt cannot be made: {tmp_path}/empty.txt is a file; give another folder"
+        ),
     }.items():
         capsys.readouterr()
         assert exit_code(monkeypatch, command.main, *words) == 2

@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import weakref
@@ -15,7 +16,7 @@ from conftest import exit_code, small_run, trained
 from test_faults import SAVING, steps_saved
 
 from slm import errors, hardware, system, verify
-from slm.errors import ResourceError
+from slm.errors import ResourceError, UserError
 from slm.files import atomic, claim, run_folder
 from slm.training.callbacks.fault import Fault
 
@@ -120,6 +121,18 @@ def test_stray_files_are_neither_taken_nor_deleted(copy, text_file, tmp_path, mo
     assert steps_saved(copy) == [12, 10]
     assert all((copy / name).exists() for name in (*STRAYS, *STRAY_FOLDERS))
     assert exit_code(monkeypatch, verify.main, str(copy)) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    atomic.check_folder(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file is a file; give another folder"):
+            atomic.check_folder(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path or mode != os.W_OK)
+    with pytest.raises(ResourceError, match=f"no permission to write in {re.escape(str(tmp_path))}; give"):
+        atomic.check_folder(tmp_path / "new" / "folder")
 
 
 def test_a_new_folder_may_hold_the_files_of_an_operating_system(tmp_path):

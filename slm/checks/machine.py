@@ -89,18 +89,14 @@ def memory() -> Finding:
         return Finding("memory", "ok", "not known on this system")
     warn, fail = LITTLE_MEMORY
     status = "error" if free < fail else "warning" if free < warn else "ok"
-    found, fix = (
-        f"{free / 1e9:.1f} GB available",
-        "end other programs, or give +recipe=low_memory" if free < warn else "",
-    )
+    found = [f"{free / 1e9:.1f} GB available"]
+    fixes = ["end other programs, or give +recipe=low_memory"] if free < warn else []
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).total) < LITTLE_SHARED:
-        found, status = (
-            f"{found}, {size / 1e6:.0f} MB shared",
-            max(status, "warning", key=("ok", "warning", "error").index),
-        )
-        fix = "; ".join(filter(None, [fix, "docker run --shm-size=1g, or data.workers=0"]))
-    return Finding("memory", status, found, fix)
+        found.append(f"{size / 1e6:.0f} MB shared")
+        fixes.append("docker run --shm-size=1g, or data.workers=0")
+        status = "warning" if status == "ok" else status
+    return Finding("memory", status, ", ".join(found), "; ".join(fixes))
 
 
 def available_memory() -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from slm import system
-from slm.errors import UserError, file_operation
+from slm.errors import ResourceError, UserError, file_operation
 
 UNSUPPORTED = (  # answers of network and FUSE file systems that cannot lock, or flush a folder
     errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL,
@@ -102,10 +102,13 @@ def entries(folder: Path) -> list[Path]:
 
 
 def check_folder(path: Path):
-    """Raises UserError if it is no folder and cannot become one, since a file is in its place or above it."""
+    """Raises UserError if it is no folder and cannot become one, since a file is in its place or above it;
+    ResourceError if nothing may be written there."""
     nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise UserError(f"{path} cannot be made: {nearest} is a file; give another folder")
+    if not os.access(nearest, os.W_OK):
+        raise ResourceError(f"{path} cannot be made: no permission to write in {nearest}; give another folder")
 
 
 def remove(path: Path):

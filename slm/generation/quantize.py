@@ -88,10 +88,11 @@ class PackedLinear(nn.Linear):
         packable = x.is_cpu and x.dtype in (torch.float32, torch.bfloat16)
         if not packable or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        threads = torch.get_num_threads()
-        if x.numel() == self.in_features and x.dtype == torch.float32 and (self.in_parts or threads == 1):
-            parts = parts_of(self.in_features, threads) if self.in_parts else 1
-            return super().forward(x) if parts == 1 else self._sum_of_parts(x, parts)
+        one_row, threads = x.numel() == self.in_features and x.dtype == torch.float32, torch.get_num_threads()
+        if one_row and threads == 1:
+            return super().forward(x)
+        if one_row and self.in_parts:
+            return self._sum_of_parts(x, parts_of(self.in_features, threads))
         version = 0 if self.weight.is_inference() else self.weight._version
         if self.source is None or (self.source.data_ptr(), self.version) != (self.weight.data_ptr(), version):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous(), ROWS)
